@@ -1,0 +1,22 @@
+from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            num_layers=3,
+            width=128,
+            num_heads=4,
+            moe=MoEConfig(num_experts=8, top_k=2, hidden_size=128, group_size=64),
+        ),
+        data=DataConfig(source="stdlib", sequence_length=128, batch_size=16),
+        optim=OptimConfig(
+            optimizer="muon",
+            learning_rate=0.02,
+            muon_learning_rate=0.03,
+            router_learning_rate=0.003,
+            schedule="wsd",
+            decay_fraction=0.95,
+        ),
+        run=RunConfig(steps=2000, log_every=50, eval_every=1000, checkpoint_every=500),
+    )

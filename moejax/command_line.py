@@ -1,0 +1,56 @@
+"""From the command line to a Config, and from an error to a message and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from moejax.config import Config, load_config_file
+from moejax.errors import ConfigError, UserError
+
+
+def parse(argv: list[str], program: str) -> tuple[Config, str]:
+    """The config of ``--config FILE`` with the overrides that follow, and its name.
+
+    Help and misspelt or mistyped flags end the process (exit codes 0 and 2) with a message.
+    """
+    import tyro  # late: a message about a config file should not wait for it
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    known, rest = first.parse_known_args(argv)
+    asks_help = any(word in ("-h", "--help") for word in rest)
+    if known.config is None and not asks_help:
+        there = sorted(str(path) for path in Path("configs").glob("*.py"))
+        raise ConfigError(
+            "--config is missing: the Python file of a run, such as "
+            + (", ".join(there) or "configs/quickstart.py")
+            + "."
+        )
+    config = load_config_file(known.config) if known.config else Config()
+    config = tyro.cli(
+        Config,
+        args=rest,
+        default=config,
+        prog=f"{program} --config {known.config or 'FILE'}",
+        description="Every setting below can be overridden; the defaults are those of the file.",
+    )
+    return config, known.config.stem
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run ``main``; a ``UserError`` becomes one message on standard error and its exit code."""
+    sys.unraisablehook = _without_orbax_callbacks
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _without_orbax_callbacks(raised: "sys.UnraisableHookArgs") -> None:
+    """When a save fails, TensorStore's threads go on calling an event loop that Orbax has closed; the
+    failure itself has its own message.
+    """
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)

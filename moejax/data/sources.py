@@ -1,0 +1,166 @@
+"""Where documents come from: the standard library, a TFDS data set, or local files.
+
+A document is raw bytes. Both sides of a corpus are random-access, so that they can be shuffled
+globally and split over processes without being read first.
+"""
+
+import glob
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from moejax.config import ConfigError, DataConfig, check
+
+
+class Documents(Protocol):
+    """Random access to documents."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The documents to train on and those held out."""
+
+    train: Documents
+    validation: Documents
+    description: str
+    """One line: what it is and how large."""
+
+
+def open_documents(config: DataConfig) -> Corpus:
+    """The corpus that ``config.source`` names, prepared first if TFDS has to.
+
+    Raises ``ConfigError`` if it cannot be had, or if one side of it is empty.
+    """
+    if config.source == "stdlib":
+        return _open_stdlib(config)
+    if config.source == "files":
+        return _open_files(config)
+    from moejax.data.tfds_source import open_tfds
+
+    train, validation = open_tfds(config)
+    return Corpus(
+        train=train,
+        validation=validation,
+        description=f"TFDS {config.tfds_name}: {_documents(len(train))} to train on,"
+        f" {_documents(len(validation))} held out",
+    )
+
+
+def _open_stdlib(config: DataConfig) -> Corpus:
+    from moejax.data.stdlib_corpus import prepare_stdlib
+    from moejax.data.tfds_source import TextField
+
+    builder, files = prepare_stdlib(config.directory)
+    size = {split: [f.size for f in files if f.split == split] for split in builder.info.splits}
+    return Corpus(
+        train=TextField(builder.as_data_source("train"), "text"),
+        validation=TextField(builder.as_data_source("validation"), "text"),
+        description=f"the standard library of Python {platform.python_version()}:"
+        f" {_both_sides(size['train'], size['validation'])}",
+    )
+
+
+class TextFiles:
+    """Files as documents, each read when it is asked for."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> bytes:
+        try:
+            return Path(self.paths[index]).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read {self.paths[index]}: {error.strerror}.") from error
+
+
+def _open_files(config: DataConfig) -> Corpus:
+    pattern = os.path.expanduser(config.files)
+    sizes = _sizes("--data.files", pattern)
+    if config.validation_files is None:
+        held_out = {path for path in sizes if _is_held_out(path, pattern, config)}
+        train = {path: size for path, size in sizes.items() if path not in held_out}
+        validation = {path: size for path, size in sizes.items() if path in held_out}
+        check(
+            bool(train and validation),
+            f"of the {_documents(len(sizes), 'file')} of --data.files {config.files},"
+            f" {len(validation)} are held out at --data.validation-percent"
+            f" {config.validation_percent:g}: each side needs one. Give --data.validation-files.",
+        )
+    else:
+        validation = _sizes("--data.validation-files", os.path.expanduser(config.validation_files))
+        # One glob may contain the other: what is held out is never trained on.
+        held_out = {os.path.realpath(path) for path in validation}
+        train = {p: size for p, size in sizes.items() if os.path.realpath(p) not in held_out}
+        check(
+            bool(train),
+            f"every file of --data.files {config.files} is among --data.validation-files"
+            f" {config.validation_files}: nothing is left to train on.",
+        )
+    return Corpus(
+        train=TextFiles(list(train)),
+        validation=TextFiles(list(validation)),
+        description=f"{config.files}: {_both_sides(train.values(), validation.values())}",
+    )
+
+
+def _sizes(flag: str, pattern: str) -> dict[str, int]:
+    """Bytes of each non-empty file that matches, sorted by path; errors name the flag or file."""
+    matches = (path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
+    paths = sorted(set(matches))
+    check(
+        bool(paths),
+        f"{flag}: no file matches {pattern} in {os.getcwd()}. Quote the glob; ** spans folders.",
+    )
+    unreadable = [path for path in paths if not os.access(path, os.R_OK)]
+    check(not unreadable, f"{flag}: cannot read {', '.join(unreadable[:3])}.")
+    sizes = {path: os.path.getsize(path) for path in paths}
+    sizes = {path: size for path, size in sizes.items() if size}
+    check(bool(sizes), f"{flag}: all {_documents(len(paths), 'file')} of {pattern} are empty.")
+    return sizes
+
+
+def _is_held_out(path: str, pattern: str, config: DataConfig) -> bool:
+    """By a hash of the path below the glob's fixed part: a moved folder keeps its split."""
+    fixed = glob.escape(pattern) == pattern
+    start = os.path.dirname(pattern) if fixed else _fixed_part(pattern)
+    relative = Path(os.path.relpath(path, start or ".")).as_posix()
+    share = int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:12], 16)
+    return share * 100 < config.validation_percent * 16**12
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders of a glob before its first wildcard."""
+    first = next(i for i, character in enumerate(pattern) if character in "*?[")
+    return os.path.dirname(pattern[:first])
+
+
+def _both_sides(train: Sequence[int], validation: Sequence[int]) -> str:
+    """``581 documents (9.57 MB) to train on, 25 documents (335 kB) held out``, from their sizes."""
+    return (
+        f"{_documents(len(train))} ({_bytes(sum(train))}) to train on,"
+        f" {_documents(len(validation))} ({_bytes(sum(validation))}) held out"
+    )
+
+
+def _documents(count: int, what: str = "document") -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _bytes(count: float) -> str:
+    """``335 kB``: three digits and a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

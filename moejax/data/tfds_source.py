@@ -1,0 +1,193 @@
+"""Any text data set of TensorFlow Datasets by name, prepared on first use.
+
+Whatever can go wrong there (an unknown name, no network, TensorFlow missing) ends in a
+``ConfigError`` within seconds, where TFDS itself would retry for minutes.
+"""
+
+import contextlib
+import difflib
+import http.client
+import importlib
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import naming
+
+from moejax.config import ConfigError, DataConfig, check
+from moejax.data.stdlib_corpus import quiet
+
+_PROBE_SECONDS = 5.0
+_EMPTY_LOOKED_AT = 1000  # empty documents in a row before a split is called empty
+
+
+class TextField:
+    """One text field of a random-access data source, as bytes."""
+
+    def __init__(self, examples: Sequence[dict[str, Any]], field: str) -> None:
+        self._examples = examples
+        self._field = field
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> bytes:
+        text = self._examples[index][self._field]
+        return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def open_tfds(config: DataConfig) -> tuple[TextField, TextField]:
+    """The training and the validation documents of ``config.tfds_name``.
+
+    Raises ``ConfigError`` for an unknown name, field or split, and when the data set is not
+    prepared and cannot be.
+    """
+    builder = _find(config)
+    _check_text_field(builder, config)  # before a long download
+    if not _is_prepared(builder):
+        _prepare(builder, config)
+        builder = _find(config)
+    return (
+        _open_split(builder, config, "tfds_train_split"),
+        _open_split(builder, config, "tfds_validation_split"),
+    )
+
+
+def _find(config: DataConfig) -> tfds.core.DatasetBuilder:
+    """The builder of the named data set."""
+    at = f"--data.tfds-name {config.tfds_name}"
+    with quiet():
+        try:
+            name, _ = naming.parse_builder_name_kwargs(config.tfds_name)
+            # Community data sets are looked up over the network, with minutes of retries.
+            check(not name.namespace, f"{at}: leave out the `{name.namespace}:`.")
+            _register(name.name)
+            return tfds.builder(config.tfds_name, data_dir=config.directory)
+        except tfds.core.DatasetNotFoundError as error:
+            known = sorted(set(tfds.list_builders(with_community_datasets=False)))
+            near = difflib.get_close_matches(name.name, known, n=5)
+            raise ConfigError(
+                f"{at}: TFDS knows no such data set"
+                + (f"; near are {', '.join(near)}." if near else ".")
+                + " All names: https://www.tensorflow.org/datasets/catalog/overview"
+            ) from error
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise _explained(at, error) from error
+
+
+def _register(name: str) -> None:
+    """Make TFDS know its older text data sets.
+
+    Without TensorFlow, TFDS stops importing them at the first module that needs it, and then
+    denies that ``c4`` or ``wikipedia`` exist.
+    """
+    if name not in tfds.list_builders(with_community_datasets=False):
+        for group in ("text", "summarization", "translate", "question_answering"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{group}")
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    with quiet():
+        return builder.is_prepared()
+
+
+def _check_text_field(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
+    features = builder.info.features
+    text = [name for name, feature in features.items() if _is_text(feature)]
+    check(
+        config.tfds_text_field in text,
+        f"--data.tfds-text-field {config.tfds_text_field}: {config.tfds_name} has no text there."
+        f" Its text fields are: {', '.join(text) or 'none'}.",
+    )
+
+
+def _is_text(feature: tfds.features.FeatureConnector) -> bool:
+    return feature.shape == () and feature.np_dtype in (np.object_, np.str_, np.bytes_)
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
+    """Download and write the data set as array_record, with TFDS's own progress bars."""
+    at = f"--data.tfds-name {config.tfds_name}"
+    url = _download_url(builder)
+    check(
+        url is None or _reachable(url, _PROBE_SECONDS),
+        f"{at} is neither prepared in {builder.data_dir} nor can it be downloaded: no answer from"
+        f" {url}. Prepare it where there is a network and point --data.directory at a copy, or"
+        f" train on --data.source stdlib or files.",
+    )
+    download = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(file_format="array_record", download_config=download)
+    except Exception as error:
+        if not _is_prepared(_find(config)):  # unless another process was faster
+            raise _explained(f"{at} cannot be prepared", error) from error
+
+
+def _download_url(builder: tfds.core.DatasetBuilder) -> str | None:
+    """An address that preparing will download from; ``None`` if it needs no network."""
+    urls = getattr(builder, "url_infos", None) or {}
+    url = next((url for url in urls if url.startswith(("http://", "https://"))), None)
+    stock = type(builder).__module__.startswith("tensorflow_datasets.")
+    return url or ("https://storage.googleapis.com/" if stock else None)
+
+
+def _reachable(url: str, seconds: float) -> bool:
+    """Whether a server answers for ``url`` within ``seconds``, looking up its name included."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.build_opener().open(request, timeout=seconds):
+                answered.set()
+        except urllib.error.HTTPError as error:  # an answer, if not a kind one
+            error.close()
+            answered.set()
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
+
+    # The time-out of a socket does not cover the look-up of a name, hence the thread.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def _explained(at: str, error: Exception) -> ConfigError:
+    """What an exception of TFDS means to the user."""
+    reason = " ".join(str(error).split())[:600] or type(error).__name__
+    if isinstance(error, ImportError):
+        return ConfigError(
+            f"{at}: {reason}. Many TFDS data sets need TensorFlow to prepare (not to read):"
+            f" pip install 'moejax[tensorflow]'; some, such as c4, need apache-beam, too."
+        )
+    return ConfigError(f"{at}: {reason}")
+
+
+def _open_split(builder: tfds.core.DatasetBuilder, config: DataConfig, setting: str) -> TextField:
+    split = getattr(config, setting)
+    at = f"--data.{setting.replace('_', '-')} {split}"
+    try:
+        with quiet():
+            documents = TextField(builder.as_data_source(split), config.tfds_text_field)
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"{config.tfds_name} in {builder.data_dir} was prepared in a format without random"
+            f" access. Give another --data.directory, and it is prepared there as array_record."
+        ) from error
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{at}: {config.tfds_name} has the splits {', '.join(builder.info.splits)}; a share of"
+            f" one is written 'train[:99%]' or 'train[99%:]'. ({reason})"
+        ) from error
+    first = range(min(len(documents), _EMPTY_LOOKED_AT))
+    check(any(documents[i] for i in first), f"{at}: its documents are all empty.")
+    return documents

@@ -1,0 +1,56 @@
+"""Dispatch by one-hot tensors: the einsum form of GShard and Switch, and the reference for the rest."""
+
+import jax
+import jax.numpy as jnp
+
+from moejax import experts, mesh
+from moejax.routing.seating import seat
+from moejax.routing.token_choice import TokenChoice
+
+
+def dispatch_combine(
+    choice: TokenChoice, slot_GSK: jax.Array, num_experts: int, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+    """The one-hot ``dispatch_GSEC`` (bool) and the weighted ``combine_GSEC`` (float32).
+
+    Lepikhin et al. 2020, Algorithm 2; a dropped choice (slot -1) is all zeros in both.
+    """
+    seated_GSK = slot_GSK >= 0
+    place_GSK = jnp.where(seated_GSK, choice.expert_GSK * capacity + slot_GSK, -1)
+    one_hot_GSKR = place_GSK[..., None] == jnp.arange(num_experts * capacity)
+    # A sum over the few choices, unrolled: XLA fuses the comparisons instead of storing K of them.
+    K = choice.expert_GSK.shape[-1]
+    dispatch_GSR = sum(one_hot_GSKR[:, :, k] for k in range(K)) > 0
+    combine_GSR = sum(
+        jnp.where(one_hot_GSKR[:, :, k], choice.weight_GSK[:, :, k, None], 0) for k in range(K)
+    )
+    shape = (*choice.expert_GSK.shape[:2], num_experts, capacity)
+    return dispatch_GSR.reshape(shape), combine_GSR.reshape(shape)
+
+
+def route(
+    params: dict[str, jax.Array],
+    x_GSD: jax.Array,
+    choice: TokenChoice,
+    real_GS: jax.Array,
+    *,
+    activation: str,
+    capacity: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Send tokens to the experts they chose and add up what comes back.
+
+    ``params`` is the bank (see ``experts.bank``), ``real_GS`` is False at padding, ``capacity`` the
+    slots of one expert in one group. Returns ``y_GSD``, zero for a token all of whose choices were
+    dropped, and ``seated_GSK``, which choices got a slot.
+
+    Both ends of both moves are pinned to the mesh: with one end free, XLA inserts all-gathers.
+    """
+    num_experts = params["w_down_EFD"].shape[0]
+    slot_GSK = seat(choice.expert_GSK, real_GS, num_experts, capacity)
+    dispatch_GSEC, combine_GSEC = dispatch_combine(choice, slot_GSK, num_experts, capacity)
+    x_GSD = mesh.pin(x_GSD, "tokens_GSD")
+    x_EGCD = jnp.einsum("GSEC,GSD->EGCD", dispatch_GSEC.astype(x_GSD.dtype), x_GSD)
+    x_EGCD = mesh.pin(x_EGCD, "slots_EGCD")
+    y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation), "slots_EGCD")
+    y_GSD = jnp.einsum("GSEC,EGCD->GSD", combine_GSEC.astype(y_EGCD.dtype), y_EGCD)
+    return mesh.pin(y_GSD, "tokens_GSD"), slot_GSK >= 0

@@ -1,0 +1,83 @@
+"""The device mesh, and every PartitionSpec by name.
+
+Axes: ``data`` and ``expert``. Tokens are spread over both together, expert weights over
+``expert``; everything else is replicated.
+"""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moejax.config import Config, ConfigError, MeshConfig
+
+AXES = ("data", "expert")
+
+# Activations, by the name of what they hold.
+SPECS = {
+    "batch_BN": P(AXES),
+    "tokens_GSD": P(AXES),
+    "slots_EGCD": P("expert", "data"),
+}
+
+# Parameters that are not replicated, by their own name; a leading L of stacked layers is added.
+PARAMETER_SPECS = {
+    "w_gate_EDF": P("expert"),
+    "w_up_EDF": P("expert"),
+    "w_down_EFD": P("expert"),
+}
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Lay all devices out as data x expert. Raises ``ConfigError`` when they do not fit."""
+    devices = jax.device_count()
+    data = config.data or max(1, devices // config.expert)
+    if data * config.expert != devices:
+        fits = [(devices // e, e) for e in range(1, devices + 1) if devices % e == 0]
+        raise ConfigError(
+            f"a mesh of --mesh.data {data} x --mesh.expert {config.expert} needs"
+            f" {data * config.expert} devices, but there are {devices}. What fits (data x expert): "
+            + ", ".join(f"{d}x{e}" for d, e in fits)
+            + ". To try several on a CPU, set JAX_NUM_CPU_DEVICES."
+        )
+    return jax.make_mesh((data, config.expert), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batches(config: Config, devices: int) -> None:
+    """Every device must get whole sequences and whole routing groups of each (micro-)batch."""
+    sequences = max(1, config.model.moe.group_size // config.data.sequence_length)
+    unit = devices * sequences
+    micro = config.data.batch_size // config.optim.accumulate
+    for name, rows in (
+        ("--data.batch-size / --optim.accumulate", micro),
+        ("--data.eval-batch-size", config.data.eval_batch_size),
+    ):
+        if rows % unit:
+            raise ConfigError(
+                f"{name} = {rows} sequences cannot be spread over {devices} devices in routing groups"
+                f" of {sequences} sequence{'s' * (sequences > 1)}: it must be a multiple of {unit}."
+            )
+
+
+def pin(x: jax.Array, name: str) -> jax.Array:
+    """Fix how ``x`` lies on the mesh in use, by the name of its spec; without a mesh, return it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, SPECS[name])
+
+
+def tree_shardings(mesh: Mesh, tree: object) -> object:
+    """The shardings of parameters, or of any state that repeats their names (optimizer moments)."""
+
+    def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
+        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        spec = next((PARAMETER_SPECS[n] for n in reversed(names) if n in PARAMETER_SPECS), P())
+        if not spec or leaf.ndim < 3:
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, P(*[None] * (leaf.ndim - 3), *spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def named(mesh: Mesh, name: str) -> NamedSharding:
+    """The sharding of an activation or batch by the name of its spec."""
+    return NamedSharding(mesh, SPECS[name])

@@ -1,0 +1,127 @@
+"""A decoder-only transformer language model with routed layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax.balance import RouterStats
+from moejax.config import ModelConfig
+from moejax.layer import FeedForward, MoELayer, matrix
+from moejax.models.attention import Attention, RMSNorm, document_mask, rotary
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each on a normalised copy of the residual stream."""
+
+    config: ModelConfig
+    routed: bool
+    training: bool
+
+    @nn.compact
+    def __call__(
+        self, x_BND: jax.Array, context: dict[str, jax.Array]
+    ) -> tuple[jax.Array, RouterStats | None]:
+        config = self.config
+        normed_BND = RMSNorm(config.norm_epsilon, name="attention_norm")(x_BND)
+        attention = Attention(config, name="attention")
+        x_BND += attention(normed_BND, context["mask_B1NN"], context["cos"], context["sin"])
+        normed_BND = RMSNorm(config.norm_epsilon, name="feed_forward_norm")(x_BND)
+        if not self.routed:
+            dense = FeedForward(config.dense_hidden, config.activation, name="feed_forward")
+            return x_BND + dense(normed_BND), None
+        layer = MoELayer(config.moe, config.activation, name="moe")
+        y_BND, stats = layer(normed_BND, context["real_BN"], self.training)
+        return x_BND + y_BND, stats
+
+
+class Unit(nn.Module):
+    """The blocks that one step of the scan runs; stats of the routed ones are stacked."""
+
+    config: ModelConfig
+    routed: tuple[bool, ...]
+    training: bool
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array, context: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        block = nn.remat(Block, prevent_cse=False) if self.config.remat == "layer" else Block
+        stats = []
+        for i, routed in enumerate(self.routed):
+            x_BND, one = block(self.config, routed, self.training, name=f"block_{i}")(x_BND, context)
+            stats += [one] if routed else []
+        return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *stats) if stats else None
+
+
+def scan_plan(routed: tuple[bool, ...], every: int, first_dense: int) -> list[tuple[tuple, int]]:
+    """Split the layers into runs of a repeated unit: [(the unit's layers, repetitions), ...].
+
+    With every second layer of 7 routed after 2 dense ones: D D | D R, D R | D.
+    """
+    period = every or 1
+    rest = len(routed) - first_dense
+    runs = [
+        ((False,), first_dense),
+        (routed[first_dense : first_dense + period], rest // period),
+        ((False,), rest % period),
+    ]
+    return [(unit, repeats) for unit, repeats in runs if repeats]
+
+
+class DecoderLM(nn.Module):
+    """``batch -> (logits_BNV, stats)``.
+
+    ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is padding.
+    Logits are float32. ``stats`` are ``RouterStats`` with a leading L over the *routed* layers, or
+    None for a dense model. ``training`` chooses the capacity factor.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+
+    @nn.compact
+    def __call__(
+        self, batch: dict[str, jax.Array], training: bool
+    ) -> tuple[jax.Array, RouterStats | None]:
+        config, V, D = self.config, self.vocab_size, self.config.width
+        dtype = jnp.dtype(config.dtype)
+        embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
+        x_BND = embedding_VD[batch["inputs"]].astype(dtype)
+        cos, sin = rotary(batch["positions"], config.attention_head_size, config.rope_theta)
+        context = {
+            "mask_B1NN": document_mask(batch["segments"]),
+            "real_BN": batch["segments"] > 0,
+            "cos": cos,
+            "sin": sin,
+        }
+        x_BND, stats = self._layers(x_BND, context, training)
+        x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
+        if config.tie_embeddings:
+            w_DV = embedding_VD.T * D**-0.5
+        else:
+            w_DV = matrix(self, "w_head_DV", (D, V))
+        return (x_BND @ w_DV.astype(dtype)).astype(jnp.float32), stats
+
+    def _layers(
+        self, x_BND: jax.Array, context: dict[str, jax.Array], training: bool
+    ) -> tuple[jax.Array, RouterStats | None]:
+        config, moe = self.config, self.config.moe
+        unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
+        collected = []
+        first_dense = moe.first_dense if moe.every else 0
+        plan = scan_plan(config.routed_layers, moe.every, first_dense)
+        for i, (unit, repeats) in enumerate(plan):
+            run = nn.scan(
+                Unit,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=repeats,
+                unroll=repeats if unroll else 1,
+            )(config, unit, training, name=f"layers_{i}")
+            x_BND, stats = run(x_BND, context)
+            if stats is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
+                collected.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), stats))
+        if not collected:
+            return x_BND, None
+        return x_BND, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)

@@ -1,0 +1,172 @@
+"""Heatmaps as inline SVG around a small PNG, whose transparency lets the page's colour through.
+
+A cell is a level of a palette. Levels of a *ratio* palette count tenths of an octave around 1:
+fair is transparent, more is warm, less is cold, nothing at all is a colour of its own. Levels of
+a *share* palette run from 0, transparent, to the largest value.
+"""
+
+import base64
+import struct
+import zlib
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from moejax.observe.charts import LEFT, PLOT, TOP, Axis, chart_frame, plot_area, x_labels
+
+REACH = 20
+"""Levels on each side of 1 in a ratio palette: two octaves, a quarter to four times the mean."""
+NOTHING = 2 * REACH + 1
+"""The level of no choice at all."""
+WARM, COLD, EMPTY = (232, 89, 12), (24, 119, 214), (190, 24, 148)
+MOST_ROWS = 64
+
+
+def ratios(load_RE: np.ndarray) -> np.ndarray:
+    """Load over its row's mean; 1 in a row without any load."""
+    mean_R1 = load_RE.mean(-1, keepdims=True)
+    return np.divide(load_RE, mean_R1, out=np.ones(load_RE.shape), where=mean_R1 > 0)
+
+
+def ratio_levels(load_RE: np.ndarray) -> np.ndarray:
+    """Load over its row's mean as levels of the ratio palette; a row without any load is fair."""
+    ratio_RE = ratios(load_RE)
+    octaves_RE = np.log2(np.maximum(ratio_RE, 1e-9))
+    level_RE = np.clip(np.rint(REACH * (1 + octaves_RE / 2)), 0, 2 * REACH)
+    return np.where(ratio_RE > 0, level_RE, NOTHING).astype(np.uint8)
+
+
+def fold_rows(level_YX: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
+    """At most ``most`` rows: of neighbours the one farthest from fair, so no fault is hidden."""
+    if len(level_YX) <= most:
+        return level_YX
+    far_YX = np.where(level_YX == NOTHING, 255, np.abs(level_YX.astype(int) - REACH))
+    size = -(-len(level_YX) // most)
+    folded = []
+    for start in range(0, len(level_YX), size):
+        pick_1X = far_YX[start : start + size].argmax(0)[None]
+        folded.append(np.take_along_axis(level_YX[start : start + size], pick_1X, 0)[0])
+    return np.stack(folded)
+
+
+def folded_names(names: Sequence[int], most: int = MOST_ROWS) -> list[str]:
+    """The names of the rows of ``fold_rows``: `7`, or `4–7` for four neighbours in one row."""
+    size = -(-len(names) // most)
+    groups = [names[start : start + size] for start in range(0, len(names), size)]
+    return [f"{g[0]}–{g[-1]}" if len(g) > 1 else f"{g[0]}" for g in groups]
+
+
+def ratio_heatmap(
+    level_YX: np.ndarray,
+    x: tuple[float, float],
+    y_names: Sequence[str],
+    x_name: str,
+    y_name: str,
+    remark: str = "",
+    words_YX: np.ndarray | None = None,
+) -> str:
+    """A map of ratio levels; ``x``: what the columns' outer edges stand for.
+
+    ``remark`` stands above the map, ``words_YX`` in its cells.
+    """
+    data = {"kind": "ratio", "rows": [y_name, *y_names], "columns": x_name}
+    return _heatmap(level_YX, _ratio_palette(), data, x, y_names, remark, words_YX)
+
+
+def share_heatmap(
+    share_YX: np.ndarray, x: tuple[float, float], y_names: Sequence[str], x_name: str, y_name: str
+) -> str:
+    """A map of shares from 0, transparent, to their maximum, which the line above it names."""
+    top = float(share_YX.max()) or 1.0
+    levels = np.rint(share_YX / top * 63).astype(np.uint8)
+    alpha = np.rint(np.linspace(0, 1, 64) * 255)[:, None]
+    palette = np.concatenate([np.full((64, 3), WARM), alpha], 1).astype(np.uint8)
+    data = {"kind": "share", "top": top, "rows": [y_name, *y_names], "columns": x_name}
+    remark = f"blank is none, full colour {share_YX.max():.3%}"
+    return _heatmap(levels, palette, data, x, y_names, remark)
+
+
+def ratio_key() -> str:
+    """The scale of the ratio palette, as a strip."""
+    strip = _image(np.arange(2 * REACH + 1, dtype=np.uint8)[None], _ratio_palette(), 200, 12)
+    names = "".join(f"<span>{name}</span>" for name in ("¼×", "½×", "fair", "2×", "4×"))
+    return (
+        '<div class="scale"><div class="none-key">no token</div>'
+        f'<div><svg viewBox="0 0 200 12" preserveAspectRatio="none">{strip}</svg>'
+        f"<div>{names}</div></div></div>"
+    )
+
+
+def _ratio_palette() -> np.ndarray:
+    """Red, green, blue, alpha of each level; an alpha of 254 marks ``NOTHING`` for the script."""
+    octave = np.linspace(-1, 1, 2 * REACH + 1)
+    alpha = np.rint(np.abs(octave) ** 0.75 * 255)[:, None]
+    colors = np.where(octave[:, None] > 0, WARM, COLD)
+    empty = np.array([[*EMPTY, 254]])
+    return np.concatenate([np.concatenate([colors, alpha], 1), empty]).astype(np.uint8)
+
+
+def _heatmap(
+    level_YX: np.ndarray,
+    palette: np.ndarray,
+    data: dict,
+    x: tuple[float, float],
+    y_names: Sequence[str],
+    remark: str = "",
+    words_YX: np.ndarray | None = None,
+) -> str:
+    rows, columns = level_YX.shape
+    height = int(np.clip((16 if words_YX is None else 32) * rows, 64, 208))
+    image = _image(level_YX, palette, PLOT, height)
+    gaps = "".join(f"M0,{height * i / rows:.1f}h{PLOT}" for i in range(1, rows))
+    image += f'<path class="gaps" d="{gaps}"/>' if rows <= 16 else ""
+    image += "" if words_YX is None else _words(words_YX, height)
+    stride = max(1, round(rows / (8 if rows > 16 else 12)))
+    labels = "".join(
+        f'<text x="{LEFT - 8}" y="{TOP + height * (i + 0.5) / rows + 4:.1f}" class="end">'
+        f"{y_names[i].partition('–')[0]}</text>"
+        for i in range(0, rows, stride)
+    )
+    border = f'<rect class="border" x="{LEFT}" y="{TOP}" width="{PLOT}" height="{height}"/>'
+    body = plot_area(image, height) + border + labels
+    body += x_labels(Axis(*x, PLOT), height, data["columns"])
+    data |= {"x": list(x), "cells": [columns, rows], "top_edge": TOP, "height": height}
+    return chart_frame(data, f'<span class="rest">{escape(remark)}</span>', body, height)
+
+
+def _words(words_YX: np.ndarray, height: int) -> str:
+    rows, columns = words_YX.shape
+    return "".join(
+        f'<text class="mid word" x="{PLOT * (i + 0.5) / columns:.1f}"'
+        f' y="{height * (j + 0.5) / rows + 4:.1f}">{escape(str(words_YX[j, i]))}</text>'
+        for j in range(rows)
+        for i in range(columns)
+    )
+
+
+def _image(level_YX: np.ndarray, palette: np.ndarray, width: int, height: int) -> str:
+    code = base64.b64encode(_png(level_YX, palette)).decode("ascii")
+    return (
+        f'<image width="{width}" height="{height}" preserveAspectRatio="none"'
+        f' href="data:image/png;base64,{code}"/>'
+    )
+
+
+def _png(level_YX: np.ndarray, palette: np.ndarray) -> bytes:
+    """A PNG with a palette of (red, green, blue, alpha)."""
+    height, width = level_YX.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in level_YX)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+        (b"PLTE", palette[:, :3].tobytes()),
+        (b"tRNS", palette[:, 3].tobytes()),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    crc = zlib.crc32(kind + body)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)

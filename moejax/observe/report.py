@@ -1,0 +1,290 @@
+"""One run as one page: what it learned, how its experts were used, and how it was made."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from moejax.observe import page
+from moejax.observe.charts import Series, line_chart
+from moejax.observe.heatmaps import (
+    MOST_ROWS,
+    fold_rows,
+    folded_names,
+    ratio_heatmap,
+    ratio_key,
+    ratio_levels,
+    ratios,
+    share_heatmap,
+)
+from moejax.observe.records import Load, Run, column, read_run
+from moejax.observe.verdict import key_numbers, notes, verdict
+
+MOST_CELLS = 600_000
+"""Cells of all the heatmaps over time together, which bounds the page's size."""
+MOST_OPEN_LAYERS = 7
+"""Heatmaps shown at once; those of more layers wait behind a click."""
+MOST_LINES = 6
+"""Layers told apart by lines; more become a heatmap."""
+
+
+def write_report(run_directory: Path) -> Path:
+    """Write ``report.html`` into a run directory, in one piece or not at all; returns its path.
+
+    Raises ``FileNotFoundError`` when there is no such directory. Missing or damaged files make a
+    shorter page, which says so.
+    """
+    run = read_run(Path(run_directory))
+    path = run.directory / "report.html"
+    temporary = run.directory / f".report.{os.getpid()}.html"
+    try:
+        temporary.write_bytes(report_html(run).encode("utf-8", "replace"))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def report_html(run: Run) -> str:
+    """The report as one page of HTML that stands alone."""
+    parts = [_head(run), page.tiles(key_numbers(run)), _loss(run)]
+    parts += [_load(run.load) if run.load else "", _balance(run), _drops(run)]
+    parts += [_optimization(run), _sample(run), _settings(run)]
+    return page.document(f"{run.name} – moejax", "\n".join(part for part in parts if part))
+
+
+def _head(run: Run) -> str:
+    about = [str(run.summary[key]) for key in ("data", "devices") if run.summary.get(key)]
+    versions = run.summary.get("versions")
+    if isinstance(versions, dict):
+        about.append(", ".join(f"{name} {version}" for name, version in versions.items()))
+    remarks = "".join(f"<li>{page.text(note)}</li>" for note in notes(run))
+    return (
+        f'<header><div class="mark">moejax run report</div><h1>{page.text(run.name)}</h1>'
+        f'<p class="verdict">{page.text(verdict(run))}</p>'
+        f'<p class="about">{page.text(" · ".join(about))}</p>'
+        + (f'<ul class="notes">{remarks}</ul>' if remarks else "")
+        + "</header>"
+    )
+
+
+def _both(run: Run, key: str) -> list[Series]:
+    """A metric of the training and the validation lines."""
+    return [
+        Series("training", *column(run.train, key), 0),
+        Series("held out", *column(run.validation, key), 1, dots=True),
+    ]
+
+
+def _loss(run: Run) -> str:
+    series = _both(run, "bits_per_byte")
+    steps = np.concatenate([one.x for one in series])
+    if not steps.size:
+        return ""
+    values = np.concatenate([one.y for one in series])
+    values = values[np.isfinite(values)]
+    start = next((v for v in series[0].y if math.isfinite(v)), math.inf)
+    whole = None
+    if values.size:  # a spike above the first loss leaves the axis
+        top = min(values.max(), max(start, 1.5 * np.median(values)))
+        whole = (values.min() * 0.96, top * 1.02)
+    first = "Falls steeply, then slowly. Held out far above training means learning by heart."
+    figures = [page.figure("Bits per byte", line_chart(series, y_range=whole), first)]
+    late = (steps.max() / 2, steps.max())
+    if np.sum(series[0].x >= late[0]) >= 4:
+        guide = "Still falling at the right edge: more steps would help. Flat: it is done."
+        title = "Bits per byte, second half"
+        figures.append(page.figure(title, line_chart(series, x_range=late), guide))
+    return page.section("Loss", figures)
+
+
+def _load(load: Load) -> str:
+    """Who was asked: experts over time for each routed layer, and all layers at the end."""
+    stretches, layers, experts = load.asked_ILE.shape
+    columns = max(40, MOST_CELLS // (min(experts, MOST_ROWS) * layers))
+    size = -(-stretches // columns)
+    asked_ILE = np.add.reduceat(load.asked_ILE, range(0, stretches, size))
+    maps = [_layer_map(load, asked_ILE[:, i], i) for i in range(len(load.layers))]
+    more = "".join(maps[MOST_OPEN_LAYERS:])
+    if more:
+        more = (
+            f'<details class="more"><summary>{len(maps) - MOST_OPEN_LAYERS} more layers</summary>'
+            f'<div class="grid">{more}</div></details>'
+        )
+    intro = (
+        '<p class="intro">Colour is the choices an expert was asked for, over the mean of its'
+        " layer. Blank is fair; a row that stays blue starves, one that stays orange is"
+        " crowded.</p>"
+    )
+    figures = [*maps[:MOST_OPEN_LAYERS], _final_map(load)]
+    return page.section("Load of the experts", [*figures, more], intro + ratio_key())
+
+
+def _layer_map(load: Load, asked_IE: np.ndarray, index: int) -> str:
+    level_EI = fold_rows(ratio_levels(asked_IE).T)
+    names = folded_names(range(asked_IE.shape[1]))
+    edges = (load.begin, int(load.step_I[-1]))
+    remark = _extremes(ratios(load.last_asked_LE[index]))
+    chart = ratio_heatmap(level_EI, edges, names, "step", "expert", remark)
+    guide = f"One row per expert, time to the right; {_folding(asked_IE.shape[1])}"
+    return page.figure(f"Layer {load.layers[index]}", chart, guide + "good: it fades early.")
+
+
+def _final_map(load: Load) -> str:
+    layers, experts = load.last_asked_LE.shape
+    ratio_LE = ratios(load.last_asked_LE)
+    chart = ratio_heatmap(
+        fold_rows(ratio_levels(load.last_asked_LE)),
+        (-0.5, experts - 0.5),
+        folded_names(load.layers),
+        "expert",
+        "layer",
+        f"now {ratio_LE.min():.2f}× to {ratio_LE.max():.2f}×",
+        np.char.mod("%.2f", ratio_LE) if layers <= 6 and experts <= 10 else None,
+    )
+    guide = f"One row per routed layer; {_folding(layers)}good: blank from edge to edge."
+    return page.figure("All layers, last interval", chart, guide)
+
+
+def _extremes(ratio_E: np.ndarray) -> str:
+    """The emptiest and the fullest expert, in words."""
+    least, most = int(ratio_E.argmin()), int(ratio_E.argmax())
+    return f"now {ratio_E[least]:.2f}× (expert {least}) to {ratio_E[most]:.2f}× (expert {most})"
+
+
+def _folding(rows: int) -> str:
+    size = -(-rows // MOST_ROWS)
+    return f"of {size} neighbours the one farthest from fair; " if size > 1 else ""
+
+
+def _balance(run: Run) -> str:
+    if not run.routed:
+        return ""
+    perfect = [(1.0, "perfect balance")]
+    uniform = [(math.log(run.load.asked_ILE.shape[2]), "uniform")] if run.load else []
+    return page.section(
+        "Balance",
+        [
+            page.figure(
+                "Max violation",
+                line_chart(_both(run, "max_violation"), include=(0.0,)),
+                "The fullest expert of any layer over the mean, less 1. Near 0 is balance; above"
+                " the capacity factor less 1, choices must be dropped.",
+            ),
+            page.figure(
+                "Balance loss",
+                line_chart(_both(run, "balance_loss"), include=(1.0,), guides=perfect),
+                "1 is perfect balance, experts / top k is collapse. It should sink to 1.",
+            ),
+            page.figure(
+                "Dead experts",
+                line_chart(_both(run, "dead_experts"), include=(0.0, 4.0)),
+                "Experts that no token chose in an interval. Any that stay dead are wasted.",
+            ),
+            page.figure(
+                "Entropy of the router, nats",
+                line_chart(
+                    _both(run, "router_entropy"),
+                    include=[value for value, _ in uniform],
+                    guides=uniform,
+                ),
+                "Sinks from uniform as the router makes up its mind; close to 0 it has collapsed.",
+            ),
+        ],
+    )
+
+
+def _drops(run: Run) -> str:
+    if not run.routed:
+        return ""
+    series = [_percent(one) for one in _both(run, "dropped_fraction")]
+    guide = "Choices that found their expert full. Under 1 % by the end is good."
+    figures = [page.figure("Dropped choices, %", line_chart(series, include=(0.0, 0.1)), guide)]
+    if run.load and (by_layer := _drops_by_layer(run.load)):
+        figures.append(by_layer)
+    return page.section("Drops", figures)
+
+
+def _percent(one: Series) -> Series:
+    return Series(one.name, one.x, 100 * one.y, one.color, one.dots)
+
+
+def _drops_by_layer(load: Load) -> str:
+    asked_IL, seated_IL = load.asked_ILE.sum(2), load.seated_ILE.sum(2)
+    share_IL = 1 - np.divide(seated_IL, asked_IL, out=np.ones(asked_IL.shape), where=asked_IL > 0)
+    guide = "In training. One layer that stays above the others has an unbalanced router."
+    if len(load.layers) <= MOST_LINES:
+        series = [
+            Series(f"layer {layer}", load.step_I.astype(float), 100 * share_IL[:, i], i + 2)
+            for i, layer in enumerate(load.layers)
+        ]
+        chart = line_chart(series, include=(0.0, 0.1))
+        return page.figure("Dropped choices by layer, %", chart, guide)
+    share_LI, names = _fold_shares(share_IL.T), folded_names(load.layers)
+    chart = share_heatmap(share_LI, (load.begin, int(load.step_I[-1])), names, "step", "layer")
+    return page.figure("Dropped choices by layer", chart, guide)
+
+
+def _fold_shares(share_LI: np.ndarray) -> np.ndarray:
+    size = -(-len(share_LI) // MOST_ROWS)
+    return np.stack([share_LI[i : i + size].max(0) for i in range(0, len(share_LI), size)])
+
+
+def _optimization(run: Run) -> str:
+    if not run.train:
+        return ""
+    norm, rate, speed = (
+        Series(name, *column(run.train, key), 0)
+        for name, key in (
+            ("gradient norm", "gradient_norm"),
+            ("learning rate", "learning_rate"),
+            ("tokens a second", "tokens_per_second"),
+        )
+    )
+    figures = [
+        page.figure(
+            "Gradient norm",
+            line_chart([norm], log=_spread(norm.y) > 20),
+            "Before clipping. Steady after the warm-up is good; growing spikes foretell trouble.",
+        ),
+        page.figure(
+            "Learning rate", line_chart([rate], include=(0.0,)), "The schedule as it was run."
+        ),
+        page.figure(
+            "Throughput, tokens a second",
+            line_chart([speed], include=(0.0,)),
+            "Level is good. A dip: a busy machine or slow data; the first may hold compiling.",
+        ),
+    ]
+    if run.routed:
+        z_loss = line_chart(_both(run, "z_loss"))
+        guide = "Mean squared log-sum-exp of the router's logits. Steady growth: they blow up."
+        figures.insert(1, page.figure("Z-loss", z_loss, guide))
+    return page.section("Optimisation", figures)
+
+
+def _spread(values: np.ndarray) -> float:
+    positive = values[np.isfinite(values) & (values > 0)]
+    return positive.max() / positive.min() if positive.size else 1.0
+
+
+def _sample(run: Run) -> str:
+    if not run.sample:
+        return ""
+    settings = run.config.get("run")
+    prompt = settings.get("sample_prompt") if isinstance(settings, dict) else None
+    head = prompt if isinstance(prompt, str) and run.sample.startswith(prompt) else ""
+    body = f"<b>{page.text(head)}</b>" * bool(head) + page.text(run.sample[len(head) :])
+    intro = '<p class="intro">Written by the model at the end of training, after the prompt.</p>'
+    return f"<section><h2>Sample</h2>{intro}<pre>{body}</pre></section>"
+
+
+def _settings(run: Run) -> str:
+    parts = []
+    if command := run.summary.get("command"):
+        parts.append(f"<pre>{page.text(command)}</pre>")
+    if run.config:
+        tables = f'<div class="settings">{page.settings_tables(run.config)}</div>'
+        parts.append(f"<details><summary>All settings</summary>{tables}</details>")
+    return f"<section><h2>Configuration</h2>{''.join(parts)}</section>" if parts else ""

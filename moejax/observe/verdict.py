@@ -1,0 +1,101 @@
+"""What a run came to, in words and a few numbers."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from moejax.observe.records import Run, column, last, number, training_seconds
+from moejax.observe.units import duration, exact, short
+
+
+def verdict(run: Run) -> str:
+    """One line in plain words: how good the model is, and what that took."""
+    lines = run.validation or run.train
+    if not lines:
+        return "No metrics have been logged yet."
+    final, kind = last(lines, "bits_per_byte"), "held-out" if run.validation else "training"
+    if math.isfinite(final):
+        quality = f"{final:.4g} bits per byte of {kind} text"
+        quality += f" (perplexity {exact(last(lines, 'perplexity'))} per token)"
+    else:
+        quality = f"Diverged: the last loss on {kind} text is not finite"
+    last_step = max(line["step"] for line in run.train + run.validation)
+    if lines[-1]["step"] < last_step:
+        quality += f", measured at step {lines[-1]['step']:,.0f},"
+    best = min((line for line in lines if _bits(line) < math.inf), key=_bits, default=lines[-1])
+    words = f"{quality} after {_effort(run)}."
+    if best["step"] != lines[-1]["step"] and run.validation:
+        words += f" It was best at step {best['step']:,.0f}, with {_bits(best):.4g} bits per byte."
+    return words
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader should know before trusting the curves."""
+    found = []
+    known = [line for line in run.train + run.validation if "bits_per_byte" in line]
+    bad = [line["step"] for line in known if _bits(line) == math.inf]
+    if bad:
+        found.append(
+            f"The logged loss was not finite {len(bad)} times, first at step {min(bad):,.0f}."
+        )
+    skipped = last(run.train, "skipped_updates")
+    if skipped > 0:
+        found.append(f"{skipped:,.0f} updates were skipped because they were not finite.")
+    dead = last(run.train, "dead_experts")
+    if dead > 0:
+        experts = "expert was" if dead == 1 else "experts were"
+        found.append(f"At the end {dead:,.0f} {experts} dead: chosen by no token.")
+    if (run.train or run.validation) and not run.routed:
+        found.append("This model is dense: it has no routed layers, so no figures about routing.")
+    return found + [f"{damage[0].upper()}{damage[1:]}." for damage in run.damage]
+
+
+def key_numbers(run: Run) -> list[tuple[str, str, str]]:
+    """The few numbers that a reader wants first: (label, value, remark) each."""
+    summary = run.summary
+    total, active = summary.get("parameters_total"), summary.get("parameters_active")
+    flops, (_, speed) = summary.get("flops_per_token"), column(run.train, "tokens_per_second")
+    items = []
+    if isinstance(total, int | float):
+        items.append(("Parameters", short(total, "kMBT"), "in total"))
+    if isinstance(active, int | float):
+        share = f"{active / total:.0%} of the total" if items and total else "a token"
+        items.append(("Active parameters", short(active, "kMBT"), share))
+    if isinstance(flops, int | float):
+        items.append(("FLOPs a token", short(flops), "forward and backward"))
+    if np.isfinite(speed).any():
+        items.append(("Tokens a second", short(float(np.nanmedian(speed)), "kMBT"), "median"))
+    return items + (_routing_numbers(run) if run.routed else [])
+
+
+def _routing_numbers(run: Run) -> list[tuple[str, str, str]]:
+    known = {key: last(run.train, key) for key in ("dropped_fraction", "dead_experts")}
+    held_out = last(run.validation, "dropped_fraction")
+    remark = "of choices, at the end"
+    if math.isfinite(held_out):
+        remark = f"of choices; {held_out:.2%} held out"
+    experts = f"of {run.load.last_asked_LE.size:,}, at the end" if run.load else "at the end"
+    violation = last(run.train, "max_violation")
+    items = [
+        ("Dropped", f"{known['dropped_fraction']:.2%}", remark),
+        ("Dead experts", f"{known['dead_experts']:.0f}", experts),
+        ("Max violation", f"{violation:.3g}", "fullest over mean, less 1"),
+    ]
+    finite = (*known.values(), violation)
+    return [item for item, value in zip(items, finite, strict=True) if math.isfinite(value)]
+
+
+def _bits(line: dict[str, Any]) -> float:
+    """Bits per byte, infinite when unknown: what ``min`` wants."""
+    value = number(line.get("bits_per_byte"))
+    return value if math.isfinite(value) else math.inf
+
+
+def _effort(run: Run) -> str:
+    steps = max(line["step"] for line in run.train + run.validation)
+    tokens, seconds = last(run.train, "tokens"), training_seconds(run)
+    parts = [f"{steps:,.0f} steps"]
+    parts += [f"{short(tokens, 'kMBT')} tokens"] if math.isfinite(tokens) else []
+    parts += [f"{duration(seconds)} of training"] if math.isfinite(seconds) else []
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]

@@ -1,0 +1,34 @@
+"""Seating: which choices get one of an expert's C slots in their group, and which are dropped."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def capacity(group_size: int, top_k: int, num_experts: int, factor: float) -> int:
+    """Slots of one expert in one group: C = ceil(factor * S * K / E), at most S (Fedus et al. 2021,
+    Eq. 3; rounded up, so that a factor of 1 seats everyone at perfect balance).
+    """
+    # A hair less before rounding up, so that 1.1 * 10 is 11 slots and not 12.
+    slots = math.ceil(factor * group_size * top_k / num_experts * (1 - 1e-9))
+    return min(group_size, max(1, slots))
+
+
+def seat(
+    expert_GSK: jax.Array, real_GS: jax.Array, num_experts: int, capacity: int
+) -> jax.Array:
+    """Give each choice a slot of its expert, in choice-major order; -1 to those that are dropped.
+
+    All first choices are seated before any second one, each in the order of the tokens (GShard,
+    Lepikhin et al. 2020, Algorithm 1). Tokens where ``real_GS`` is False (padding) take no slot.
+    Returns ``slot_GSK`` (int32) in [-1, capacity).
+    """
+    G, S, K = expert_GSK.shape
+    asked_GSKE = expert_GSK[..., None] == jnp.arange(num_experts)
+    asked_GSKE &= real_GS[:, :, None, None]
+    queue_GRE = asked_GSKE.swapaxes(1, 2).reshape(G, K * S, num_experts).astype(jnp.int32)
+    ahead_GRE = jnp.cumsum(queue_GRE, axis=1) - queue_GRE
+    slot_GR = jnp.where(queue_GRE > 0, ahead_GRE + 1, 0).sum(-1) - 1  # -1 for padding
+    slot_GSK = slot_GR.reshape(G, K, S).swapaxes(1, 2)
+    return jnp.where(slot_GSK < capacity, slot_GSK, -1)

@@ -1,0 +1,109 @@
+"""Checkpoints by Orbax: asynchronous, atomic, the latest few and the best one."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from moejax.errors import RunError
+
+
+class Checkpoints:
+    """The checkpoints of one run: a pytree of arrays and a JSON object beside it, by step."""
+
+    def __init__(self, directory: Path, keep_latest: int) -> None:
+        self.directory = directory.absolute()
+        # Orbax logs the whole traceback of a failed save; what the user needs is in our message.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        policy = keep.AnyPreservationPolicy(
+            [
+                keep.LatestN(n=keep_latest),
+                keep.BestN(
+                    get_metric_fn=lambda metrics: -metrics["bits_per_byte"],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(
+        self, step: int, state: Any, extra: dict[str, Any], bits_per_byte: float | None = None
+    ) -> None:
+        """Save in the background; ``extra`` must be JSON. A save that fails raises ``RunError``, here
+        or at the next call. ``bits_per_byte`` ranks the checkpoint among the best.
+        """
+        if step in self._manager.all_steps():
+            return
+        metrics = None if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
+        self._guarded(lambda: self._manager.save(step, args=items, metrics=metrics))
+
+    def wait(self) -> None:
+        """Wait until what is being saved is on disk. Raises ``RunError`` if that failed."""
+        self._guarded(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Wait, then end the background threads."""
+        self._guarded(self._manager.close)
+
+    def latest_step(self) -> int | None:
+        """The step of the last checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The last checkpoint that can be read, as (step, state, extra), or None if there is none.
+
+        ``like`` gives shapes, types and shardings (``jax.ShapeDtypeStruct``), which may be those of
+        another mesh than the one that saved. A damaged checkpoint is moved aside, with a warning.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(like), extra=ocp.args.JsonRestore()
+            )
+            try:
+                restored = self._manager.restore(step, args=items)
+                jax.block_until_ready(restored.state)
+                return step, restored.state, restored.extra
+            except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
+                self._set_aside(step, error)
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = self.directory.parent / "damaged_checkpoints"
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.move(self.directory / str(step), target)
+        self._manager.reload()
+        warnings.warn(
+            f"checkpoint {step} cannot be read ({_reason(error)}); it was moved to {target}, and the one"
+            f" before it is used.",
+            stacklevel=3,
+        )
+
+    def _guarded(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
+            raise RunError(
+                f"a checkpoint could not be saved in {self.directory}: {_reason(error)}. Checkpoints"
+                f" saved before are unharmed; make room or repair the disk, and the same command"
+                f" resumes."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what Orbax or TensorStore says, without their lists of source places."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.split(" [")[0][:400].rstrip(".")

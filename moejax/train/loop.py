@@ -1,0 +1,404 @@
+"""A training run from config to report. The side effects live here: devices, files, screen, signals."""
+
+import functools
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import moejax
+from moejax import mesh as meshes
+from moejax.config import Config
+from moejax.data.pipeline import train_batches, validation_batches
+from moejax.data.sources import Corpus, open_documents
+from moejax.data.tokenizer import Tokenizer, load_tokenizer
+from moejax.errors import ConfigError, DivergedError, RunError
+from moejax.generate import sample
+from moejax.models.decoder import DecoderLM
+from moejax.observe.report import write_report
+from moejax.plan import cost, short
+from moejax.train import metrics
+from moejax.train.checkpoint import Checkpoints
+from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.progress import Progress, duration
+from moejax.train.run_directory import RunDirectory, write_json, write_text
+from moejax.train.step import TrainState, eval_step, init_state, train_step
+from moejax.train.stop import Stopped, StopSignals
+
+
+say = functools.partial(print, flush=True)
+
+
+@dataclass
+class Progressed:
+    """What changes while a run goes on, beside the train state; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    """Target tokens trained on."""
+    seconds: float = 0.0
+    """Training time, over all starts."""
+    best: float = math.inf
+    """Lowest validation bits per byte so far."""
+    window: metrics.Totals | None = None
+    """Sums since the last line of training metrics."""
+    window_seconds: float = 0.0
+
+    def to_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        """As saved beside the state; ``data`` is the position in the stream of batches."""
+        best = self.best if math.isfinite(self.best) else None
+        return vars(self) | {"best": best, "window": metrics.to_json(self.window), "data": data}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Progressed":
+        """The inverse of ``to_json``."""
+        own = {name: value for name, value in saved.items() if name != "data"}
+        best = math.inf if own["best"] is None else own["best"]
+        return cls(**own | {"best": best, "window": metrics.from_json(own["window"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a run needs, made once."""
+
+    config: Config
+    name: str
+    command: str
+    run: RunDirectory
+    mesh: Mesh
+    corpus: Corpus
+    tokenizer: Tokenizer
+    model: DecoderLM
+    step: Callable
+    eval_step: Callable
+    checkpoints: Checkpoints
+    batches: Iterator
+    stop: StopSignals
+
+
+def train(config: Config, *, name: str, command: str) -> None:
+    """Train, or go on training, the run of ``config``; see the README for what it leaves behind.
+
+    Raises ``UserError`` with a message for the user, and ``Stopped`` after a signal.
+    """
+    with StopSignals() as stop:
+        try:
+            mesh = meshes.make_mesh(config.mesh)
+            meshes.check_batches(config, mesh.size)
+            with (
+                RunDirectory(Path(config.run.directory or f"runs/{name}")) as run,
+                jax.set_mesh(mesh),
+            ):
+                run.check(config)
+                _train(config, name, command, run, mesh, stop)
+        except Stopped as stopped:
+            if not stop.check():
+                print(f"\n{stopped.name}: stopped before the first step; nothing to save.", flush=True)
+            raise
+        except OSError as error:
+            raise RunError(f"cannot write the run: {error}.") from error
+
+
+def _train(
+    config: Config, name: str, command: str, run: RunDirectory, mesh: Mesh, stop: StopSignals
+) -> None:
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    corpus = open_documents(config.data)
+    model = DecoderLM(config.model, vocabulary(config, tokenizer))
+    optimizer = make_optimizer(config.optim)
+    checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
+    run.write_config(config)
+
+    begin = functools.partial(init_state, model, optimizer, config)
+    shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin))
+    batch_sharding = meshes.named(mesh, "batch_BN")
+    job = Job(
+        config=config,
+        name=name,
+        command=command,
+        run=run,
+        mesh=mesh,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        model=model,
+        step=jax.jit(
+            functools.partial(
+                train_step,
+                model=model,
+                optimizer=optimizer,
+                shape=schedule(config.optim, config.run.steps),
+                config=config,
+            ),
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=(shardings, None),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            functools.partial(eval_step, model=model),
+            in_shardings=(shardings.params, batch_sharding),
+        ),
+        checkpoints=checkpoints,
+        batches=train_batches(
+            corpus.train, tokenizer, config.data, batch_size=config.data.batch_size
+        ),
+        stop=stop,
+    )
+    try:
+        state, progressed = restore_or_begin(job, begin, shardings)
+        say_what_is_trained(job, progressed)
+        if progressed.step < config.run.steps:
+            state = run_steps(job, state, progressed)
+            finish(job, state, progressed)
+        elif not run.report.exists():  # killed after the last checkpoint
+            finish(job, state, progressed)
+        else:
+            say(f"This run is finished: {progressed.step} steps. To go on, raise --run.steps.")
+            say_result(job)
+    finally:
+        checkpoints.close()
+
+
+def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
+    """The size of the vocabulary: the config's, or the tokenizer's."""
+    size = config.model.vocab_size or tokenizer.vocab_size
+    if size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"--model.vocab-size {size} is smaller than the tokenizer's, {tokenizer.vocab_size}."
+        )
+    return size
+
+
+def restore_or_begin(
+    job: Job, begin: Callable[[], TrainState], shardings: Any
+) -> tuple[TrainState, Progressed]:
+    """The state of the last readable checkpoint, on this mesh; or a new one."""
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(begin),
+        shardings,
+    )
+    restored = job.checkpoints.restore(like)
+    if restored is None:
+        job.run.keep_metrics_until(0)
+        return jax.jit(begin, out_shardings=shardings)(), Progressed()
+    step, state, saved = restored
+    job.batches.set_state(saved["data"])
+    job.run.keep_metrics_until(step)
+    return state, Progressed.from_json(saved)
+
+
+def say_what_is_trained(job: Job, progressed: Progressed) -> None:
+    """The head of what is printed, and ``summary.json``."""
+    config, data = job.config, job.config.data
+    price = cost(config.model, job.model.vocab_size, data.sequence_length)
+    kind = jax.devices()[0].device_kind
+    devices = f"{job.mesh.size} x {kind} (data {job.mesh.shape['data']}, expert"
+    devices += f" {job.mesh.shape['expert']}), {jax.default_backend()}"
+    tokens = data.batch_size * data.sequence_length
+    routed = sum(config.model.routed_layers)
+    moe = config.model.moe
+    experts = f"{routed} of {config.model.num_layers} layers routed"
+    if routed:
+        experts += f", {moe.num_experts} experts, {moe.top_k} a token ({moe.router})"
+    say(f"model    {short(price.parameters_total)} parameters, {short(price.parameters_active)}"
+            f" active a token; {experts}")
+    say(f"cost     {short(price.flops_per_token)} FLOPs a token in training,"
+            f" {tokens:,} tokens a step, {config.run.steps:,} steps")
+    say(f"data     {job.corpus.description}")
+    say(f"devices  {devices}")
+    say(f"run      {job.run.path}" + (f", from step {progressed.step}" * bool(progressed.step)))
+    summary = {
+        "name": job.name,
+        "parameters_total": price.parameters_total,
+        "parameters_active": price.parameters_active,
+        "flops_per_token": price.flops_per_token,
+        "devices": devices,
+        "data": job.corpus.description,
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "moejax": moejax.__version__,
+        },
+        "command": job.command,
+    }
+    write_json(job.run.path / "summary.json", summary)
+
+
+def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState:
+    """Train to the last step; log, evaluate and save on the way. Returns the final state."""
+    config = job.config.run
+    progress = Progress(config.steps, progressed.step)
+    first_step = progressed.step
+    sharding = meshes.named(job.mesh, "batch_BN")
+    progress.say("compiling the training step ...")
+    job.stop.begin()
+    waiting = None  # the report of the step before, fetched while the next one runs
+    clock = time.monotonic()
+
+    def account(report: Any) -> None:
+        nonlocal clock
+        totals = metrics.totals_of_step(report)
+        now = time.monotonic()
+        seconds, clock = now - clock, now
+        progressed.window = metrics.add(progressed.window, totals)
+        progressed.window_seconds += seconds
+        progressed.seconds += seconds
+        progressed.tokens += totals["targets"]
+        progress.update(
+            totals["nats"] / max(1, totals["targets"]),
+            progressed.window["targets"] / progressed.window_seconds,
+        )
+        in_a_row = int(report.skipped_in_a_row)
+        if in_a_row >= config.max_skipped_in_a_row:
+            raise DivergedError(
+                f"stopped: the loss or its gradient was not finite in {in_a_row} steps in a row, up to"
+                f" step {progressed.step}. Their updates were skipped. Usually a lower"
+                f" --optim.learning-rate or a longer --optim.warmup-fraction helps;"
+                f" --run.max-skipped-in-a-row sets this limit."
+            )
+
+    try:
+        while progressed.step < config.steps:
+            batch = jax.device_put(next(job.batches), sharding)
+            state, report = job.step(state, batch)
+            if waiting is not None:
+                account(waiting)
+            waiting = report
+            progressed.step += 1
+            if progressed.step == first_step + 1:
+                jax.block_until_ready(report)
+                progress.compiled()
+            last = progressed.step == config.steps
+            log, evaluates, saves = (
+                last or progressed.step % every == 0
+                for every in (config.log_every, config.eval_every, config.checkpoint_every)
+            )
+            signum = job.stop.check()
+            if not (log or evaluates or saves or signum):
+                continue
+            account(waiting)
+            waiting = None
+            if log:
+                progress.interval(log_interval(job, progressed, report), first_step)
+            bits = None
+            if evaluates:
+                bits = evaluate_all(job, state.params, progressed, progress.say)
+            if saves or signum or (bits is not None and bits <= progressed.best):
+                data = job.batches.get_state()
+                job.checkpoints.save(progressed.step, state, progressed.to_json(data), bits)
+            if signum:
+                job.checkpoints.wait()
+                progress.say(
+                    f"{Stopped(signum).name}: saved step {progressed.step} in {job.run.path};"
+                    f" the same command goes on from there."
+                )
+                raise Stopped(signum)
+            clock = time.monotonic()
+    finally:
+        progress.close()
+    return state
+
+
+def log_interval(job: Job, progressed: Progressed, report: Any) -> dict[str, Any]:
+    """Write the line of training metrics and the load file of the interval that ends here."""
+    totals = progressed.window
+    line = {
+        "step": progressed.step,
+        "split": "train",
+        "tokens": progressed.tokens,
+        **metrics.loss_metrics(totals),
+        **metrics.router_metrics(totals),
+        "gradient_norm": totals["gradient_norm"] / totals["parts"],
+        "learning_rate": float(report.learning_rate),
+        "skipped_updates": int(report.skipped),
+        "tokens_per_second": totals["targets"] / progressed.window_seconds,
+        "seconds": progressed.seconds,
+    }
+    job.run.append_metrics(line)
+    if "asked_LE" in totals:
+        layers = np.flatnonzero(job.config.model.routed_layers)
+        job.run.write_load(
+            progressed.step,
+            asked_LE=totals["asked_LE"],
+            seated_LE=totals["seated_LE"],
+            tokens=np.int64(totals["targets"]),
+            layers=layers,
+        )
+    progressed.window, progressed.window_seconds = None, 0.0
+    return line
+
+
+def evaluate_all(
+    job: Job, params: dict, progressed: Progressed, say: Callable[[str], None]
+) -> float:
+    """Evaluate on the validation text and write the line; returns bits per byte."""
+    sharding = meshes.named(job.mesh, "batch_BN")
+    started, totals = time.monotonic(), None
+    for batch in validation_batches(
+        job.corpus.validation,
+        job.tokenizer,
+        job.config.data,
+        batch_size=job.config.data.eval_batch_size,
+        limit=job.config.run.eval_batches,
+    ):
+        sums = job.eval_step(params, jax.device_put(batch, sharding))
+        totals = metrics.add(totals, metrics.totals_of_batch(sums))
+    line = {
+        "step": progressed.step,
+        "split": "validation",
+        **metrics.loss_metrics(totals),
+        **metrics.router_metrics(totals),
+        "text_bytes": totals["text_bytes"],
+        "seconds": time.monotonic() - started,
+    }
+    job.run.append_metrics(line)
+    say(
+        f"step {progressed.step}  validation: {line['bits_per_byte']:.4f} bits/byte,"
+        f" perplexity {line['perplexity']:.3f} a token"
+    )
+    progressed.best = min(progressed.best, line["bits_per_byte"])
+    return line["bits_per_byte"]
+
+
+def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
+    """Write the sample and the report, and say where all is."""
+    job.checkpoints.wait()
+    config = job.config.run
+    if config.sample_tokens:
+        prompt, _ = job.tokenizer.encode(config.sample_prompt.encode())
+        new = sample(
+            job.model,
+            state.params,
+            np.concatenate([[job.tokenizer.boundary], prompt]).astype(np.int32),
+            job.config,
+            tokens=config.sample_tokens,
+            temperature=config.sample_temperature,
+            boundary=job.tokenizer.boundary,
+            seed=config.seed,
+        )
+        text = config.sample_prompt + job.tokenizer.decode(new)
+        write_text(job.run.path / "sample.txt", text)
+    write_report(job.run.path)
+    say(f"Trained {progressed.step:,} steps, {short(progressed.tokens)} tokens, in"
+            f" {duration(progressed.seconds)}.")
+    say_result(job)
+
+
+def say_result(job: Job) -> None:
+    """The last lines: the figures, the files, what to do next."""
+    line = job.run.last_metrics("validation")
+    say(f"report      {job.run.report}\nmetrics     {job.run.metrics_file}\n"
+            f"checkpoints {job.run.checkpoints} (the last {job.config.run.keep_checkpoints} and the best)")
+    say(f"next        open the report; `--run.steps {2 * job.config.run.steps}` goes on training;"
+            f" another --run.directory starts afresh")
+    if line:
+        say(f"validation bits per byte: {line['bits_per_byte']:.4f}"
+                f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)")
+

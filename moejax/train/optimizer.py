@@ -1,0 +1,75 @@
+"""The optimizer: one optax transformation for each kind of parameter, and one schedule for all."""
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from moejax.config import OptimConfig
+
+
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate over its peak, by step: warm-up from 0, then the decay of the config.
+
+    ``cosine``: Loshchilov & Hutter 2017. ``wsd``: constant, then linear decay (Hu et al. 2024).
+    """
+    warmup = round(config.warmup_fraction * steps)
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(1.0, max(1, steps - warmup), alpha=config.final_fraction)
+        parts, borders = [rest], []
+    else:
+        decay = round(config.decay_fraction * steps)
+        end = optax.linear_schedule(1.0, config.final_fraction, max(1, decay))
+        parts, borders = [optax.constant_schedule(1.0), end], [steps - decay]
+    if warmup:
+        # The first step already moves: step i of the warm-up has (i + 1) / warmup of the peak.
+        rise = optax.linear_schedule(1 / warmup, 1.0, max(1, warmup - 1))
+        parts, borders = [rise, *parts], [warmup, *borders]
+    return optax.join_schedules(parts, borders)
+
+
+def kind_of(path: tuple, config: OptimConfig) -> str:
+    """Which transformation a parameter takes, by its name: muon, router, matrix or rest."""
+    name = path[-1].key
+    if name == "w_router_DE":
+        return "router"
+    if not name.startswith("w_"):
+        return "rest"  # norms and the embedding: no weight decay
+    return "muon" if config.optimizer == "muon" and name != "w_head_DV" else "matrix"
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """The whole update for a learning rate at its peak; the train step multiplies by the schedule.
+
+    Muon (Jordan et al. 2024) orthogonalises the momentum of each matrix; stacked layers and experts
+    are separate matrices, so a bank ``w_up_EDF`` is E of them. The rest is AdamW (Loshchilov & Hutter
+    2019). Weight decay reaches matrices only.
+    """
+
+    def adamw(rate: float, decay: float) -> optax.GradientTransformation:
+        return optax.adamw(rate, config.beta1, config.beta2, weight_decay=decay)
+
+    def last_two(params: optax.Params) -> optax.Params:
+        dimensions = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        return jax.tree.map(lambda _: dimensions, params)
+
+    orthogonal = muon(
+        config.muon_learning_rate,
+        ns_steps=config.muon_iterations,
+        preconditioning="aol",
+        weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=last_two,
+    )
+    groups = {
+        "muon": orthogonal,
+        "matrix": adamw(config.learning_rate, config.weight_decay),
+        "router": adamw(config.router_learning_rate or config.learning_rate, config.weight_decay),
+        "rest": adamw(config.learning_rate, 0.0),
+    }
+
+    def kinds(params: optax.Params) -> optax.Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: kind_of(path, config), params)
+
+    update = optax.partition(groups, kinds)
+    if config.clip_norm is None:
+        return update
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)

@@ -1,0 +1,74 @@
+"""What a training shows on the screen: a live line on a terminal, a plain line elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+
+class Progress:
+    """A live line with step, loss, tokens/s and time left; a line for each interval if redirected."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.live = sys.stdout.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            disable=not self.live,
+            file=sys.stdout,
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} steps |{bar}| {postfix} {remaining} left",
+            leave=False,
+        )
+        self._steps, self._done = steps, done
+        self._started = time.monotonic()
+
+    def update(self, loss: float, tokens_per_second: float) -> None:
+        """One more step is done."""
+        self._done += 1
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s,", refresh=False)
+        self._bar.update(1)
+
+    def compiled(self) -> None:
+        """The first step is done: tell how long the start took; time left counts from here."""
+        self.say(f"first step done after {time.monotonic() - self._started:.0f} s")
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the live one."""
+        if self.live:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def interval(self, line: dict, done_before: int) -> None:
+        """One line for a logging interval, where there is no live line."""
+        if self.live:
+            return
+        steps_done = max(1, self._done - done_before)
+        seconds = time.monotonic() - self._started
+        left = seconds / steps_done * (self._steps - self._done)
+        routing = ""
+        if "dropped_fraction" in line:
+            routing = (
+                f"  dropped {line['dropped_fraction']:.1%}  max violation {line['max_violation']:.2f}"
+                f"  dead {line['dead_experts']}"
+            )
+        print(
+            f"step {line['step']}/{self._steps}  loss {line['loss']:.4f}"
+            f"  {line['bits_per_byte']:.4f} bits/byte{routing}"
+            f"  {line['tokens_per_second']:,.0f} tokens/s  {duration(left)} left",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Take the live line away."""
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1:15``; ``4000`` -> ``1:06:40``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

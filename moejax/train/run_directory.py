@@ -1,0 +1,144 @@
+"""A run is a directory: settings, metrics, loads, checkpoints, report. One training at a time."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moejax.config import Config, differences, read_config_json, to_dict
+from moejax.errors import RunError
+
+# Settings that a run may change when it goes on; all others would make it another run.
+MAY_CHANGE = frozenset(
+    {
+        "run.directory",
+        "run.steps",
+        "run.log_every",
+        "run.eval_every",
+        "run.eval_batches",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.max_skipped_in_a_row",
+        "run.sample_prompt",
+        "run.sample_tokens",
+        "run.sample_temperature",
+        "data.directory",
+        "data.eval_batch_size",
+        "data.prefetch",
+        "mesh.data",
+        "mesh.expert",
+        "model.remat",
+        "model.unroll",
+    }
+)
+
+
+class RunDirectory:
+    """The files of a run, under a lock that ``with`` holds (and the end of the process lets go)."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the directory and lock it. Raises ``RunError`` if it cannot be written or is in use."""
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "a")  # noqa: SIM115 (held while in use)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the run directory {path}: {error.strerror}. Choose another with"
+                f" --run.directory."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise RunError(
+                f"another training is running in {path}. Wait for it, or give this one its own"
+                f" --run.directory."
+            ) from error
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line, in the order of steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where Orbax keeps the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The report page; there once the run has finished."""
+        return self.path / "report.html"
+
+    def check(self, config: Config) -> None:
+        """Refuse a config that would make another run of the one that is here."""
+        file = self.path / "config.json"
+        if not file.exists():
+            return
+        changed = differences(read_config_json(file), config)
+        fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
+        if fatal:
+            lines = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fatal.items()]
+            raise RunError(
+                f"{self.path} holds a run with other settings:\n" + "\n".join(lines) + "\n"
+                "Give the old values to resume it, or another --run.directory to start a new one."
+            )
+
+    def write_config(self, config: Config) -> None:
+        """Write ``config.json``."""
+        write_json(self.path / "config.json", to_dict(config))
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes, too."""
+        if not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+        write_text(self.metrics_file, "".join(kept))
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def last_metrics(self, split: str) -> dict[str, Any] | None:
+        """The last line of a split (`train`, `validation`), or None."""
+        if not self.metrics_file.exists():
+            return None
+        lines = map(json.loads, self.metrics_file.read_text(encoding="utf-8").splitlines())
+        return next((line for line in reversed(list(lines)) if line["split"] == split), None)
+
+    def write_load(self, step: int, **arrays: np.ndarray) -> None:
+        """Write ``load/STEP.npz``: choices asked and seated by routed layer and expert."""
+        directory = self.path / "load"
+        directory.mkdir(exist_ok=True)
+        temporary = directory / ".writing.npz"
+        np.savez(temporary, **arrays)
+        os.replace(temporary, directory / f"{step:08d}.npz")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file so that a reader finds the old or the new one, never a part."""
+    temporary = file.with_name(f".{file.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_text(file, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,318 @@
+"""The report: every figure is there, nothing leaves the page, and damaged runs are survived."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from moejax.config import Config, to_dict
+from moejax.observe.charts import Axis, Series, line_chart, robust_range
+from moejax.observe.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
+from moejax.observe.records import Load, Run, read_run, training_seconds
+from moejax.observe.report import report_html, write_report
+from moejax.observe.units import duration, exact, short, tick_labels
+from moejax.observe.verdict import verdict
+
+LAYERS, EXPERTS, INTERVALS, EVERY = 3, 8, 12, 50
+ROUTING_FIGURES = (
+    "Layer 1",
+    "Layer 3",
+    "All layers, last interval",
+    "Max violation",
+    "Balance loss",
+    "Dead experts",
+    "Entropy of the router, nats",
+    "Dropped choices, %",
+    "Dropped choices by layer, %",
+    "Z-loss",
+)
+OTHER_FIGURES = (
+    "Bits per byte",
+    "Bits per byte, second half",
+    "Gradient norm",
+    "Learning rate",
+    "Throughput, tokens a second",
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Tags(HTMLParser):
+    """Checks that tags are nested and closed, and collects the figures' titles."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.stack, self.titles, self.attributes = [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        self.stack += [] if tag in VOID else [tag]
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack[-1:] == ["h3"]:
+            self.titles.append(data)
+
+
+def train_line(i: int) -> dict:
+    bits = 1.65 + 3 * math.exp(-i / 3)
+    return {
+        "step": i * EVERY,
+        "split": "train",
+        "tokens": i * 100_000,
+        "loss": bits * math.log(2),
+        "bits_per_byte": bits,
+        "perplexity": 2**bits,
+        "gradient_norm": 0.5 + 1 / i,
+        "learning_rate": 3e-3 * (1 - i / INTERVALS),
+        "skipped_updates": 0,
+        "tokens_per_second": 20_000.0,
+        "seconds": 5.0,
+    }
+
+
+def routing_values(i: int) -> dict:
+    return {
+        "balance_loss": 1 + 1 / i,
+        "z_loss": 4.0,
+        "dropped_fraction": 0.1 / i,
+        "max_violation": 1 / i,
+        "dead_experts": int(i == 1),
+        "router_entropy": 1.5,
+    }
+
+
+def validation_line(line: dict) -> dict:
+    extra = {"split": "validation", "text_bytes": 1000, "seconds": 1.0}
+    gone = ("tokens", "gradient_norm", "learning_rate", "skipped_updates", "tokens_per_second")
+    return {key: value for key, value in line.items() if key not in gone} | extra
+
+
+def write_run(directory, routed=True):
+    """A run directory as the trainer would write it."""
+    (directory / "config.json").write_text(json.dumps(to_dict(Config())))
+    lines = []
+    for i in range(1, INTERVALS + 1):
+        lines.append(train_line(i) | (routing_values(i) if routed else {}))
+        if i % 4 == 0:
+            lines.append(validation_line(lines[-1]))
+        if routed:
+            write_load(directory / "load", i)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {
+        "name": "a <run> & more",
+        "parameters_total": 3_400_000,
+        "parameters_active": 1_200_000,
+        "flops_per_token": 8_200_000,
+        "devices": "1 CPU",
+        "data": "text",
+        "versions": {"python": "3.11"},
+        "command": "python train.py --config 'x<y'",
+    }
+    (directory / "summary.json").write_text(json.dumps(summary))
+    (directory / "sample.txt").write_text("def <script>alert('&')</script>\x00\n")
+    return directory
+
+
+def write_load(directory, i: int, experts=EXPERTS):
+    directory.mkdir(exist_ok=True)
+    asked_LE = np.random.default_rng(i).integers(900, 1100, (LAYERS, experts))
+    asked_LE[0, 3] = 0 if i < 4 else 1000
+    np.savez(
+        directory / f"{i * EVERY:08d}.npz",
+        asked_LE=asked_LE,
+        seated_LE=np.minimum(asked_LE, 1050),
+        tokens=4096,
+        layers=np.arange(1, LAYERS + 1),
+    )
+
+
+@pytest.fixture
+def moe_run(tmp_path):
+    return write_run(tmp_path)
+
+
+def page_of(directory) -> tuple[str, Tags]:
+    html = write_report(directory).read_text(encoding="utf-8")
+    return html, Tags(html)
+
+
+def test_an_moe_run_has_every_figure_and_a_reading_guide_for_each(moe_run):
+    html, tags = page_of(moe_run)
+    assert set(tags.titles) == {*ROUTING_FIGURES, *OTHER_FIGURES, "Layer 2"}
+    assert html.count("<figcaption>") == html.count("<figure>") == len(tags.titles)
+    assert "None" not in html.split("<details>")[0] and "nan" not in html.split("<script>")[0]
+    assert [path.name for path in moe_run.glob(".*")] == []
+
+
+def test_a_dense_run_has_no_routing_figures_and_says_so(tmp_path):
+    html, tags = page_of(write_run(tmp_path, routed=False))
+    assert set(tags.titles) == set(OTHER_FIGURES)
+    assert "This model is dense" in html and "Dead experts" not in html
+
+
+def test_the_page_asks_nothing_of_the_network(moe_run):
+    html, tags = page_of(moe_run)
+    assert not re.search(r"https?:|//cdn|@import|url\(|\bfetch\(|\bsrc=", html)
+    links = [value for name, value in tags.attributes if name in ("src", "href", "xlink:href")]
+    assert links and all(link.startswith("data:") for link in links)
+    assert "default-src 'none'" in html
+
+
+def test_text_from_files_is_escaped(moe_run):
+    html, _ = page_of(moe_run)
+    assert "<h1>a &lt;run&gt; &amp; more</h1>" in html and "x&lt;y" in html
+    assert "<b>def </b>&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;␀" in html
+    assert html.count("<script>") == 1
+
+
+def test_a_diverged_run_and_a_cut_last_line_are_survived(moe_run):
+    bad = train_line(INTERVALS + 1) | routing_values(INTERVALS + 1)
+    bad |= {"loss": math.nan, "bits_per_byte": math.inf, "gradient_norm": None, "z_loss": "?"}
+    with (moe_run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(bad) + "\n" + json.dumps(validation_line(bad)) + '\n{"step": 7')
+    html, tags = page_of(moe_run)
+    assert {*ROUTING_FIGURES, *OTHER_FIGURES} <= set(tags.titles)
+    assert "Diverged" in html and "first at step 650" in html
+    assert "last line of metrics.jsonl is cut short" in html and 'class="bad"' in html
+
+
+@pytest.mark.parametrize("missing", ["load", "summary.json", "sample.txt", "config.json", "all"])
+def test_missing_files_are_survived(moe_run, missing):
+    for path in sorted(moe_run.rglob("*"), reverse=True):
+        if missing in ("all", path.name, path.parent.name):
+            path.rmdir() if path.is_dir() else path.unlink()
+    html, tags = page_of(moe_run)
+    assert ("Max violation" in tags.titles) == (missing != "all")
+    assert ("Layer 1" in tags.titles) == (missing not in ("all", "load"))
+    assert ("No metrics have been logged" in html) == (missing == "all")
+    assert ("<h2>Sample</h2>" in html) == (missing not in ("all", "sample.txt"))
+
+
+def test_damaged_files_are_survived_and_named(moe_run):
+    (moe_run / "summary.json").write_text('{"name": "cut')
+    (moe_run / "config.json").write_text("[1, 2]")
+    (moe_run / "load" / "00000050.npz").write_bytes(b"PK\x03\x04 cut")
+    write_load(moe_run / "load", 2, experts=4)
+    html, tags = page_of(moe_run)
+    assert "Layer 1" in tags.titles
+    assert "Summary.json is damaged" in html and "Config.json is damaged" in html
+    assert "files in load/ that cannot be read, or are of another model: 2" in html.lower()
+    with pytest.raises(FileNotFoundError):
+        write_report(moe_run / "nowhere")
+
+
+def test_a_large_run_stays_small():
+    asked_ILE = np.random.default_rng(0).integers(0, 1000, (200, 61, 256))
+    step_I = np.arange(1, 201) * 250
+    load = Load(0, step_I, asked_ILE, asked_ILE // 2, asked_ILE[-1], tuple(range(3, 64)))
+    train = tuple(train_line(i) | routing_values(i) for i in range(1, 3001))
+    html = report_html(Run(directory=None, summary={"name": "large"}, train=train, load=load))
+    assert len(html.encode()) < 1_000_000
+    titles = Tags(html).titles
+    assert {"Layer 3", "Layer 63", "Dropped choices by layer"} <= set(titles)
+
+
+def test_load_is_summed_over_stretches_of_training(moe_run):
+    fine, coarse = read_run(moe_run).load, read_run(moe_run, columns=5).load
+    assert fine.asked_ILE.shape == (INTERVALS, LAYERS, EXPERTS) and len(coarse.step_I) == 5
+    np.testing.assert_array_equal(fine.asked_ILE.sum(0), coarse.asked_ILE.sum(0))
+    np.testing.assert_array_equal(fine.asked_ILE[-1], coarse.last_asked_LE)
+    assert (coarse.begin, coarse.step_I[-1], coarse.layers) == (0, INTERVALS * EVERY, (1, 2, 3))
+
+
+def test_a_resumed_run_counts_a_step_once(moe_run):
+    with (moe_run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(train_line(5) | {"bits_per_byte": 9.0}) + "\n")
+    run = read_run(moe_run)
+    assert [line["step"] for line in run.train] == [i * EVERY for i in range(1, INTERVALS + 1)]
+    assert run.train[4]["bits_per_byte"] == 9.0
+    assert training_seconds(run) == pytest.approx(INTERVALS * 5)
+
+
+def test_the_verdict_names_the_best_step_and_where_it_was_measured(moe_run):
+    run = read_run(moe_run)
+    assert "after 600 steps, 1.2M tokens and 1 min 0 s of training." in verdict(run)
+    assert "best" not in verdict(run)
+    worse = run.validation[-1] | {"step": 700, "bits_per_byte": 2.5, "perplexity": 5.7}
+    text = verdict(Run(directory=moe_run, train=run.train, validation=(*run.validation, worse)))
+    assert text.startswith("2.5 bits per byte of held-out text (perplexity 5.7 per token)")
+    assert "best at step 600" in text
+    text = verdict(Run(directory=moe_run, train=run.train, validation=run.validation[:1]))
+    assert "measured at step 200, after 600 steps" in text
+
+
+def test_ratio_levels_are_tenths_of_an_octave():
+    load_RE = np.array([[100, 100, 0, 200], [1, 1, 1, 1], [0, 0, 0, 0]])
+    expected = [[REACH, REACH, NOTHING, 3 * REACH // 2], [REACH] * 4, [REACH] * 4]
+    np.testing.assert_array_equal(ratio_levels(load_RE), expected)
+
+
+def test_folding_rows_keeps_the_expert_farthest_from_fair():
+    level_EI = np.full((8, 2), REACH, np.uint8)
+    level_EI[1, 0], level_EI[6, 1], level_EI[7, 1] = REACH + 3, 0, NOTHING
+    expected = [[REACH + 3, REACH], [REACH, NOTHING]]
+    np.testing.assert_array_equal(fold_rows(level_EI, most=2), expected)
+    assert folded_names(range(8), most=2) == ["0–3", "4–7"]
+    assert folded_names([1, 5], most=2) == ["1", "5"]
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        Axis(0.0, 1.0, 100),
+        Axis(1.6512, 1.6519, 100),
+        Axis(0, 2200, 100),
+        Axis(99_500, 100_000, 100),
+        Axis(1e-6, 40.0, 100, log=True),
+        Axis(0.8, 7.0, 100, log=True),
+    ],
+)
+def test_ticks_are_few_inside_and_told_apart(axis):
+    ticks = axis.ticks()
+    assert 3 <= len(ticks) <= 8 and axis.low <= min(ticks) and max(ticks) <= axis.high
+    assert len(set(tick_labels(ticks))) == len(ticks)
+    places = axis.place(np.array(ticks))
+    assert np.all(np.diff(places) > 8) and places[0] >= 0 and places[-1] <= axis.length
+
+
+def test_a_chart_names_what_it_cuts_off():
+    x = np.arange(100.0)
+    y = 2 + np.sin(x)
+    y[50], y[60] = 1e6, np.nan
+    chart = line_chart([Series("<loss>", x, y)])
+    assert "&lt;loss&gt;" in chart and "1 not finite" in chart
+    assert "up to 1,000,000, beyond the axis" in chart
+    assert robust_range(y)[1] < 100
+    assert "Nothing was logged" in line_chart([])
+    assert "not finite" in line_chart([Series("loss", x[:2], np.full(2, np.nan))])
+
+
+def test_a_long_line_is_thinned_but_its_spikes_stay_in_the_band():
+    x = np.arange(5000.0)
+    y = np.where(x == 2500, 3.0, 1.0)
+    chart = line_chart([Series("loss", x, y)], y_range=(0.0, 4.0), height=100)
+    assert len(chart) < 20_000 and 'class="band c0"' in chart
+    assert ",25.0" in re.search(r'class="band c0" d="([^"]*)"', chart).group(1)
+
+
+def test_numbers_read_well():
+    assert [short(v) for v in (0, 950, 12_400, 999_600, 3.21e6)] == [
+        "0",
+        "950",
+        "12.4k",
+        "1M",
+        "3.21M",
+    ]
+    assert [exact(v) for v in (1.65432, 23_406.2, math.nan)] == ["1.654", "23,406", "not finite"]
+    assert [duration(s) for s in (12.5, 192, 20_400)] == ["12.5 s", "3 min 12 s", "5 h 40 min"]

@@ -1,0 +1,288 @@
+"""A run from the command line: what it leaves, and what happens when it is killed, changed or hurt."""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moejax.config import Config as ConfigTree
+from moejax.config import ConfigError, MeshConfig, from_dict, load_config_file, to_dict
+from moejax.errors import RunError
+from moejax.train import loop
+from moejax.train.loop import train
+from moejax.train.run_directory import RunDirectory
+from moejax.train.stop import Stopped
+
+ROOT = Path(__file__).parents[1]
+TIMING = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture
+def config(tiny, tmp_path) -> ConfigTree:
+    """The tiny model on a few files of this project, to be run in ``tmp_path/run``."""
+    for name, source in (("a", "moejax/config.py"), ("b", "moejax/balance.py")):
+        (tmp_path / f"{name}.txt").write_bytes((ROOT / source).read_bytes())
+    (tmp_path / "held_out").write_bytes((ROOT / "train.py").read_bytes())
+    data = dataclasses.replace(
+        tiny.data,
+        source="files",
+        files=str(tmp_path / "*.txt"),
+        validation_files=str(tmp_path / "held_out"),
+    )
+    run = dataclasses.replace(tiny.run, directory=str(tmp_path / "run"))
+    return dataclasses.replace(tiny, data=data, run=run)
+
+
+def with_run(config: ConfigTree, **changes) -> ConfigTree:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+def metrics(directory: Path | str) -> list[dict]:
+    lines = Path(directory, "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+
+def command(config: ConfigTree, folder: Path, *flags: str) -> list[str]:
+    """``python train.py --config FILE`` for this config."""
+    file = folder / "tiny.py"
+    file.write_text(
+        "from moejax.config import Config, from_dict\n\n\n"
+        f"def get_config():\n    return from_dict(Config, {to_dict(config)!r})\n"
+    )
+    return [sys.executable, str(ROOT / "train.py"), "--config", str(file), *flags]
+
+
+def start(words: list[str], **options) -> subprocess.Popen:
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=env | options.pop("env", {}), **pipes, **options)
+
+
+def wait_for_step(directory: Path, step: int, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        file = directory / "metrics.jsonl"
+        if file.exists() and any(line["step"] >= step for line in metrics(directory)):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no progress")
+
+
+def quick(config: ConfigTree, **changes) -> None:
+    train(with_run(config, **changes), name="tiny", command="test")
+
+
+def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, capsys):
+    quick(config)
+    directory = Path(config.run.directory)
+    said = capsys.readouterr().out
+    assert "parameters" in said and "FLOPs a token" in said and "8 x cpu" in said
+    last = said.strip().splitlines()[-1]
+    lines = metrics(directory)
+    assert last.startswith(f"validation bits per byte: {lines[-1]['bits_per_byte']:.4f}")
+    assert [(x["step"], x["split"]) for x in lines] == [
+        (3, "train"), (6, "train"), (6, "validation"), (9, "train"), (12, "train"),
+        (12, "validation"),
+    ]  # fmt: skip
+    for line in lines:
+        assert 0 <= line["dropped_fraction"] < 1
+        assert {"loss", "balance_loss", "z_loss", "max_violation", "dead_experts"} <= set(line)
+    assert lines[-1]["text_bytes"] == (ROOT / "train.py").stat().st_size
+    assert lines[-1]["bits_per_byte"] < lines[2]["bits_per_byte"] < 9
+    saved = json.loads((directory / "config.json").read_text())
+    assert from_dict(ConfigTree, saved) == config
+    load = np.load(directory / "load" / "00000012.npz")
+    assert load["asked_LE"].shape == (2, 4)
+    assert load["asked_LE"].sum() == 2 * 2 * load["tokens"]
+    assert "<svg" in (directory / "report.html").read_text()
+    assert (directory / "sample.txt").read_text().startswith("def ")
+    quick(config)
+    said = capsys.readouterr().out
+    assert "This run is finished" in said and "--run.steps" in said
+    assert metrics(directory) == lines
+
+
+def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
+    quick(config, eval_every=100)
+    quick(config, eval_every=100, steps=15)
+    lines = metrics(config.run.directory)
+    assert [x["step"] for x in lines if x["split"] == "train"] == [3, 6, 9, 12, 15]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_path, devices):
+    """kill -9 twice; every line of metrics is that of a run left alone."""
+    config = with_run(config, steps=24, sample_tokens=0)
+    environment = {"env": {"JAX_NUM_CPU_DEVICES": str(devices)}}
+    alone = with_run(config, directory=str(tmp_path / "alone"))
+    reference = start(command(alone, tmp_path), **environment)
+    said, errors = reference.communicate(timeout=120)
+    assert reference.returncode == 0, errors
+    words = command(config, tmp_path)
+    for step in (6, 15):
+        process = start(words, **environment)
+        wait_for_step(Path(config.run.directory), step, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start(words, **environment)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "from step" in said
+    assert metrics(config.run.directory) == metrics(alone.run.directory)
+
+
+def test_sigterm_saves_and_says_so(config, tmp_path):
+    words = command(with_run(config, steps=100_000), tmp_path)
+    process = start(words)
+    wait_for_step(Path(config.run.directory), 6, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    step = int(said.split("SIGTERM: saved step ")[1].split()[0])
+    assert (Path(config.run.directory) / "checkpoints" / str(step)).is_dir()
+
+
+def test_another_mesh_goes_on_with_the_same_losses(config, tmp_path, monkeypatch):
+    alone = with_run(config, directory=str(tmp_path / "alone"), sample_tokens=0)
+    quick(alone)
+
+    class StopAtStepSeven(loop.StopSignals):
+        calls = 0
+
+        def check(self):
+            self.calls += 1
+            return signal.SIGTERM if self.calls == 7 else None
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop, "StopSignals", StopAtStepSeven)
+        quick(config)
+    spread = dataclasses.replace(config, mesh=MeshConfig(data=2, expert=4))
+    quick(spread, sample_tokens=0)
+    got, want = metrics(config.run.directory), metrics(alone.run.directory)
+    for one, other in zip(got, want, strict=True):
+        assert one.pop("split") == other.pop("split")
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+def test_a_checkpoint_cut_short_is_set_aside_and_the_one_before_it_used(config, tmp_path, capsys):
+    config = with_run(config, eval_every=100, sample_tokens=0)
+    quick(config)
+    want = metrics(config.run.directory)
+    directory = Path(config.run.directory)
+    steps = sorted(int(p.name) for p in (directory / "checkpoints").iterdir())
+    files = [p for p in (directory / "checkpoints" / "12").rglob("*") if p.is_file()]
+    for file in files:
+        if file.stat().st_size > 1000:
+            os.truncate(file, file.stat().st_size // 2)
+    with pytest.warns(UserWarning, match="checkpoint 12 cannot be read"):
+        quick(config)
+    assert f"from step {steps[-2]}" in capsys.readouterr().out
+    assert metrics(directory) == want
+    assert (directory / "damaged_checkpoints" / "12").is_dir()
+
+
+def test_settings_that_make_another_run_are_refused_by_name(config):
+    quick(config, steps=3, eval_every=3, sample_tokens=0)
+    before = metrics(config.run.directory)
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta2=0.5))
+    with pytest.raises(RunError, match=r"optim.beta2: 0.95 -> 0.5"):
+        quick(other)
+    assert metrics(config.run.directory) == before
+
+
+def test_two_trainings_in_one_directory_are_refused(config):
+    with (
+        RunDirectory(Path(config.run.directory)),
+        pytest.raises(RunError, match="another training is running"),
+    ):
+        quick(config)
+
+
+def test_a_directory_that_cannot_be_written_is_named(config):
+    with pytest.raises(RunError, match=r"/dev/null/run.*--run.directory"):
+        quick(config, directory="/dev/null/run")
+
+
+def test_a_full_disk_ends_in_a_message_and_harms_nothing(config, tmp_path):
+    """Files may not grow past a limit, as on a full disk; what was saved before still resumes."""
+    config = with_run(config, sample_tokens=0)
+    quick(config, steps=4)
+    limited = f"ulimit -f 8; trap '' XFSZ; exec {shlex.join(command(config, tmp_path))}"
+    process = start(["bash", "-c", limited], env={"JAX_NUM_CPU_DEVICES": "8"})
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "error: a checkpoint could not be saved" in errors
+    assert "Traceback" not in errors
+    quick(config)
+    assert metrics(config.run.directory)[-1]["step"] == 12
+
+
+def test_losses_that_are_not_finite_stop_the_run(config):
+    broken = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, learning_rate=1e30, warmup_fraction=0.0)
+    )
+    with pytest.raises(RunError, match="not finite in 3 steps in a row") as error:
+        quick(broken, max_skipped_in_a_row=3)
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model.moe.num-expert", "8"], "--model.moe.num-experts"),
+        (["--model.moe.num-experts", "many"], "many"),
+        (["--model.moe.top-k", "9"], "more experts than there are"),
+        (["--model.num-heads", "5"], "not divisible by --model.num-heads 5"),
+        (["--model.moe.capacity-factor", "0"], "must be greater than 0"),
+        (["--data.files", "/nowhere/*"], "no file matches"),
+        (["--mesh.data", "3"], "needs 3 devices"),
+        (["--data.source", "tfds", "--data.tfds-name", "lm1bb"], "lm1b"),
+    ],
+)
+def test_wrong_flags_end_in_one_message_and_exit_code_two(config, tmp_path, flags, words):
+    began = time.monotonic()
+    process = start(command(config, tmp_path, *flags))
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in errors and "Traceback" not in errors
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no config file"),
+        ("x = 1", "no function get_config"),
+        ("def get_config(: pass", "cannot be run"),
+        ("def get_config(): return 3", "must return a moejax.config.Config, not int"),
+        ("def get_config(): 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_broken_config_file_is_explained(tmp_path, text, words):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    process = start([sys.executable, str(ROOT / "train.py"), "--config", str(file)])
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.stem)
+def test_every_config_loads_and_tells_its_command(file):
+    config = load_config_file(file)
+    assert f"python train.py --config configs/{file.name}" in file.read_text()
+    assert from_dict(ConfigTree, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_config_json_with_an_unknown_field_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.moe\.wings"):
+        from_dict(ConfigTree, {"model": {"moe": {"wings": 2}}})

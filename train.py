@@ -1,0 +1,19 @@
+"""Train a model: python train.py --config configs/quickstart.py [--section.field value ...]"""
+
+import shlex
+import sys
+
+from moejax.allocator import keep_freed_memory
+from moejax.command_line import parse, run_main
+
+
+def main() -> None:
+    config, name = parse(sys.argv[1:], "python train.py")
+    keep_freed_memory()
+    from moejax.train.loop import train  # late: it starts JAX
+
+    train(config, name=name, command=shlex.join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -9,7 +9,7 @@ def get_config() -> Config:
             num_heads=4,
             moe=MoEConfig(num_experts=8, top_k=2, hidden_size=128, group_size=64),
         ),
-        data=DataConfig(source="stdlib", sequence_length=128, batch_size=16),
+        data=DataConfig(sequence_length=128, batch_size=16, shuffle_window=75_000),
         optim=OptimConfig(
             optimizer="muon",
             learning_rate=0.02,
@@ -18,5 +18,5 @@ def get_config() -> Config:
             schedule="wsd",
             decay_fraction=0.95,
         ),
-        run=RunConfig(steps=2000, log_every=50, eval_every=1000, checkpoint_every=500),
+        run=RunConfig(steps=1600, log_every=50, eval_every=800, checkpoint_every=400),
     )

@@ -12,8 +12,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Set malloc to reuse what it has: no trimming, no mmap for large blocks, one arena. Elsewhere than
-    on Linux with glibc, do nothing.
+    """Set malloc to reuse what it has: no trimming, no mmap for large blocks, one arena. Elsewhere
+    than on Linux with glibc, do nothing.
     """
     if not sys.platform.startswith("linux"):
         return

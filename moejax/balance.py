@@ -15,7 +15,8 @@ import jax.numpy as jnp
 class RouterStats:
     """Sums over the real tokens of each group (G), padding left out; layers stack to a leading L.
 
-    Load is what routers *asked* for: before capacity. Differentiable: probability and log_z_squared.
+    Load is what routers *asked* for: before capacity. Differentiable: probability and
+    log_z_squared.
     """
 
     tokens_G: jax.Array
@@ -68,10 +69,10 @@ def sum_groups(stats: RouterStats) -> RouterStats:
 def balance_loss(asked_LE: jax.Array, tokens_L: jax.Array, probability_LE: jax.Array) -> jax.Array:
     """The load-balancing loss of each layer, E * sum_e f_e P_e (Fedus et al. 2021, Eq. 4-6).
 
-    f_e is the share of all *choices* that asked for expert e, before capacity, and P_e the mean router
-    probability: 1 at perfect balance for every K. Gradients pass through P alone. ``asked_LE`` and
-    ``tokens_L`` may be those of a whole batch of which ``probability_LE`` is one part: the losses
-    of the parts add up to that of the batch.
+    f_e is the share of all *choices* that asked for expert e, before capacity, and P_e the mean
+    router probability: 1 at perfect balance for every K. Gradients pass through P alone.
+    ``asked_LE`` and ``tokens_L`` may be those of a whole batch of which ``probability_LE`` is one
+    part: the losses of the parts add up to that of the batch.
     """
     choices_L1 = jnp.maximum(asked_LE.sum(-1, keepdims=True), 1)
     share_LE = jax.lax.stop_gradient(asked_LE / choices_L1)
@@ -85,7 +86,7 @@ def z_loss(log_z_squared_L: jax.Array, tokens_L: jax.Array) -> jax.Array:
 
 
 def max_violation(asked_LE: jax.Array) -> jax.Array:
-    """Per layer, the largest load over the mean load, less 1 (Wang et al. 2024, Eq. 4); 0 is even."""
+    """Per layer, the largest load over the mean, less 1 (Wang et al. 2024, Eq. 4); 0 is even."""
     mean_L = asked_LE.mean(-1)
     return jnp.where(mean_L > 0, asked_LE.max(-1) / jnp.where(mean_L > 0, mean_L, 1) - 1, 0)
 

@@ -1,6 +1,7 @@
 """From the command line to a Config, and from an error to a message and an exit code."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,12 +46,13 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # without what a broken save's threads would print at the end
 
 
 def _without_orbax_callbacks(raised: "sys.UnraisableHookArgs") -> None:
-    """When a save fails, TensorStore's threads go on calling an event loop that Orbax has closed; the
-    failure itself has its own message.
+    """When a save fails, TensorStore's threads go on calling an event loop that Orbax has closed;
+    the failure itself has its own message.
     """
     if str(raised.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(raised)

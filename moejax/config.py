@@ -63,7 +63,8 @@ class MoEConfig:
     router: Literal["switch", "top_k"] = "top_k"
     """`switch`: one expert, weighted by its probability. `top_k`: K experts, weights sum to 1."""
     every: int = 1
-    """Every n-th layer is routed; 0 makes every layer dense (the dense twin of equal active size)."""
+    """Every n-th layer is routed; 0 makes every layer dense (the dense twin of equal active size).
+    """
     first_dense: int = 0
     """This many layers at the bottom stay dense."""
     shared_experts: int = 0
@@ -90,8 +91,8 @@ class MoEConfig:
         check_not_negative(at, self, "balance_loss_weight", "z_loss_weight")
         check(
             self.top_k <= self.num_experts,
-            f"--model.moe.top-k {self.top_k} asks for more experts than there are: it can be at most"
-            f" --model.moe.num-experts, {self.num_experts}.",
+            f"--model.moe.top-k {self.top_k} asks for more experts than there are: it can be at"
+            f" most --model.moe.num-experts, {self.num_experts}.",
         )
         check(
             self.router != "switch" or self.top_k == 1,
@@ -158,9 +159,9 @@ class ModelConfig:
         )
         check(
             self.moe.every == 0 or True in self.routed_layers,
-            f"no layer is routed: --model.moe.first-dense {self.moe.first_dense} and --model.moe.every"
-            f" {self.moe.every} leave none of the {self.num_layers} layers. For a dense model say"
-            f" --model.moe.every 0.",
+            f"no layer is routed: --model.moe.first-dense {self.moe.first_dense} and"
+            f" --model.moe.every {self.moe.every} leave none of the {self.num_layers} layers."
+            f" For a dense model say --model.moe.every 0.",
         )
 
     @property
@@ -231,7 +232,7 @@ class DataConfig:
         at = "data"
         check_positive(at, self, "sequence_length", "batch_size", "eval_batch_size")
         check_positive(at, self, "shuffle_window", "prefetch")
-        check_not_negative(at, self, "seed")
+        check(0 <= self.seed < 2**31, f"--data.seed must lie in [0, 2**31), not {self.seed}.")
         check(
             0 < self.validation_percent < 100,
             f"--data.validation-percent must lie between 0 and 100, not {self.validation_percent}.",
@@ -257,7 +258,7 @@ class OptimConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.03
     """Peak learning rate of Muon."""
-    muon_iterations: int = 4
+    muon_iterations: int = 3
     """Newton-Schulz iterations of Muon."""
     router_learning_rate: float | None = None
     """Peak learning rate of the routers; by default AdamW's."""
@@ -366,17 +367,19 @@ class Config:
             batch % accumulate == 0,
             f"--data.batch-size {batch} is not divisible by --optim.accumulate {accumulate}.",
         )
-        for name, rows in (("batch", batch // accumulate), ("eval-batch", self.data.eval_batch_size)):
+        for name, rows in (
+            ("--data.batch-size / --optim.accumulate", batch // accumulate),
+            ("--data.eval-batch-size", self.data.eval_batch_size),
+        ):
             check(
                 rows * length % group == 0,
                 f"--model.moe.group-size {group} does not divide the {rows * length} tokens of a"
-                f" {'micro-batch' if accumulate > 1 and name == 'batch' else name.replace('-', ' ')}:"
-                f" change it, --data.{name}-size or --data.sequence-length.",
+                f" batch of {name} = {rows} sequences of {length}.",
             )
         check(
             self.model.moe.num_experts % self.mesh.expert == 0,
-            f"--model.moe.num-experts {self.model.moe.num_experts} is not divisible by --mesh.expert"
-            f" {self.mesh.expert}.",
+            f"--model.moe.num-experts {self.model.moe.num_experts} is not divisible by"
+            f" --mesh.expert {self.mesh.expert}.",
         )
 
 
@@ -386,7 +389,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any], at: str = "") -> Any:
-    """The inverse of ``to_dict``: dataclass ``cls`` from nested dicts; unknown fields are errors."""
+    """The inverse of ``to_dict``: a dataclass from nested dicts; unknown fields are errors."""
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     check(not unknown, f"unknown settings: {', '.join(at + name for name in unknown)}.")
@@ -400,12 +403,16 @@ def from_dict(cls: type, values: dict[str, Any], at: str = "") -> Any:
 
 
 def load_config_file(path: str | Path) -> Config:
-    """Run ``get_config()`` of a config file. Raises ``ConfigError`` when there is none, or it fails."""
+    """Run ``get_config()`` of a config file. Raises ``ConfigError`` when there is none, or it
+    fails.
+    """
     path = Path(path)
     check(path.suffix == ".py", f"--config {path} is not a Python file (configs/quickstart.py is).")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise ConfigError(f"no config file {path}." + (f" There are: {', '.join(near)}." * bool(near)))
+        raise ConfigError(
+            f"no config file {path}." + (f" There are: {', '.join(near)}." * bool(near))
+        )
     module = _run_file(path)
     check(hasattr(module, "get_config"), f"{path} has no function get_config() -> Config.")
     try:

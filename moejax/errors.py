@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A setting that cannot work; the message names the field, the value and what would be right."""
+    """A setting that cannot work; the message names it, its value and what would be right."""
 
 
 class RunError(UserError):

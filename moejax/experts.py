@@ -1,10 +1,10 @@
-"""Feed-forward networks, single or in a bank with a leading E: pure functions over a dict of arrays."""
+"""Feed-forward networks, single or in a bank with a leading E: pure functions over a dict of
+arrays.
+"""
 
 import functools
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
@@ -35,11 +35,12 @@ def bank(params: dict[str, jax.Array], x_EGCD: jax.Array, activation: str) -> ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _networks(activation: str, weights: dict[str, jax.Array], x_ETD: jax.Array) -> jax.Array:
-    """SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down; gelu, relu: act(x W_up) W_down.
+    """SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down; gelu, relu: act(x W_up)
+    W_down.
 
     The gradient is the usual one, written out so that every product for a weight has the saved
-    activation as its first operand. In JAX's own order XLA:CPU transposes the *other* one, and computes
-    the activation function again, column by column, for each (docs/benchmarks.md).
+    activation as its first operand. In JAX's own order XLA:CPU transposes the *other* one, and
+    computes the activation function again, column by column, for each (docs/benchmarks.md).
     """
     return _forward(activation, weights, x_ETD)[0]
 

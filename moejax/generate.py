@@ -21,10 +21,12 @@ def sample(
     boundary: int,
     seed: int = 0,
 ) -> np.ndarray:
-    """Continue ``prompt`` (int32 [n], n >= 1) by at most ``tokens`` tokens, ending before ``boundary``.
+    """Continue ``prompt`` (int32 [n], n >= 1) by at most ``tokens`` tokens, ending before
+    ``boundary``.
 
-    Every token sees the last N (``data.sequence_length``) before it, recomputed each time: simple, and
-    quick enough for a sample. Returns the new tokens, int32. ``temperature`` 0 takes the most probable.
+    Every token sees the last N (``data.sequence_length``) before it, recomputed each time: simple,
+    and quick enough for a sample. Returns the new tokens, int32. ``temperature`` 0 takes the most
+    probable.
     """
     N = config.data.sequence_length
     context_N = np.zeros(N, np.int32)

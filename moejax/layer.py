@@ -40,9 +40,9 @@ class FeedForward(nn.Module):
 class MoELayer(nn.Module):
     """A routed feed-forward layer, with its shared experts.
 
-    ``(x_BND, real_BN) -> (y_BND, stats)``: ``real_BN`` is False at padding, which takes no slot and is
-    in no count. A token all of whose choices are dropped gets the shared experts' output, or 0: the
-    residual stream carries it on. ``stats`` is a ``balance.RouterStats``.
+    ``(x_BND, real_BN) -> (y_BND, stats)``: ``real_BN`` is False at padding, which takes no slot and
+    is in no count. A token all of whose choices are dropped gets the shared experts' output, or 0:
+    the residual stream carries it on. ``stats`` is a ``balance.RouterStats``.
     """
 
     config: MoEConfig

@@ -53,8 +53,9 @@ def check_batches(config: Config, devices: int) -> None:
     ):
         if rows % unit:
             raise ConfigError(
-                f"{name} = {rows} sequences cannot be spread over {devices} devices in routing groups"
-                f" of {sequences} sequence{'s' * (sequences > 1)}: it must be a multiple of {unit}."
+                f"{name} = {rows} sequences cannot be spread over {devices} devices in routing"
+                f" groups of {sequences} sequence{'s' * (sequences > 1)}: make it a multiple of"
+                f" {unit}."
             )
 
 

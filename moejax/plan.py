@@ -55,11 +55,3 @@ def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
         parameters_active=head + active,
         flops_per_token=3 * 2 * (products + scores),
     )
-
-
-def short(number: float) -> str:
-    """``1_450_000`` -> ``1.45 M``."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return str(number)

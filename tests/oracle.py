@@ -1,8 +1,8 @@
 """The slow truth, in float64: loops over tokens and masks, sharing nothing with the library.
 
-Written from the papers: Shazeer et al. 2017, Lepikhin et al. 2020 (GShard), Fedus et al. 2021 (Switch),
-Zoph et al. 2022 (ST-MoE). Arrays are numpy; gradients come from central differences of these very
-functions.
+Written from the papers: Shazeer et al. 2017, Lepikhin et al. 2020 (GShard), Fedus et al. 2021
+(Switch), Zoph et al. 2022 (ST-MoE). Arrays are numpy; gradients come from central differences of
+these very functions.
 """
 
 import math
@@ -40,8 +40,8 @@ def capacity(tokens, top_k, experts, factor):
 def routed_layer(params, x, real, *, top_k, renormalise, factor, choices=None):
     """One group after the other; returns outputs, choices that were seated, and the sums.
 
-    ``x`` [G, S, D], ``real`` [G, S]. ``choices`` (from an earlier call) fixes who chose and got what, as
-    a gradient sees it.
+    ``x`` [G, S, D], ``real`` [G, S]. ``choices`` (from an earlier call) fixes who chose and got
+    what, as a gradient sees it.
     """
     G, S, D = x.shape
     E = params["w_router_DE"].shape[1]

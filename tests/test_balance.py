@@ -15,9 +15,7 @@ from moejax.routing.token_choice import choose, preset
 def one_layer(logits, real, top_k, seated=None):
     choice = choose(logits, preset("top_k", top_k))
     seated = jnp.ones(choice.expert_GSK.shape, bool) if seated is None else seated
-    stats = balance.router_stats(
-        logits, choice.probability_GSE, choice.expert_GSK, seated, real
-    )
+    stats = balance.router_stats(logits, choice.probability_GSE, choice.expert_GSK, seated, real)
     return balance.sum_groups(jax.tree.map(lambda s: s[None], stats))
 
 
@@ -44,7 +42,7 @@ def test_the_loss_is_the_number_of_experts_at_collapse():
 
 
 def test_a_golden_example():
-    """Three tokens, two experts: f = (2/3, 1/3), P = (0.6, 0.4), loss = 2 (0.4 + 0.1333) = 1.0667."""
+    """Three tokens, two experts: f = (2/3, 1/3), P = (0.6, 0.4), so 2 (0.4 + 0.1333) = 1.0667."""
     p = jnp.array([[[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]])
     stats = one_layer(jnp.log(p), jnp.ones((1, 3), bool), 1)
     loss = balance.balance_loss(stats.asked_GE, stats.tokens_G, stats.probability_GE)
@@ -68,9 +66,9 @@ def test_load_is_counted_before_capacity():
 
 def test_gradients_pass_through_the_probabilities_alone():
     asked, tokens = jnp.array([[3.0, 1.0]]), jnp.array([4.0])
-    grad = jax.grad(
-        lambda asked, p: balance.balance_loss(asked, tokens, p).sum(), argnums=(0, 1)
-    )(asked, jnp.array([[2.0, 2.0]]))
+    grad = jax.grad(lambda asked, p: balance.balance_loss(asked, tokens, p).sum(), argnums=(0, 1))(
+        asked, jnp.array([[2.0, 2.0]])
+    )
     np.testing.assert_array_equal(grad[0], 0)
     np.testing.assert_allclose(grad[1], [[2 * 0.75 / 4, 2 * 0.25 / 4]])  # E f_e / tokens
 
@@ -84,7 +82,9 @@ def test_the_losses_of_the_parts_add_up_to_that_of_the_batch():
     want = balance.balance_loss(whole.asked_GE, whole.tokens_G, whole.probability_GE)
     np.testing.assert_allclose(sum(sums), want, rtol=1e-6)
     z = [balance.z_loss(p.log_z_squared_G, whole.tokens_G) for p in parts]
-    np.testing.assert_allclose(sum(z), balance.z_loss(whole.log_z_squared_G, whole.tokens_G), rtol=1e-6)
+    np.testing.assert_allclose(
+        sum(z), balance.z_loss(whole.log_z_squared_G, whole.tokens_G), rtol=1e-6
+    )
 
 
 def test_no_tokens_give_no_nan():

@@ -39,7 +39,9 @@ def test_no_position_sees_a_later_one(tiny, batch):
 
 
 def test_switch_is_causal_even_when_it_drops(tiny, batch):
-    """With one choice a token, slots go by position: who comes later takes nothing from who is before."""
+    """With one choice a token, slots go by position: who comes later takes nothing from who is
+    before.
+    """
     moe = dataclasses.replace(tiny.model.moe, router="switch", top_k=1, capacity_factor=0.6)
     model, params, run = build(dataclasses.replace(tiny.model, moe=moe), batch)
     logits, stats = run(params, batch)
@@ -51,7 +53,7 @@ def test_switch_is_causal_even_when_it_drops(tiny, batch):
 
 
 def test_documents_in_one_row_do_not_see_each_other(tiny, batch):
-    """The second document of a row gives the same logits when it stands alone at the front of one."""
+    """The second document of a row gives the same logits when it stands alone."""
     model, params, run = build(roomy(tiny.model), batch)
     logits, _ = run(params, batch)
     alone = {name: np.zeros_like(value) for name, value in batch.items()}

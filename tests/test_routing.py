@@ -48,7 +48,8 @@ def test_first_choices_are_seated_before_second_ones():
     slot_GSK = seat(choice.expert_GSK, REAL, num_experts=3, capacity=2)
     # First choices: tokens 0 and 1 fill expert 0, token 2 is dropped; token 3 sits in expert 2,
     # token 4 in expert 1. Second choices: token 0 takes the last slot of expert 1, token 1 finds it
-    # full; token 2 takes the last slot of expert 2; tokens 3 and 4 find expert 0 full. Padding has none.
+    # full; token 2 takes the last slot of expert 2; tokens 3 and 4 find expert 0 full. Padding has
+    # none.
     expected = [[0, 1], [1, -1], [-1, 1], [0, -1], [0, -1], [-1, -1]]
     np.testing.assert_array_equal(slot_GSK[0], expected)
 

@@ -1,4 +1,4 @@
-"""A run from the command line: what it leaves, and what happens when it is killed, changed or hurt."""
+"""A run: what it leaves, and what happens when it is killed, changed or hurt."""
 
 import dataclasses
 import json

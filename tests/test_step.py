@@ -40,7 +40,7 @@ def changed(config: Config, section: str, **changes) -> Config:
 def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
     tiny, batch, group_size, weights
 ):
-    """Auxiliary losses, drops and statistics included; also when a group spans several sequences."""
+    """Auxiliary losses, drops and statistics included; also when a group spans sequences."""
     moe = dataclasses.replace(
         tiny.model.moe,
         group_size=group_size,
@@ -53,7 +53,9 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
     results = []
     for parts in (1, 2, 4) if group_size == 8 else (1, 2):
         split = changed(config, "optim", accumulate=parts)
-        results.append(jax.jit(functools.partial(gradients, model, config=split))(state.params, batch))
+        results.append(
+            jax.jit(functools.partial(gradients, model, config=split))(state.params, batch)
+        )
     for grads, sums in results[1:]:
         chex.assert_trees_all_close(grads, results[0][0], atol=1e-5)
         chex.assert_trees_all_close(sums, results[0][1], rtol=1e-5)
@@ -140,8 +142,10 @@ def test_muon_orthogonalises_every_expert_by_itself(tiny, batch):
     _, state, step = start(config)
     after, _ = step(state, batch)
     rate = 0.03 * float(schedule(config.optim, config.run.steps)(0))
-    moved = (after.params["layers_0"]["block_0"]["moe"]["w_up_EDF"]
-             - state.params["layers_0"]["block_0"]["moe"]["w_up_EDF"]) / rate
+    moved = (
+        after.params["layers_0"]["block_0"]["moe"]["w_up_EDF"]
+        - state.params["layers_0"]["block_0"]["moe"]["w_up_EDF"]
+    ) / rate
     chex.assert_shape(moved, (2, 4, 16, 8))
     values = np.linalg.svd(moved, compute_uv=False)
     assert values.min() > 0.3  # all near 1: the update has no preferred direction
@@ -178,5 +182,5 @@ def test_a_mesh_that_does_not_fit_says_what_would():
     with pytest.raises(ConfigError, match="6 devices, but there are 8.*4x2"):
         meshes.make_mesh(MeshConfig(data=2, expert=3))
     config = Config(model=dataclasses.replace(Config().model, moe=MoEConfig(group_size=512)))
-    with pytest.raises(ConfigError, match="must be a multiple of 32"):
+    with pytest.raises(ConfigError, match="make it a multiple of 32"):
         meshes.check_batches(config, 8)

@@ -165,7 +165,6 @@ def train_batches(
         len(source) >= shards,
         f"{len(source)} training documents do not go round {shards} processes: each needs one.",
     )
-    check(config.seed < 2**31, f"--data.seed must be below 2**31, not {config.seed}.")
     length = config.sequence_length
     documents = grain.MapDataset.source(source)[shard::shards].shuffle(config.seed).repeat()
     pieces = grain.experimental.WindowShuffleIterDataset(

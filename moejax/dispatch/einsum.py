@@ -1,4 +1,6 @@
-"""Dispatch by one-hot tensors: the einsum form of GShard and Switch, and the reference for the rest."""
+"""Dispatch by one-hot tensors: the einsum form of GShard and Switch, and the reference for the
+rest.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -22,7 +22,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary(positions_BN: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and signed sines ``[B, N, 1, 2, A/2]`` (float32) of the rotary embedding (Su et al. 2021)."""
+    """Cosines and signed sines ``[B, N, 1, 2, A/2]`` (float32) of the rotary embedding (Su et al.
+    2021).
+    """
     frequency = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     angle = positions_BN[..., None, None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -73,9 +75,7 @@ def _attend_backward(saved, dy_BNHA):
     product_BNHA = (dy_BNHA * y_BNHA).astype(jnp.float32)
     delta_BNJI = product_BNHA.sum(-1).reshape(q_BNJIA.shape[:4])
     dv_BNJA = jnp.einsum("BJINM,BNJIA->BMJA", p_BJINM, dy_BNJIA)
-    dp_BJINM = jnp.einsum(
-        "BNJIA,BMJA->BJINM", dy_BNJIA, v_BNJA, preferred_element_type=jnp.float32
-    )
+    dp_BJINM = jnp.einsum("BNJIA,BMJA->BJINM", dy_BNJIA, v_BNJA, preferred_element_type=jnp.float32)
     dp_BJINM -= delta_BNJI.transpose(0, 2, 3, 1)[..., None]
     scale = q_BNJIA.shape[-1] ** -0.5
     ds_BJINM = jax.lax.optimization_barrier((p_BJINM * dp_BJINM * scale).astype(v_BNJA.dtype))

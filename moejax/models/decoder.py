@@ -48,7 +48,9 @@ class Unit(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if self.config.remat == "layer" else Block
         stats = []
         for i, routed in enumerate(self.routed):
-            x_BND, one = block(self.config, routed, self.training, name=f"block_{i}")(x_BND, context)
+            x_BND, one = block(self.config, routed, self.training, name=f"block_{i}")(
+                x_BND, context
+            )
             stats += [one] if routed else []
         return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *stats) if stats else None
 
@@ -71,9 +73,9 @@ def scan_plan(routed: tuple[bool, ...], every: int, first_dense: int) -> list[tu
 class DecoderLM(nn.Module):
     """``batch -> (logits_BNV, stats)``.
 
-    ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is padding.
-    Logits are float32. ``stats`` are ``RouterStats`` with a leading L over the *routed* layers, or
-    None for a dense model. ``training`` chooses the capacity factor.
+    ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is
+    padding. Logits are float32. ``stats`` are ``RouterStats`` with a leading L over the *routed*
+    layers, or None for a dense model. ``training`` chooses the capacity factor.
     """
 
     config: ModelConfig

@@ -98,16 +98,6 @@ def last(lines: Sequence[dict[str, Any]], key: str) -> float:
     return next((number(line[key]) for line in reversed(lines) if key in line), math.nan)
 
 
-def training_seconds(run: Run) -> float:
-    """Time spent in training steps: each interval's tokens over its tokens per second."""
-    _, tokens = column(run.train, "tokens")
-    _, speed = column(run.train, "tokens_per_second")
-    if not tokens.size or tokens.shape != speed.shape:
-        return math.nan
-    seconds = np.diff(tokens, prepend=0.0) / np.where(speed > 0, speed, np.nan)
-    return float(np.nansum(seconds)) or math.nan
-
-
 def _read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from moejax.observe.records import Run, column, last, number, training_seconds
+from moejax.observe.records import Run, column, last, number
 from moejax.observe.units import duration, exact, short
 
 
@@ -94,7 +94,7 @@ def _bits(line: dict[str, Any]) -> float:
 
 def _effort(run: Run) -> str:
     steps = max(line["step"] for line in run.train + run.validation)
-    tokens, seconds = last(run.train, "tokens"), training_seconds(run)
+    tokens, seconds = last(run.train, "tokens"), last(run.train, "seconds")
     parts = [f"{steps:,.0f} steps"]
     parts += [f"{short(tokens, 'kMBT')} tokens"] if math.isfinite(tokens) else []
     parts += [f"{duration(seconds)} of training"] if math.isfinite(seconds) else []

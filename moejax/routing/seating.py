@@ -15,9 +15,7 @@ def capacity(group_size: int, top_k: int, num_experts: int, factor: float) -> in
     return min(group_size, max(1, slots))
 
 
-def seat(
-    expert_GSK: jax.Array, real_GS: jax.Array, num_experts: int, capacity: int
-) -> jax.Array:
+def seat(expert_GSK: jax.Array, real_GS: jax.Array, num_experts: int, capacity: int) -> jax.Array:
     """Give each choice a slot of its expert, in choice-major order; -1 to those that are dropped.
 
     All first choices are seated before any second one, each in the order of the tokens (GShard,

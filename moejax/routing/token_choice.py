@@ -1,4 +1,4 @@
-"""Token choice: every token picks its experts. One small algebra; a named router is a preset of it."""
+"""Token choice: every token picks its experts. One algebra; a named router is a preset of it."""
 
 import dataclasses
 from dataclasses import dataclass

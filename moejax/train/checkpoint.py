@@ -39,13 +39,15 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, extra: dict[str, Any], bits_per_byte: float | None = None
     ) -> None:
-        """Save in the background; ``extra`` must be JSON. A save that fails raises ``RunError``, here
-        or at the next call. ``bits_per_byte`` ranks the checkpoint among the best.
+        """Save in the background; ``extra`` must be JSON. A save that fails raises ``RunError``,
+        here or at the next call. ``bits_per_byte`` ranks the checkpoint among the best.
         """
         if step in self._manager.all_steps():
             return
         metrics = None if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
+        )
         self._guarded(lambda: self._manager.save(step, args=items, metrics=metrics))
 
     def wait(self) -> None:
@@ -87,8 +89,8 @@ class Checkpoints:
         shutil.move(self.directory / str(step), target)
         self._manager.reload()
         warnings.warn(
-            f"checkpoint {step} cannot be read ({_reason(error)}); it was moved to {target}, and the one"
-            f" before it is used.",
+            f"checkpoint {step} cannot be read ({_reason(error)}); it was moved to {target}, and"
+            f" the one before it is used.",
             stacklevel=3,
         )
 
@@ -97,9 +99,9 @@ class Checkpoints:
             action()
         except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
             raise RunError(
-                f"a checkpoint could not be saved in {self.directory}: {_reason(error)}. Checkpoints"
-                f" saved before are unharmed; make room or repair the disk, and the same command"
-                f" resumes."
+                f"a checkpoint could not be saved in {self.directory}: {_reason(error)}."
+                f" Checkpoints saved before are unharmed; make room or repair the disk, and the"
+                f" same command resumes."
             ) from error
 
 

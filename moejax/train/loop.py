@@ -1,4 +1,6 @@
-"""A training run from config to report. The side effects live here: devices, files, screen, signals."""
+"""A training run from config to report. The side effects live here: devices, files, screen,
+signals.
+"""
 
 import functools
 import math
@@ -23,15 +25,15 @@ from moejax.errors import ConfigError, DivergedError, RunError
 from moejax.generate import sample
 from moejax.models.decoder import DecoderLM
 from moejax.observe.report import write_report
-from moejax.plan import cost, short
+from moejax.observe.units import duration, short
+from moejax.plan import cost
 from moejax.train import metrics
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.optimizer import make_optimizer, schedule
-from moejax.train.progress import Progress, duration
+from moejax.train.progress import Progress
 from moejax.train.run_directory import RunDirectory, write_json, write_text
 from moejax.train.step import TrainState, eval_step, init_state, train_step
 from moejax.train.stop import Stopped, StopSignals
-
 
 say = functools.partial(print, flush=True)
 
@@ -100,7 +102,7 @@ def train(config: Config, *, name: str, command: str) -> None:
                 _train(config, name, command, run, mesh, stop)
         except Stopped as stopped:
             if not stop.check():
-                print(f"\n{stopped.name}: stopped before the first step; nothing to save.", flush=True)
+                say(f"{stopped.name}: stopped before the first step; there is nothing new to save.")
             raise
         except OSError as error:
             raise RunError(f"cannot write the run: {error}.") from error
@@ -207,10 +209,14 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
     experts = f"{routed} of {config.model.num_layers} layers routed"
     if routed:
         experts += f", {moe.num_experts} experts, {moe.top_k} a token ({moe.router})"
-    say(f"model    {short(price.parameters_total)} parameters, {short(price.parameters_active)}"
-            f" active a token; {experts}")
-    say(f"cost     {short(price.flops_per_token)} FLOPs a token in training,"
-            f" {tokens:,} tokens a step, {config.run.steps:,} steps")
+    say(
+        f"model    {short(price.parameters_total, 'kMBT')} parameters,"
+        f" {short(price.parameters_active, 'kMBT')} active a token; {experts}"
+    )
+    say(
+        f"cost     {short(price.flops_per_token)} FLOPs a token in training,"
+        f" {tokens:,} tokens a step, {config.run.steps:,} steps"
+    )
     say(f"data     {job.corpus.description}")
     say(f"devices  {devices}")
     say(f"run      {job.run.path}" + (f", from step {progressed.step}" * bool(progressed.step)))
@@ -237,6 +243,7 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
     progress = Progress(config.steps, progressed.step)
     first_step = progressed.step
     sharding = meshes.named(job.mesh, "batch_BN")
+    job.run.report.unlink(missing_ok=True)  # of fewer steps; its presence says that all is done
     progress.say("compiling the training step ...")
     job.stop.begin()
     waiting = None  # the report of the step before, fetched while the next one runs
@@ -258,8 +265,8 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
         in_a_row = int(report.skipped_in_a_row)
         if in_a_row >= config.max_skipped_in_a_row:
             raise DivergedError(
-                f"stopped: the loss or its gradient was not finite in {in_a_row} steps in a row, up to"
-                f" step {progressed.step}. Their updates were skipped. Usually a lower"
+                f"stopped: the loss or its gradient was not finite in {in_a_row} steps in a row, up"
+                f" to step {progressed.step}. Their updates were skipped. Usually a lower"
                 f" --optim.learning-rate or a longer --optim.warmup-fraction helps;"
                 f" --run.max-skipped-in-a-row sets this limit."
             )
@@ -386,19 +393,26 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
         text = config.sample_prompt + job.tokenizer.decode(new)
         write_text(job.run.path / "sample.txt", text)
     write_report(job.run.path)
-    say(f"Trained {progressed.step:,} steps, {short(progressed.tokens)} tokens, in"
-            f" {duration(progressed.seconds)}.")
+    say(
+        f"Trained {progressed.step:,} steps, {short(progressed.tokens)} tokens, in"
+        f" {duration(progressed.seconds)}."
+    )
     say_result(job)
 
 
 def say_result(job: Job) -> None:
     """The last lines: the figures, the files, what to do next."""
     line = job.run.last_metrics("validation")
-    say(f"report      {job.run.report}\nmetrics     {job.run.metrics_file}\n"
-            f"checkpoints {job.run.checkpoints} (the last {job.config.run.keep_checkpoints} and the best)")
-    say(f"next        open the report; `--run.steps {2 * job.config.run.steps}` goes on training;"
-            f" another --run.directory starts afresh")
+    say(
+        f"report      {job.run.report}\nmetrics     {job.run.metrics_file}\n"
+        f"checkpoints {job.run.checkpoints} (the last {job.config.run.keep_checkpoints}, the best)"
+    )
+    say(
+        f"next        open the report; `--run.steps {2 * job.config.run.steps}` goes on training;"
+        f" another --run.directory starts afresh"
+    )
     if line:
-        say(f"validation bits per byte: {line['bits_per_byte']:.4f}"
-                f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)")
-
+        say(
+            f"validation bits per byte: {line['bits_per_byte']:.4f}"
+            f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)"
+        )

@@ -82,10 +82,11 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
 def router_metrics(totals: Totals) -> dict[str, float]:
     """Balance and drops; nothing for a dense model.
 
-    ``balance_loss``, ``z_loss``: mean over steps and routed layers. ``max_violation``: the largest over
-    the layers of a batch (Wang et al. 2024, MaxVio_batch), mean over batches. ``dropped_fraction``:
-    share of all choices that got no slot. ``dead_experts``: experts, over all layers, that nobody asked
-    for in the whole interval. ``router_entropy``: nats a token, mean over layers.
+    ``balance_loss``, ``z_loss``: mean over steps and routed layers. ``max_violation``: the largest
+    over the layers of a batch (Wang et al. 2024, MaxVio_batch), mean over batches.
+    ``dropped_fraction``: share of all choices that got no slot. ``dead_experts``: experts, over all
+    layers, that nobody asked for in the whole interval. ``router_entropy``: nats a token, mean over
+    layers.
     """
     if "asked_LE" not in totals:
         return {}

@@ -41,8 +41,8 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """The whole update for a learning rate at its peak; the train step multiplies by the schedule.
 
     Muon (Jordan et al. 2024) orthogonalises the momentum of each matrix; stacked layers and experts
-    are separate matrices, so a bank ``w_up_EDF`` is E of them. The rest is AdamW (Loshchilov & Hutter
-    2019). Weight decay reaches matrices only.
+    are separate matrices, so a bank ``w_up_EDF`` is E of them. The rest is AdamW (Loshchilov &
+    Hutter 2019). Weight decay reaches matrices only.
     """
 
     def adamw(rate: float, decay: float) -> optax.GradientTransformation:

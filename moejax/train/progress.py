@@ -5,10 +5,11 @@ import time
 
 from tqdm import tqdm
 
+from moejax.observe.units import duration
 
 
 class Progress:
-    """A live line with step, loss, tokens/s and time left; a line for each interval if redirected."""
+    """A live line with step, loss, tokens/s and time left; if redirected, a line an interval."""
 
     def __init__(self, steps: int, done: int) -> None:
         self.live = sys.stdout.isatty()
@@ -27,7 +28,9 @@ class Progress:
     def update(self, loss: float, tokens_per_second: float) -> None:
         """One more step is done."""
         self._done += 1
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s,", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s,", refresh=False
+        )
         self._bar.update(1)
 
     def compiled(self) -> None:
@@ -52,8 +55,8 @@ class Progress:
         routing = ""
         if "dropped_fraction" in line:
             routing = (
-                f"  dropped {line['dropped_fraction']:.1%}  max violation {line['max_violation']:.2f}"
-                f"  dead {line['dead_experts']}"
+                f"  dropped {line['dropped_fraction']:.1%}"
+                f"  max violation {line['max_violation']:.2f}  dead {line['dead_experts']}"
             )
         print(
             f"step {line['step']}/{self._steps}  loss {line['loss']:.4f}"
@@ -65,10 +68,3 @@ class Progress:
     def close(self) -> None:
         """Take the live line away."""
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``1:15``; ``4000`` -> ``1:06:40``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -40,7 +40,7 @@ class RunDirectory:
     """The files of a run, under a lock that ``with`` holds (and the end of the process lets go)."""
 
     def __init__(self, path: Path) -> None:
-        """Make the directory and lock it. Raises ``RunError`` if it cannot be written or is in use."""
+        """Make the directory and lock it; ``RunError`` if it cannot be written or is in use."""
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,9 @@ class RunDirectory:
         write_json(self.path / "config.json", to_dict(config))
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes, too."""
+        """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
+        too.
+        """
         if not self.metrics_file.exists():
             return
         kept = []

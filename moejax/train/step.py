@@ -86,8 +86,9 @@ def batch_sums(model: nn.Module, params: dict, batch: Batch, training: bool) -> 
 def objective(sums: Sums, whole: Sums, config: Config) -> jax.Array:
     """The loss that is minimised: cross-entropy, plus each routed layer's auxiliary losses.
 
-    ``sums`` belong to a part of the batch whose totals are ``whole``: the objectives of the parts add
-    up to that of the batch, auxiliary losses included. Layers are added, as in Switch Transformers.
+    ``sums`` belong to a part of the batch whose totals are ``whole``: the objectives of the parts
+    add up to that of the batch, auxiliary losses included. Layers are added, as in Switch
+    Transformers.
     """
     loss = sums.nats / jnp.maximum(whole.targets, 1)
     if sums.router is None:

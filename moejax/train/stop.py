@@ -13,8 +13,8 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While in use, remembers the first SIGTERM or SIGINT; before ``begin`` and at the second one it
-    raises ``Stopped`` at once.
+    """While in use, remembers the first SIGTERM or SIGINT; before ``begin`` and at the second one
+    it raises ``Stopped`` at once.
     """
 
     def __init__(self) -> None:

@@ -1,3 +1,10 @@
+"""A routed language model on Python's standard library, in minutes on two CPU cores.
+
+    python train.py --config configs/quickstart.py
+
+@QUICK@
+"""
+
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig
 
 
@@ -15,8 +22,9 @@ def get_config() -> Config:
             learning_rate=0.02,
             muon_learning_rate=0.03,
             router_learning_rate=0.003,
-            schedule="wsd",
-            decay_fraction=0.95,
+            schedule="wsd",  # a short warm-up, then linear to 0
+            warmup_fraction=0.02,
+            decay_fraction=0.98,
         ),
         run=RunConfig(steps=1600, log_every=50, eval_every=800, checkpoint_every=400),
     )

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def parse(argv: list[str], program: str) -> tuple[Config, str]:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run ``main``; a ``UserError`` becomes one message on standard error and its exit code."""
+    """Run ``main``; a ``UserError`` becomes a message on standard error and its exit code."""
     sys.unraisablehook = _without_orbax_callbacks
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main()
     except UserError as error:

@@ -5,6 +5,7 @@ Axes: ``data`` and ``expert``. Tokens are spread over both together, expert weig
 """
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -77,6 +78,12 @@ def tree_shardings(mesh: Mesh, tree: object) -> object:
         return NamedSharding(mesh, P(*[None] * (leaf.ndim - 3), *spec))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch on the mesh, from the rows that this process has of each array [B, N]."""
+    sharding = named(mesh, "batch_BN")
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
 def named(mesh: Mesh, name: str) -> NamedSharding:

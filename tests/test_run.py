@@ -117,7 +117,7 @@ def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
     assert [x["step"] for x in lines if x["split"] == "train"] == [3, 6, 9, 12, 15]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_path, devices):
     """kill -9 twice; every line of metrics is that of a run left alone."""
     config = with_run(config, steps=24, sample_tokens=0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts, mesh
+from moejax.products import product
 from moejax.routing.seating import seat
 from moejax.routing.token_choice import TokenChoice
 
@@ -50,9 +51,14 @@ def route(
     num_experts = params["w_down_EFD"].shape[0]
     slot_GSK = seat(choice.expert_GSK, real_GS, num_experts, capacity)
     dispatch_GSEC, combine_GSEC = dispatch_combine(choice, slot_GSK, num_experts, capacity)
-    x_GSD = mesh.pin(x_GSD, "tokens_GSD")
-    x_EGCD = jnp.einsum("GSEC,GSD->EGCD", dispatch_GSEC.astype(x_GSD.dtype), x_GSD)
-    x_EGCD = mesh.pin(x_EGCD, "slots_EGCD")
+    G, S, D = x_GSD.shape
+    slots = (G, num_experts, capacity, D)
+
+    # einsum("GSEC,GSD->EGCD") and back, as products over flat slots R = E * C.
+    dispatch_GRS = dispatch_GSEC.reshape(G, S, -1).swapaxes(1, 2).astype(x_GSD.dtype)
+    x_GRD = product(dispatch_GRS, mesh.pin(x_GSD, "tokens_GSD"))
+    x_EGCD = mesh.pin(x_GRD.reshape(slots).swapaxes(0, 1), "slots_EGCD")
     y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation), "slots_EGCD")
-    y_GSD = jnp.einsum("GSEC,EGCD->GSD", combine_GSEC.astype(y_EGCD.dtype), y_EGCD)
+    combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_EGCD.dtype)
+    y_GSD = product(combine_GSR, y_EGCD.swapaxes(0, 1).reshape(G, -1, D))
     return mesh.pin(y_GSD, "tokens_GSD"), slot_GSK >= 0

@@ -148,7 +148,12 @@ def _train(
         ),
         checkpoints=checkpoints,
         batches=train_batches(
-            corpus.train, tokenizer, config.data, batch_size=config.data.batch_size
+            corpus.train,
+            tokenizer,
+            config.data,
+            batch_size=config.data.batch_size // jax.process_count(),
+            shard=jax.process_index(),
+            shards=jax.process_count(),
         ),
         stop=stop,
     )
@@ -242,7 +247,6 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
     config = job.config.run
     progress = Progress(config.steps, progressed.step)
     first_step = progressed.step
-    sharding = meshes.named(job.mesh, "batch_BN")
     job.run.report.unlink(missing_ok=True)  # of fewer steps; its presence says that all is done
     progress.say("compiling the training step ...")
     job.stop.begin()
@@ -273,8 +277,7 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
 
     try:
         while progressed.step < config.steps:
-            batch = jax.device_put(next(job.batches), sharding)
-            state, report = job.step(state, batch)
+            state, report = job.step(state, meshes.place(job.mesh, next(job.batches)))
             if waiting is not None:
                 account(waiting)
             waiting = report
@@ -346,16 +349,17 @@ def evaluate_all(
     job: Job, params: dict, progressed: Progressed, say: Callable[[str], None]
 ) -> float:
     """Evaluate on the validation text and write the line; returns bits per byte."""
-    sharding = meshes.named(job.mesh, "batch_BN")
     started, totals = time.monotonic(), None
     for batch in validation_batches(
         job.corpus.validation,
         job.tokenizer,
         job.config.data,
         batch_size=job.config.data.eval_batch_size,
+        shard=jax.process_index(),
+        shards=jax.process_count(),
         limit=job.config.run.eval_batches,
     ):
-        sums = job.eval_step(params, jax.device_put(batch, sharding))
+        sums = job.eval_step(params, meshes.place(job.mesh, batch))
         totals = metrics.add(totals, metrics.totals_of_batch(sums))
     line = {
         "step": progressed.step,

@@ -26,5 +26,5 @@ def get_config() -> Config:
             warmup_fraction=0.02,
             decay_fraction=0.98,
         ),
-        run=RunConfig(steps=1600, log_every=50, eval_every=800, checkpoint_every=400),
+        run=RunConfig(steps=1650, log_every=50, eval_every=825, checkpoint_every=550),
     )

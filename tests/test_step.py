@@ -72,11 +72,11 @@ def test_the_reported_losses_are_those_of_the_papers(tiny, batch):
     real = batch["segments"] > 0
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     want = -np.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0][real].sum()
-    np.testing.assert_allclose(report.sums.nats, want, rtol=1e-5)
-    assert report.sums.targets == real.sum() == report.sums.text_bytes
+    np.testing.assert_allclose(report.batch.sums.nats, want, rtol=1e-5)
+    assert report.batch.sums.targets == real.sum() == report.batch.sums.text_bytes
     router = balance.sum_groups(stats)
     losses = balance.balance_loss(router.asked_GE, router.tokens_G, router.probability_GE)
-    np.testing.assert_allclose(report.balance_loss_L, losses, rtol=1e-5)
+    np.testing.assert_allclose(report.batch.balance_loss_L, losses, rtol=1e-5)
     np.testing.assert_array_equal(router.tokens_G, real.sum())
 
 
@@ -92,7 +92,7 @@ def test_every_mesh_takes_the_same_step(tiny, batch, data, expert):
         got = step(placed, spread)
     # Adam divides by the root of a tiny second moment in its first step: compare what it was fed.
     np.testing.assert_allclose(got[1].gradient_norm, want[1].gradient_norm, rtol=1e-5)
-    chex.assert_trees_all_close(got[1].sums, want[1].sums, rtol=1e-5)
+    chex.assert_trees_all_close(got[1].batch, want[1].batch, rtol=1e-5)
     first, second = (s.optimizer[1].inner_states for s in (want[0], got[0]))
     chex.assert_trees_all_close(first, second, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_training_learns(tiny, batch):
     losses = []
     for _ in range(60):
         state, report = step(state, batch)
-        losses.append(float(report.sums.nats / report.sums.targets))
+        losses.append(float(report.batch.sums.nats / report.batch.sums.targets))
     assert losses[-1] < 0.6 * losses[0]
     assert step._cache_size() == 1  # compiled once
 

@@ -1,0 +1,1 @@
+"""Ways of bringing tokens to experts and back, with one signature."""

@@ -1,6 +1,4 @@
-"""Dispatch by one-hot tensors: the einsum form of GShard and Switch, and the reference for the
-rest.
-"""
+"""Dispatch by the one-hot tensors of GShard and Switch: the reference for every other form."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,1 @@
+"""What a run looks like: its records, drawn as a page."""

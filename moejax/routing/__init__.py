@@ -1,0 +1,1 @@
+"""Choosing experts and seating choices: pure functions over arrays."""

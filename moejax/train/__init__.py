@@ -1,0 +1,1 @@
+"""Training: state, step, optimizer, metrics, checkpoints and the loop around them."""

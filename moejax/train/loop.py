@@ -1,6 +1,4 @@
-"""A training run from config to report. The side effects live here: devices, files, screen,
-signals.
-"""
+"""A training run from config to report: all that touches files, screen and signals starts here."""
 
 import functools
 import math
@@ -325,7 +323,7 @@ def log_interval(job: Job, progressed: Progressed, report: Any) -> dict[str, Any
         "tokens": progressed.tokens,
         **metrics.loss_metrics(totals),
         **metrics.router_metrics(totals),
-        "gradient_norm": totals["gradient_norm"] / totals["parts"],
+        "gradient_norm": totals["gradient_norm"] / max(1, totals["parts"]),
         "learning_rate": float(report.learning_rate),
         "skipped_updates": int(report.skipped),
         "tokens_per_second": totals["targets"] / progressed.window_seconds,
@@ -359,8 +357,8 @@ def evaluate_all(
         shards=jax.process_count(),
         limit=job.config.run.eval_batches,
     ):
-        sums = job.eval_step(params, meshes.place(job.mesh, batch))
-        totals = metrics.add(totals, metrics.totals_of_batch(sums))
+        report = job.eval_step(params, meshes.place(job.mesh, batch))
+        totals = metrics.add(totals, metrics.totals_of_batch(report))
     line = {
         "step": progressed.step,
         "split": "validation",

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from moejax import balance
-from moejax.train.step import StepReport, Sums, auxiliary_losses
+from moejax.train.step import BatchReport, StepReport
 
 Totals = dict[str, Any]
 """Sums over steps or batches: numbers, and arrays by routed layer (and expert)."""
@@ -15,38 +15,29 @@ Totals = dict[str, Any]
 
 def totals_of_step(report: StepReport) -> Totals:
     """One training step's sums, fetched from the devices."""
+    return totals_of_batch(report.batch) | {"gradient_norm": float(report.gradient_norm)}
+
+
+def totals_of_batch(report: BatchReport) -> Totals:
+    """One batch's sums, fetched from the devices; ``parts`` counts batches with any targets."""
     report = jax.device_get(report)
-    totals = totals_of_sums(report.sums, report.balance_loss_L, report.z_loss_L)
-    return totals | {"gradient_norm": float(report.gradient_norm)}
-
-
-def totals_of_batch(sums: Sums) -> Totals:
-    """One validation batch's sums, fetched from the devices."""
-    sums = jax.device_get(sums)
-    # A batch of nothing but padding (the others' uneven end) counts for nothing.
-    weight = 1 if float(sums.targets) > 0 else 0
-    return {k: v * weight for k, v in totals_of_sums(sums, *auxiliary_losses(sums)).items()}
-
-
-def totals_of_sums(sums: Sums, balance_L: Any, z_L: Any) -> Totals:
-    """Host numbers of one step or batch; ``parts`` counts them."""
+    sums, router = report.sums, report.sums.router
     totals = {
-        "parts": 1,
+        "parts": int(sums.targets > 0),
         "nats": float(sums.nats),
         "targets": int(sums.targets),
         "text_bytes": int(sums.text_bytes),
     }
-    if sums.router is None:
+    if router is None:
         return totals
-    asked_LE = np.asarray(sums.router.asked_GE, np.float64)
     return totals | {
-        "asked_LE": asked_LE.astype(np.int64),
-        "seated_LE": np.asarray(sums.router.seated_GE).astype(np.int64),
-        "routed_L": np.asarray(sums.router.tokens_G, np.float64),
-        "entropy_L": np.asarray(sums.router.entropy_G, np.float64),
-        "balance_loss": float(np.mean(balance_L)),
-        "z_loss": float(np.mean(z_L)),
-        "max_violation": float(np.max(balance.max_violation(asked_LE))),
+        "asked_LE": router.asked_GE.astype(np.int64),
+        "seated_LE": router.seated_GE.astype(np.int64),
+        "routed_L": router.tokens_G.astype(np.float64),
+        "entropy_L": router.entropy_G.astype(np.float64),
+        "balance_loss": float(report.balance_loss_L.mean()),
+        "z_loss": float(report.z_loss_L.mean()),
+        "max_violation": float(report.max_violation_L.max()),
     }
 
 
@@ -90,12 +81,12 @@ def router_metrics(totals: Totals) -> dict[str, float]:
     """
     if "asked_LE" not in totals:
         return {}
-    asked_LE, seated_LE = totals["asked_LE"], totals["seated_LE"]
+    asked_LE, seated_LE, parts = totals["asked_LE"], totals["seated_LE"], max(1, totals["parts"])
     return {
-        "balance_loss": totals["balance_loss"] / totals["parts"],
-        "z_loss": totals["z_loss"] / totals["parts"],
+        "balance_loss": totals["balance_loss"] / parts,
+        "z_loss": totals["z_loss"] / parts,
         "dropped_fraction": float(balance.dropped_fraction(asked_LE, seated_LE)),
-        "max_violation": totals["max_violation"] / totals["parts"],
+        "max_violation": totals["max_violation"] / parts,
         "dead_experts": int(balance.dead_experts(asked_LE)),
         "router_entropy": float(np.mean(totals["entropy_L"] / np.maximum(totals["routed_L"], 1))),
     }

@@ -45,12 +45,21 @@ class Sums:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class StepReport:
-    """What one training step says about itself."""
+class BatchReport:
+    """What one batch says about itself: its sums, and what does not add up over batches."""
 
     sums: Sums
     balance_loss_L: jax.Array | None
     z_loss_L: jax.Array | None
+    max_violation_L: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step says about itself."""
+
+    batch: BatchReport
     gradient_norm: jax.Array
     learning_rate: jax.Array
     """Of AdamW; the other groups' follow it in proportion."""
@@ -176,11 +185,8 @@ def train_step(
         skipped=state.skipped + missed,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * missed,
     )
-    balance_L, z_L = auxiliary_losses(sums)
     return state, StepReport(
-        sums=sums,
-        balance_loss_L=balance_L,
-        z_loss_L=z_L,
+        batch=report_batch(sums),
         gradient_norm=norm,
         learning_rate=rate * config.optim.learning_rate,
         skipped=state.skipped,
@@ -188,17 +194,19 @@ def train_step(
     )
 
 
-def auxiliary_losses(sums: Sums) -> tuple[jax.Array | None, jax.Array | None]:
-    """The balance loss and the z-loss of each routed layer, or None twice for a dense model."""
+def report_batch(sums: Sums) -> BatchReport:
+    """The losses and the balance of each routed layer over one batch."""
     if sums.router is None:
-        return None, None
-    router = sums.router
-    return (
-        balance.balance_loss(router.asked_GE, router.tokens_G, router.probability_GE),
-        balance.z_loss(router.log_z_squared_G, router.tokens_G),
+        return BatchReport(sums, None, None, None)
+    asked_LE, tokens_L = sums.router.asked_GE, sums.router.tokens_G
+    return BatchReport(
+        sums=sums,
+        balance_loss_L=balance.balance_loss(asked_LE, tokens_L, sums.router.probability_GE),
+        z_loss_L=balance.z_loss(sums.router.log_z_squared_G, tokens_L),
+        max_violation_L=balance.max_violation(asked_LE),
     )
 
 
-def eval_step(params: dict, batch: Batch, *, model: nn.Module) -> Sums:
-    """The sums of one validation batch, under the evaluation capacity."""
-    return batch_sums(model, params, batch, training=False)
+def eval_step(params: dict, batch: Batch, *, model: nn.Module) -> BatchReport:
+    """One validation batch, under the evaluation capacity."""
+    return report_batch(batch_sums(model, params, batch, training=False))

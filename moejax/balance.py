@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -91,11 +92,11 @@ def max_violation(asked_LE: jax.Array) -> jax.Array:
     return jnp.where(mean_L > 0, asked_LE.max(-1) / jnp.where(mean_L > 0, mean_L, 1) - 1, 0)
 
 
-def dead_experts(asked_LE: jax.Array) -> jax.Array:
-    """Experts over all layers that no token asked for."""
-    return (asked_LE == 0).sum()
+def dead_experts(asked_LE: np.ndarray) -> int:
+    """Experts over all layers that no token asked for; on the host."""
+    return int((asked_LE == 0).sum())
 
 
-def dropped_fraction(asked_LE: jax.Array, seated_LE: jax.Array) -> jax.Array:
-    """Share of all choices that got no slot."""
-    return 1 - seated_LE.sum() / jnp.maximum(asked_LE.sum(), 1)
+def dropped_fraction(asked_LE: np.ndarray, seated_LE: np.ndarray) -> float:
+    """Share of all choices that got no slot; on the host, where counts of long runs fit."""
+    return 1 - float(seated_LE.sum()) / max(1.0, float(asked_LE.sum()))

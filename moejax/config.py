@@ -25,6 +25,21 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_types(prefix: str, settings: object) -> None:
+    """Every field must have the type of its hint: a config file is not checked by anyone else."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if typing.get_origin(hint) is Literal:
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            ok, wanted = value in typing.get_args(hint), f"one of {choices}"
+        else:
+            kinds = typing.get_args(hint) or (hint,)
+            # An int will do for a float, but a bool is no number.
+            ok = type(value) in (*kinds, *((int,) if float in kinds else ()))
+            wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        check(ok, f"{flag(prefix, name)} must be {wanted}, not {value!r}.".replace("--.", "--"))
+
+
 def check_positive(prefix: str, settings: object, *names: str) -> None:
     """Every named number must be finite and greater than zero; ``prefix`` completes its flag."""
     for name in names:
@@ -85,6 +100,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         at = "model.moe"
+        check_types(at, self)
         check_positive(at, self, "num_experts", "top_k", "hidden_size", "group_size")
         check_positive(at, self, "capacity_factor", "eval_capacity_factor")
         check_not_negative(at, self, "every", "first_dense", "shared_experts")
@@ -93,6 +109,11 @@ class MoEConfig:
             self.top_k <= self.num_experts,
             f"--model.moe.top-k {self.top_k} asks for more experts than there are: it can be at"
             f" most --model.moe.num-experts, {self.num_experts}.",
+        )
+        check(
+            self.router != "top_k" or self.top_k > 1 or self.num_experts == 1,
+            "--model.moe.router top_k with --model.moe.top-k 1 gives every chosen expert the weight"
+            " 1, from which the router learns nothing: choose --model.moe.router switch.",
         )
         check(
             self.router != "switch" or self.top_k == 1,
@@ -140,6 +161,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at = "model"
+        check_types(at, self)
         check_positive(at, self, "num_layers", "width", "num_heads", "num_kv_heads", "head_size")
         check_positive(at, self, "dense_hidden_size", "vocab_size", "rope_theta", "norm_epsilon")
         check(
@@ -230,6 +252,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at = "data"
+        check_types(at, self)
         check_positive(at, self, "sequence_length", "batch_size", "eval_batch_size")
         check_positive(at, self, "shuffle_window", "prefetch")
         check(0 <= self.seed < 2**31, f"--data.seed must lie in [0, 2**31), not {self.seed}.")
@@ -283,14 +306,16 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         at = "optim"
+        check_types(at, self)
         check_positive(at, self, "learning_rate", "muon_learning_rate", "router_learning_rate")
         check_positive(at, self, "clip_norm", "accumulate", "muon_iterations")
         check_not_negative(at, self, "weight_decay", "warmup_fraction", "final_fraction")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             check(0 <= value < 1, f"--optim.{name} must lie in [0, 1), not {value}.")
+        decay = self.decay_fraction if self.schedule == "wsd" else 0.0
         check(
-            self.warmup_fraction + self.decay_fraction <= 1 and self.decay_fraction >= 0,
+            self.warmup_fraction + decay <= 1 and decay >= 0,
             f"--optim.warmup-fraction {self.warmup_fraction} and --optim.decay-fraction"
             f" {self.decay_fraction} must be shares of the run that sum to at most 1.",
         )
@@ -306,6 +331,7 @@ class MeshConfig:
     """Devices on the expert axis; the number of experts must divide by it."""
 
     def __post_init__(self) -> None:
+        check_types("mesh", self)
         check_positive("mesh", self, "data", "expert")
 
 
@@ -340,9 +366,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at = "run"
+        check_types(at, self)
+        check(0 <= self.seed < 2**31, f"--run.seed must lie in [0, 2**31), not {self.seed}.")
         check_positive(at, self, "steps", "log_every", "eval_every", "eval_batches")
         check_positive(at, self, "checkpoint_every", "keep_checkpoints", "max_skipped_in_a_row")
-        check_not_negative(at, self, "seed", "sample_tokens", "sample_temperature")
+        check_not_negative(at, self, "sample_tokens", "sample_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +384,10 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        group, length = self.model.moe.group_size, self.data.sequence_length
+        check_types("", self)
+        length = self.data.sequence_length
+        # A dense model has no groups.
+        group = self.model.moe.group_size if self.model.moe.every else 1
         check(
             length % group == 0 or group % length == 0,
             f"--model.moe.group-size {group} must divide --data.sequence-length {length}, or be a"
@@ -377,7 +408,7 @@ class Config:
                 f" batch of {name} = {rows} sequences of {length}.",
             )
         check(
-            self.model.moe.num_experts % self.mesh.expert == 0,
+            self.model.moe.every == 0 or self.model.moe.num_experts % self.mesh.expert == 0,
             f"--model.moe.num-experts {self.model.moe.num_experts} is not divisible by"
             f" --mesh.expert {self.mesh.expert}.",
         )
@@ -390,6 +421,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type, values: dict[str, Any], at: str = "") -> Any:
     """The inverse of ``to_dict``: a dataclass from nested dicts; unknown fields are errors."""
+    check(isinstance(values, dict), f"{at or 'the whole'} should be an object, not {values!r}.")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     check(not unknown, f"unknown settings: {', '.join(at + name for name in unknown)}.")
@@ -419,7 +451,7 @@ def load_config_file(path: str | Path) -> Config:
         config = module.get_config()
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}: get_config() failed: {error!r}.") from error
     check(
         isinstance(config, Config),
@@ -437,7 +469,7 @@ def _run_file(path: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be run: {error!r}.") from error
     finally:
         sys.path.remove(str(path.parent))
@@ -448,7 +480,7 @@ def read_config_json(path: Path) -> Config:
     """The settings of a run directory."""
     try:
         return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+    except (ConfigError, json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is damaged: {error}.") from error
 
 

@@ -57,7 +57,11 @@ class MoELayer(nn.Module):
         x_GSD, real_GS = x_BND.reshape(-1, S, D), real_BN.reshape(-1, S)
 
         # Routers compute in float32 whatever the type of the activations.
-        logits_GSE = x_GSD.astype(jnp.float32) @ matrix(self, "w_router_DE", (D, E))
+        logits_GSE = jnp.matmul(
+            x_GSD.astype(jnp.float32),
+            matrix(self, "w_router_DE", (D, E)),
+            precision=jax.lax.Precision.HIGHEST,  # else bfloat16 passes on TPU, TF32 on GPU
+        )
         choice = token_choice.choose(logits_GSE, token_choice.preset(moe.router, K))
         factor = moe.capacity_factor if training else moe.eval_capacity_factor
         y_GSD, seated_GSK = einsum.route(

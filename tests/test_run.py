@@ -242,6 +242,7 @@ def test_losses_that_are_not_finite_stop_the_run(config):
         (["--model.moe.top-k", "9"], "more experts than there are"),
         (["--model.num-heads", "5"], "not divisible by --model.num-heads 5"),
         (["--model.moe.capacity-factor", "0"], "must be greater than 0"),
+        (["--model.moe.router", "top_k", "--model.moe.top-k", "1"], "router switch"),
         (["--data.files", "/nowhere/*"], "no file matches"),
         (["--mesh.data", "3"], "needs 3 devices"),
         (["--data.source", "tfds", "--data.tfds-name", "lm1bb"], "lm1b"),
@@ -264,6 +265,7 @@ def test_wrong_flags_end_in_one_message_and_exit_code_two(config, tmp_path, flag
         ("def get_config(: pass", "cannot be run"),
         ("def get_config(): return 3", "must return a moejax.config.Config, not int"),
         ("def get_config(): 1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
     ],
 )
 def test_a_broken_config_file_is_explained(tmp_path, text, words):

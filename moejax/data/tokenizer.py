@@ -80,8 +80,8 @@ class HuggingFaceTokenizer:
         from tokenizers import Tokenizer as Backend
 
         self._path = Path(path)
-        data = self._path.read_bytes()
         try:
+            data = self._path.read_bytes()
             self._backend = Backend.from_buffer(data)
         except Exception as error:  # the library raises bare Exceptions
             raise ConfigError(

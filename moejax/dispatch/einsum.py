@@ -57,6 +57,7 @@ def route(
     x_GRD = product(dispatch_GRS, mesh.pin(x_GSD, "tokens_GSD"))
     x_EGCD = mesh.pin(x_GRD.reshape(slots).swapaxes(0, 1), "slots_EGCD")
     y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation), "slots_EGCD")
+    # The weights were chosen in float32; the product runs in the type of the activations.
     combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_EGCD.dtype)
     y_GSD = product(combine_GSR, y_EGCD.swapaxes(0, 1).reshape(G, -1, D))
     return mesh.pin(y_GSD, "tokens_GSD"), slot_GSK >= 0

@@ -1,6 +1,5 @@
 """Token choice: every token picks its experts. One algebra; a named router is a preset of it."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -19,9 +18,9 @@ class TokenChoiceRule:
 
 PRESETS = {
     # Fedus et al. 2021, Eq. 2: one expert, weighted by its probability.
-    "switch": TokenChoiceRule(top_k=1, renormalise=False),
+    "switch": {"renormalise": False},
     # Jiang et al. 2024 (Mixtral), section 2.1: the K largest, their weights summing to 1.
-    "top_k": TokenChoiceRule(top_k=2, renormalise=True),
+    "top_k": {"renormalise": True},
 }
 
 
@@ -40,7 +39,7 @@ class TokenChoice:
 
 def preset(name: str, top_k: int) -> TokenChoiceRule:
     """The rule of a named router, for ``top_k`` experts a token."""
-    return dataclasses.replace(PRESETS[name], top_k=top_k)
+    return TokenChoiceRule(top_k=top_k, **PRESETS[name])
 
 
 def choose(logits_GSE: jax.Array, rule: TokenChoiceRule) -> TokenChoice:

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: asynchronous, atomic, the latest few and the best one."""
 
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -44,7 +45,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        metrics = None if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
+        ranked = bits_per_byte is not None and math.isfinite(bits_per_byte)
+        metrics = {"bits_per_byte": bits_per_byte} if ranked else None
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
@@ -58,16 +60,14 @@ class Checkpoints:
         """Wait, then end the background threads."""
         self._guarded(self._manager.close)
 
-    def latest_step(self) -> int | None:
-        """The step of the last checkpoint, or None."""
-        return self._manager.latest_step()
-
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The last checkpoint that can be read, as (step, state, extra), or None if there is none.
 
         ``like`` gives shapes, types and shardings (``jax.ShapeDtypeStruct``), which may be those of
-        another mesh than the one that saved. A damaged checkpoint is moved aside, with a warning.
+        another mesh than the one that saved. Damaged checkpoints after it are moved aside, with a
+        warning. Raises ``RunError`` if there are checkpoints and none can be read.
         """
+        damaged: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             items = ocp.args.Composite(
                 state=ocp.args.StandardRestore(like), extra=ocp.args.JsonRestore()
@@ -75,9 +75,18 @@ class Checkpoints:
             try:
                 restored = self._manager.restore(step, args=items)
                 jax.block_until_ready(restored.state)
-                return step, restored.state, restored.extra
             except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-                self._set_aside(step, error)
+                damaged[step] = error
+                continue
+            for later, error in damaged.items():
+                self._set_aside(later, error)
+            return step, restored.state, restored.extra
+        if damaged:
+            raise RunError(
+                f"no checkpoint in {self.directory} can be read; the last says:"
+                f" {_reason(damaged[max(damaged)])}. If they are damaged, move the directory away"
+                f" to start the run anew."
+            )
         return None
 
     def _set_aside(self, step: int, error: Exception) -> None:
@@ -91,7 +100,7 @@ class Checkpoints:
         warnings.warn(
             f"checkpoint {step} cannot be read ({_reason(error)}); it was moved to {target}, and"
             f" the one before it is used.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _guarded(self, action: Callable[[], Any]) -> None:

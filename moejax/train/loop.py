@@ -52,14 +52,14 @@ class Progressed:
     window_seconds: float = 0.0
 
     def to_json(self, data: dict[str, Any]) -> dict[str, Any]:
-        """As saved beside the state; ``data`` is the position in the stream of batches."""
+        """As saved beside the state; ``data`` names the text and the place in it."""
         best = self.best if math.isfinite(self.best) else None
-        return vars(self) | {"best": best, "window": metrics.to_json(self.window), "data": data}
+        return vars(self) | {"best": best, "window": metrics.to_json(self.window)} | data
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Progressed":
         """The inverse of ``to_json``."""
-        own = {name: value for name, value in saved.items() if name != "data"}
+        own = {name: value for name, value in saved.items() if name not in ("text", "place")}
         best = math.inf if own["best"] is None else own["best"]
         return cls(**own | {"best": best, "window": metrics.from_json(own["window"])})
 
@@ -194,7 +194,13 @@ def restore_or_begin(
         job.run.keep_metrics_until(0)
         return jax.jit(begin, out_shardings=shardings)(), Progressed()
     step, state, saved = restored
-    job.batches.set_state(saved["data"])
+    if saved["text"] != job.corpus.description:
+        raise RunError(
+            f"{job.run.path} was trained on {saved['text']}, but now there is"
+            f" {job.corpus.description}. Give it the same text, or start a new run with another"
+            f" --run.directory."
+        )
+    job.batches.set_state(saved["place"])
     job.run.keep_metrics_until(step)
     return state, Progressed.from_json(saved)
 
@@ -269,8 +275,8 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
             raise DivergedError(
                 f"stopped: the loss or its gradient was not finite in {in_a_row} steps in a row, up"
                 f" to step {progressed.step}. Their updates were skipped. Usually a lower"
-                f" --optim.learning-rate or a longer --optim.warmup-fraction helps;"
-                f" --run.max-skipped-in-a-row sets this limit."
+                f" --optim.learning-rate or a longer --optim.warmup-fraction helps, with another"
+                f" --run.directory; --run.max-skipped-in-a-row sets this limit."
             )
 
     try:
@@ -298,8 +304,9 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
             bits = None
             if evaluates:
                 bits = evaluate_all(job, state.params, progressed, progress.say)
+                signum = job.stop.check()
             if saves or signum or (bits is not None and bits <= progressed.best):
-                data = job.batches.get_state()
+                data = {"text": job.corpus.description, "place": job.batches.get_state()}
                 job.checkpoints.save(progressed.step, state, progressed.to_json(data), bits)
             if signum:
                 job.checkpoints.wait()
@@ -359,6 +366,8 @@ def evaluate_all(
     ):
         report = job.eval_step(params, meshes.place(job.mesh, batch))
         totals = metrics.add(totals, metrics.totals_of_batch(report))
+    if totals is None:
+        raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
     line = {
         "step": progressed.step,
         "split": "validation",
@@ -380,6 +389,7 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
     """Write the sample and the report, and say where all is."""
     job.checkpoints.wait()
     config = job.config.run
+    (job.run.path / "sample.txt").unlink(missing_ok=True)
     if config.sample_tokens:
         prompt, _ = job.tokenizer.encode(config.sample_prompt.encode())
         new = sample(
@@ -405,15 +415,16 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
 def say_result(job: Job) -> None:
     """The last lines: the figures, the files, what to do next."""
     line = job.run.last_metrics("validation")
+    steps = max(job.config.run.steps, line["step"] if line else 0)
     say(
         f"report      {job.run.report}\nmetrics     {job.run.metrics_file}\n"
         f"checkpoints {job.run.checkpoints} (the last {job.config.run.keep_checkpoints}, the best)"
     )
     say(
-        f"next        open the report; `--run.steps {2 * job.config.run.steps}` goes on training;"
+        f"next        open the report; `--run.steps {2 * steps}` goes on training;"
         f" another --run.directory starts afresh"
     )
-    if line:
+    if line and line["loss"] is not None:
         say(
             f"validation bits per byte: {line['bits_per_byte']:.4f}"
             f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)"

@@ -14,16 +14,23 @@ Totals = dict[str, Any]
 
 
 def totals_of_step(report: StepReport) -> Totals:
-    """One training step's sums, fetched from the devices."""
-    return totals_of_batch(report.batch) | {"gradient_norm": float(report.gradient_norm)}
+    """One training step's sums, fetched from the devices. Those of a skipped step count for
+    nothing: one of them would make a whole interval's means infinite. Skipped steps are counted.
+    """
+    totals = totals_of_batch(report.batch) | {"gradient_norm": float(report.gradient_norm)}
+    if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
+        return totals
+    return {
+        name: np.zeros_like(v) if isinstance(v, np.ndarray) else 0 for name, v in totals.items()
+    }
 
 
 def totals_of_batch(report: BatchReport) -> Totals:
-    """One batch's sums, fetched from the devices; ``parts`` counts batches with any targets."""
+    """One batch's sums, fetched from the devices; ``parts`` counts batches."""
     report = jax.device_get(report)
     sums, router = report.sums, report.sums.router
     totals = {
-        "parts": int(sums.targets > 0),
+        "parts": 1,
         "nats": float(sums.nats),
         "targets": int(sums.targets),
         "text_bytes": int(sums.text_bytes),
@@ -61,12 +68,14 @@ def from_json(totals: dict | None) -> Totals | None:
 
 
 def loss_metrics(totals: Totals) -> dict[str, float]:
-    """Loss in nats a token, bits a byte of text, and perplexity a token."""
-    loss = totals["nats"] / max(1, totals["targets"])
+    """Loss in nats a token, bits a byte of text, and perplexity a token; NaN if all was skipped."""
+    loss = totals["nats"] / totals["targets"] if totals["targets"] else math.nan
+    if not math.isfinite(loss):
+        return dict.fromkeys(("loss", "bits_per_byte", "perplexity"), math.nan)
     return {
         "loss": loss,
         "bits_per_byte": totals["nats"] / math.log(2) / max(1, totals["text_bytes"]),
-        "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
+        "perplexity": math.exp(min(loss, 700.0)),
     }
 
 
@@ -85,8 +94,8 @@ def router_metrics(totals: Totals) -> dict[str, float]:
     return {
         "balance_loss": totals["balance_loss"] / parts,
         "z_loss": totals["z_loss"] / parts,
-        "dropped_fraction": float(balance.dropped_fraction(asked_LE, seated_LE)),
+        "dropped_fraction": balance.dropped_fraction(asked_LE, seated_LE),
         "max_violation": totals["max_violation"] / parts,
-        "dead_experts": int(balance.dead_experts(asked_LE)),
+        "dead_experts": balance.dead_experts(asked_LE),
         "router_entropy": float(np.mean(totals["entropy_L"] / np.maximum(totals["routed_L"], 1))),
     }

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ MAY_CHANGE = frozenset(
         "run.steps",
         "run.log_every",
         "run.eval_every",
-        "run.eval_batches",
         "run.checkpoint_every",
         "run.keep_checkpoints",
         "run.max_skipped_in_a_row",
@@ -52,7 +52,7 @@ class RunDirectory:
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._lock.close()
             raise RunError(
                 f"another training is running in {path}. Wait for it, or give this one its own"
@@ -81,9 +81,10 @@ class RunDirectory:
         return self.path / "report.html"
 
     def check(self, config: Config) -> None:
-        """Refuse a config that would make another run of the one that is here."""
+        """Refuse a config that would make another run of the one that has begun here."""
         file = self.path / "config.json"
-        if not file.exists():
+        begun = self.last_metrics("train") or any(self.checkpoints.glob("*"))
+        if not begun or not file.exists():
             return
         changed = differences(read_config_json(file), config)
         fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
@@ -102,28 +103,36 @@ class RunDirectory:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
         """
-        if not self.metrics_file.exists():
-            return
-        kept = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        write_text(self.metrics_file, "".join(kept))
+        for file in (self.path / "load").glob("[0-9]*.npz"):
+            if int(file.stem) > step:
+                file.unlink()
+        kept = [line for line in self._metrics() if line["step"] <= step]
+        if self.metrics_file.exists():
+            write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``."""
+        """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
+        line = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def last_metrics(self, split: str) -> dict[str, Any] | None:
         """The last line of a split (`train`, `validation`), or None."""
+        return next((line for line in reversed(self._metrics()) if line["split"] == split), None)
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        """All whole lines: the last one may have been cut by a crash."""
         if not self.metrics_file.exists():
-            return None
-        lines = map(json.loads, self.metrics_file.read_text(encoding="utf-8").splitlines())
-        return next((line for line in reversed(list(lines)) if line["split"] == split), None)
+            return []
+        lines = []
+        for text in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and {"step", "split"} <= set(line):
+                lines.append(line)
+        return lines
 
     def write_load(self, step: int, **arrays: np.ndarray) -> None:
         """Write ``load/STEP.npz``: choices asked and seated by routed layer and expert."""

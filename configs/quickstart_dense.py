@@ -2,9 +2,9 @@
 
     python train.py --config configs/quickstart_dense.py
 
-Measured beside the quickstart (docs/benchmarks.md): 1.679 bits per byte after the same 1650 steps, in
-129 s of training; 1.638 after 2300 steps (`--run.steps 2300`), in 161 s. The routed model has 1.632
-after 1650 steps, in 179 s.
+Measured beside the quickstart (docs/benchmarks.md): 1.679 bits per byte after the same 1650 steps,
+in 129 s of training; 1.638 after 2300 steps (`--run.steps 2300`), in 161 s. The routed model has
+1.632 after 1650 steps, in 179 s.
 """
 
 import dataclasses

@@ -189,13 +189,32 @@ def test_a_checkpoint_cut_short_is_set_aside_and_the_one_before_it_used(config, 
     assert (directory / "damaged_checkpoints" / "12").is_dir()
 
 
-def test_settings_that_make_another_run_are_refused_by_name(config):
+def test_another_run_is_refused_by_name_and_nothing_is_harmed(config, tmp_path):
+    """Other settings, other text, and checkpoints none of which can be read."""
     quick(config, steps=3, eval_every=3, sample_tokens=0)
     before = metrics(config.run.directory)
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta2=0.5))
     with pytest.raises(RunError, match=r"optim.beta2: 0.95 -> 0.5"):
         quick(other)
+    text = (tmp_path / "a.txt").read_bytes()
+    (tmp_path / "a.txt").write_bytes(text * 2)
+    with pytest.raises(RunError, match="was trained on .* but now there is"):
+        quick(config)
+    (tmp_path / "a.txt").write_bytes(text)
+    checkpoints = Path(config.run.directory) / "checkpoints"
+    for file in [p for p in checkpoints.rglob("*") if p.is_file() and p.stat().st_size > 1000]:
+        os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(RunError, match="no checkpoint in .* can be read"):
+        quick(config)
     assert metrics(config.run.directory) == before
+    assert (checkpoints / "3").is_dir()
+
+
+def test_a_run_that_never_began_may_be_changed(config):
+    with RunDirectory(Path(config.run.directory)) as run:
+        run.write_config(config)
+        other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta2=0.5))
+        run.check(other)
 
 
 def test_two_trainings_in_one_directory_are_refused(config):

@@ -78,7 +78,7 @@ def _attend_backward(saved, dy_BNHA):
     dp_BJINM = jnp.einsum("BNJIA,BMJA->BJINM", dy_BNJIA, v_BNJA, preferred_element_type=jnp.float32)
     dp_BJINM -= delta_BNJI.transpose(0, 2, 3, 1)[..., None]
     scale = q_BNJIA.shape[-1] ** -0.5
-    ds_BJINM = jax.lax.optimization_barrier((p_BJINM * dp_BJINM * scale).astype(v_BNJA.dtype))
+    ds_BJINM = (p_BJINM * dp_BJINM * scale).astype(v_BNJA.dtype)
     dq_BNHA = jnp.einsum("BJINM,BMJA->BNJIA", ds_BJINM, k_BNJA).reshape(dy_BNHA.shape)
     dk_BNJA = jnp.einsum("BJINM,BNJIA->BMJA", ds_BJINM, q_BNJIA)
     return dq_BNHA, dk_BNJA, dv_BNJA, None

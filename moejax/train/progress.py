@@ -19,7 +19,7 @@ class Progress:
             disable=not self.live,
             file=sys.stdout,
             dynamic_ncols=True,
-            bar_format="{n_fmt}/{total_fmt} steps |{bar}| {postfix} {remaining} left",
+            bar_format="{n_fmt}/{total_fmt} steps |{bar}| {remaining} left{postfix}",
             leave=False,
         )
         self._steps, self._done = steps, done
@@ -29,7 +29,7 @@ class Progress:
         """One more step is done."""
         self._done += 1
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s,", refresh=False
+            f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False
         )
         self._bar.update(1)
 

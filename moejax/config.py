@@ -413,6 +413,15 @@ class Config:
             f" --mesh.expert {self.mesh.expert}.",
         )
 
+    @property
+    def sequences_per_group(self) -> int:
+        """Whole sequences that must stay together: a routing group's, or 1 where it is a part of
+        one; a dense model has no groups.
+        """
+        if not self.model.moe.every:
+            return 1
+        return max(1, self.model.moe.group_size // self.data.sequence_length)
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The settings as nested dicts of plain values, as written to ``config.json``."""

@@ -33,8 +33,7 @@ def sample(
     prompt = prompt[-N:]
     context_N[: len(prompt)] = prompt
     # Whole routing groups on every device: the other rows are padding.
-    group_rows = max(1, config.model.moe.group_size // N)
-    rows = group_rows * jax.device_count()
+    rows = config.sequences_per_group * jax.device_count()
     run = _sampler(model, rows, tokens, temperature)
     new = np.asarray(run(params, context_N, len(prompt), jax.random.key(seed)))
     ends = np.flatnonzero(new == boundary)

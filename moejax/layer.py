@@ -11,10 +11,9 @@ from moejax.routing import token_choice
 from moejax.routing.seating import capacity
 
 
-def matrix(module: nn.Module, name: str, shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:
-    """A float32 matrix parameter (or bank of them), normal with variance scale^2 / fan-in."""
-    std = scale * shape[-2] ** -0.5
-    return module.param(name, nn.initializers.normal(std), shape, jnp.float32)
+def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """A float32 matrix parameter (or bank of them), normal with variance 1 / fan-in."""
+    return module.param(name, nn.initializers.normal(shape[-2] ** -0.5), shape, jnp.float32)
 
 
 class FeedForward(nn.Module):

@@ -45,7 +45,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 def check_batches(config: Config, devices: int) -> None:
     """Every device must get whole sequences and whole routing groups of each (micro-)batch."""
-    sequences = max(1, config.model.moe.group_size // config.data.sequence_length)
+    sequences = config.sequences_per_group
     unit = devices * sequences
     micro = config.data.batch_size // config.optim.accumulate
     for name, rows in (

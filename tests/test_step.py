@@ -178,6 +178,18 @@ def test_schedules(settings, points):
         np.testing.assert_allclose(shape(step), value, atol=1e-3, err_msg=f"step {step}")
 
 
+def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
+    """Four parts of two rows each, although a routing group would span eight."""
+    moe = dataclasses.replace(tiny.model.moe, every=0, group_size=128)
+    config = changed(tiny, "model", moe=moe)
+    model, state, _ = start(config)
+    whole = jax.jit(functools.partial(gradients, model, config=config))(state.params, batch)
+    split = changed(config, "optim", accumulate=4)
+    parts = jax.jit(functools.partial(gradients, model, config=split))(state.params, batch)
+    chex.assert_trees_all_close(parts, whole, atol=1e-5, rtol=1e-5)
+    meshes.check_batches(config, 8)
+
+
 def test_a_mesh_that_does_not_fit_says_what_would():
     with pytest.raises(ConfigError, match="6 devices, but there are 8.*4x2"):
         meshes.make_mesh(MeshConfig(data=2, expert=3))

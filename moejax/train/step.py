@@ -71,8 +71,7 @@ def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, config: Config
 ) -> TrainState:
     """The state before the first step, from ``config.run.seed``."""
-    group = max(1, config.model.moe.group_size // config.data.sequence_length)
-    tokens = jnp.zeros((group, config.data.sequence_length), jnp.int32)
+    tokens = jnp.zeros((config.sequences_per_group, config.data.sequence_length), jnp.int32)
     batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
     params = model.init(jax.random.key(config.run.seed), batch, True)["params"]
     zero = jnp.zeros((), jnp.int32)
@@ -116,7 +115,7 @@ def micro_batches(batch: Batch, config: Config) -> Batch:
     routing groups whole, so that the same choices are dropped as in one large batch.
     """
     parts = config.optim.accumulate
-    group = max(1, config.model.moe.group_size // config.data.sequence_length)
+    group = config.sequences_per_group
 
     def cut(x_BN: jax.Array) -> jax.Array:
         x = x_BN.reshape(-1, parts, group, x_BN.shape[-1])

@@ -12,7 +12,15 @@ C4 is prepared by TFDS with TensorFlow and Apache Beam (`pip install 'moejax[ten
 beam`) and read without them; text is read as bytes.
 """
 
-from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig
+from moejax.config import (
+    BalanceConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    RunConfig,
+)
 
 
 def get_config() -> Config:
@@ -36,7 +44,7 @@ def get_config() -> Config:
                 group_size=1024,
                 capacity_factor=1.0,
                 eval_capacity_factor=2.0,
-                balance_loss_weight=0.01,
+                balance=BalanceConfig(loss_weight=0.01),
             ),
         ),
         data=DataConfig(

@@ -13,7 +13,15 @@ beam`) and read without them. The tokenizer is T5's `tokenizer.json`, which ship
 released T5.
 """
 
-from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig
+from moejax.config import (
+    BalanceConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    RunConfig,
+)
 
 
 def get_config() -> Config:
@@ -38,7 +46,7 @@ def get_config() -> Config:
                 group_size=512,
                 capacity_factor=1.25,
                 eval_capacity_factor=2.0,
-                balance_loss_weight=0.01,
+                balance=BalanceConfig(loss_weight=0.01),
             ),
         ),
         data=DataConfig(

@@ -1,7 +1,7 @@
 """Balance: what a routed layer says about itself, and the losses and metrics made of it.
 
-``RouterStats`` are sums, not means, so that any scope (a group, a batch, all accumulated
-micro-batches) follows exactly by adding them up.
+``RouterStats`` are sums, not means, so that any scope (a sequence, a device, a batch, all
+accumulated micro-batches) follows exactly by adding them up.
 """
 
 from dataclasses import dataclass
@@ -10,91 +10,188 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.routing import contract
+from moejax.routing.contract import Choice, RouterInput, TokenChoice
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RouterStats:
-    """Sums over the real tokens of each group (G), padding left out; layers stack to a leading L.
+    """Sums over the real tokens of each sequence (B), padding left out; layers stack to a leading
+    L, and ``sum_sequences`` leaves LE and L.
 
-    Load is what routers *asked* for: before capacity. Differentiable: probability and
-    log_z_squared.
+    Load is what routers *asked* for: before capacity. Differentiable: probability, weight,
+    smooth_load and log_z_squared. E counts zero-computation experts, too.
     """
 
-    tokens_G: jax.Array
+    tokens_B: jax.Array
     """Tokens that were routed."""
-    asked_GE: jax.Array
-    """Choices of each expert, before capacity."""
-    seated_GE: jax.Array
+    bad_B: jax.Array
+    """Tokens with a logit that is not finite: they get no expert, and are in no other sum."""
+    asked_BE: jax.Array
+    """Choices of each expert, before capacity; of a soft router, the mass in its slots."""
+    seated_BE: jax.Array
     """Choices of each expert that got a slot."""
-    probability_GE: jax.Array
+    probability_BE: jax.Array
     """Router probability of each expert."""
-    log_z_squared_G: jax.Array
+    weight_BE: jax.Array
+    """Weight that tokens give each expert: Shazeer's importance."""
+    log_z_squared_B: jax.Array
     """Squared log-sum-exp of the logits."""
-    entropy_G: jax.Array
+    entropy_B: jax.Array
     """Entropy of the router's distribution, in nats."""
+    smooth_load_BE: jax.Array | None = None
+    """Shazeer's smooth estimate of the load, of noisy routers in training."""
+    sent_BQ: jax.Array | None = None
+    """Tokens with a choice in each group of experts (Q), where experts have groups."""
+    margin_1EM: jax.Array | None = None
+    """Histogram over M bins of the bias that each token would need to choose each expert, over all
+    sequences; for quantile balancing."""
 
 
 def router_stats(
-    logits_GSE: jax.Array,
-    probability_GSE: jax.Array,
-    expert_GSK: jax.Array,
-    seated_GSK: jax.Array,
-    real_GS: jax.Array,
+    inputs: RouterInput, choice: Choice, seated_GSE: jax.Array, bad_GS: jax.Array, rows: int
 ) -> RouterStats:
-    """Sum up one layer's routing over the tokens of each group where ``real_GS`` (no padding)."""
-    real_GS1 = real_GS[..., None]
-    chosen_GSKE = expert_GSK[..., None] == jnp.arange(logits_GSE.shape[-1])
-    asked_GSKE = chosen_GSKE & real_GS[..., None, None]
-    log_z_GS = jax.nn.logsumexp(logits_GSE, axis=-1)
-    # -sum p log p = log Z - sum p * logit; a metric only, so no gradient.
-    entropy_GS = jax.lax.stop_gradient(log_z_GS - (probability_GSE * logits_GSE).sum(-1))
+    """Sum up one layer's routing over the tokens of each of ``rows`` sequences."""
+    real_GS = inputs.real_GS
+    asked_GSE = contract.asked(choice, real_GS)
+    log_z_GS = jax.nn.logsumexp(inputs.logits_GSE, axis=-1)
+    # A metric only, so no gradient: that of p log p at p = 0 is not finite.
+    probability_GSE = jax.lax.stop_gradient(choice.probability_GSE)
+    entropy_GS = jax.scipy.special.entr(probability_GSE).sum(-1)
 
-    def count(flags: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
-        return flags.sum(axes, dtype=jnp.float32)
+    def total(x_GS: jax.Array) -> jax.Array:
+        """Over each sequence: [rows, ...]. Groups are parts of sequences, or several of them."""
+        extra = x_GS.shape[2:]
+        mask_GS = real_GS.reshape(*real_GS.shape, *[1] * len(extra))
+        x_GS = jnp.where(mask_GS, x_GS.astype(jnp.float32), 0)
+        return x_GS.reshape(rows, -1, *extra).sum(1)
 
+    smooth = choice.smooth_load_GSE if isinstance(choice, TokenChoice) else None
     return RouterStats(
-        tokens_G=count(real_GS, 1),
-        asked_GE=count(asked_GSKE, (1, 2)),
-        seated_GE=count(asked_GSKE & seated_GSK[..., None], (1, 2)),
-        probability_GE=jnp.where(real_GS1, probability_GSE, 0).sum(1),
-        log_z_squared_G=jnp.where(real_GS, jnp.square(log_z_GS), 0).sum(1),
-        entropy_G=jnp.where(real_GS, entropy_GS, 0).sum(1),
+        tokens_B=total(jnp.ones_like(log_z_GS)),
+        bad_B=bad_GS.reshape(rows, -1).sum(1, dtype=jnp.float32),
+        asked_BE=total(asked_GSE),
+        seated_BE=total(seated_GSE),
+        probability_BE=total(choice.probability_GSE),
+        weight_BE=total(contract.weight(choice, real_GS)),
+        log_z_squared_B=total(jnp.square(log_z_GS)),
+        entropy_B=total(entropy_GS),
+        smooth_load_BE=None if smooth is None else total(smooth),
     )
 
 
-def sum_groups(stats: RouterStats) -> RouterStats:
-    """Add up the groups of stats with leading dimensions L, G."""
+def sent_to_groups(choice: Choice, real_GS: jax.Array, expert_groups: int, rows: int) -> jax.Array:
+    """Tokens with a choice in each group of experts, ``sent_BQ``."""
+    asked_GSE = contract.asked(choice, real_GS)
+    asked_GSQE = asked_GSE.reshape(*asked_GSE.shape[:2], expert_groups, -1)
+    return (asked_GSQE > 0).any(-1).reshape(rows, -1, expert_groups).sum(1, dtype=jnp.float32)
+
+
+def sum_sequences(stats: RouterStats) -> RouterStats:
+    """Add up the sequences of stats with leading dimensions L, B."""
     return jax.tree.map(lambda sums: sums.sum(1), stats)
 
 
-def balance_loss(asked_LE: jax.Array, tokens_L: jax.Array, probability_LE: jax.Array) -> jax.Array:
-    """The load-balancing loss of each layer, E * sum_e f_e P_e (Fedus et al. 2021, Eq. 4-6).
+# Losses. Each takes one scope's sums, with any leading dimensions, and keeps those.
+
+
+def _over(total: jax.Array, count: jax.Array) -> jax.Array:
+    return total / jnp.maximum(count, 1)
+
+
+def balance_loss(stats: RouterStats) -> jax.Array:
+    """The load-balancing loss, E * sum_e f_e P_e (Fedus et al. 2021, Eq. 4-6).
 
     f_e is the share of all *choices* that asked for expert e, before capacity, and P_e the mean
     router probability: 1 at perfect balance for every K. Gradients pass through P alone.
-    ``asked_LE`` and ``tokens_L`` may be those of a whole batch of which ``probability_LE`` is one
-    part: the losses of the parts add up to that of the batch.
     """
-    choices_L1 = jnp.maximum(asked_LE.sum(-1, keepdims=True), 1)
-    share_LE = jax.lax.stop_gradient(asked_LE / choices_L1)
-    mean_LE = probability_LE / jnp.maximum(tokens_L, 1)[:, None]
-    return asked_LE.shape[-1] * (share_LE * mean_LE).sum(-1)
+    share_E = jax.lax.stop_gradient(_over(stats.asked_BE, stats.asked_BE.sum(-1, keepdims=True)))
+    mean_E = _over(stats.probability_BE, stats.tokens_B[..., None])
+    return share_E.shape[-1] * (share_E * mean_E).sum(-1)
 
 
-def z_loss(log_z_squared_L: jax.Array, tokens_L: jax.Array) -> jax.Array:
-    """The router z-loss of each layer: mean squared log-sum-exp (Zoph et al. 2022, Eq. 5)."""
-    return log_z_squared_L / jnp.maximum(tokens_L, 1)
+def pooled_balance_loss(stats: RouterStats) -> jax.Array:
+    """The loss of Hugging Face's models, from sums with a leading L: one number, K at balance.
+
+    Layers are pooled before f and P are multiplied, and f counts a token's K choices apart: a
+    coefficient of a released model means the same here. Layers that fail in opposite ways cancel.
+    """
+    pooled = jax.tree.map(lambda x: x.sum(0), stats)
+    load_E = jax.lax.stop_gradient(_over(pooled.asked_BE, pooled.tokens_B[..., None]))
+    mean_E = _over(pooled.probability_BE, pooled.tokens_B[..., None])
+    return load_E.shape[-1] * (load_E * mean_E).sum(-1, keepdims=True)
 
 
-def max_violation(asked_LE: jax.Array) -> jax.Array:
+def z_loss(stats: RouterStats) -> jax.Array:
+    """The router z-loss: mean squared log-sum-exp (Zoph et al. 2022, Eq. 5)."""
+    return _over(stats.log_z_squared_B, stats.tokens_B)
+
+
+def importance_loss(stats: RouterStats) -> jax.Array:
+    """Squared coefficient of variation of the experts' weights (Shazeer et al. 2017, Eq. 6-7)."""
+    return _cv_squared(stats.weight_BE)
+
+
+def load_loss(stats: RouterStats) -> jax.Array:
+    """Squared coefficient of variation of the smooth loads (Shazeer et al. 2017, Eq. 10-11)."""
+    if stats.smooth_load_BE is None:  # no noise: the loads have no gradient
+        return _cv_squared(stats.asked_BE)
+    return _cv_squared(stats.smooth_load_BE)
+
+
+def _cv_squared(x_E: jax.Array) -> jax.Array:
+    """Variance over squared mean, along the experts."""
+    mean = x_E.mean(-1)
+    return jnp.square(x_E - mean[..., None]).mean(-1) / jnp.maximum(jnp.square(mean), 1e-10)
+
+
+def device_loss(stats: RouterStats, expert_groups: int) -> jax.Array:
+    """DeepSeek-V2's device-level balance (2024, Eq. 26-28): the balance of groups of experts.
+
+    1 at balance, as theirs: sum over groups of the mean f of its experts times the sum of their P.
+    """
+    E = stats.asked_BE.shape[-1]
+    share_E = _over(stats.asked_BE, stats.asked_BE.sum(-1, keepdims=True))
+    f_E = jax.lax.stop_gradient(E * share_E)
+    p_E = _over(stats.probability_BE, stats.tokens_B[..., None])
+    f_QE, p_QE = (x.reshape(*x.shape[:-1], expert_groups, -1) for x in (f_E, p_E))
+    return (f_QE.mean(-1) * p_QE.sum(-1)).sum(-1)
+
+
+def communication_loss(stats: RouterStats, kept_expert_groups: int) -> jax.Array:
+    """DeepSeek-V2's communication balance (2024, Eq. 29-31): how many tokens each group receives.
+
+    1 if every token goes to ``kept_expert_groups`` groups, evenly.
+    """
+    sent_Q = jax.lax.stop_gradient(stats.sent_BQ)
+    Q = sent_Q.shape[-1]
+    f_Q = _over(Q * sent_Q, kept_expert_groups * stats.tokens_B[..., None])
+    p_E = _over(stats.probability_BE, stats.tokens_B[..., None])
+    return (f_Q * p_E.reshape(*p_E.shape[:-1], Q, -1).sum(-1)).sum(-1)
+
+
+# Metrics.
+
+
+def max_violation(asked_LE: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """Per layer, the largest load over the mean, less 1 (Wang et al. 2024, Eq. 4); 0 is even."""
     mean_L = asked_LE.mean(-1)
-    return jnp.where(mean_L > 0, asked_LE.max(-1) / jnp.where(mean_L > 0, mean_L, 1) - 1, 0)
+    return asked_LE.max(-1) / (mean_L + (mean_L == 0)) - (mean_L > 0)
 
 
 def dead_experts(asked_LE: np.ndarray) -> int:
     """Experts over all layers that no token asked for; on the host."""
     return int((asked_LE == 0).sum())
+
+
+def saturation(chosen_LBNE: np.ndarray, earlier_LBNE: np.ndarray) -> np.ndarray:
+    """Per layer, the share of all choices that an earlier router made, too; on the host.
+
+    Router saturation (Muennighoff et al. 2024, section 5.1): 1 if routing has not changed since.
+    """
+    both_L = (chosen_LBNE & earlier_LBNE).sum((1, 2, 3))
+    return both_L / np.maximum(chosen_LBNE.sum((1, 2, 3)), 1)
 
 
 def dropped_fraction(asked_LE: np.ndarray, seated_LE: np.ndarray) -> float:

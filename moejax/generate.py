@@ -13,6 +13,7 @@ from moejax.config import Config
 def sample(
     model: nn.Module,
     params: dict,
+    bias_LE: jax.Array | None,
     prompt: np.ndarray,
     config: Config,
     *,
@@ -35,14 +36,16 @@ def sample(
     # Whole routing groups on every device: the other rows are padding.
     rows = config.sequences_per_group * jax.device_count()
     run = _sampler(model, rows, tokens, temperature)
-    new = np.asarray(run(params, context_N, len(prompt), jax.random.key(seed)))
+    new = np.asarray(run(params, bias_LE, context_N, len(prompt), jax.random.key(seed)))
     ends = np.flatnonzero(new == boundary)
     return new[: ends[0]] if len(ends) else new
 
 
 @functools.cache
 def _sampler(model: nn.Module, rows: int, tokens: int, temperature: float):
-    def run(params: dict, context_N: jax.Array, length: int, key: jax.Array) -> jax.Array:
+    def run(
+        params: dict, bias_LE: jax.Array | None, context_N: jax.Array, length: int, key: jax.Array
+    ) -> jax.Array:
         N = context_N.shape[0]
         place_N = jnp.arange(N)
 
@@ -58,7 +61,7 @@ def _sampler(model: nn.Module, rows: int, tokens: int, temperature: float):
                 "segments": row(real_N),
                 "positions": row(place_N * real_N),
             }
-            logits_BNV, _ = model.apply({"params": params}, batch, False)
+            logits_BNV, _ = model.apply({"params": params}, batch, False, bias_LE)
             logits_V = logits_BNV[0, length - 1]
             if temperature == 0:
                 token = jnp.argmax(logits_V).astype(jnp.int32)

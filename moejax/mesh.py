@@ -67,6 +67,12 @@ def pin(x: jax.Array, name: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, SPECS[name])
 
 
+def devices() -> int:
+    """Devices of the mesh in use; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def tree_shardings(mesh: Mesh, tree: object) -> object:
     """The shardings of parameters, or of any state that repeats their names (optimizer moments)."""
 

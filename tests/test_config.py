@@ -22,7 +22,7 @@ from moejax.config import (
     ("make", "words"),
     [
         (lambda: OptimConfig(schedule="linear"), "--optim.schedule must be one of cosine, wsd"),
-        (lambda: MoEConfig(router="swich"), "--model.moe.router must be one of"),
+        (lambda: MoEConfig(router="swich"), "Did you mean switch?"),
         (lambda: MoEConfig(top_k=2.0), "--model.moe.top-k must be int, not 2.0"),
         (lambda: MoEConfig(top_k=True), "--model.moe.top-k must be int, not True"),
         (lambda: RunConfig(steps=None), "--run.steps must be int, not None"),

@@ -44,8 +44,8 @@ def test_switch_is_causal_even_when_it_drops(tiny, batch):
     """
     moe = dataclasses.replace(tiny.model.moe, router="switch", top_k=1, capacity_factor=0.6)
     model, params, run = build(dataclasses.replace(tiny.model, moe=moe), batch)
-    logits, stats = run(params, batch)
-    assert stats.seated_GE.sum() < stats.asked_GE.sum()
+    logits, routed = run(params, batch)
+    assert routed.stats.seated_BE.sum() < routed.stats.asked_BE.sum()
     changed = batch["inputs"].copy()
     changed[:, 12:] = 5
     other, _ = run(params, batch | {"inputs": changed})
@@ -67,12 +67,12 @@ def test_documents_in_one_row_do_not_see_each_other(tiny, batch):
 
 def test_what_stands_in_the_padding_changes_nothing(tiny, batch):
     model, params, run = build(tiny.model, batch)
-    logits, stats = run(params, batch)
+    logits, routed = run(params, batch)
     padding = batch["segments"] == 0
     noise = np.where(padding, 77, batch["inputs"]).astype(np.int32)
-    other, other_stats = run(params, batch | {"inputs": noise})
+    other, other_routed = run(params, batch | {"inputs": noise})
     np.testing.assert_array_equal(np.asarray(logits)[~padding], np.asarray(other)[~padding])
-    chex.assert_trees_all_equal(stats, other_stats)
+    chex.assert_trees_all_equal(routed, other_routed)
 
 
 def test_attention_equals_softmax_in_float64_gradients_included():
@@ -148,15 +148,15 @@ def test_parameters_are_as_planned_and_stats_have_a_row_for_each_routed_layer(ti
     model, params, run = build(config, batch)
     planned = cost(config, 257, 16)
     assert planned.parameters_total == sum(x.size for x in jax.tree.leaves(params))
-    logits, stats = run(params, batch)
+    logits, routed = run(params, batch)
     chex.assert_shape(logits, (8, 16, 257))
-    routed = sum(config.routed_layers)
-    if routed == 0:
-        assert stats is None
+    layers = sum(config.routed_layers)
+    if layers == 0:
+        assert routed is None
         assert planned.parameters_active == planned.parameters_total
     else:
-        chex.assert_shape(stats.asked_GE, (routed, 8 * 16 // 8, 4))
-        idle = routed * (4 - 2) * len(moe_matrices(config)) * 16 * 8
+        chex.assert_shape(routed.stats.asked_BE, (layers, 8, 4))
+        idle = layers * (4 - 2) * len(moe_matrices(config)) * 16 * 8
         assert planned.parameters_active == planned.parameters_total - idle
 
 
@@ -188,8 +188,8 @@ def test_recomputation_and_scanning_change_nothing(tiny, batch, changes):
         model = DecoderLM(config, 257)
 
         def value(params):
-            logits, stats = model.apply({"params": params}, batch, True)
-            return jnp.square(logits).mean() + stats.probability_GE.max(), stats
+            logits, routed = model.apply({"params": params}, batch, True)
+            return jnp.square(logits).mean() + routed.stats.probability_BE.max(), routed
 
         return jax.jit(jax.value_and_grad(value, has_aux=True))
 
@@ -215,7 +215,7 @@ def test_sampling_is_repeatable_and_slides_past_the_context(tiny, batch):
 
     def run(**options):
         settings = {"tokens": 30, "temperature": 1.0, "boundary": 999} | options
-        return sample(model, params, prompt, tiny, **settings)
+        return sample(model, params, None, prompt, tiny, **settings)
 
     first = run()
     assert len(first) == 30  # past the context of 16
@@ -228,7 +228,7 @@ def test_sampling_is_repeatable_and_slides_past_the_context(tiny, batch):
 def test_greedy_sampling_takes_the_most_probable_token(tiny, batch):
     model, params, _ = build(tiny.model, batch)
     prompt = batch["inputs"][1, :9]
-    new = sample(model, params, prompt, tiny, tokens=2, temperature=0, boundary=999)
+    new = sample(model, params, None, prompt, tiny, tokens=2, temperature=0, boundary=999)
     N = tiny.data.sequence_length
     tokens = np.zeros((1, N), np.int32)
     tokens[0, :9], tokens[0, 9] = prompt, new[0]

@@ -7,24 +7,29 @@ import numpy as np
 
 from moejax import balance
 from moejax.balance import RouterStats
+from moejax.config import BalanceConfig, MoEConfig
 from moejax.train import metrics
 from moejax.train.run_directory import RunDirectory
-from moejax.train.step import StepReport, Sums, report_batch
+from moejax.train.objective import Sums
+from moejax.train.step import StepReport, report_batch
 
 
 def report(nats: float, norm: float = 1.0) -> StepReport:
     """A step of 4 tokens, one routed layer and two experts; three of eight choices dropped."""
     router = RouterStats(
-        tokens_G=jnp.array([4.0]),
-        asked_GE=jnp.array([[6.0, 2.0]]),
-        seated_GE=jnp.array([[3.0, 2.0]]),
-        probability_GE=jnp.array([[3.0, 1.0]]),
-        log_z_squared_G=jnp.array([8.0]),
-        entropy_G=jnp.array([2.0]),
+        tokens_B=jnp.array([4.0]),
+        bad_B=jnp.array([1.0]),
+        asked_BE=jnp.array([[6.0, 2.0]]),
+        seated_BE=jnp.array([[3.0, 2.0]]),
+        probability_BE=jnp.array([[3.0, 1.0]]),
+        weight_BE=jnp.array([[3.0, 1.0]]),
+        log_z_squared_B=jnp.array([8.0]),
+        entropy_B=jnp.array([2.0]),
     )
     sums = Sums(jnp.float32(nats), jnp.float32(4), jnp.float32(3), router)
     count = jnp.int32(0)
-    return StepReport(report_batch(sums), jnp.float32(norm), jnp.float32(0.1), count, count)
+    batch = report_batch(sums, MoEConfig(balance=BalanceConfig(importance_loss_weight=0.1)))
+    return StepReport(batch, jnp.float32(norm), jnp.float32(0.1), count, count)
 
 
 def test_a_line_of_metrics_by_hand():
@@ -37,14 +42,19 @@ def test_a_line_of_metrics_by_hand():
     np.testing.assert_allclose(loss["bits_per_byte"], 12 / 6, rtol=1e-6)
     np.testing.assert_allclose(loss["perplexity"], 2**1.5, rtol=1e-6)
     # f = P = (3/4, 1/4), so 2 (9/16 + 1/16) = 1.25; the fuller expert has 1.5 of the mean load.
-    router = metrics.router_metrics(totals)
+    # Weights (3, 1): variance 1 over the squared mean 4. Of 2 choices a token, 1.5 by expert 0.
+    router = metrics.router_metrics(totals, num_experts=1)
     want = {
         "balance_loss": 1.25,
         "z_loss": 2.0,
+        "importance_loss": 0.25,
         "dropped_fraction": 3 / 8,
         "max_violation": 0.5,
+        "max_violation_global": 0.5,
         "dead_experts": 0,
         "router_entropy": 0.5,
+        "experts_per_token": 1.5,
+        "bad_logits": 2,
     }
     assert router.keys() == want.keys()
     for name, value in want.items():
@@ -56,7 +66,8 @@ def test_a_skipped_step_does_not_blank_its_interval():
     for bad in (report(np.nan), report(8.0, norm=np.inf)):
         both = metrics.add(good, metrics.totals_of_step(bad))
         assert metrics.loss_metrics(both) == metrics.loss_metrics(good)
-        assert metrics.router_metrics(both) == metrics.router_metrics(good)
+        want = metrics.router_metrics(good, 2) | {"bad_logits": 2}  # those are still counted
+        assert metrics.router_metrics(both, 2) == want
     nothing = metrics.totals_of_step(report(np.nan))
     assert np.isnan(metrics.loss_metrics(nothing)["loss"])
 
@@ -72,6 +83,7 @@ def test_what_a_resumed_run_will_write_again_is_dropped(tmp_path):
         for step in (10, 20, 30):
             run.append_metrics({"step": step, "split": "train", "loss": step / 7})
             run.write_load(step, asked_LE=np.ones((1, 2)))
+            run.write_choices(step, np.arange(30).reshape(1, 2, 5, 3) == step)
         before = run.metrics_file.read_text().splitlines()
         with open(run.metrics_file, "ab") as file:
             file.write(b'{"step": 15}\n[3]\n\xff\xfe\n{"step": 40, "spl')
@@ -81,6 +93,7 @@ def test_what_a_resumed_run_will_write_again_is_dropped(tmp_path):
             "00000010.npz",
             "00000020.npz",
         ]
+        np.testing.assert_array_equal(run.last_choices(), np.arange(30).reshape(1, 2, 5, 3) == 20)
         assert run.last_metrics("train")["step"] == 20
         assert run.last_metrics("validation") is None
 

@@ -11,7 +11,7 @@ import pytest
 
 from moejax import balance
 from moejax import mesh as meshes
-from moejax.config import Config, ConfigError, MeshConfig, MoEConfig, OptimConfig
+from moejax.config import BalanceConfig, Config, ConfigError, MeshConfig, MoEConfig, OptimConfig
 from moejax.models.decoder import DecoderLM
 from moejax.train.optimizer import kind_of, make_optimizer, schedule
 from moejax.train.step import gradients, init_state, train_step
@@ -36,7 +36,15 @@ def changed(config: Config, section: str, **changes) -> Config:
 
 
 @pytest.mark.parametrize("group_size", [8, 32])
-@pytest.mark.parametrize("weights", [(0.3, 0.0), (0.3, 0.1)])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"loss_weight": 0.3},
+        {"loss_weight": 0.3, "z_loss_weight": 0.1},
+        {"loss_weight": 0.3, "convention": "hf", "importance_loss_weight": 0.2},
+        {"loss_weight": 0.3, "scope": "sequence", "bias_update": "quantile"},
+    ],
+)
 def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
     tiny, batch, group_size, weights
 ):
@@ -45,8 +53,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
         tiny.model.moe,
         group_size=group_size,
         capacity_factor=0.8,
-        balance_loss_weight=weights[0],
-        z_loss_weight=weights[1],
+        balance=BalanceConfig(**weights),
     )
     config = changed(tiny, "model", moe=moe)
     model, state, _ = start(config)
@@ -54,30 +61,33 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
     for parts in (1, 2, 4) if group_size == 8 else (1, 2):
         split = changed(config, "optim", accumulate=parts)
         results.append(
-            jax.jit(functools.partial(gradients, model, config=split))(state.params, batch)
+            jax.jit(functools.partial(gradients, model, config=split))(
+                state.params, state.bias_LE, batch, jax.random.key(0)
+            )
         )
     for grads, sums in results[1:]:
         chex.assert_trees_all_close(grads, results[0][0], atol=1e-5)
         chex.assert_trees_all_close(sums, results[0][1], rtol=1e-5)
-    assert results[0][1].router.seated_GE.sum() < results[0][1].router.asked_GE.sum()
+    assert results[0][1].router.seated_BE.sum() < results[0][1].router.asked_BE.sum()
     router = results[0][0]["layers_0"]["block_0"]["moe"]["w_router_DE"]
     assert np.abs(router).max() > 1e-4
 
 
 def test_the_reported_losses_are_those_of_the_papers(tiny, batch):
-    config = changed(tiny, "model", moe=dataclasses.replace(tiny.model.moe, z_loss_weight=0.5))
+    balanced = BalanceConfig(z_loss_weight=0.5)
+    config = changed(tiny, "model", moe=dataclasses.replace(tiny.model.moe, balance=balanced))
     model, state, step = start(config)
     _, report = step(state, batch)
-    logits, stats = model.apply({"params": state.params}, batch, True)
+    logits, routed = model.apply({"params": state.params}, batch, True)
     real = batch["segments"] > 0
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     want = -np.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0][real].sum()
     np.testing.assert_allclose(report.batch.sums.nats, want, rtol=1e-5)
     assert report.batch.sums.targets == real.sum() == report.batch.sums.text_bytes
-    router = balance.sum_groups(stats)
-    losses = balance.balance_loss(router.asked_GE, router.tokens_G, router.probability_GE)
-    np.testing.assert_allclose(report.batch.balance_loss_L, losses, rtol=1e-5)
-    np.testing.assert_array_equal(router.tokens_G, real.sum())
+    router = balance.sum_sequences(routed.stats)
+    want = balance.balance_loss(router).mean()
+    np.testing.assert_allclose(report.batch.losses["balance_loss"], want, rtol=1e-5)
+    np.testing.assert_array_equal(router.tokens_B, real.sum())
 
 
 @pytest.mark.parametrize(("data", "expert"), [(8, 1), (2, 4), (4, 2)])
@@ -183,9 +193,10 @@ def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
     moe = dataclasses.replace(tiny.model.moe, every=0, group_size=128)
     config = changed(tiny, "model", moe=moe)
     model, state, _ = start(config)
-    whole = jax.jit(functools.partial(gradients, model, config=config))(state.params, batch)
     split = changed(config, "optim", accumulate=4)
-    parts = jax.jit(functools.partial(gradients, model, config=split))(state.params, batch)
+    inputs = (state.params, None, batch, jax.random.key(0))
+    whole = jax.jit(functools.partial(gradients, model, config=config))(*inputs)
+    parts = jax.jit(functools.partial(gradients, model, config=split))(*inputs)
     chex.assert_trees_all_close(parts, whole, atol=1e-5, rtol=1e-5)
     meshes.check_batches(config, 8)
 
@@ -196,3 +207,82 @@ def test_a_mesh_that_does_not_fit_says_what_would():
     config = Config(model=dataclasses.replace(Config().model, moe=MoEConfig(group_size=512)))
     with pytest.raises(ConfigError, match="make it a multiple of 32"):
         meshes.check_batches(config, 8)
+
+
+def with_balance(config: Config, **changes) -> Config:
+    settings = dataclasses.replace(config.model.moe.balance, **changes)
+    return changed(config, "model", moe=dataclasses.replace(config.model.moe, balance=settings))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_selection_bias_moves_once_a_step_by_the_counts_of_the_whole_batch(tiny, batch, parts):
+    config = with_balance(tiny, bias_update="sign", bias_rate=0.01)
+    config = changed(config, "optim", accumulate=parts)
+    _, state, step = start(config)
+    after, report = step(state, batch)
+    asked_LE = np.asarray(report.batch.sums.router.asked_BE)
+    want = 0.01 * np.sign(asked_LE.mean(-1, keepdims=True) - asked_LE)
+    np.testing.assert_allclose(after.bias_LE, want, atol=1e-7)
+    assert np.abs(want).max() > 0
+
+
+def test_bias_and_model_stay_as_they_were_when_an_update_is_skipped(tiny, batch):
+    config = with_balance(tiny, bias_update="quantile")
+    _, state, step = start(config)
+    state, _ = step(state, batch)
+    assert np.abs(state.bias_LE).max() > 0
+    before = np.asarray(state.bias_LE)
+    state.params["w_head_DV"] = state.params["w_head_DV"].at[0, 0].set(jnp.nan)
+    after, report = step(state, batch)
+    assert int(report.skipped) == 1
+    np.testing.assert_array_equal(after.bias_LE, before)
+
+
+@pytest.mark.parametrize("update", ["sign", "proportional", "quantile"])
+def test_the_selection_bias_evens_out_a_load_that_nothing_else_would(tiny, batch, update):
+    """The routers prefer expert 0 by far, and their learning rate is next to nothing."""
+    moe = dataclasses.replace(tiny.model.moe, router="gpt_oss")
+    config = changed(tiny, "model", moe=moe, dtype="bfloat16")
+    config = with_balance(config, loss_weight=0.0, bias_update=update, bias_rate=0.02)
+    config = changed(config, "optim", learning_rate=1e-9)
+    _, state, step = start(config)
+    routers = state.params["layers_0"]["block_0"]["moe"]
+    routers["b_router_E"] = routers["b_router_E"].at[..., 0].add(2.0)
+    violations = []
+    for _ in range(60):
+        state, report = step(state, batch)
+        violations.append(float(report.batch.max_violation))
+    assert state.bias_LE.dtype == jnp.float32  # though the model computes in bfloat16
+    assert violations[0] > 0.4
+    assert np.mean(violations[-5:]) < 0.4 * violations[0]
+
+
+def test_random_routers_draw_anew_at_every_step_and_the_same_on_every_mesh(tiny, batch):
+    moe = dataclasses.replace(tiny.model.moe, router="noisy_top_k", router_jitter=0.1)
+    moe = dataclasses.replace(moe, expert_dropout=0.1)
+    _, state, step = start(changed(changed(tiny, "model", moe=moe), "optim", learning_rate=1e-9))
+    state, first = step(state, batch)
+    _, second = step(state, batch)
+    loads = [np.asarray(r.batch.sums.router.asked_BE) for r in (first, second)]
+    assert np.abs(loads[0] - loads[1]).max() > 0
+    mesh = meshes.make_mesh(MeshConfig(data=2, expert=4))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(state, meshes.tree_shardings(mesh, state))
+        spread = jax.device_put(batch, meshes.named(mesh, "batch_BN"))
+        _, other = step(placed, spread)
+    chex.assert_trees_all_close(other.batch, second.batch, rtol=1e-5)
+
+
+def test_device_scope_balances_what_each_device_has(tiny, batch):
+    """On 8 devices each row of the batch is a device's part: the same as scope sequence."""
+    results = []
+    for scope in ("sequence", "device"):
+        config = with_balance(tiny, scope=scope, loss_weight=0.3)
+        model, state, _ = start(config)
+        mesh = meshes.make_mesh(MeshConfig(data=8, expert=1))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(batch, meshes.named(mesh, "batch_BN"))
+            run = jax.jit(functools.partial(gradients, model, config=config))
+            results.append(run(state.params, state.bias_LE, placed, jax.random.key(0)))
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+    assert results[0][1].scopes == 8

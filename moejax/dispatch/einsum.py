@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts, mesh
+from moejax.experts import Dropout
 from moejax.products import product
-from moejax.routing.seating import seat
-from moejax.routing.token_choice import TokenChoice
+from moejax.routing.contract import Choice, ExpertChoice, SoftChoice, TokenChoice, spread
+from moejax.routing.seating import Seating, seat, seat_by_priority
 
 
 def dispatch_combine(
@@ -29,35 +30,66 @@ def dispatch_combine(
     return dispatch_GSR.reshape(shape), combine_GSR.reshape(shape)
 
 
+def tensors(
+    choice: Choice, real_GS: jax.Array, num_experts: int, capacity: int, seating: Seating
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Any choice as ``dispatch_GSEC``, ``combine_GSEC``, and ``seated_GSE``: what each token got of
+    each expert (1 for a slot; of a soft choice, the mass in its slots).
+    """
+    if isinstance(choice, SoftChoice):
+        seated_GSE = jax.lax.stop_gradient(choice.dispatch_GSEC.sum(-1))
+        return choice.dispatch_GSEC, choice.combine_GSEC, seated_GSE
+    if isinstance(choice, ExpertChoice):
+        token_G1EC = choice.token_GEC[:, None]
+        dispatch_GSEC = token_G1EC == jnp.arange(real_GS.shape[1])[:, None, None]
+        combine_GSEC = jnp.where(dispatch_GSEC, choice.weight_GEC[:, None], 0)
+        return dispatch_GSEC, combine_GSEC, dispatch_GSEC.sum(-1, dtype=jnp.float32)
+    if seating == "priority":
+        slot_GSK = seat_by_priority(
+            choice.expert_GSK, choice.weight_GSK, real_GS, num_experts, capacity
+        )
+    else:
+        slot_GSK = seat(choice.expert_GSK, real_GS, num_experts, capacity)
+    dispatch_GSEC, combine_GSEC = dispatch_combine(choice, slot_GSK, num_experts, capacity)
+    if choice.weigh == "input":  # what an expert gets is weighted, not what it gives
+        dispatch_GSEC, combine_GSEC = combine_GSEC, dispatch_GSEC
+    seated_GSE = spread(choice.expert_GSK, (slot_GSK >= 0).astype(jnp.float32), num_experts)
+    return dispatch_GSEC, combine_GSEC, seated_GSE
+
+
 def route(
     params: dict[str, jax.Array],
     x_GSD: jax.Array,
-    choice: TokenChoice,
+    choice: Choice,
     real_GS: jax.Array,
     *,
     activation: str,
     capacity: int,
+    seating: Seating = "position",
+    dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Send tokens to the experts they chose and add up what comes back.
 
     ``params`` is the bank (see ``experts.bank``), ``real_GS`` is False at padding, ``capacity`` the
-    slots of one expert in one group. Returns ``y_GSD``, zero for a token all of whose choices were
-    dropped, and ``seated_GSK``, which choices got a slot.
+    slots of one expert in one group. Choices outside the bank (-1, zero-computation experts) are
+    passed over. Returns ``y_GSD``, zero for a token all of whose choices were dropped, and
+    ``seated_GSE``, what each token got of each expert of the bank.
 
     Both ends of both moves are pinned to the mesh: with one end free, XLA inserts all-gathers.
     """
     num_experts = params["w_down_EFD"].shape[0]
-    slot_GSK = seat(choice.expert_GSK, real_GS, num_experts, capacity)
-    dispatch_GSEC, combine_GSEC = dispatch_combine(choice, slot_GSK, num_experts, capacity)
+    dispatch_GSEC, combine_GSEC, seated_GSE = tensors(
+        choice, real_GS, num_experts, capacity, seating
+    )
     G, S, D = x_GSD.shape
-    slots = (G, num_experts, capacity, D)
+    slots = (G, *dispatch_GSEC.shape[2:], D)
 
     # einsum("GSEC,GSD->EGCD") and back, as products over flat slots R = E * C.
     dispatch_GRS = dispatch_GSEC.reshape(G, S, -1).swapaxes(1, 2).astype(x_GSD.dtype)
     x_GRD = product(dispatch_GRS, mesh.pin(x_GSD, "tokens_GSD"))
     x_EGCD = mesh.pin(x_GRD.reshape(slots).swapaxes(0, 1), "slots_EGCD")
-    y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation), "slots_EGCD")
+    y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation, dropout), "slots_EGCD")
     # The weights were chosen in float32; the product runs in the type of the activations.
     combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_EGCD.dtype)
     y_GSD = product(combine_GSR, y_EGCD.swapaxes(0, 1).reshape(G, -1, D))
-    return mesh.pin(y_GSD, "tokens_GSD"), slot_GSK >= 0
+    return mesh.pin(y_GSD, "tokens_GSD"), seated_GSE

@@ -1,5 +1,6 @@
 """A decoder-only transformer language model with routed layers."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,16 @@ from moejax.layer import FeedForward, MoELayer, matrix
 from moejax.models.attention import Attention, RMSNorm, document_mask, rotary
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routed:
+    """What the routed layers say, with a leading L over them."""
+
+    stats: RouterStats
+    chosen_LBNE: jax.Array
+    """Which experts each token asked for (bool)."""
+
+
 class Block(nn.Module):
     """Attention and a feed-forward network, each on a normalised copy of the residual stream."""
 
@@ -21,8 +32,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BND: jax.Array, context: dict[str, jax.Array]
-    ) -> tuple[jax.Array, RouterStats | None]:
+        self, x_BND: jax.Array, context: dict[str, jax.Array], bias_E: jax.Array | None
+    ) -> tuple[jax.Array, Routed | None]:
         config = self.config
         normed_BND = RMSNorm(config.norm_epsilon, name="attention_norm")(x_BND)
         attention = Attention(config, name="attention")
@@ -32,27 +43,35 @@ class Block(nn.Module):
             dense = FeedForward(config.dense_hidden, config.activation, name="feed_forward")
             return x_BND + dense(normed_BND), None
         layer = MoELayer(config.moe, config.activation, name="moe")
-        y_BND, stats = layer(normed_BND, context["real_BN"], self.training)
-        return x_BND + y_BND, stats
+        y_BND, stats, chosen_BNE = layer(
+            normed_BND,
+            context["real_BN"],
+            training=self.training,
+            bias_E=bias_E,
+            token_BN=context["token_BN"],
+        )
+        return x_BND + y_BND, Routed(stats, chosen_BNE)
 
 
 class Unit(nn.Module):
-    """The blocks that one step of the scan runs; stats of the routed ones are stacked."""
+    """The blocks that one step of the scan runs; what the routed ones say is stacked."""
 
     config: ModelConfig
     routed: tuple[bool, ...]
     training: bool
 
     @nn.compact
-    def __call__(self, x_BND: jax.Array, context: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x_BND: jax.Array, context: dict[str, jax.Array], bias_RE: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
         block = nn.remat(Block, prevent_cse=False) if self.config.remat == "layer" else Block
-        stats = []
+        said = []
         for i, routed in enumerate(self.routed):
-            x_BND, one = block(self.config, routed, self.training, name=f"block_{i}")(
-                x_BND, context
-            )
-            stats += [one] if routed else []
-        return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *stats) if stats else None
+            bias_E = bias_RE[len(said)] if routed and bias_RE is not None else None
+            layer = block(self.config, routed, self.training, name=f"block_{i}")
+            x_BND, one = layer(x_BND, context, bias_E)
+            said += [one] if routed else []
+        return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
 
 
 def scan_plan(routed: tuple[bool, ...], every: int, first_dense: int) -> list[tuple[tuple, int]]:
@@ -71,11 +90,12 @@ def scan_plan(routed: tuple[bool, ...], every: int, first_dense: int) -> list[tu
 
 
 class DecoderLM(nn.Module):
-    """``batch -> (logits_BNV, stats)``.
+    """``batch -> (logits_BNV, routed)``.
 
     ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is
-    padding. Logits are float32. ``stats`` are ``RouterStats`` with a leading L over the *routed*
-    layers, or None for a dense model. ``training`` chooses the capacity factor.
+    padding. Logits are float32. ``routed`` is None for a dense model. ``training`` chooses the
+    capacity factor, and lets routers draw from the random stream ``router`` if there is one.
+    ``bias_LE`` is the selection bias of the routed layers, by default none.
     """
 
     config: ModelConfig
@@ -83,8 +103,8 @@ class DecoderLM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: dict[str, jax.Array], training: bool
-    ) -> tuple[jax.Array, RouterStats | None]:
+        self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
+    ) -> tuple[jax.Array, Routed | None]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
@@ -93,37 +113,47 @@ class DecoderLM(nn.Module):
         context = {
             "mask_B1NN": document_mask(batch["segments"]),
             "real_BN": batch["segments"] > 0,
+            "token_BN": batch["inputs"],
             "cos": cos,
             "sin": sin,
         }
-        x_BND, stats = self._layers(x_BND, context, training)
+        x_BND, routed = self._layers(x_BND, context, training, bias_LE)
         x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
         if config.tie_embeddings:
             w_DV = embedding_VD.T * D**-0.5
         else:
             w_DV = matrix(self, "w_head_DV", (D, V))
-        return (x_BND @ w_DV.astype(dtype)).astype(jnp.float32), stats
+        return (x_BND @ w_DV.astype(dtype)).astype(jnp.float32), routed
 
     def _layers(
-        self, x_BND: jax.Array, context: dict[str, jax.Array], training: bool
-    ) -> tuple[jax.Array, RouterStats | None]:
+        self,
+        x_BND: jax.Array,
+        context: dict[str, jax.Array],
+        training: bool,
+        bias_LE: jax.Array | None,
+    ) -> tuple[jax.Array, Routed | None]:
         config, moe = self.config, self.config.moe
         unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
-        collected = []
+        said, done = [], 0
         first_dense = moe.first_dense if moe.every else 0
         plan = scan_plan(config.routed_layers, moe.every, first_dense)
         for i, (unit, repeats) in enumerate(plan):
+            bias_RRE = None  # of this run: [repeats, routed layers of the unit, E]
+            if bias_LE is not None and sum(unit):
+                here = bias_LE[done : done + repeats * sum(unit)]
+                bias_RRE = here.reshape(repeats, sum(unit), -1)
+                done += repeats * sum(unit)
             run = nn.scan(
                 Unit,
                 variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,
+                split_rngs={"params": True, "router": True},
+                in_axes=(nn.broadcast, 0),
                 length=repeats,
                 unroll=repeats if unroll else 1,
             )(config, unit, training, name=f"layers_{i}")
-            x_BND, stats = run(x_BND, context)
-            if stats is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
-                collected.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), stats))
-        if not collected:
+            x_BND, one = run(x_BND, context, bias_RRE)
+            if one is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
+                said.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), one))
+        if not said:
             return x_BND, None
-        return x_BND, jax.tree.map(lambda *s: jnp.concatenate(s), *collected)
+        return x_BND, jax.tree.map(lambda *s: jnp.concatenate(s), *said)

@@ -1,9 +1,12 @@
 """Seating: which choices get one of an expert's C slots in their group, and which are dropped."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+Seating = Literal["position", "priority"]
 
 
 def capacity(group_size: int, top_k: int, num_experts: int, factor: float) -> int:
@@ -19,8 +22,8 @@ def seat(expert_GSK: jax.Array, real_GS: jax.Array, num_experts: int, capacity: 
     """Give each choice a slot of its expert, in choice-major order; -1 to those that are dropped.
 
     All first choices are seated before any second one, each in the order of the tokens (GShard,
-    Lepikhin et al. 2020, Algorithm 1). Tokens where ``real_GS`` is False (padding) take no slot.
-    Returns ``slot_GSK`` (int32) in [-1, capacity).
+    Lepikhin et al. 2020, Algorithm 1). Tokens where ``real_GS`` is False (padding) take no slot,
+    and neither do choices outside [0, num_experts). Returns ``slot_GSK`` (int32) in [-1, capacity).
     """
     G, S, K = expert_GSK.shape
     asked_GSKE = expert_GSK[..., None] == jnp.arange(num_experts)
@@ -30,3 +33,23 @@ def seat(expert_GSK: jax.Array, real_GS: jax.Array, num_experts: int, capacity: 
     slot_GR = jnp.where(queue_GRE > 0, ahead_GRE + 1, 0).sum(-1) - 1  # -1 for padding
     slot_GSK = slot_GR.reshape(G, K, S).swapaxes(1, 2)
     return jnp.where(slot_GSK < capacity, slot_GSK, -1)
+
+
+def seat_by_priority(
+    expert_GSK: jax.Array,
+    weight_GSK: jax.Array,
+    real_GS: jax.Array,
+    num_experts: int,
+    capacity: int,
+) -> jax.Array:
+    """Like ``seat``, but tokens queue by their largest weight, the largest first.
+
+    Batch prioritised routing (Riquelme et al. 2021, section 3.1); equal weights keep the order of
+    the tokens. Not causal: a later token may take an earlier one's slot.
+    """
+    priority_GS = jnp.where(real_GS, jax.lax.stop_gradient(weight_GSK).max(-1), -jnp.inf)
+    order_GS = jnp.argsort(-priority_GS, axis=1)
+    expert_GSK = jnp.take_along_axis(expert_GSK, order_GS[..., None], axis=1)
+    slot_GSK = seat(expert_GSK, jnp.take_along_axis(real_GS, order_GS, 1), num_experts, capacity)
+    back_GS = jnp.argsort(order_GS, axis=1)
+    return jnp.take_along_axis(slot_GSK, back_GS[..., None], axis=1)

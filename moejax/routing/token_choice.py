@@ -1,66 +1,162 @@
 """Token choice: every token picks its experts. One algebra; a named router is a preset of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from moejax.routing.contract import RouterInput, TokenChoice
 
-@dataclass(frozen=True, kw_only=True)
-class TokenChoiceRule:
-    """How logits become choices and weights. The presets below name the published ones."""
-
-    top_k: int
-    """Experts that a token chooses (K)."""
-    renormalise: bool
-    """Divide the chosen weights by their sum."""
-
-
-PRESETS = {
-    # Fedus et al. 2021, Eq. 2: one expert, weighted by its probability.
-    "switch": {"renormalise": False},
-    # Jiang et al. 2024 (Mixtral), section 2.1: the K largest, their weights summing to 1.
-    "top_k": {"renormalise": True},
+SCORES = {
+    "softmax": jax.nn.softmax,
+    "sigmoid": jax.nn.sigmoid,
+    "sqrt_softplus": lambda logits_GSE: jnp.sqrt(jax.nn.softplus(logits_GSE)),
 }
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TokenChoice:
-    """What the tokens chose, before any capacity."""
+@dataclass(frozen=True, kw_only=True)
+class TokenChoiceRule:
+    """How logits become choices and weights: the fields are applied from top to bottom."""
 
-    expert_GSK: jax.Array
-    """The chosen experts, best first (int32)."""
-    weight_GSK: jax.Array
-    """The weight of each choice in the layer's output (float32)."""
-    probability_GSE: jax.Array
-    """The router's probabilities over all experts (float32)."""
-
-
-def preset(name: str, top_k: int) -> TokenChoiceRule:
-    """The rule of a named router, for ``top_k`` experts a token."""
-    return TokenChoiceRule(top_k=top_k, **PRESETS[name])
-
-
-def choose(logits_GSE: jax.Array, rule: TokenChoiceRule) -> TokenChoice:
-    """Choose the ``rule.top_k`` most probable experts of every token; ties go to the lower index.
-
-    ``logits_GSE`` are float32. Probabilities are their softmax (Shazeer et al. 2017, Eq. 3-5; Fedus
-    et al. 2021, Eq. 1). Gradients reach the logits through the weights, never through the choice.
+    noise: Literal["none", "learned", "fixed"] = "none"
+    """Normal noise on the logits in training: `learned`, softplus(x W_noise) wide (Shazeer et al.
+    2017, Eq. 4); `fixed`, 1/E wide (Riquelme et al. 2021, section 2.1)."""
+    score: Literal["softmax", "sigmoid", "sqrt_softplus"] = "softmax"
+    """From logits to scores. The selection bias is added to a copy of them, for the choice alone.
     """
-    probability_GSE = jax.nn.softmax(logits_GSE)
-    experts, weights = [], []
-    # K rounds of argmax: lax.top_k would gather the scores of all devices (and K is small).
-    left_GSE = jax.lax.stop_gradient(probability_GSE)
-    for _ in range(rule.top_k):
-        expert_GS = jnp.argmax(left_GSE, axis=-1)
-        chosen_GSE = expert_GS[..., None] == jnp.arange(logits_GSE.shape[-1])
-        # A masked sum, not a gather: its gradient is a product, not a scatter.
-        weights.append(jnp.where(chosen_GSE, probability_GSE, 0).sum(-1))
-        experts.append(expert_GS)
-        left_GSE = jnp.where(chosen_GSE, -1.0, left_GSE)
-    weight_GSK = jnp.stack(weights, axis=-1)
+    expert_groups: int | None = None
+    """Groups of consecutive experts (Q), usually one for each device or node."""
+    kept_expert_groups: int | None = None
+    """Groups with the best group score, from which a token may choose."""
+    group_score: Literal["max", "best_two"] = "max"
+    """What a group is judged by: its best score, or the sum of its best two."""
+    renormalise: bool = False
+    """Divide the chosen weights by their sum; of a softmax that is the softmax over the chosen."""
+    weight_scale: float = 1.0
+    """Multiplies the weights."""
+    random_second: bool = False
+    """In training, keep a second choice of weight w with probability 2 w (Lepikhin et al. 2020)."""
+    weigh: Literal["output", "input"] = "output"
+    """Whether weights multiply the experts' outputs or their inputs."""
+
+
+def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
+    """Choose the ``top_k`` experts of largest score for every token; ties go to the lower index.
+
+    Gradients reach the logits through the weights, never through the choice.
+    """
+    logits_GSE, K = inputs.logits_GSE, inputs.top_k
+    if inputs.key is not None:
+        noise_key, second_key = jax.random.split(inputs.key)
+        logits_GSE = noisy(inputs, rule, noise_key)
+    score_GSE = SCORES[rule.score](logits_GSE)
+    choice = choose_by(preference(score_GSE, inputs.bias_E, rule), score_GSE, K, rule)
+    if rule.noise == "learned" and inputs.key is not None:
+        load_GSE = smooth_load(inputs, logits_GSE, choice.expert_GSK)
+        choice = replace(choice, smooth_load_GSE=load_GSE)
+    if rule.random_second and inputs.key is not None and K > 1:
+        # Lepikhin et al. 2020, Algorithm 1, line 18. Without a key, in evaluation, all stay.
+        coin_GSK = jax.random.uniform(second_key, choice.weight_GSK.shape)
+        stays_GSK = (2 * choice.weight_GSK > coin_GSK).at[..., 0].set(True)
+        choice = replace(choice, expert_GSK=jnp.where(stays_GSK, choice.expert_GSK, -1))
+    return choice
+
+
+def choose_by(
+    preference_GSE: jax.Array, score_GSE: jax.Array, top_k: int, rule: TokenChoiceRule
+) -> TokenChoice:
+    """Choose by one array and weigh by another, as ``rule`` says."""
+    expert_GSK = pick(preference_GSE, top_k)
+    # A masked sum, not a gather: its gradient is a product, not a scatter.
+    weight_GSK = jnp.stack([at(score_GSE, expert_GSK[..., k]) for k in range(top_k)], axis=-1)
     if rule.renormalise:
-        weight_GSK /= weight_GSK.sum(-1, keepdims=True)
-    expert_GSK = jnp.stack(experts, axis=-1).astype(jnp.int32)
-    return TokenChoice(expert_GSK, weight_GSK, probability_GSE)
+        # All chosen scores may underflow: then the weights are 0, not 0/0 (as in DeepSeek-V3).
+        weight_GSK /= weight_GSK.sum(-1, keepdims=True) + 1e-20
+    weight_GSK *= rule.weight_scale
+    # DeepSeek-V3, Eq. 19: scores that are no distribution are divided by their sum.
+    total_GS1 = 1.0 if rule.score == "softmax" else score_GSE.sum(-1, keepdims=True) + 1e-20
+    return TokenChoice(expert_GSK, weight_GSK, score_GSE / total_GS1, weigh=rule.weigh)
+
+
+def pick(preference_GSE: jax.Array, top_k: int) -> jax.Array:
+    """The ``top_k`` largest of every token, best first, the lower index first among equals."""
+    experts, E = [], preference_GSE.shape[-1]
+    # K rounds of argmax: lax.top_k would gather the scores of all devices (and K is small).
+    left_GSE = jax.lax.stop_gradient(preference_GSE)
+    for _ in range(top_k):
+        experts.append(jnp.argmax(left_GSE, axis=-1))
+        left_GSE = jnp.where(experts[-1][..., None] == jnp.arange(E), -jnp.inf, left_GSE)
+    return jnp.stack(experts, axis=-1).astype(jnp.int32)
+
+
+def at(value_GSE: jax.Array, expert_GS: jax.Array) -> jax.Array:
+    """Each token's value at one expert."""
+    chosen_GSE = expert_GS[..., None] == jnp.arange(value_GSE.shape[-1])
+    return jnp.where(chosen_GSE, value_GSE, 0).sum(-1)
+
+
+def preference(score_GSE: jax.Array, bias_E: jax.Array | None, rule: TokenChoiceRule) -> jax.Array:
+    """What experts are chosen by: scores and bias, -inf outside the kept expert groups.
+
+    Wang et al. 2024, Eq. 3 (bias); DeepSeek-V2, section 2.2.2, and DeepSeek-V3, section 2.1.2
+    (groups). Hugging Face's code sets other groups to 0 instead of -inf, which differs only where a
+    bias makes the score of a kept expert negative.
+    """
+    score_GSE = jax.lax.stop_gradient(score_GSE)
+    if bias_E is not None:
+        score_GSE = score_GSE + bias_E
+    if rule.kept_expert_groups is None:
+        return score_GSE
+    Q = rule.expert_groups
+    score_GSQE = score_GSE.reshape(*score_GSE.shape[:2], Q, -1)
+    best_two = rule.group_score == "best_two" and score_GSQE.shape[-1] > 1
+    judged_GSQ = sum(
+        at_each(score_GSQE, pick(score_GSQE, 2 if best_two else 1))[..., i]
+        for i in range(2 if best_two else 1)
+    )
+    kept_GSK = pick(judged_GSQ, rule.kept_expert_groups)
+    kept_GSQ = (kept_GSK[..., None] == jnp.arange(Q)).any(-2)
+    return jnp.where(kept_GSQ[..., None], score_GSQE, -jnp.inf).reshape(score_GSE.shape)
+
+
+def at_each(value_GSQE: jax.Array, expert_GSQK: jax.Array) -> jax.Array:
+    """The values at several experts: [..., K]."""
+    return jnp.stack(
+        [at(value_GSQE, expert_GSQK[..., k]) for k in range(expert_GSQK.shape[-1])], axis=-1
+    )
+
+
+def noisy(inputs: RouterInput, rule: TokenChoiceRule, key: jax.Array) -> jax.Array:
+    """The logits with the rule's noise."""
+    logits_GSE = inputs.logits_GSE
+    if rule.noise == "none":
+        return logits_GSE
+    normal_GSE = jax.random.normal(key, logits_GSE.shape)
+    if rule.noise == "fixed":
+        return logits_GSE + normal_GSE / logits_GSE.shape[-1]
+    return logits_GSE + normal_GSE * width(inputs.noise_GSE)
+
+
+def width(noise_GSE: jax.Array) -> jax.Array:
+    """The standard deviation of the learned noise (Shazeer et al. 2017, Eq. 4), and 0.01 more, as
+    in the authors' code: the smooth load divides by it.
+    """
+    return jax.nn.softplus(noise_GSE) + 0.01
+
+
+def smooth_load(inputs: RouterInput, noisy_GSE: jax.Array, expert_GSK: jax.Array) -> jax.Array:
+    """P(x, i): the probability that expert i is chosen if only its own noise is drawn again.
+
+    Shazeer et al. 2017, Eq. 9: the normal distribution function of the clean logit less the K-th
+    largest noisy logit of the others, over the noise's width.
+    """
+    K, E = inputs.top_k, noisy_GSE.shape[-1]
+    if K == E:
+        return jnp.ones_like(noisy_GSE)
+    beyond_GS = pick(noisy_GSE, K + 1)[..., K]
+    chosen_GSE = (expert_GSK[..., None] == jnp.arange(E)).any(-2)
+    last_GS1 = at(noisy_GSE, expert_GSK[..., -1])[..., None]
+    threshold_GSE = jnp.where(chosen_GSE, at(noisy_GSE, beyond_GS)[..., None], last_GS1)
+    distance_GSE = (inputs.logits_GSE - threshold_GSE) / width(inputs.noise_GSE)
+    return jax.scipy.stats.norm.cdf(distance_GSE)

@@ -4,6 +4,7 @@ import functools
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import moejax
+from moejax import balance
 from moejax import mesh as meshes
 from moejax.config import Config
 from moejax.data.pipeline import train_batches, validation_batches
@@ -119,6 +121,7 @@ def _train(
     begin = functools.partial(init_state, model, optimizer, config)
     shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin))
     batch_sharding = meshes.named(mesh, "batch_BN")
+    warn_of_decoding(config)
     job = Job(
         config=config,
         name=name,
@@ -142,7 +145,7 @@ def _train(
         ),
         eval_step=jax.jit(
             functools.partial(eval_step, model=model),
-            in_shardings=(shardings.params, batch_sharding),
+            in_shardings=(shardings.params, shardings.bias_LE, batch_sharding),
         ),
         checkpoints=checkpoints,
         batches=train_batches(
@@ -168,6 +171,27 @@ def _train(
             say_result(job)
     finally:
         checkpoints.close()
+
+
+def warn_of_decoding(config: Config) -> None:
+    """Say once that a router which looks at later tokens is no language model's."""
+    moe = config.model.moe
+    if not any(config.model.routed_layers):
+        return
+    router, name, decoding = moe.built_router, f"--model.moe.router {moe.router}", ""
+    if not router.causal:
+        decoding = router.decoding
+    elif moe.seating == "priority":
+        name = "--model.moe.seating priority"
+        decoding = "seats would go to the weightiest tokens so far, so give them room for all"
+        decoding += " (a large --model.moe.eval-capacity-factor)"
+    if decoding:
+        warnings.warn(
+            f"{name} looks at later tokens of a group to decide: in a causal language model the"
+            f" training loss has seen the future. When text is generated, {decoding}. Compare it"
+            f" by other measures, or choose a token-choice router such as top_k.",
+            stacklevel=2,
+        )
 
 
 def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
@@ -303,7 +327,7 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
                 progress.interval(log_interval(job, progressed, report), first_step)
             bits = None
             if evaluates:
-                bits = evaluate_all(job, state.params, progressed, progress.say)
+                bits = evaluate_all(job, state, progressed, progress.say)
                 signum = job.stop.check()
             if saves or signum or (bits is not None and bits <= progressed.best):
                 data = {"text": job.corpus.description, "place": job.batches.get_state()}
@@ -329,7 +353,7 @@ def log_interval(job: Job, progressed: Progressed, report: Any) -> dict[str, Any
         "split": "train",
         "tokens": progressed.tokens,
         **metrics.loss_metrics(totals),
-        **metrics.router_metrics(totals),
+        **metrics.router_metrics(totals, job.config.model.moe.num_experts),
         "gradient_norm": totals["gradient_norm"] / max(1, totals["parts"]),
         "learning_rate": float(report.learning_rate),
         "skipped_updates": int(report.skipped),
@@ -351,10 +375,10 @@ def log_interval(job: Job, progressed: Progressed, report: Any) -> dict[str, Any
 
 
 def evaluate_all(
-    job: Job, params: dict, progressed: Progressed, say: Callable[[str], None]
+    job: Job, state: TrainState, progressed: Progressed, say: Callable[[str], None]
 ) -> float:
     """Evaluate on the validation text and write the line; returns bits per byte."""
-    started, totals = time.monotonic(), None
+    started, totals, chosen_LBNE = time.monotonic(), None, None
     for batch in validation_batches(
         job.corpus.validation,
         job.tokenizer,
@@ -364,7 +388,8 @@ def evaluate_all(
         shards=jax.process_count(),
         limit=job.config.run.eval_batches,
     ):
-        report = job.eval_step(params, meshes.place(job.mesh, batch))
+        report, chosen = job.eval_step(state.params, state.bias_LE, meshes.place(job.mesh, batch))
+        chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
         totals = metrics.add(totals, metrics.totals_of_batch(report))
     if totals is None:
         raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
@@ -372,7 +397,8 @@ def evaluate_all(
         "step": progressed.step,
         "split": "validation",
         **metrics.loss_metrics(totals),
-        **metrics.router_metrics(totals),
+        **metrics.router_metrics(totals, job.config.model.moe.num_experts),
+        **saturation(job, progressed.step, chosen_LBNE),
         "text_bytes": totals["text_bytes"],
         "seconds": time.monotonic() - started,
     }
@@ -385,6 +411,23 @@ def evaluate_all(
     return line["bits_per_byte"]
 
 
+def saturation(
+    job: Job, step: int, chosen_LBNE: jax.Array | None, tokens: int = 8192
+) -> dict[str, float]:
+    """Keep who chose whom in the first ``tokens`` tokens of the validation text, and compare it
+    with the evaluation before: the share of choices that are the same, mean over layers.
+    """
+    if chosen_LBNE is None:
+        return {}
+    sequences = max(1, tokens // chosen_LBNE.shape[2])
+    chosen_LBNE = np.asarray(chosen_LBNE[:, :sequences])
+    earlier_LBNE = job.run.last_choices()
+    job.run.write_choices(step, chosen_LBNE)
+    if earlier_LBNE is None or earlier_LBNE.shape != chosen_LBNE.shape:
+        return {}
+    return {"router_saturation": float(balance.saturation(chosen_LBNE, earlier_LBNE).mean())}
+
+
 def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
     """Write the sample and the report, and say where all is."""
     job.checkpoints.wait()
@@ -395,6 +438,7 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
         new = sample(
             job.model,
             state.params,
+            state.bias_LE,
             np.concatenate([[job.tokenizer.boundary], prompt]).astype(np.int32),
             job.config,
             tokens=config.sample_tokens,

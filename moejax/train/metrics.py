@@ -15,14 +15,15 @@ Totals = dict[str, Any]
 
 def totals_of_step(report: StepReport) -> Totals:
     """One training step's sums, fetched from the devices. Those of a skipped step count for
-    nothing: one of them would make a whole interval's means infinite. Skipped steps are counted.
+    nothing: one of them would make a whole interval's means infinite. Skipped steps are counted,
+    and so are their tokens with bad logits.
     """
     totals = totals_of_batch(report.batch) | {"gradient_norm": float(report.gradient_norm)}
     if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
         return totals
-    return {
-        name: np.zeros_like(v) if isinstance(v, np.ndarray) else 0 for name, v in totals.items()
-    }
+    kept = {"bad_L": totals["bad_L"]} if "bad_L" in totals else {}
+    nothing = {k: np.zeros_like(v) if isinstance(v, np.ndarray) else 0 for k, v in totals.items()}
+    return nothing | kept
 
 
 def totals_of_batch(report: BatchReport) -> Totals:
@@ -38,13 +39,13 @@ def totals_of_batch(report: BatchReport) -> Totals:
     if router is None:
         return totals
     return totals | {
-        "asked_LE": router.asked_GE.astype(np.int64),
-        "seated_LE": router.seated_GE.astype(np.int64),
-        "routed_L": router.tokens_G.astype(np.float64),
-        "entropy_L": router.entropy_G.astype(np.float64),
-        "balance_loss": float(report.balance_loss_L.mean()),
-        "z_loss": float(report.z_loss_L.mean()),
-        "max_violation": float(report.max_violation_L.max()),
+        "asked_LE": np.rint(router.asked_BE).astype(np.int64),
+        "seated_LE": np.rint(router.seated_BE).astype(np.int64),
+        "routed_L": router.tokens_B.astype(np.float64),
+        "bad_L": router.bad_B.astype(np.int64),
+        "entropy_L": router.entropy_B.astype(np.float64),
+        "max_violation": float(report.max_violation),
+        **{name: float(value) for name, value in report.losses.items()},
     }
 
 
@@ -79,23 +80,29 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
     }
 
 
-def router_metrics(totals: Totals) -> dict[str, float]:
+def router_metrics(totals: Totals, num_experts: int) -> dict[str, float]:
     """Balance and drops; nothing for a dense model.
 
-    ``balance_loss``, ``z_loss``: mean over steps and routed layers. ``max_violation``: the largest
-    over the layers of a batch (Wang et al. 2024, MaxVio_batch), mean over batches.
-    ``dropped_fraction``: share of all choices that got no slot. ``dead_experts``: experts, over all
-    layers, that nobody asked for in the whole interval. ``router_entropy``: nats a token, mean over
-    layers.
+    ``balance_loss``, ``z_loss`` and the other losses in use: without their weights, mean over steps
+    and routed layers. ``max_violation``: largest load over the mean, less 1, of each batch, mean
+    over layers and batches; ``max_violation_global``: of all of them together (Wang et al. 2024,
+    MaxVio_batch and MaxVio_global). ``dropped_fraction``: share of all choices that got no slot.
+    ``dead_experts``: experts, over all layers, that nobody asked for in the whole interval.
+    ``router_entropy``: nats a token, mean over layers. ``experts_per_token``: choices of experts
+    that compute (the first ``num_experts``), before capacity. ``bad_logits``: tokens, over all
+    layers, that no expert saw because a logit was not finite.
     """
     if "asked_LE" not in totals:
         return {}
     asked_LE, seated_LE, parts = totals["asked_LE"], totals["seated_LE"], max(1, totals["parts"])
+    tokens_L = np.maximum(totals["routed_L"], 1)
     return {
-        "balance_loss": totals["balance_loss"] / parts,
-        "z_loss": totals["z_loss"] / parts,
+        **{name: total / parts for name, total in totals.items() if name.endswith("_loss")},
         "dropped_fraction": balance.dropped_fraction(asked_LE, seated_LE),
         "max_violation": totals["max_violation"] / parts,
+        "max_violation_global": float(balance.max_violation(asked_LE).mean()),
         "dead_experts": balance.dead_experts(asked_LE),
-        "router_entropy": float(np.mean(totals["entropy_L"] / np.maximum(totals["routed_L"], 1))),
+        "router_entropy": float(np.mean(totals["entropy_L"] / tokens_L)),
+        "experts_per_token": float(np.mean(asked_LE[:, :num_experts].sum(1) / tokens_L)),
+        "bad_logits": int(totals["bad_L"].sum()),
     }

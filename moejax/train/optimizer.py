@@ -30,10 +30,10 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def kind_of(path: tuple, config: OptimConfig) -> str:
     """Which transformation a parameter takes, by its name: muon, router, matrix or rest."""
     name = path[-1].key
-    if name == "w_router_DE":
+    if name.startswith(("w_router_", "w_noise_", "w_shared_gate_")):
         return "router"
     if not name.startswith("w_"):
-        return "rest"  # norms and the embedding: no weight decay
+        return "rest"  # norms, biases and the embedding: no weight decay
     return "muon" if config.optimizer == "muon" and name != "w_head_DV" else "matrix"
 
 

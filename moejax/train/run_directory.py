@@ -103,7 +103,7 @@ class RunDirectory:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
         """
-        for file in (self.path / "load").glob("[0-9]*.npz"):
+        for file in (*self._arrays("load"), *self._arrays("choices")):
             if int(file.stem) > step:
                 file.unlink()
         kept = [line for line in self._metrics() if line["step"] <= step]
@@ -136,7 +136,27 @@ class RunDirectory:
 
     def write_load(self, step: int, **arrays: np.ndarray) -> None:
         """Write ``load/STEP.npz``: choices asked and seated by routed layer and expert."""
-        directory = self.path / "load"
+        self._write_arrays("load", step, arrays)
+
+    def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
+        """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
+        packed = {"bits": np.packbits(chosen_LBNE), "shape": np.asarray(chosen_LBNE.shape)}
+        self._write_arrays("choices", step, packed)
+
+    def last_choices(self) -> np.ndarray | None:
+        """``chosen_LBNE`` of the last evaluation, or None."""
+        files = self._arrays("choices")
+        if not files:
+            return None
+        with np.load(files[-1]) as packed:
+            shape = packed["shape"]
+            return np.unpackbits(packed["bits"], count=int(shape.prod())).reshape(shape) > 0
+
+    def _arrays(self, kind: str) -> list[Path]:
+        return sorted((self.path / kind).glob("[0-9]*.npz"))
+
+    def _write_arrays(self, kind: str, step: int, arrays: dict[str, np.ndarray]) -> None:
+        directory = self.path / kind
         directory.mkdir(exist_ok=True)
         temporary = directory / ".writing.npz"
         np.savez(temporary, **arrays)

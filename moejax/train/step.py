@@ -1,5 +1,6 @@
 """One optimizer step and one evaluation step: pure functions of state and batch."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax import balance
-from moejax.balance import RouterStats
-from moejax.config import Config
+from moejax import balance, mesh, selection_bias
+from moejax.config import Config, MoEConfig
+from moejax.models.decoder import Routed
+from moejax.train.objective import Sums, losses, objective, scoped_loss
 
 Batch = dict[str, jax.Array]
 
@@ -26,21 +28,8 @@ class TrainState:
     skipped: jax.Array
     """Updates skipped so far because the loss or the gradient was not finite."""
     skipped_in_a_row: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Sums:
-    """What a batch adds up to; sums of parts are the sum of the whole."""
-
-    nats: jax.Array
-    """Cross-entropy over all targets."""
-    targets: jax.Array
-    """Target tokens, padding left out."""
-    text_bytes: jax.Array
-    """Bytes of text that the targets stand for."""
-    router: RouterStats | None
-    """Router sums of each routed layer (a leading L, no groups)."""
+    bias_LE: jax.Array | None
+    """Selection bias of each routed layer (float32), or None for a dense model."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,9 +38,10 @@ class BatchReport:
     """What one batch says about itself: its sums, and what does not add up over batches."""
 
     sums: Sums
-    balance_loss_L: jax.Array | None
-    z_loss_L: jax.Array | None
-    max_violation_L: jax.Array | None
+    losses: dict[str, jax.Array]
+    """Auxiliary losses without their weights, mean over routed layers."""
+    max_violation: jax.Array | None
+    """Mean over routed layers."""
 
 
 @jax.tree_util.register_dataclass
@@ -75,37 +65,38 @@ def init_state(
     batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
     params = model.init(jax.random.key(config.run.seed), batch, True)["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, zero, zero)
+    routed = sum(config.model.routed_layers)
+    bias_LE = jnp.zeros((routed, config.model.moe.num_choices), jnp.float32) if routed else None
+    return TrainState(params, optimizer.init(params), zero, zero, zero, bias_LE)
 
 
-def batch_sums(model: nn.Module, params: dict, batch: Batch, training: bool) -> Sums:
-    """Run the model on ``batch`` (int32 [B, N] each) and add up its losses and statistics."""
-    logits_BNV, stats = model.apply({"params": params}, batch, training)
+def batch_sums(
+    model: nn.Module,
+    params: dict,
+    bias_LE: jax.Array | None,
+    batch: Batch,
+    key: jax.Array | None,
+) -> tuple[Sums, Routed | None]:
+    """Run the model on ``batch`` (int32 [B, N] each) and add up its losses and statistics.
+
+    With a ``key`` as in training, without one as in evaluation.
+    """
+    training, rngs = key is not None, {} if key is None else {"router": key}
+    logits_BNV, routed = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs)
     nats_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, batch["targets"])
     real_BN = batch["segments"] > 0
-    return Sums(
+    moe, scoped, scopes = model.config.moe, None, None
+    if routed is not None and moe.balance.scope != "batch":
+        scoped, scopes = scoped_loss(routed.stats, moe, mesh.devices())
+    sums = Sums(
         nats=jnp.where(real_BN, nats_BN, 0).sum(),
         targets=real_BN.sum(dtype=jnp.float32),
         text_bytes=batch["bytes"].sum(dtype=jnp.float32),
-        router=balance.sum_groups(stats) if stats is not None else None,
+        router=balance.sum_sequences(routed.stats) if routed is not None else None,
+        scoped_loss_L=scoped,
+        scopes=scopes,
     )
-
-
-def objective(sums: Sums, whole: Sums, config: Config) -> jax.Array:
-    """The loss that is minimised: cross-entropy, plus each routed layer's auxiliary losses.
-
-    ``sums`` belong to a part of the batch whose totals are ``whole``: the objectives of the parts
-    add up to that of the batch, auxiliary losses included. Layers are added, as in Switch
-    Transformers.
-    """
-    loss = sums.nats / jnp.maximum(whole.targets, 1)
-    if sums.router is None:
-        return loss
-    router, moe = sums.router, config.model.moe
-    tokens_L = whole.router.tokens_G
-    balance_L = balance.balance_loss(whole.router.asked_GE, tokens_L, router.probability_GE)
-    z_L = balance.z_loss(router.log_z_squared_G, tokens_L)
-    return loss + moe.balance_loss_weight * balance_L.sum() + moe.z_loss_weight * z_L.sum()
+    return sums, routed
 
 
 def micro_batches(batch: Batch, config: Config) -> Batch:
@@ -124,33 +115,60 @@ def micro_batches(batch: Batch, config: Config) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def gradients(model: nn.Module, params: dict, batch: Batch, config: Config) -> tuple[dict, Sums]:
+def gradients(
+    model: nn.Module,
+    params: dict,
+    bias_LE: jax.Array | None,
+    batch: Batch,
+    key: jax.Array,
+    config: Config,
+) -> tuple[dict, Sums]:
     """The gradient of the batch's objective and its sums, in ``optim.accumulate`` parts.
 
-    The balance loss multiplies each part's probabilities with the loads of the *whole* batch, which
-    a first forward pass over the parts counts (its price: a third more arithmetic).
+    The auxiliary losses need the sums of the *whole* batch, which a first forward pass over the
+    parts adds up (its price: a third more arithmetic). Each part draws its own random numbers.
     """
 
-    def loss(params: dict, part: Batch, whole: Sums | None) -> tuple[jax.Array, Sums]:
-        sums = batch_sums(model, params, part, training=True)
-        return objective(sums, sums if whole is None else whole, config), sums
+    def run(params: dict, part: Batch, key: jax.Array) -> Sums:
+        return batch_sums(model, params, bias_LE, part, key)[0]
+
+    def loss(
+        params: dict, part: Batch, key: jax.Array, whole: Sums | None
+    ) -> tuple[jax.Array, Sums]:
+        sums = run(params, part, key)
+        return objective(sums, sums if whole is None else whole, config.model.moe), sums
 
     if config.optim.accumulate == 1:
-        grads, sums = jax.grad(loss, has_aux=True)(params, batch, None)
-        return grads, sums
+        return jax.grad(loss, has_aux=True)(params, batch, key, None)
 
-    parts = micro_batches(batch, config)
+    parts = (micro_batches(batch, config), jax.random.split(key, config.optim.accumulate))
 
     def add(one: object, other: object) -> object:
         return jax.tree.map(jnp.add, one, other)
 
-    def total(function: Callable[[Batch], object]) -> object:
+    def total(function: Callable[[Batch, jax.Array], object]) -> object:
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, first))
-        return jax.lax.scan(lambda sums, part: (add(sums, function(part)), None), zeros, parts)[0]
+        shapes = jax.eval_shape(function, *first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(lambda sums, p: (add(sums, function(*p)), None), zeros, parts)[0]
 
-    whole = total(lambda part: batch_sums(model, params, part, training=True))
-    return total(lambda part: jax.grad(loss, has_aux=True)(params, part, whole))
+    whole = total(functools.partial(run, params))
+    return total(
+        lambda part, key: jax.grad(loss, has_aux=True)(params, part, key, whole),
+    )
+
+
+def updated_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Array | None:
+    """The selection bias after a step, from the counts of the whole batch."""
+    settings = moe.balance
+    if bias_LE is None or settings.bias_update == "none":
+        return bias_LE
+    if settings.bias_update == "quantile":
+        return selection_bias.quantile(bias_LE, sums.router.margin_1EM, moe.top_k)
+    bias_LE = selection_bias.step(
+        bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate
+    )
+    return selection_bias.centred(bias_LE) if settings.bias_centred else bias_LE
 
 
 def train_step(
@@ -163,17 +181,22 @@ def train_step(
     config: Config,
 ) -> tuple[TrainState, StepReport]:
     """One update. ``shape`` is the schedule in [0, 1]; an update that is not finite is skipped."""
-    grads, sums = gradients(model, state.params, batch, config)
+    key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+    grads, sums = gradients(model, state.params, state.bias_LE, batch, key, config)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.nats)
     rate = shape(state.step)
 
-    def apply(params: dict, optimizer_state: optax.OptState) -> tuple[dict, optax.OptState]:
+    def apply(
+        params: dict, optimizer_state: optax.OptState, bias_LE: jax.Array | None
+    ) -> tuple[dict, optax.OptState, jax.Array | None]:
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
-        return jax.tree.map(lambda p, u: p + rate * u, params, updates), optimizer_state
+        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+        return params, optimizer_state, updated_bias(bias_LE, sums, config.model.moe)
 
-    params, optimizer_state = jax.lax.cond(
-        finite, apply, lambda *unchanged: unchanged, state.params, state.optimizer
+    changing = (state.params, state.optimizer, state.bias_LE)
+    params, optimizer_state, bias_LE = jax.lax.cond(
+        finite, apply, lambda *unchanged: unchanged, *changing
     )
     missed = 1 - finite.astype(jnp.int32)
     state = replace(
@@ -183,9 +206,10 @@ def train_step(
         step=state.step + 1,
         skipped=state.skipped + missed,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * missed,
+        bias_LE=bias_LE,
     )
     return state, StepReport(
-        batch=report_batch(sums),
+        batch=report_batch(sums, config.model.moe),
         gradient_norm=norm,
         learning_rate=rate * config.optim.learning_rate,
         skipped=state.skipped,
@@ -193,19 +217,20 @@ def train_step(
     )
 
 
-def report_batch(sums: Sums) -> BatchReport:
-    """The losses and the balance of each routed layer over one batch."""
+def report_batch(sums: Sums, moe: MoEConfig) -> BatchReport:
+    """The losses and the balance of the routed layers over one batch."""
     if sums.router is None:
-        return BatchReport(sums, None, None, None)
-    asked_LE, tokens_L = sums.router.asked_GE, sums.router.tokens_G
-    return BatchReport(
-        sums=sums,
-        balance_loss_L=balance.balance_loss(asked_LE, tokens_L, sums.router.probability_GE),
-        z_loss_L=balance.z_loss(sums.router.log_z_squared_G, tokens_L),
-        max_violation_L=balance.max_violation(asked_LE),
-    )
+        return BatchReport(sums, {}, None)
+    found = {name: loss_L.mean() for name, loss_L in losses(sums.router, moe).items()}
+    if sums.scoped_loss_L is not None:
+        found["scoped_balance_loss"] = sums.scoped_loss_L.mean() / jnp.maximum(sums.scopes, 1)
+    return BatchReport(sums, found, balance.max_violation(sums.router.asked_BE).mean())
 
 
-def eval_step(params: dict, batch: Batch, *, model: nn.Module) -> BatchReport:
-    """One validation batch, under the evaluation capacity."""
-    return report_batch(batch_sums(model, params, batch, training=False))
+def eval_step(
+    params: dict, bias_LE: jax.Array | None, batch: Batch, *, model: nn.Module
+) -> tuple[BatchReport, jax.Array | None]:
+    """One validation batch, under the evaluation capacity; and who chose whom, ``chosen_LBNE``."""
+    sums, routed = batch_sums(model, params, bias_LE, batch, None)
+    chosen_LBNE = None if routed is None else routed.chosen_LBNE
+    return report_batch(sums, model.config.moe), chosen_LBNE

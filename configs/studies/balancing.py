@@ -1,0 +1,39 @@
+"""Collapse, and what prevents it: one model, one seed, seven ways of balancing, and none.
+
+    moejax study configs/studies/balancing.py
+"""
+
+import dataclasses
+
+from configs.quickstart import get_config as quickstart
+from moejax.config import BalanceConfig, Config
+from moejax.study import Study
+
+METHODS = {
+    "none": {},
+    "alpha-0.001": {"loss_weight": 0.001},
+    "alpha-0.01": {"loss_weight": 0.01},
+    "alpha-0.01-sequence": {"loss_weight": 0.01, "scope": "sequence"},
+    "importance": {"importance_loss_weight": 0.01},
+    "loss-free-sign": {"bias_update": "sign", "bias_rate": 0.01},
+    "loss-free-proportional": {"bias_update": "proportional", "bias_rate": 0.02},
+    "quantile": {"bias_update": "quantile"},
+}
+
+
+def get_study() -> Study:
+    base = quickstart()
+    run = dataclasses.replace(
+        base.run, steps=400, log_every=10, eval_every=400, eval_batches=20, sample_tokens=0
+    )
+
+    def config(settings: dict) -> Config:
+        balance = BalanceConfig(**{"loss_weight": 0.0} | settings)
+        moe = dataclasses.replace(base.model.moe, balance=balance)
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, moe=moe), run=run)
+
+    return Study(
+        title="Balancing",
+        question="Do experts die without a balancing method, and what does each method cost?",
+        runs={name: config(settings) for name, settings in METHODS.items()},
+    )

@@ -1,0 +1,40 @@
+"""Routers that learn nothing: the baselines of the papers."""
+
+import jax
+import jax.numpy as jnp
+
+from moejax.routing.contract import RouterInput, TokenChoice
+from moejax.routing.token_choice import pick
+
+
+def hash_of_token(inputs: RouterInput) -> TokenChoice:
+    """Send a token where the hash of its id says, and to the K - 1 experts after it.
+
+    Roller et al. 2021, section 3.2 (random hash); the weights are 1 / K. K > 1 is ours.
+    """
+    E, K = inputs.logits_GSE.shape[-1], inputs.top_k
+    first_GS1 = (mix(inputs.token_GS.astype(jnp.uint32)) % E).astype(jnp.int32)[..., None]
+    return _even((first_GS1 + jnp.arange(K)) % E, inputs)
+
+
+def random(inputs: RouterInput) -> TokenChoice:
+    """Send every token to K experts drawn at random, anew at every step of training.
+
+    The random router of Zuo et al. 2021 (THOR) and of many ablations; weights are 1 / K. In
+    evaluation the draw depends on the place in the group alone.
+    """
+    key = jax.random.key(0) if inputs.key is None else inputs.key
+    return _even(pick(jax.random.uniform(key, inputs.logits_GSE.shape), inputs.top_k), inputs)
+
+
+def mix(bits: jax.Array) -> jax.Array:
+    """A fixed pseudo-random permutation of the 32-bit integers (the finaliser of MurmurHash3)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return bits ^ (bits >> 16)
+
+
+def _even(expert_GSK: jax.Array, inputs: RouterInput) -> TokenChoice:
+    weight_GSK = jnp.full(expert_GSK.shape, 1 / inputs.top_k, jnp.float32)
+    uniform_GSE = jnp.full_like(inputs.logits_GSE, 1 / inputs.logits_GSE.shape[-1])
+    return TokenChoice(expert_GSK, weight_GSK, uniform_GSE)

@@ -1,0 +1,171 @@
+"""The table of routers by name, and how to add one."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from moejax.errors import ConfigError
+from moejax.routing import assignment, baselines, expert_choice, soft, token_choice
+from moejax.routing.assignment import BaseRule, SinkhornRule
+from moejax.routing.contract import Choice, RouterInput
+from moejax.routing.expert_choice import ExpertChoiceRule
+from moejax.routing.token_choice import TokenChoiceRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """A pure function, its settings, and what the layer around it must know."""
+
+    function: Callable[..., Choice]
+    """``RouterInput -> Choice``, or ``(RouterInput, rule) -> Choice`` if there is a rule."""
+    paper: str = "unpublished"
+    """Where it is from, with its equation."""
+    rule: Any = None
+    """Settings of the function: a frozen dataclass, whose fields a config may override."""
+    causal: bool = True
+    """A token's experts do not depend on later tokens (but for what the capacity drops)."""
+    decoding: str = ""
+    """For a router that is not causal: what happens when text is generated."""
+    top_k: int | str | None = None
+    """The only K it knows (or `num_experts`), if there is only one."""
+    learned: bool = True
+    """Scores tokens by a matrix ``w_router_DE``."""
+    linear_bias: bool = False
+    """Adds a learned ``b_router_E`` to the logits."""
+    selection_bias: bool = False
+    """Takes the bias of the loss-free balance."""
+    slots: bool = False
+    """Scores tokens for each slot, and so has as many slots in evaluation as in training."""
+    experts_choose: bool = False
+    """Fills every slot, so that the capacity factor is part of the model."""
+    needs_tokens: bool = False
+    """Looks at token ids."""
+
+    def choose(self, inputs: RouterInput) -> Choice:
+        """Route one batch of groups."""
+        return self.function(inputs) if self.rule is None else self.function(inputs, self.rule)
+
+    def override(self, name: str, settings: dict[str, Any]) -> "Router":
+        """The router with other settings of its rule; ``ConfigError`` for one it has not."""
+        settings = {key: value for key, value in settings.items() if value is not None}
+        known = {f.name for f in dataclasses.fields(self.rule)} if self.rule is not None else set()
+        for key in settings:
+            if key not in known:
+                raise ConfigError(
+                    f"--model.moe.{key.replace('_', '-')} means nothing to --model.moe.router"
+                    f" {name}: leave it out, or choose another router."
+                )
+        rule = self.rule if not settings else dataclasses.replace(self.rule, **settings)
+        return dataclasses.replace(self, rule=rule)
+
+
+def _tokens_choose(paper: str, **rule: Any) -> Router:
+    """A preset of the token-choice algebra."""
+    own = {f.name for f in dataclasses.fields(TokenChoiceRule)}
+    return Router(
+        function=token_choice.choose,
+        paper=paper,
+        rule=TokenChoiceRule(**{k: v for k, v in rule.items() if k in own}),
+        selection_bias=True,
+        **{k: v for k, v in rule.items() if k not in own},
+    )
+
+
+DEEPSEEK_V3 = {
+    "score": "sigmoid",
+    "group_score": "best_two",
+    "renormalise": True,
+}
+
+ROUTERS: dict[str, Router] = {
+    "dense": _tokens_choose("Shazeer et al. 2017, Eq. 1-2", top_k="num_experts"),
+    "top_k": _tokens_choose("Shazeer et al. 2017, Eq. 3, 5, without noise", renormalise=True),
+    "noisy_top_k": _tokens_choose(
+        "Shazeer et al. 2017, Eq. 3-5", noise="learned", renormalise=True
+    ),
+    "switch": _tokens_choose("Fedus et al. 2021, Eq. 1-2", top_k=1),
+    "gshard": _tokens_choose(
+        "Lepikhin et al. 2020, Algorithm 1", renormalise=True, random_second=True, top_k=2
+    ),
+    "v_moe": _tokens_choose("Riquelme et al. 2021, section 2.1", noise="fixed"),
+    # Released models: the fields are what their code does; sizes are the config's.
+    "mixtral": _tokens_choose("Jiang et al. 2024, section 2.1", renormalise=True),
+    "deepseek_moe": _tokens_choose("Dai et al. 2024, Eq. 9-11"),
+    "qwen2_moe": _tokens_choose("Qwen2 (Yang et al. 2024), section 2.2.2"),
+    "qwen3_moe": _tokens_choose("Qwen3 (Yang et al. 2025), section 2", renormalise=True),
+    "olmoe": _tokens_choose("Muennighoff et al. 2024, Eq. 2"),
+    "jamba": _tokens_choose("Lieber et al. 2024, section 3.1"),
+    "granite": _tokens_choose("Granite 3.0 (IBM 2024)", renormalise=True),
+    "gpt_oss": _tokens_choose(
+        "gpt-oss (OpenAI 2025), section 2.2", renormalise=True, linear_bias=True
+    ),
+    "llama4": _tokens_choose(
+        "Llama 4 (Meta 2025), its released code", score="sigmoid", weigh="input"
+    ),
+    "deepseek_v2": _tokens_choose("DeepSeek-V2 (2024), Eq. 20-22, section 2.2.2"),
+    "deepseek_v3": _tokens_choose("DeepSeek-V3 (2024), Eq. 12-16", **DEEPSEEK_V3, weight_scale=2.5),
+    "glm4_moe": _tokens_choose("GLM-4.5 (2025), section 2.1", **DEEPSEEK_V3),
+    "minimax_m2": _tokens_choose("MiniMax-M2 (2025), its released code", **DEEPSEEK_V3),
+    "ernie4_5": _tokens_choose("ERNIE 4.5 (Baidu 2025), its released code", renormalise=True),
+    # Other forms.
+    "expert_choice": Router(
+        function=expert_choice.choose,
+        paper="Zhou et al. 2022, section 3.2",
+        rule=ExpertChoiceRule(),
+        causal=False,
+        decoding="each expert would choose among the tokens so far, which is not what it learned",
+        experts_choose=True,
+    ),
+    "soft": Router(
+        function=soft.choose,
+        paper="Puigcerver et al. 2023, Eq. 1-2",
+        causal=False,
+        decoding="each slot would mix the tokens so far, which is not what it learned",
+        slots=True,
+        experts_choose=True,
+    ),
+    "base": Router(
+        function=assignment.base,
+        paper="Lewis et al. 2021, Eq. 1-3",
+        rule=BaseRule(),
+        causal=False,
+        decoding="evaluation and generation take each token's best expert, which is causal",
+        top_k=1,
+    ),
+    "sinkhorn": Router(
+        function=assignment.sinkhorn,
+        paper="Clark et al. 2022, section 3.2",
+        rule=SinkhornRule(),
+        causal=False,
+        decoding="evaluation and generation take each token's best experts, which is causal",
+    ),
+    "hash": Router(
+        function=baselines.hash_of_token,
+        paper="Roller et al. 2021, section 3.2",
+        learned=False,
+        needs_tokens=True,
+    ),
+    "random": Router(function=baselines.random, paper="Zuo et al. 2021, section 3", learned=False),
+}
+
+
+def register(name: str, router: Router) -> None:
+    """Add a router of your own under ``name``, for ``--model.moe.router``; a config file may do so.
+
+    Raises ``ConfigError`` if the name is taken by another function.
+    """
+    there = ROUTERS.get(name)
+    if there is not None and there.function.__qualname__ != router.function.__qualname__:
+        raise ConfigError(f"there is a router named {name!r} already: choose another name.")
+    ROUTERS[name] = router
+
+
+def router(name: str, **settings: Any) -> Callable[[Callable[..., Choice]], Callable[..., Choice]]:
+    """Decorate a function to ``register`` it: ``@router("mine", paper="...", causal=True)``."""
+
+    def add(function: Callable[..., Choice]) -> Callable[..., Choice]:
+        register(name, Router(function=function, **settings))
+        return function
+
+    return add

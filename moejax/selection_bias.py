@@ -1,0 +1,78 @@
+"""The bias of the loss-free balance: experts with too little load are chosen more easily.
+
+It is added to the scores for the choice alone, never to weights, and no gradient moves it: it is
+updated once per optimizer step from the counts of the whole batch. Always float32.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.routing.contract import RouterInput
+from moejax.routing.token_choice import SCORES, TokenChoiceRule, at, pick, preference
+
+BINS = 1024
+
+Update = Literal["none", "sign", "proportional", "quantile"]
+
+
+def step(bias_LE: jax.Array, asked_LE: jax.Array, update: Update, rate: float) -> jax.Array:
+    """Move the bias towards an even load (Wang et al. 2024, Algorithm 1).
+
+    ``sign``: by ``rate``, up where the load is below the mean. ``proportional``: by ``rate`` times
+    the lack over the mean; theirs (section 4.3) multiplies the plain count, which would tie the
+    rate to the batch size.
+    """
+    mean_L1 = asked_LE.mean(-1, keepdims=True)
+    lack_LE = mean_L1 - asked_LE
+    if update == "sign":
+        return bias_LE + rate * jnp.sign(lack_LE)
+    return bias_LE + rate * lack_LE / jnp.maximum(mean_L1, 1)
+
+
+def centred(bias_LE: jax.Array) -> jax.Array:
+    """Subtract the mean over the experts, which no choice depends on."""
+    return bias_LE - bias_LE.mean(-1, keepdims=True)
+
+
+def margin_histogram(inputs: RouterInput, rule: TokenChoiceRule) -> jax.Array:
+    """How much bias each token would need to choose each expert: counts ``margin_EM``.
+
+    Quantile balancing (Su 2026; Kimi K3 report 2026, section 2.3.3): the token's (K+1)-th largest
+    biased score less the expert's score. Scores lie in [0, 1], so all margins lie in [min bias - 1,
+    max bias + 1], which M bins divide evenly. Histograms of parts of a batch add up.
+    """
+    score_GSE = jax.lax.stop_gradient(SCORES[rule.score](inputs.logits_GSE))
+    biased_GSE = preference(score_GSE, inputs.bias_E, rule)
+    cutoff_GS = at(biased_GSE, pick(biased_GSE, inputs.top_k + 1)[..., -1])
+    low, high = _range(inputs.bias_E)
+    place_GSE = (cutoff_GS[..., None] - score_GSE - low) / (high - low) * BINS
+    bin_TE = jnp.clip(place_GSE.astype(jnp.int32), 0, BINS - 1).reshape(-1, score_GSE.shape[-1])
+    real_T1 = inputs.real_GS.reshape(-1, 1).astype(jnp.float32)
+    E = bin_TE.shape[-1]
+    return jnp.zeros((E, BINS)).at[jnp.arange(E), bin_TE].add(real_T1)
+
+
+def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array:
+    """The bias with which a share K / E of all tokens would have chosen each expert, centred.
+
+    ``bias_LE`` is the one that the margins were counted under. Kimi K3 report 2026, Eq. 13-14:
+    the quantile K / E of the margins, interpolated inside its bin.
+    """
+
+    def solve(bias_E: jax.Array, margin_EM: jax.Array) -> jax.Array:
+        below_EM = jnp.cumsum(margin_EM, axis=-1)
+        wanted_E1 = below_EM[:, -1:] * top_k / bias_E.shape[0]
+        first_E1 = (below_EM < wanted_E1).sum(-1, keepdims=True)
+        inside_E1 = jnp.take_along_axis(margin_EM, first_E1, axis=-1)
+        before_E1 = jnp.take_along_axis(below_EM, first_E1, axis=-1) - inside_E1
+        place_E1 = first_E1 + (wanted_E1 - before_E1) / jnp.maximum(inside_E1, 1)
+        low, high = _range(bias_E)
+        return low + (high - low) * place_E1[:, 0] / BINS
+
+    return centred(jax.vmap(solve)(bias_LE, margin_LEM))
+
+
+def _range(bias_E: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return bias_E.min() - 1, bias_E.max() + 1

@@ -1,0 +1,102 @@
+"""What is minimised: cross-entropy and the auxiliary losses of the routers."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from moejax import balance
+from moejax.balance import RouterStats
+from moejax.config import MoEConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sums:
+    """What a batch adds up to; sums of parts are the sum of the whole."""
+
+    nats: jax.Array
+    """Cross-entropy over all targets."""
+    targets: jax.Array
+    """Target tokens, padding left out."""
+    text_bytes: jax.Array
+    """Bytes of text that the targets stand for."""
+    router: RouterStats | None
+    """Router sums of each routed layer (a leading L, no sequences)."""
+    scoped_loss_L: jax.Array | None = None
+    """Balance losses of sequences or devices, added up, where the scope is not the batch."""
+    scopes: jax.Array | None = None
+    """Sequences or devices that had tokens."""
+
+
+def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:
+    """The auxiliary losses of a whole batch by name, each by layer [L] (pooled ones [1]).
+
+    ``balance_loss`` and ``z_loss`` are always there, as metrics; the others where they have a
+    weight.
+    """
+    settings = moe.balance
+    found = {"balance_loss": balance.balance_loss(router), "z_loss": balance.z_loss(router)}
+    if settings.convention == "hf":
+        found["pooled_balance_loss"] = balance.pooled_balance_loss(router)
+    if settings.importance_loss_weight:
+        found["importance_loss"] = balance.importance_loss(router)
+    if settings.load_loss_weight:
+        found["load_loss"] = balance.load_loss(router)
+    if settings.device_loss_weight:
+        found["device_loss"] = balance.device_loss(router, moe.expert_groups)
+    if settings.communication_loss_weight:
+        kept = moe.kept_expert_groups or min(moe.top_k, moe.expert_groups)
+        found["communication_loss"] = balance.communication_loss(router, kept)
+    return found
+
+
+def weights(moe: MoEConfig) -> dict[str, float]:
+    """The coefficient of each of ``losses`` (those of a scope smaller than the batch left out)."""
+    settings = moe.balance
+    names = ("z_loss", "importance_loss", "load_loss", "device_loss", "communication_loss")
+    found = {name: getattr(settings, f"{name}_weight") for name in names}
+    if settings.scope == "batch":
+        pooled = settings.convention == "hf"
+        found["pooled_balance_loss" if pooled else "balance_loss"] = settings.loss_weight
+    return {name: weight for name, weight in found.items() if weight}
+
+
+def scoped_loss(stats: RouterStats, moe: MoEConfig, devices: int) -> tuple[jax.Array, jax.Array]:
+    """The balance losses of all sequences, or of each device's part, added up: [L], and how many.
+
+    ``stats`` have a leading L, B. Sequence: DeepSeek-V3 (2024), Eq. 17-20, but for its constant.
+    """
+    if moe.balance.scope == "device":
+        stats = jax.tree.map(
+            lambda x: x.reshape(x.shape[0], devices, -1, *x.shape[2:]).sum(2), stats
+        )
+    there = (stats.tokens_B > 0).any(0)
+    loss_LB = jnp.where(there, balance.balance_loss(stats), 0)
+    return loss_LB.sum(1), there.sum(dtype=jnp.float32)
+
+
+def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
+    """The loss that is minimised: cross-entropy a token, plus each routed layer's losses.
+
+    ``sums`` belong to a part of the batch whose totals are ``whole``. The losses are functions of
+    the whole batch's sums; a part enters with its share of their differential at ``whole``, so that
+    the *gradients* of the parts add up to that of the batch, whatever the losses. (The value is
+    right for the cross-entropy only; reported losses come from ``whole``.) Layers are added, as in
+    Switch Transformers.
+    """
+    whole = jax.lax.stop_gradient(whole)
+    loss = sums.nats / jnp.maximum(whole.targets, 1)
+    if sums.router is None:
+        return loss
+
+    def auxiliary(router: RouterStats) -> jax.Array:
+        found = losses(router, moe)
+        return sum((w * found[name].sum() for name, w in weights(moe).items()), jnp.zeros(()))
+
+    slopes = jax.grad(auxiliary)(whole.router)
+    loss += sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, sums.router)))
+    if sums.scoped_loss_L is not None:
+        mean_L = sums.scoped_loss_L / jnp.maximum(whole.scopes, 1)
+        loss += moe.balance.loss_weight * mean_L.sum()
+    return loss

@@ -28,10 +28,42 @@ def matrices(activation: str) -> tuple[str, ...]:
     return ("w_gate", "w_up", "w_down") if activation in GATED else ("w_up", "w_down")
 
 
-def feed_forward(params: dict[str, jax.Array], x_BND: jax.Array, activation: str) -> jax.Array:
-    """One dense feed-forward network: ``w_gate_DF``, ``w_up_DF``, ``w_down_FD`` on ``x_BND``."""
-    bank_of_one = {f"{name[:-2]}E{name[-2:]}": w[None] for name, w in params.items()}
-    return bank(bank_of_one, x_BND[None], activation)[0]
+def network(
+    params: dict[str, jax.Array],
+    x_TD: jax.Array,
+    activation: str,
+    *,
+    weight_T1: jax.Array | None = None,
+    weigh: str = "output",
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """One feed-forward network, or several with equal leading dimensions: ``y_TD``.
+
+    ``params``: ``w_up_DF``, ``w_down_FD``, for gated activations ``w_gate_DF``, and where there are
+    such the biases ``b_up_F``, ``b_gate_F``, ``b_down_D``; names may have an E for leading experts.
+    SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down. gelu, relu: act(x W_up)
+    W_down. ``weight_T1`` multiplies the ``output`` or the ``input`` of each token; ``dropout`` acts
+    on the hidden numbers (expert dropout, Fedus et al. 2021, section 2.4).
+    """
+    parts = {name.rsplit("_", 1)[0]: p for name, p in params.items()}
+
+    def affine(x: jax.Array, name: str, scale: jax.Array | float = 1.0) -> jax.Array:
+        y = product(x, parts[f"w_{name}"])
+        bias = parts.get(f"b_{name}")
+        return y if bias is None else y + (scale * bias[..., None, :]).astype(y.dtype)
+
+    if weight_T1 is not None and weigh == "input":
+        x_TD = (x_TD * weight_T1).astype(x_TD.dtype)
+    h_TF = affine(x_TD, "up")
+    if activation in GATED:
+        h_TF *= GATED[activation](affine(x_TD, "gate"))
+    else:
+        h_TF = PLAIN[activation](h_TF)
+    if dropout is not None:
+        h_TF = dropout(h_TF)
+    if weight_T1 is None or weigh == "input":
+        return affine(h_TF, "down")
+    return affine((h_TF * weight_T1).astype(h_TF.dtype), "down", weight_T1)
 
 
 def bank(
@@ -40,18 +72,9 @@ def bank(
     activation: str,
     dropout: Dropout | None = None,
 ) -> jax.Array:
-    """E feed-forward networks, each on its own slots: ``w_gate_EDF``, ``w_up_EDF``, ``w_down_EFD``.
+    """E networks, each on its own slots: ``w_gate_EDF``, ``w_up_EDF``, ``w_down_EFD``.
 
-    SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down. gelu, relu: act(x W_up)
-    W_down. An empty slot holds zeros and comes out as zeros. ``dropout`` acts on the hidden
-    numbers (expert dropout, Fedus et al. 2021, section 2.4).
+    Without biases, an empty slot holds zeros and comes out as zeros.
     """
     x_ETD = x_EGCD.reshape(x_EGCD.shape[0], -1, x_EGCD.shape[-1])
-    h_ETF = product(x_ETD, params["w_up_EDF"])
-    if activation in GATED:
-        h_ETF *= GATED[activation](product(x_ETD, params["w_gate_EDF"]))
-    else:
-        h_ETF = PLAIN[activation](h_ETF)
-    if dropout is not None:
-        h_ETF = dropout(h_ETF)
-    return product(h_ETF, params["w_down_EFD"]).reshape(x_EGCD.shape)
+    return network(params, x_ETD, activation, dropout=dropout).reshape(x_EGCD.shape)

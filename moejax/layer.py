@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from moejax import balance, experts, selection_bias
 from moejax.config import MoEConfig
-from moejax.dispatch import einsum
+from moejax.dispatch import route_of
 from moejax.routing import contract
 from moejax.routing.contract import RouterInput, TokenChoice
 from moejax.routing.seating import capacity
@@ -38,7 +38,8 @@ class FeedForward(nn.Module):
             for name in experts.matrices(self.activation)
         }
         params = {n: matrix(self, n, shape).astype(x_BND.dtype) for n, shape in params.items()}
-        return experts.feed_forward(params, x_BND, self.activation)
+        x_TD = x_BND.reshape(-1, D)
+        return experts.network(params, x_TD, self.activation).reshape(x_BND.shape)
 
 
 class MoELayer(nn.Module):
@@ -89,7 +90,7 @@ class MoELayer(nn.Module):
         # 0 times what is not finite would spread it to every token of the group.
         x_GSD = jnp.where(bad_GS[..., None], 0, x_GSD)
         choice = router.choose(inputs)
-        y_GSD, seated_GSE = einsum.route(
+        y_GSD, seated_GSE = route_of(moe)(
             self._bank(D, E, moe.hidden_size, x_BND.dtype),
             x_GSD,
             choice,

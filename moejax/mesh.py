@@ -4,6 +4,8 @@ Axes: ``data`` and ``expert``. Tokens are spread over both together, expert weig
 ``expert``; everything else is replicated.
 """
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -65,6 +67,27 @@ def pin(x: jax.Array, name: str) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, SPECS[name])
+
+
+def by_tokens(function: Callable) -> Callable:
+    """Run ``function(params, *arrays)`` on each device's own groups of tokens.
+
+    ``arrays`` and results have a leading G; ``params`` are whole on every device, and their
+    gradients are added up. Without a mesh, or on one device, the function itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    tokens = SPECS["tokens_GSD"]
+
+    def run(params: object, *arrays: object) -> object:
+        specs = (P(), *[tokens] * len(arrays))
+        # Kernels say nothing of which axes their results vary over, hence no check.
+        return jax.shard_map(function, in_specs=specs, out_specs=tokens, check_vma=False)(
+            params, *arrays
+        )
+
+    return run
 
 
 def devices() -> int:

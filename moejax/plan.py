@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moejax.config import ModelConfig
 from moejax.experts import matrices
+from moejax.routing.seating import capacity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +30,31 @@ def feed_forward_parameters(model: ModelConfig, hidden_size: int) -> int:
     return len(matrices(model.activation)) * model.width * hidden_size
 
 
+def router_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer's router, with the gate of the shared experts."""
+    moe, router = model.moe, model.moe.built_router
+    each = model.width * moe.num_choices
+    if not router.learned:
+        count = 0
+    elif router.slots:
+        slots = capacity(moe.group_size, moe.top_k, moe.num_choices, moe.capacity_factor)
+        count = each * slots + 1
+    else:
+        noise = getattr(router.rule, "noise", None) == "learned"
+        count = each * (1 + noise) + moe.num_choices * router.linear_bias
+    return count + model.width * (moe.shared_gate and moe.shared_experts > 0)
+
+
 def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
     """Count a decoder's parameters and FLOPs. A multiply-add is 2 FLOPs; embedding look-ups, norms,
-    softmax and dispatch are left out, attention scores are counted in full.
+    softmax and dispatch are left out, attention scores are counted in full. A token counts as
+    meeting K experts, also where zero-computation experts or the router make that fewer.
     """
     D, moe = model.width, model.moe
     routed = sum(model.routed_layers)
     dense = model.num_layers - routed
     one_expert = feed_forward_parameters(model, moe.hidden_size)
-    always = moe.shared_experts * one_expert + D * moe.num_experts  # shared experts and router
+    always = moe.shared_experts * one_expert + router_parameters(model) if routed else 0
     head = vocab_size * D
     fixed = (
         model.num_layers * (attention_parameters(model) + 2 * D)

@@ -5,26 +5,28 @@ from jax import lax
 
 
 @jax.custom_vjp
-def product(a_GXY: jax.Array, b_GYZ: jax.Array) -> jax.Array:
-    """``a @ b`` for each G: [G, X, Z].
+def product(a_XY: jax.Array, b_YZ: jax.Array) -> jax.Array:
+    """``a @ b``, over any equal leading dimensions: [..., X, Z].
 
     JAX writes the gradient of ``b`` as a transposed product with the incoming gradient first;
     XLA:CPU then transposes *that* operand, and with it computes all that leads to it again, column
     by column. Here ``a`` comes first: it is there already, and often serves several products
     (docs/benchmarks.md has the figures).
     """
-    return a_GXY @ b_GYZ
+    return a_XY @ b_YZ
 
 
-def _forward(a_GXY, b_GYZ):
-    return a_GXY @ b_GYZ, (a_GXY, b_GYZ)
+def _forward(a_XY, b_YZ):
+    return a_XY @ b_YZ, (a_XY, b_YZ)
 
 
-def _backward(saved, d_GXZ):
-    a_GXY, b_GYZ = saved
-    da_GXY = lax.dot_general(d_GXZ, b_GYZ, (((2,), (2,)), ((0,), (0,))))
-    db_GYZ = lax.dot_general(a_GXY, d_GXZ, (((1,), (1,)), ((0,), (0,))))
-    return da_GXY, db_GYZ
+def _backward(saved, d_XZ):
+    a_XY, b_YZ = saved
+    n = a_XY.ndim
+    leading = (tuple(range(n - 2)),) * 2
+    da_XY = lax.dot_general(d_XZ, b_YZ, (((n - 1,), (n - 1,)), leading))
+    db_YZ = lax.dot_general(a_XY, d_XZ, (((n - 2,), (n - 2,)), leading))
+    return da_XY, db_YZ
 
 
 product.defvjp(_forward, _backward)

@@ -140,6 +140,9 @@ def test_routed_layers_are_placed_by_pattern(layers, every, first, kinds, plan):
         {"tie_embeddings": True, "activation": "gelu"},
         {"num_layers": 5, "moe": {"every": 2, "first_dense": 1, "shared_experts": 1}},
         {"moe": {"every": 0}},
+        {"moe": {"router": "noisy_top_k", "shared_experts": 1, "shared_gate": True}},
+        {"moe": {"router": "gpt_oss", "identity_experts": 1, "null_experts": 1}},
+        {"moe": {"router": "soft"}},
     ],
 )
 def test_parameters_are_as_planned_and_stats_have_a_row_for_each_routed_layer(tiny, batch, changes):
@@ -155,7 +158,7 @@ def test_parameters_are_as_planned_and_stats_have_a_row_for_each_routed_layer(ti
         assert routed is None
         assert planned.parameters_active == planned.parameters_total
     else:
-        chex.assert_shape(routed.stats.asked_BE, (layers, 8, 4))
+        chex.assert_shape(routed.stats.asked_BE, (layers, 8, moe.num_choices))
         idle = layers * (4 - 2) * len(moe_matrices(config)) * 16 * 8
         assert planned.parameters_active == planned.parameters_total - idle
 

@@ -20,6 +20,7 @@ FLOORS = {
     "selection_bias": 1,
     "experts": 1,
     "data": 1,
+    "kernels": 1.5,  # they loop over experts
     "dispatch": 2,
     "layer": 4,
     "models": 5,
@@ -27,8 +28,11 @@ FLOORS = {
     "generate": 6,
     "observe": 6,
     "train": 7,
+    "study": 8,
+    "cli": 9,
+    "__main__": 10,
 }
-WITHOUT_LINEN = ("routing", "balance", "selection_bias", "experts", "dispatch")
+WITHOUT_LINEN = ("routing", "balance", "selection_bias", "experts", "kernels", "dispatch")
 
 
 def house_of(file: Path) -> str:

@@ -9,8 +9,8 @@ from moejax import balance
 from moejax.balance import RouterStats
 from moejax.config import BalanceConfig, MoEConfig
 from moejax.train import metrics
-from moejax.train.run_directory import RunDirectory
 from moejax.train.objective import Sums
+from moejax.train.run_directory import RunDirectory
 from moejax.train.step import StepReport, report_batch
 
 

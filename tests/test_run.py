@@ -13,8 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moejax.config import (
+    BalanceConfig,
+    ConfigError,
+    MeshConfig,
+    from_dict,
+    load_config_file,
+    to_dict,
+)
 from moejax.config import Config as ConfigTree
-from moejax.config import ConfigError, MeshConfig, from_dict, load_config_file, to_dict
 from moejax.errors import RunError
 from moejax.train import loop
 from moejax.train.loop import train
@@ -28,7 +35,7 @@ TIMING = ("seconds", "tokens_per_second")
 @pytest.fixture
 def config(tiny, tmp_path) -> ConfigTree:
     """The tiny model on a few files of this project, to be run in ``tmp_path/run``."""
-    for name, source in (("a", "moejax/config.py"), ("b", "moejax/balance.py")):
+    for name, source in (("a", "moejax/config/moe.py"), ("b", "moejax/balance.py")):
         (tmp_path / f"{name}.txt").write_bytes((ROOT / source).read_bytes())
     (tmp_path / "held_out").write_bytes((ROOT / "train.py").read_bytes())
     data = dataclasses.replace(
@@ -43,6 +50,11 @@ def config(tiny, tmp_path) -> ConfigTree:
 
 def with_run(config: ConfigTree, **changes) -> ConfigTree:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+def with_moe(config: ConfigTree, **changes) -> ConfigTree:
+    moe = dataclasses.replace(config.model.moe, **changes)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
 
 
 def metrics(directory: Path | str) -> list[dict]:
@@ -102,12 +114,29 @@ def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, ca
     load = np.load(directory / "load" / "00000012.npz")
     assert load["asked_LE"].shape == (2, 4)
     assert load["asked_LE"].sum() == 2 * 2 * load["tokens"]
+    # Two evaluations: the second one says how many choices of the first it repeats.
+    assert "router_saturation" not in lines[2] and 0 < lines[-1]["router_saturation"] < 1
     assert "<svg" in (directory / "report.html").read_text()
     assert (directory / "sample.txt").read_text().startswith("def ")
     quick(config)
     said = capsys.readouterr().out
     assert "This run is finished" in said and "--run.steps" in said
     assert metrics(directory) == lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"router": "expert_choice"}, "--model.moe.router expert_choice looks at later tokens"),
+        ({"seating": "priority"}, "--model.moe.seating priority looks at later tokens"),
+    ],
+)
+def test_a_router_that_is_not_causal_trains_under_a_warning(config, settings, words):
+    with pytest.warns(UserWarning, match="looks at later tokens") as warned:
+        quick(with_moe(config, **settings), steps=4, eval_every=4)
+    mine = [str(w.message) for w in warned if "looks at later" in str(w.message)]
+    assert len(mine) == 1 and mine[0].startswith(words) and "is generated" in mine[0]
+    assert metrics(config.run.directory)[-1]["bits_per_byte"] < 9
 
 
 def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
@@ -119,8 +148,11 @@ def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_path, devices):
-    """kill -9 twice; every line of metrics is that of a run left alone."""
-    config = with_run(config, steps=24, sample_tokens=0)
+    """kill -9 twice; every line of metrics is that of a run left alone. The router draws random
+    numbers, and its selection bias is a part of the state."""
+    noisy = {"router": "noisy_top_k", "router_jitter": 0.1, "expert_dropout": 0.1}
+    moved = BalanceConfig(bias_update="sign", bias_rate=0.01)
+    config = with_moe(with_run(config, steps=24, sample_tokens=0), balance=moved, **noisy)
     environment = {"env": {"JAX_NUM_CPU_DEVICES": str(devices)}}
     alone = with_run(config, directory=str(tmp_path / "alone"))
     reference = start(command(alone, tmp_path), **environment)

@@ -1,12 +1,12 @@
 """Collapse, and what prevents it: one model, one seed, seven ways of balancing, and none.
 
-    moejax study configs/studies/balancing.py
+moejax study configs/studies/balancing.py
 """
 
 import dataclasses
+from pathlib import Path
 
-from configs.quickstart import get_config as quickstart
-from moejax.config import BalanceConfig, Config
+from moejax.config import BalanceConfig, Config, load_config_file
 from moejax.study import Study
 
 METHODS = {
@@ -22,7 +22,7 @@ METHODS = {
 
 
 def get_study() -> Study:
-    base = quickstart()
+    base = load_config_file(Path(__file__).parents[1] / "quickstart.py")
     run = dataclasses.replace(
         base.run, steps=400, log_every=10, eval_every=400, eval_batches=20, sample_tokens=0
     )

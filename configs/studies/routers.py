@@ -8,9 +8,9 @@ are left out: they see the future, so their loss means something else. The READM
 """
 
 import dataclasses
+from pathlib import Path
 
-from configs.quickstart import get_config as quickstart
-from moejax.config import BalanceConfig, Config, MoEConfig
+from moejax.config import BalanceConfig, Config, MoEConfig, load_config_file
 from moejax.study import Study
 
 ONE = {"top_k": 1, "hidden_size": 256}
@@ -40,12 +40,8 @@ ROUTERS = {
     "olmoe": {"num_experts": 16, "top_k": 4, "hidden_size": 64},
     "qwen2_moe": {**SHARED, "shared_gate": True},
     "deepseek_moe": SHARED,
-    "deepseek_v2": {
-        **SHARED, "expert_groups": 4, "kept_expert_groups": 2, "balance": DEEPSEEK_V2
-    },
-    "deepseek_v3": {
-        **SHARED, "expert_groups": 4, "kept_expert_groups": 2, "balance": DEEPSEEK_V3
-    },
+    "deepseek_v2": {**SHARED, "expert_groups": 4, "kept_expert_groups": 2, "balance": DEEPSEEK_V2},
+    "deepseek_v3": {**SHARED, "expert_groups": 4, "kept_expert_groups": 2, "balance": DEEPSEEK_V3},
     "glm4_moe": {**SHARED, "balance": DEEPSEEK_V3},
     "ernie4_5": {**SHARED, "balance": LOSS_FREE},
     "minimax_m2": {"balance": LOSS_FREE},
@@ -58,7 +54,7 @@ ROUTERS = {
 
 
 def get_study() -> Study:
-    base = quickstart()
+    base = load_config_file(Path(__file__).parents[1] / "quickstart.py")
     run = dataclasses.replace(
         base.run, steps=200, log_every=20, eval_every=200, eval_batches=20, sample_tokens=0
     )
@@ -66,9 +62,7 @@ def get_study() -> Study:
     def config(router: str, settings: dict) -> Config:
         common = {"num_experts": 8, "top_k": 2, "hidden_size": 128, "group_size": 64}
         moe = MoEConfig(router=router, **common | settings)
-        return dataclasses.replace(
-            base, model=dataclasses.replace(base.model, moe=moe), run=run
-        )
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, moe=moe), run=run)
 
     return Study(
         title="Routers",

@@ -7,7 +7,7 @@ from moejax import experts, mesh
 from moejax.experts import Dropout
 from moejax.products import product
 from moejax.routing.contract import Choice, ExpertChoice, SoftChoice, TokenChoice, spread
-from moejax.routing.seating import Seating, seat, seat_by_priority
+from moejax.routing.seating import Seating, seat_choices
 
 
 def dispatch_combine(
@@ -44,12 +44,7 @@ def tensors(
         dispatch_GSEC = token_G1EC == jnp.arange(real_GS.shape[1])[:, None, None]
         combine_GSEC = jnp.where(dispatch_GSEC, choice.weight_GEC[:, None], 0)
         return dispatch_GSEC, combine_GSEC, dispatch_GSEC.sum(-1, dtype=jnp.float32)
-    if seating == "priority":
-        slot_GSK = seat_by_priority(
-            choice.expert_GSK, choice.weight_GSK, real_GS, num_experts, capacity
-        )
-    else:
-        slot_GSK = seat(choice.expert_GSK, real_GS, num_experts, capacity)
+    slot_GSK = seat_choices(choice, real_GS, num_experts, capacity, seating)
     dispatch_GSEC, combine_GSEC = dispatch_combine(choice, slot_GSK, num_experts, capacity)
     if choice.weigh == "input":  # what an expert gets is weighted, not what it gives
         dispatch_GSEC, combine_GSEC = combine_GSEC, dispatch_GSEC
@@ -86,10 +81,11 @@ def route(
 
     # einsum("GSEC,GSD->EGCD") and back, as products over flat slots R = E * C.
     dispatch_GRS = dispatch_GSEC.reshape(G, S, -1).swapaxes(1, 2).astype(x_GSD.dtype)
-    x_GRD = product(dispatch_GRS, mesh.pin(x_GSD, "tokens_GSD"))
+    x_GRD = mesh.pin(product(dispatch_GRS, x_GSD), "tokens_GSD")
     x_EGCD = mesh.pin(x_GRD.reshape(slots).swapaxes(0, 1), "slots_EGCD")
     y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation, dropout), "slots_EGCD")
+    y_GRD = mesh.pin(y_EGCD.swapaxes(0, 1).reshape(G, -1, D), "tokens_GSD")
     # The weights were chosen in float32; the product runs in the type of the activations.
     combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_EGCD.dtype)
-    y_GSD = product(combine_GSR, y_EGCD.swapaxes(0, 1).reshape(G, -1, D))
+    y_GSD = product(combine_GSR, y_GRD)
     return mesh.pin(y_GSD, "tokens_GSD"), seated_GSE

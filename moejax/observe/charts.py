@@ -6,7 +6,7 @@ without the script nothing is lost but the values under the pointer.
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -23,13 +23,20 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One line: ``y`` over ``x``, in colour ``color`` (0-7) of the page, with dots if so asked."""
+    """One line: ``y`` over ``x``, in colour ``color`` (0-7) of the page, with dots if so asked.
+
+    ``dash``: 0 for a solid line, 1 for a dashed one, 2 for a dotted one. ``least`` and
+    ``greatest``: the edges of a band around it, such as the spread over seeds.
+    """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     color: int = 0
     dots: bool = False
+    dash: int = 0
+    least: np.ndarray | None = None
+    greatest: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def line_chart(
     if not series:
         return '<p class="none">Nothing was logged.</p>'
     steps = np.concatenate([one.x for one in series])
-    values = np.concatenate([one.y for one in series])
+    values = np.concatenate([edge for one in series for edge in _edges(one)])
     x = Axis(*_open(*(x_range or (steps.min(), steps.max()))), PLOT)
     y = Axis(*_open(*(y_range or robust_range(values, include, log))), height, log)
     thin = [_thin(one) for one in series]
@@ -112,6 +119,18 @@ def robust_range(
     margin = 0.06 * (high - low)
     low, high = (low if low in bounds[: len(include)] else low - margin), high + margin
     return (10**low, 10**high) if log else (low, high)
+
+
+def falling_range(series: Sequence[Series]) -> tuple[float, float] | None:
+    """A range for curves that should fall: a spike far above where they began leaves the axis."""
+    pairs = [(one.x, edge) for one in series for edge in _edges(one)]
+    x, y = (np.concatenate(parts) for parts in zip(*pairs, strict=True)) if pairs else ([], [])
+    known = np.isfinite(y)
+    if not known.any():
+        return None
+    x, y = x[known], y[known]
+    start = y[x == x.min()].min()  # the least: another may have blown up before its first value
+    return y.min() * 0.96, 1.02 * min(y.max(), max(1.25 * start, 1.5 * np.median(y)))
 
 
 def chart_frame(data: dict, legend: str, body: str, height: int) -> str:
@@ -162,20 +181,30 @@ def _inside(one: Series, x_range: tuple[float, float] | None) -> Series:
     if x_range is None:
         return one
     keep = (one.x >= x_range[0]) & (one.x <= x_range[1])
-    return replace(one, x=one.x[keep], y=one.y[keep])
+    least, greatest = (edge if edge is None else edge[keep] for edge in (one.least, one.greatest))
+    return replace(one, x=one.x[keep], y=one.y[keep], least=least, greatest=greatest)
+
+
+def _edges(one: Series) -> tuple[np.ndarray, ...]:
+    """All that a line shows: itself, or the edges of its band."""
+    return (one.y,) if one.least is None else (one.least, one.greatest)
 
 
 def _thin(one: Series) -> tuple[Series, np.ndarray | None, np.ndarray | None]:
     """At most ``MOST_POINTS`` means of neighbours, with their least and greatest values."""
     if one.x.size <= MOST_POINTS:
-        return one, None, None
-    starts = range(0, one.x.size, -(-one.x.size // MOST_POINTS))
-    bins = np.split(_scaled(one.y, False), starts[1:])
-    bins = [part[np.isfinite(part)] for part in bins]
-    of = [(part.mean(), part.min(), part.max()) if part.size else (np.nan,) * 3 for part in bins]
-    mean, least, greatest = np.array(of).T
-    x = np.array([part[-1] for part in np.split(one.x, starts[1:])])
-    return replace(one, x=x, y=mean), least, greatest
+        return one, one.least, one.greatest
+    cuts = range(0, one.x.size, -(-one.x.size // MOST_POINTS))[1:]
+    x = np.array([part[-1] for part in np.split(one.x, cuts)])
+    least, greatest = (one.y if edge is None else edge for edge in (one.least, one.greatest))
+    thin = replace(one, x=x, y=_binned(one.y, cuts, np.mean), least=None, greatest=None)
+    return thin, _binned(least, cuts, np.min), _binned(greatest, cuts, np.max)
+
+
+def _binned(values: np.ndarray, cuts: Sequence[int], reduce: Callable) -> np.ndarray:
+    """``reduce`` of the finite values between cuts; NaN where there are none."""
+    bins = [part[np.isfinite(part)] for part in np.split(values, cuts)]
+    return np.array([reduce(part) if part.size else np.nan for part in bins])
 
 
 def _line(x: Axis, y: Axis, one: Series, least: np.ndarray, greatest: np.ndarray) -> str:
@@ -183,7 +212,9 @@ def _line(x: Axis, y: Axis, one: Series, least: np.ndarray, greatest: np.ndarray
     shapes = [] if least is None else [_band(across, y, least, greatest, one.color)]
     starts = np.flatnonzero(np.diff(np.isfinite(up), prepend=False, append=False)).reshape(-1, 2)
     runs = [_points(across[a:b], up[a:b]) for a, b in starts]
-    shapes.append(f'<path class="line c{one.color}" d="{"".join(f"M{r}h0" for r in runs)}"/>')
+    shapes.append(
+        f'<path class="line d{one.dash} c{one.color}" d="{"".join(f"M{r}h0" for r in runs)}"/>'
+    )
     if one.dots and one.x.size <= 60:
         dots = "".join(f"M{_points(across[[i]], up[[i]])}h0" for i in np.flatnonzero(up == up))
         shapes.append(f'<path class="dots c{one.color}" d="{dots}"/>')
@@ -228,7 +259,8 @@ def _legend(one: Series, y: Axis) -> str:
         notes.append(f"up to {exact(finite.max())}, beyond the axis")
     note = f" <i>({'; '.join(notes)})</i>" if notes else ""
     value = exact(one.y[-1])
-    return f'<span class="key c{one.color}">{escape(one.name)} <b>{value}</b>{note}</span>'
+    name = escape(one.name)
+    return f'<span class="key d{one.dash} c{one.color}">{name} <b>{value}</b>{note}</span>'
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

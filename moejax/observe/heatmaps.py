@@ -65,13 +65,16 @@ def ratio_heatmap(
     y_name: str,
     remark: str = "",
     words_YX: np.ndarray | None = None,
+    blocks: Sequence[str] = (),
 ) -> str:
     """A map of ratio levels; ``x``: what the columns' outer edges stand for.
 
-    ``remark`` stands above the map, ``words_YX`` in its cells.
+    ``remark`` stands above the map, ``words_YX`` in its cells. ``blocks`` names blocks of rows of
+    equal size, which then have the labels, and a line between them.
     """
     data = {"kind": "ratio", "rows": [y_name, *y_names], "columns": x_name}
-    return _heatmap(level_YX, _ratio_palette(), data, x, y_names, remark, words_YX)
+    labels = blocks or [name.partition("–")[0] for name in y_names]
+    return _heatmap(level_YX, _ratio_palette(), data, x, labels, remark, words_YX)
 
 
 def share_heatmap(
@@ -84,7 +87,8 @@ def share_heatmap(
     palette = np.concatenate([np.full((64, 3), WARM), alpha], 1).astype(np.uint8)
     data = {"kind": "share", "top": top, "rows": [y_name, *y_names], "columns": x_name}
     remark = f"blank is none, full colour {share_YX.max():.3%}"
-    return _heatmap(levels, palette, data, x, y_names, remark)
+    labels = [name.partition("–")[0] for name in y_names]
+    return _heatmap(levels, palette, data, x, labels, remark)
 
 
 def ratio_key() -> str:
@@ -112,24 +116,26 @@ def _heatmap(
     palette: np.ndarray,
     data: dict,
     x: tuple[float, float],
-    y_names: Sequence[str],
+    labels: Sequence[str],
     remark: str = "",
     words_YX: np.ndarray | None = None,
 ) -> str:
-    rows, columns = level_YX.shape
+    """``labels`` divide the rows evenly, so there may be fewer of them than rows."""
+    (rows, columns), count = level_YX.shape, len(labels)
     height = int(np.clip((16 if words_YX is None else 32) * rows, 64, 208))
     image = _image(level_YX, palette, PLOT, height)
-    gaps = "".join(f"M0,{height * i / rows:.1f}h{PLOT}" for i in range(1, rows))
-    image += f'<path class="gaps" d="{gaps}"/>' if rows <= 16 else ""
+    gaps = "".join(f"M0,{height * i / count:.1f}h{PLOT}" for i in range(1, count))
+    kind = "gaps" if count == rows else "borders"
+    image += f'<path class="{kind}" d="{gaps}"/>' if count <= 16 else ""
     image += "" if words_YX is None else _words(words_YX, height)
-    stride = max(1, round(rows / (8 if rows > 16 else 12)))
-    labels = "".join(
-        f'<text x="{LEFT - 8}" y="{TOP + height * (i + 0.5) / rows + 4:.1f}" class="end">'
-        f"{y_names[i].partition('–')[0]}</text>"
-        for i in range(0, rows, stride)
+    stride = max(1, round(count / (8 if count > 16 else 12)))
+    words = "".join(
+        f'<text x="{LEFT - 8}" y="{TOP + height * (i + 0.5) / count + 4:.1f}" class="end">'
+        f"{escape(labels[i])}</text>"
+        for i in range(0, count, stride)
     )
     border = f'<rect class="border" x="{LEFT}" y="{TOP}" width="{PLOT}" height="{height}"/>'
-    body = plot_area(image, height) + border + labels
+    body = plot_area(image, height) + border + words
     body += x_labels(Axis(*x, PLOT), height, data["columns"])
     data |= {"x": list(x), "cells": [columns, rows], "top_edge": TOP, "height": height}
     return chart_frame(data, f'<span class="rest">{escape(remark)}</span>', body, height)

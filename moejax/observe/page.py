@@ -45,9 +45,9 @@ def figure(title: str, chart: str, guide: str = "") -> str:
     return f"<figure><h3>{text(title)}</h3>{chart}{caption}</figure>"
 
 
-def section(title: str, figures: Sequence[str], intro: str = "") -> str:
-    """A headed row of figures; ``intro`` is HTML."""
-    grid = f'<div class="grid">{"".join(figures)}</div>'
+def section(title: str, figures: Sequence[str], intro: str = "", small: bool = False) -> str:
+    """A headed grid of figures, or of ``small`` ones; ``intro`` is HTML."""
+    grid = f'<div class="grid{" small" * small}">{"".join(figures)}</div>'
     return f"<section><h2>{text(title)}</h2>{intro}{grid}</section>"
 
 
@@ -59,6 +59,26 @@ def tiles(items: Sequence[tuple[str, str, str]]) -> str:
         for label, value, remark in items
     )
     return f'<dl class="tiles">{made}</dl>'
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], best: tuple[int, int] | None = None
+) -> str:
+    """A table whose first column names its rows and stays in sight when the others scroll; the
+    cell ``best`` (row, column) stands out.
+    """
+    head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
+    body = ""
+    for i, row in enumerate(rows):
+        cells = "".join(
+            f'<td class="best">{text(cell)}</td>' if (i, j) == best else f"<td>{text(cell)}</td>"
+            for j, cell in enumerate(row[1:], 1)
+        )
+        body += f'<tr><th scope="row">{text(row[0])}</th>{cells}</tr>'
+    return (
+        f'<div class="scroll"><table class="wide"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def settings_tables(config: dict[str, Any], at: str = "") -> str:
@@ -103,6 +123,8 @@ dt,.remark{color:var(--soft);font-size:12px;line-height:1.4}
 dd{margin:0;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.35}
 dd.remark{font-size:12px;font-weight:400}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:16px}
+.grid>figure:only-child{max-width:552px}
+.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 figure{margin:0;padding:14px 14px 12px;background:var(--card);border:1px solid var(--rule);
 border-radius:10px;min-width:0}
 figcaption,.intro{color:var(--soft);font-size:13px;line-height:1.45}
@@ -116,6 +138,8 @@ min-height:20px;margin-bottom:4px;font-variant-numeric:tabular-nums}
 .key::before{content:"";display:inline-block;width:12px;height:3px;border-radius:2px;
 background:currentColor;margin-right:6px;vertical-align:middle}
 .key.dashed::before{height:0;border-top:1.5px dashed;background:none;border-radius:0}
+.key.d1::before{background:repeating-linear-gradient(90deg,currentColor 0 5px,transparent 5px 7px)}
+.key.d2::before{background:repeating-linear-gradient(90deg,currentColor 0 2px,transparent 2px 5px)}
 .key{white-space:nowrap}
 .key.c0::before{color:var(--c0)}.key.c1::before{color:var(--c1)}.key.c2::before{color:var(--c2)}
 .key.c3::before{color:var(--c3)}.key.c4::before{color:var(--c4)}.key.c5::before{color:var(--c5)}
@@ -128,6 +152,7 @@ svg path{fill:none}
 .c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}
 .c4{stroke:var(--c4)}.c5{stroke:var(--c5)}.c6{stroke:var(--c6)}.c7{stroke:var(--c7)}
 .line{stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round}
+.line.d1{stroke-dasharray:6 4}.line.d2{stroke-dasharray:1 4}
 .dots{stroke-width:6;stroke-linecap:round}
 svg .band{stroke:none;opacity:.18}
 svg .band.c0{fill:var(--c0)}svg .band.c1{fill:var(--c1)}svg .band.c2{fill:var(--c2)}
@@ -135,6 +160,7 @@ svg .band.c3{fill:var(--c3)}svg .band.c4{fill:var(--c4)}svg .band.c5{fill:var(--
 svg .band.c6{fill:var(--c6)}svg .band.c7{fill:var(--c7)}
 .rules{stroke:var(--rule)}
 .gaps{stroke:var(--card);stroke-width:1.5}
+.borders{stroke:var(--cursor)}
 .border{fill:none;stroke:var(--rule)}
 .guide{stroke:var(--soft);stroke-width:1;stroke-dasharray:4 4}
 .bad{stroke:var(--bad);stroke-width:1.5}
@@ -161,7 +187,19 @@ th,td{text-align:left;font-weight:400;padding:3px 0;border-top:1px solid var(--r
 vertical-align:top}
 th{color:var(--soft);width:50%;padding-right:10px}
 td{overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:10px}
+.wide{margin:0}
+.wide th,.wide td{padding:7px 9px;text-align:right;width:auto;overflow-wrap:normal}
+.wide td{white-space:nowrap}
+.wide thead th{border-top:0;vertical-align:bottom;line-height:1.3}
+.wide th:first-child{text-align:left;position:sticky;left:0;background:var(--card);
+padding-left:14px;box-shadow:1px 0 var(--rule)}
+.wide tbody th{color:var(--ink);font-weight:600}
+.best{font-weight:600}
+.scroll+.intro{margin-top:10px}
+header pre{margin-top:14px}
 .none{color:var(--soft)}
+.small svg text{font-size:15px}
 @media(max-width:600px){main{padding:22px 14px 48px}svg text{font-size:14.5px}h1{font-size:24px}
 .tiles{grid-template-columns:repeat(2,1fr)}
 .tiles div:last-child:nth-child(odd){grid-column:1/-1}figure{padding:12px 10px}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from moejax.observe import page
-from moejax.observe.charts import Series, line_chart
+from moejax.observe.charts import Series, falling_range, line_chart
 from moejax.observe.heatmaps import (
     MOST_ROWS,
     fold_rows,
@@ -82,13 +82,7 @@ def _loss(run: Run) -> str:
     steps = np.concatenate([one.x for one in series])
     if not steps.size:
         return ""
-    values = np.concatenate([one.y for one in series])
-    values = values[np.isfinite(values)]
-    start = next((v for v in series[0].y if math.isfinite(v)), math.inf)
-    whole = None
-    if values.size:  # a spike above the first loss leaves the axis
-        top = min(values.max(), max(start, 1.5 * np.median(values)))
-        whole = (values.min() * 0.96, top * 1.02)
+    whole = falling_range(series)
     first = "Falls steeply, then slowly. Held out far above training means learning by heart."
     figures = [page.figure("Bits per byte", line_chart(series, y_range=whole), first)]
     late = (steps.max() / 2, steps.max())
@@ -169,8 +163,8 @@ def _balance(run: Run) -> str:
             page.figure(
                 "Max violation",
                 line_chart(_both(run, "max_violation"), include=(0.0,)),
-                "The fullest expert of any layer over the mean, less 1. Near 0 is balance; above"
-                " the capacity factor less 1, choices must be dropped.",
+                "The fullest expert over the mean, less 1, averaged over layers. Near 0 is balance;"
+                " above the capacity factor less 1, choices must be dropped.",
             ),
             page.figure(
                 "Balance loss",

@@ -6,13 +6,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moejax.routing.contract import TokenChoice
+
 Seating = Literal["position", "priority"]
 
 
-def capacity(group_size: int, top_k: int, num_experts: int, factor: float) -> int:
+def capacity(group_size: int, top_k: int, num_experts: int, factor: float | None) -> int:
     """Slots of one expert in one group: C = ceil(factor * S * K / E), at most S (Fedus et al. 2021,
-    Eq. 3; rounded up, so that a factor of 1 seats everyone at perfect balance).
+    Eq. 3; rounded up, so that a factor of 1 seats everyone at perfect balance). None: room for all.
     """
+    if factor is None:
+        return group_size
     # A hair less before rounding up, so that 1.1 * 10 is 11 slots and not 12.
     slots = math.ceil(factor * group_size * top_k / num_experts * (1 - 1e-9))
     return min(group_size, max(1, slots))
@@ -53,3 +57,14 @@ def seat_by_priority(
     slot_GSK = seat(expert_GSK, jnp.take_along_axis(real_GS, order_GS, 1), num_experts, capacity)
     back_GS = jnp.argsort(order_GS, axis=1)
     return jnp.take_along_axis(slot_GSK, back_GS[..., None], axis=1)
+
+
+def seat_choices(
+    choice: TokenChoice, real_GS: jax.Array, num_experts: int, capacity: int, seating: Seating
+) -> jax.Array:
+    """``slot_GSK`` of a token choice, in the order that ``seating`` names."""
+    if seating == "priority":
+        return seat_by_priority(
+            choice.expert_GSK, choice.weight_GSK, real_GS, num_experts, capacity
+        )
+    return seat(choice.expert_GSK, real_GS, num_experts, capacity)

@@ -1,0 +1,43 @@
+"""The one tree of settings: frozen dataclasses, their checks, and how a run's settings are loaded.
+
+A config file is Python with a function ``get_config() -> Config``; every field can be overridden on
+the command line (``--model.moe.num-experts 16``). A bad value raises ``ConfigError`` here, before
+anything is compiled or written.
+"""
+
+from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
+from moejax.config.files import (
+    call_file,
+    differences,
+    from_dict,
+    load_config_file,
+    read_config_json,
+    to_dict,
+)
+from moejax.config.model import ModelConfig
+from moejax.config.moe import BalanceConfig, MoEConfig
+from moejax.config.run import Config, DataConfig, MeshConfig, OptimConfig, RunConfig
+from moejax.errors import ConfigError
+
+__all__ = [
+    "BalanceConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "MeshConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "call_file",
+    "check",
+    "check_not_negative",
+    "check_positive",
+    "check_types",
+    "differences",
+    "flag",
+    "from_dict",
+    "load_config_file",
+    "read_config_json",
+    "to_dict",
+]

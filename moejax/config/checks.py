@@ -1,0 +1,53 @@
+"""Checks of settings, with messages that name the flag."""
+
+import math
+import typing
+from typing import Literal
+
+from moejax.errors import ConfigError
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ``ConfigError(message)`` unless ``condition``."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def check_types(prefix: str, settings: object) -> None:
+    """Every field must have the type of its hint: a config file is not checked by anyone else."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if typing.get_origin(hint) is Literal:
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            ok, wanted = value in typing.get_args(hint), f"one of {choices}"
+        else:
+            kinds = typing.get_args(hint) or (hint,)
+            # An int will do for a float, but a bool is no number.
+            ok = type(value) in (*kinds, *((int,) if float in kinds else ()))
+            wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        check(ok, f"{flag(prefix, name)} must be {wanted}, not {value!r}.".replace("--.", "--"))
+
+
+def check_positive(prefix: str, settings: object, *names: str) -> None:
+    """Every named number must be finite and greater than zero; ``prefix`` completes its flag."""
+    for name in names:
+        value = getattr(settings, name)
+        check(
+            value is None or (math.isfinite(value) and value > 0),
+            f"{flag(prefix, name)} must be greater than 0, not {value}.",
+        )
+
+
+def check_not_negative(prefix: str, settings: object, *names: str) -> None:
+    """Every named number must be finite and at least zero; ``prefix`` completes its flag."""
+    for name in names:
+        value = getattr(settings, name)
+        check(
+            value is None or (math.isfinite(value) and value >= 0),
+            f"{flag(prefix, name)} must be at least 0, not {value}.",
+        )
+
+
+def flag(prefix: str, name: str) -> str:
+    """The command-line flag of a field: ``flag("model.moe", "top_k") == "--model.moe.top-k"``."""
+    return f"--{prefix}.{name}".replace("_", "-")

@@ -1,0 +1,108 @@
+"""Settings from and to files."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from moejax.config.checks import check
+from moejax.config.run import Config
+from moejax.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The settings as nested dicts of plain values, as written to ``config.json``."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: dict[str, Any], at: str = "") -> Any:
+    """The inverse of ``to_dict``: a dataclass from nested dicts; unknown fields are errors."""
+    check(isinstance(values, dict), f"{at or 'the whole'} should be an object, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    check(not unknown, f"unknown settings: {', '.join(at + name for name in unknown)}.")
+    nested = {
+        name: from_dict(hints[name], value, f"{at}{name}.")
+        if dataclasses.is_dataclass(hints[name])
+        else value
+        for name, value in values.items()
+    }
+    return cls(**nested)
+
+
+def load_config_file(path: str | Path) -> Config:
+    """Run ``get_config()`` of a config file. Raises ``ConfigError`` when there is none, or it
+    fails.
+    """
+    return call_file(path, "get_config", Config, "config")
+
+
+def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:
+    """What ``function()`` of a Python file returns, which must be of ``kind``; ``what`` is the
+    sort of file, for messages. Raises ``ConfigError``, naming the file, whatever is wrong.
+    """
+    path = Path(path)
+    check(path.suffix == ".py", f"{path} is not a Python file, as a {what} file must be.")
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise ConfigError(
+            f"no {what} file {path}." + (f" There are: {', '.join(near)}." * bool(near))
+        )
+    try:
+        module = _run_file(path)
+        check(hasattr(module, function), f"{path} has no function {function}() -> {kind.__name__}.")
+        made = getattr(module, function)()
+    except ConfigError as error:
+        if str(path) in str(error):
+            raise
+        raise ConfigError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path}: {function}() failed: {error!r}.") from error
+    check(
+        isinstance(made, kind),
+        f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}, not"
+        f" {type(made).__name__}.",
+    )
+    return made
+
+
+def _run_file(path: Path) -> types.ModuleType:
+    """Import one file, without leaving a module of its name behind for others to find."""
+    spec = importlib.util.spec_from_file_location(f"moejax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))  # a config may build on the one beside it
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path} cannot be run: {error!r}.") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def read_config_json(path: Path) -> Config:
+    """The settings of a run directory."""
+    try:
+        return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
+    except (ConfigError, json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}.") from error
+
+
+def differences(old: Any, new: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields that differ between two configs: ``{"optim.learning_rate": (old, new)}``."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for item in dataclasses.fields(old):
+        before, after = getattr(old, item.name), getattr(new, item.name)
+        if dataclasses.is_dataclass(before):
+            found |= differences(before, after, f"{at}{item.name}.")
+        elif before != after:
+            found[at + item.name] = (before, after)
+    return found

@@ -1,0 +1,266 @@
+"""Settings of routed layers: experts, router, balance."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
+from moejax.routing.routers import ROUTERS, Router
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """What keeps the experts evenly loaded. Losses are added over the routed layers."""
+
+    loss_weight: float = 0.01
+    """Coefficient (alpha) of the load-balancing loss of Switch Transformers and GShard."""
+    scope: Literal["batch", "device", "sequence"] = "batch"
+    """Over which tokens that loss wants an even load: the `batch` of one step, over all devices and
+    accumulated micro-batches; each `device`'s part of a micro-batch; each `sequence`."""
+    convention: Literal["switch", "hf"] = "switch"
+    """`switch`: the loss is 1 at perfect balance in each layer. `hf`: K at balance, from pooled
+    layers, so that coefficients of models in Hugging Face's format carry over."""
+    z_loss_weight: float = 0.0
+    """Coefficient of the router z-loss of ST-MoE."""
+    importance_loss_weight: float = 0.0
+    """Coefficient of Shazeer's importance loss (squared coefficient of variation of weights)."""
+    load_loss_weight: float = 0.0
+    """Coefficient of Shazeer's load loss; needs the noise of --model.moe.router noisy_top_k."""
+    device_loss_weight: float = 0.0
+    """Coefficient of DeepSeek-V2's balance over groups of experts (--model.moe.expert-groups)."""
+    communication_loss_weight: float = 0.0
+    """Coefficient of DeepSeek-V2's balance of what groups of experts receive."""
+    bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
+    """How the selection bias of the loss-free balance moves after each step: by a fixed `sign`ed
+    amount, in `proportion` to the lack, or at once to where the load of the step would have been
+    even (`quantile`)."""
+    bias_rate: float = 0.001
+    """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
+    bias_centred: bool = False
+    """Keep the mean of the bias at 0."""
+
+    def __post_init__(self) -> None:
+        at = "model.moe.balance"
+        check_types(at, self)
+        names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
+        check_not_negative(at, self, *names)
+        check_positive(at, self, "bias_rate")
+        check(
+            self.convention == "switch" or self.scope == "batch",
+            f"--{at}.convention hf pools the layers of a batch: it goes with --{at}.scope batch,"
+            f" not {self.scope}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """The routed feed-forward layers."""
+
+    num_experts: int = 8
+    """Experts in a routed layer (E)."""
+    top_k: int = 2
+    """Experts that a token chooses (K), or gets on average where experts choose."""
+    hidden_size: int = 128
+    """Hidden width of one expert (F)."""
+    router: str = "top_k"
+    """How tokens meet experts, by name; the README has a table of them. `top_k`: K experts, weights
+    sum to 1; `switch`: one expert, weighted by its probability; `deepseek_v3`, `soft`, ..."""
+    renormalise: bool | None = None
+    """Divide a token's weights by their sum; by default as the router does."""
+    weight_scale: float | None = None
+    """Multiplies the weights; by default the router's."""
+    expert_groups: int | None = None
+    """Groups of consecutive experts, one for each device or node (DeepSeek's n_group)."""
+    kept_expert_groups: int | None = None
+    """A token chooses from its best groups only, so many (DeepSeek's topk_group)."""
+    max_experts_per_token: int | None = None
+    """For expert_choice: no token gets more experts than this."""
+    identity_experts: int = 0
+    """Experts that give the token back, to choose from besides the others."""
+    null_experts: int = 0
+    """Experts that give 0, to choose from besides the others."""
+    router_jitter: float = 0.0
+    """In training, multiply the router's input by uniform noise in [1 - jitter, 1 + jitter]."""
+    router_dropout: float = 0.0
+    """In training, zero this share of the router's input."""
+    expert_dropout: float = 0.0
+    """In training, zero this share of the experts' hidden numbers."""
+    every: int = 1
+    """Every n-th layer is routed; 0 makes every layer dense (the dense twin of equal active size).
+    """
+    first_dense: int = 0
+    """This many layers at the bottom stay dense."""
+    shared_experts: int = 0
+    """Experts that every token passes through besides the chosen ones, as one dense layer."""
+    shared_gate: bool = False
+    """Multiply the shared experts' output by a learned sigmoid gate (Qwen2-MoE)."""
+    group_size: int = 128
+    """Tokens that compete for an expert's slots together (S): divides the sequence length, or is a
+    multiple of it."""
+    capacity_factor: float | None = 1.25
+    """Slots of an expert in a group, over its fair share S*K/E, in training; None: nothing is
+    dropped."""
+    eval_capacity_factor: float | None = 2.0
+    """The same in evaluation and generation; where experts choose, the training one holds."""
+    seating: Literal["position", "priority"] = "position"
+    """Who gets a slot: all first choices in the order of the tokens, then the second ones; or the
+    tokens of largest weight first (batch-prioritised routing, not causal)."""
+    dispatch: Literal["auto", "einsum", "gather", "grouped"] = "auto"
+    """How tokens travel to experts and back; all forms give the same. `einsum`: the one-hot tensors
+    of GShard and Switch; `gather`: the same slots by index; `grouped`: rows sorted by expert, no
+    slots. `auto` takes what was measured to be fastest."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+
+    def __post_init__(self) -> None:
+        at = "model.moe"
+        check_types(at, self)
+        check_positive(at, self, "num_experts", "top_k", "hidden_size", "group_size")
+        check_positive(at, self, "capacity_factor", "eval_capacity_factor", "weight_scale")
+        check_positive(at, self, "expert_groups", "kept_expert_groups", "max_experts_per_token")
+        check_not_negative(at, self, "every", "first_dense", "shared_experts")
+        check_not_negative(at, self, "identity_experts", "null_experts")
+        for name in ("router_jitter", "router_dropout", "expert_dropout"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"{flag(at, name)} must lie in [0, 1), not {value}.")
+        check_router(self)
+        check_balance(self)
+
+    @property
+    def num_choices(self) -> int:
+        """All that a router chooses among: experts and zero-computation experts."""
+        return self.num_experts + self.identity_experts + self.null_experts
+
+    @property
+    def built_router(self) -> Router:
+        """The router with this config's settings."""
+        settings = {name: getattr(self, name) for name in ROUTER_SETTINGS}
+        return ROUTERS[self.router].override(self.router, settings)
+
+
+# Settings of MoEConfig that override a field of the router's rule.
+ROUTER_SETTINGS = (
+    "renormalise",
+    "weight_scale",
+    "expert_groups",
+    "kept_expert_groups",
+    "max_experts_per_token",
+)
+
+
+def check_router(moe: MoEConfig) -> None:
+    """The router must exist, and K, the groups and the zero-computation experts must suit it."""
+    near = difflib.get_close_matches(moe.router, ROUTERS, n=1, cutoff=0.5)
+    check(
+        moe.router in ROUTERS,
+        f"--model.moe.router {moe.router} is not known."
+        + (f" Did you mean {near[0]}?" if near else "")
+        + f" There are: {', '.join(sorted(ROUTERS))}.",
+    )
+    router, K, E = moe.built_router, moe.top_k, moe.num_choices
+    check(
+        K <= E,
+        f"--model.moe.top-k {K} asks for more experts than there are: it can be at most"
+        f" --model.moe.num-experts, {moe.num_experts}"
+        + (f", and {E - moe.num_experts} without computation." if moe.num_experts < E else "."),
+    )
+    wanted = E if router.top_k == "num_experts" else router.top_k
+    check(
+        wanted in (None, K),
+        f"--model.moe.router {moe.router} gives a token {wanted} expert{'s' * (wanted != 1)}, but"
+        f" --model.moe.top-k is {K}: set it to {wanted}, or choose another router, such as top_k.",
+    )
+    check(
+        not getattr(router.rule, "renormalise", False) or K > 1 or E == 1,
+        f"--model.moe.router {moe.router} with --model.moe.top-k 1 gives every chosen expert the"
+        f" same weight, from which the router learns nothing: choose --model.moe.router switch, or"
+        f" --model.moe.renormalise False.",
+    )
+    check(
+        moe.num_experts == E or not router.experts_choose,
+        f"--model.moe.router {moe.router} has no use for experts without computation:"
+        f" --model.moe.identity-experts and --model.moe.null-experts must be 0.",
+    )
+    check(
+        moe.seating == "position" or not router.experts_choose,
+        f"--model.moe.seating priority orders the tokens' choices, but with --model.moe.router"
+        f" {moe.router} tokens do not choose: leave it at position.",
+    )
+    check(
+        moe.capacity_factor is not None or not router.experts_choose,
+        f"--model.moe.router {moe.router} fills all slots of every expert, so it needs a number of"
+        f" them: --model.moe.capacity-factor 1, say, not None.",
+    )
+    check_dispatch(moe, router)
+    check_expert_groups(moe)
+
+
+def check_dispatch(moe: MoEConfig, router: Router) -> None:
+    """Each form of dispatch must be able to carry the router's choice."""
+    check(
+        moe.dispatch in ("auto", "einsum") or not router.slots,
+        f"--model.moe.dispatch {moe.dispatch}: with --model.moe.router {moe.router} every slot takes"
+        f" of every token: leave it at einsum.",
+    )
+    check(
+        moe.dispatch != "grouped" or not router.experts_choose,
+        f"--model.moe.dispatch grouped follows the tokens' choices, but with --model.moe.router"
+        f" {moe.router} experts choose: take gather or einsum.",
+    )
+    check(
+        moe.dispatch != "grouped" or moe.expert_dropout == 0,
+        "--model.moe.expert-dropout has no place in --model.moe.dispatch grouped: take gather.",
+    )
+
+
+def check_expert_groups(moe: MoEConfig) -> None:
+    """Groups must divide the experts, and those kept must hold K of them."""
+    groups, kept = moe.expert_groups, moe.kept_expert_groups
+    if groups is None:
+        check(kept is None, "--model.moe.kept-expert-groups needs --model.moe.expert-groups.")
+        return
+    check(
+        moe.num_choices % groups == 0,
+        f"--model.moe.expert-groups {groups} does not divide the {moe.num_choices} experts"
+        f" (--model.moe.num-experts, with those without computation).",
+    )
+    check(
+        kept is None or kept <= groups,
+        f"--model.moe.kept-expert-groups {kept} is more than --model.moe.expert-groups {groups}.",
+    )
+    room = (kept or groups) * moe.num_choices // groups
+    check(
+        moe.top_k <= room,
+        f"--model.moe.kept-expert-groups {kept} leaves a token {room} experts to choose from, fewer"
+        f" than --model.moe.top-k {moe.top_k}.",
+    )
+
+
+def check_balance(moe: MoEConfig) -> None:
+    """Losses and bias updates must find in the router what they act on."""
+    at, balance, router = "--model.moe.balance", moe.balance, moe.built_router
+    rule = router.rule
+    check(
+        balance.load_loss_weight == 0 or getattr(rule, "noise", None) == "learned",
+        f"{at}.load-loss-weight needs the noise of --model.moe.router noisy_top_k: without it the"
+        f" load has no gradient.",
+    )
+    for name, needed in (("device_loss", "expert_groups"), ("communication_loss", "expert_groups")):
+        check(
+            getattr(balance, f"{name}_weight") == 0 or getattr(moe, needed) is not None,
+            f"{flag(at[2:], name + '_weight')} needs {flag('model.moe', needed)}.",
+        )
+    if balance.bias_update == "none":
+        return
+    check(
+        router.selection_bias,
+        f"{at}.bias-update {balance.bias_update}: --model.moe.router {moe.router} has no selection"
+        f" bias; leave it at none.",
+    )
+    check(
+        balance.bias_update != "quantile"
+        or (moe.kept_expert_groups is None and moe.top_k < moe.num_choices)
+        and getattr(rule, "score", None) in ("softmax", "sigmoid"),
+        f"{at}.bias-update quantile needs scores in [0, 1] (softmax or sigmoid), fewer choices than"
+        f" experts, and no --model.moe.kept-expert-groups: take sign.",
+    )

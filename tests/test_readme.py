@@ -1,0 +1,67 @@
+"""What the README promises: its router is complete, its table knows every router."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.config import load_config_file
+from moejax.layer import MoELayer
+from moejax.routing.routers import ROUTERS
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def own_router(tmp_path):
+    """The config file of the section on adding a router, as it stands."""
+    text = re.search(r"```python\n(.*?)```", README.split("### To add a router")[1], re.S)[1]
+    file = tmp_path / "top_p.py"
+    file.write_text(text)
+    yield load_config_file(file)
+    del ROUTERS["top_p"]
+
+
+def test_the_router_of_the_readme_gathers_probability_until_it_has_enough(own_router):
+    moe = dataclasses.replace(own_router.model.moe, group_size=32, capacity_factor=8.0)
+    layer = MoELayer(moe, "swiglu")
+    x = 3 * jax.random.normal(jax.random.key(0), (2, 64, 16))
+    real = jnp.ones((2, 64), bool)
+    params = jax.jit(lambda: layer.init(jax.random.key(1), x, real, training=True))()
+    y, stats, chosen_BNE = jax.jit(lambda p: layer.apply(p, x, real, training=True))(params)
+    probability = np.asarray(jax.nn.softmax(x @ params["params"]["w_router_DE"]), np.float64)
+    for token, chosen in zip(probability.reshape(-1, 8), chosen_BNE.reshape(-1, 8), strict=True):
+        best = np.sort(token)[::-1]
+        enough = min(4, 1 + int((np.cumsum(best) < 0.5).sum()))
+        assert chosen.sum() == enough
+        assert token[np.asarray(chosen)].sum() >= best[:enough].sum() - 1e-6
+    counts = np.asarray(chosen_BNE.sum(-1))
+    assert counts.min() == 1 and counts.max() > 2  # easy tokens and hard ones
+    assert stats.seated_BE.sum() == stats.asked_BE.sum() == counts.sum()
+    assert np.abs(y).max() > 0
+
+
+def test_the_gradient_reaches_the_router_of_the_readme(own_router):
+    layer = MoELayer(dataclasses.replace(own_router.model.moe, group_size=16), "swiglu")
+    x = jax.random.normal(jax.random.key(0), (1, 16, 8))
+    real = jnp.ones((1, 16), bool)
+    params = jax.jit(lambda: layer.init(jax.random.key(1), x, real, training=True))()
+    grads = jax.jit(
+        jax.grad(lambda p: jnp.square(layer.apply(p, x, real, training=True)[0]).sum())
+    )(params)
+    assert np.abs(grads["params"]["w_router_DE"]).max() > 1e-3
+
+
+def test_the_table_of_routers_is_whole():
+    table = README.split("## Routers")[1].split("### Balancing")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(ROUTERS)
+    for row in rows:
+        causal = row.split("|")[-2].strip()
+        for name in re.findall(r"`(\w+)`", row.split("|")[1]):
+            assert (causal in ("no", "in evaluation")) == (not ROUTERS[name].causal), name

@@ -1,0 +1,379 @@
+"""Studies: what is trained and what is not, the figures by hand, the page, and wrong input."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moejax.config import Config, to_dict
+from moejax.errors import ConfigError, DivergedError, RunError
+from moejax.observe.charts import MOST_POINTS, Series, line_chart
+from moejax.observe.ranks import Rank, rank_chart
+from moejax.study import Study, load_study_file, run_study
+from moejax.train import loop
+from moejax.train.run_directory import RunDirectory
+from moejax.train.stop import Stopped
+
+ROOT = Path(__file__).parents[1]
+LAYERS, EXPERTS = 2, 4
+
+
+@pytest.fixture
+def config(tiny, tmp_path) -> Config:
+    """The tiny model on two files of this project."""
+    (tmp_path / "a.txt").write_bytes((ROOT / "moejax/balance.py").read_bytes())
+    (tmp_path / "held_out").write_bytes((ROOT / "train.py").read_bytes())
+    files = {"files": str(tmp_path / "a.txt"), "validation_files": str(tmp_path / "held_out")}
+    data = dataclasses.replace(tiny.data, source="files", **files)
+    run = dataclasses.replace(tiny.run, sample_tokens=0)
+    return dataclasses.replace(tiny, data=data, run=run)
+
+
+def with_part(config: Config, part: str, **changes) -> Config:
+    return dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **changes)}
+    )
+
+
+def dense(config: Config) -> Config:
+    moe = dataclasses.replace(config.model.moe, every=0)
+    return with_part(config, "model", moe=moe)
+
+
+def study(config: Config, seeds=(0,), **more: Config) -> Study:
+    runs = {"dense": dense(config), "routed": config, **more}
+    return Study(title="Two of <them>", question="Which & why?", runs=runs, seeds=seeds)
+
+
+def compare(made: Study, directory: Path, only=()) -> dict:
+    """Run a study; its results as written."""
+    run_study(made, directory, command="moejax study <mine>.py", only=only)
+    return json.loads((directory / "results.json").read_text())["runs"]
+
+
+def lines_of(directory: Path, split: str) -> list[dict]:
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == split]
+
+
+def table_of(directory: Path) -> dict[str, dict[str, str]]:
+    """The cells of ``table.md`` by run and column."""
+    lines = (directory / "table.md").read_text().splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+class Trainer:
+    """Stands in for the trainer: writes plausible files at once, and remembers what it trained."""
+
+    def __init__(self):
+        self.trained: list[str] = []
+
+    def __call__(self, config: Config, *, name: str, command: str) -> None:
+        self.trained.append(name)
+        with RunDirectory(Path(config.run.directory)) as run:
+            run.check(config)
+            run.write_config(config)
+            run.append_metrics(self.line(config, run, 6))
+            self.halfway(name)
+            run.append_metrics(self.line(config, run, 12))
+            run.append_metrics(self.line(config, run, 12) | {"split": "validation"})
+            run.report.write_text("done")
+
+    def halfway(self, name: str) -> None:
+        """For a test to stop the run here."""
+
+    def line(self, config: Config, run: RunDirectory, step: int) -> dict:
+        loss = 6 / step + config.run.seed / 10
+        line = {"step": step, "split": "train", "loss": loss, "bits_per_byte": 1 + loss}
+        line |= {"tokens_per_second": 1000.0 * step, "seconds": step / 4, "tokens": 128 * step}
+        if any(config.model.routed_layers):
+            asked_LE = np.random.default_rng(step).integers(0, 9, (LAYERS, EXPERTS))
+            run.write_load(step, asked_LE=asked_LE, seated_LE=asked_LE, layers=np.arange(LAYERS))
+            line |= {"max_violation": 0.5, "dead_experts": 1, "dropped_fraction": 0.25}
+        return line
+
+
+@pytest.fixture
+def trainer(monkeypatch) -> Trainer:
+    stand_in = Trainer()
+    monkeypatch.setattr(loop, "train", stand_in)
+    return stand_in
+
+
+def write_file(file: Path, made: Study) -> None:
+    """A file with this study, whose user may do without JAX."""
+    configs = {name: to_dict(config) for name, config in made.runs.items()}
+    file.write_text(
+        "import os, sys\nfrom moejax.config import Config, from_dict\n"
+        "from moejax.study import Study\n\n"
+        "if 'WITHOUT_JAX' in os.environ:\n    sys.modules['jax'] = None\n\n\n"
+        f"def get_study():\n    configs = {configs!r}\n"
+        "    runs = {name: from_dict(Config, config) for name, config in configs.items()}\n"
+        f"    return Study(title={made.title!r}, question={made.question!r}, runs=runs)\n"
+    )
+
+
+def start(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+
+
+def test_a_study_trains_each_run_once_and_its_figures_are_those_of_the_metrics(config, tmp_path):
+    """The command as users call it; JSON is all that it prints, and the second call trains
+    nothing.
+    """
+    config = with_part(config, "run", steps=8, log_every=2, eval_every=8, checkpoint_every=8)
+    config = with_part(config, "model", num_layers=1)
+    wild = with_part(dense(config), "optim", learning_rate=1e30, warmup_fraction=0.0)
+    wild = with_part(wild, "run", max_skipped_in_a_row=2, log_every=1)
+    file, directory = tmp_path / "mine.py", tmp_path / "study"
+    write_file(file, study(config, wild=wild))
+    words = ("study", str(file), "--directory", str(directory), "--json")
+    done = start("-m", "moejax", *words, JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu")
+    assert done.returncode == 0, done.stderr
+    assert "run 2 of 3: routed" in done.stderr
+    printed = json.loads(done.stdout)
+    assert printed == json.loads((directory / "results.json").read_text())
+    assert printed["command"] == shlex.join(["moejax", *words])
+    results = printed["runs"]
+    assert [run["status"] for run in results.values()] == ["finished", "finished", "diverged"]
+    for name in ("dense", "routed"):
+        train = lines_of(directory / name, "train")
+        last = lines_of(directory / name, "validation")[-1]
+        got = results[name]["mean"]
+        assert got["bits_per_byte"] == last["bits_per_byte"]
+        assert (got["first_loss"], got["last_loss"]) == (train[0]["loss"], train[-1]["loss"])
+        assert (got["steps"], got["seconds"]) == (8, train[-1]["seconds"])
+        speeds = [line["tokens_per_second"] for line in train[1:]]
+        assert got["tokens_per_second"] == pytest.approx(statistics.median(speeds))
+        for key in ("max_violation", "dead_experts", "dropped_fraction"):
+            assert got[f"{key}_validation"] == last.get(key)
+        assert got["dropped_fraction"] == train[-1].get("dropped_fraction")
+    assert results["dense"]["mean"]["dropped_fraction"] is None
+    assert 0 < results["routed"]["mean"]["dropped_fraction"] < 1
+    assert results["wild"]["mean"]["bits_per_byte"] is None
+    assert "not finite in 2 steps in a row" in results["wild"]["seeds"][0]["message"]
+    assert results["wild"]["mean"]["steps"] < 8
+
+    cells = table_of(directory)
+    bits = {name: results[name]["mean"]["bits_per_byte"] for name in ("dense", "routed")}
+    best, other = sorted(bits, key=bits.get)
+    assert cells[best]["bits per byte"] == f"**{bits[best]:.4f}**"
+    assert cells[other]["bits per byte"] == f"{bits[other]:.4f}"
+    assert cells["wild"]["bits per byte"] == "diverged"
+    assert cells["routed"]["dead experts"].endswith(f"of {EXPERTS}")
+    for head in ("max violation", "dead experts", "dropped, training", "dropped, validation"):
+        assert cells["dense"][head] == "–" != cells["routed"][head]
+
+    html = (directory / "study.html").read_text()
+    again = start("-m", "moejax", *words, WITHOUT_JAX="1")
+    assert again.returncode == 0, again.stderr
+    assert (directory / "study.html").read_text() == html and again.stdout == done.stdout
+    assert "run 1 of 3: dense has finished" in again.stderr
+    assert "run 3 of 3: wild has diverged" in again.stderr
+
+
+def test_the_page_stands_alone_and_has_one_map_for_each_routed_run(config, tmp_path, trainer):
+    many = {f"more{i}": config for i in range(7)}
+    compare(study(config, **many), tmp_path)
+    html = (tmp_path / "study.html").read_text()
+    assert "<h1>Two of &lt;them&gt;</h1>" in html and "Which &amp; why?" in html
+    assert "moejax study &lt;mine&gt;.py" in html
+    assert not re.search(r"https?:|//cdn|@import|url\(|\bfetch\(|\bsrc=", html)
+    assert set(re.findall(r'href="([^":]*:[^,;]*)', html)) == {"data:", "data:image/png"}
+    titles = re.findall(r"<figure><h3>([^<]*)</h3>", html)
+    assert titles == [
+        "Bits per byte, ranked",
+        "Training loss",
+        "Max violation",
+        "Dead experts",
+        "Dropped choices, %",
+        "routed",
+        *many,
+    ]
+    assert html.count("&quot;kind&quot;:&quot;ratio&quot;") == 8
+    assert html.count("<figcaption>") == len(titles)
+    assert "layer&quot;,&quot;0, expert 0&quot;" in html and ">L1</text>" in html
+    # Nine runs have eight colours: the last one's lines are dashed, in all four charts.
+    assert html.count('class="line d1 c0"') == html.count('class="line d1') == 4
+    assert "every</th>" in html and "optim." not in html.partition("<script>")[0]
+
+
+def test_each_seed_is_a_training_and_the_table_has_their_spread(config, tmp_path, trainer):
+    results = compare(study(config, seeds=(0, 2, 7)), tmp_path)
+    assert trainer.trained[:3] == ["dense-seed0", "dense-seed2", "dense-seed7"]
+    saved = json.loads((tmp_path / "routed-seed7" / "config.json").read_text())
+    assert saved["run"]["seed"] == saved["data"]["seed"] == 7
+    assert [one["directory"] for one in results["routed"]["seeds"]] == trainer.trained[3:]
+    for of, want in (("mean", 1.8), ("min", 1.5), ("max", 2.2)):
+        assert results["dense"][of]["bits_per_byte"] == pytest.approx(want)
+    assert "1.8000 (1.5000..2.2000)" in (tmp_path / "table.md").read_text()
+    html = (tmp_path / "study.html").read_text()
+    assert "means over 3 seeds" in html and 'class="band c1"' in html and "4 more seeds" not in html
+    assert "2 more seeds" in html
+
+
+def test_a_stopped_study_keeps_what_it_has_and_goes_on(config, tmp_path, trainer, monkeypatch):
+    def stop(name: str) -> None:
+        if name == "routed":
+            raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(trainer, "halfway", stop)
+        compare(study(config), tmp_path)
+    assert stopped.value.code == 143
+    results = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [run["status"] for run in results.values()] == ["finished", "not trained"]
+    trainer.trained.clear()
+    assert compare(study(config), tmp_path)["routed"]["status"] == "finished"
+    assert trainer.trained == ["routed"]
+
+
+def test_what_diverged_is_tried_again_only_with_other_settings(
+    config, tmp_path, trainer, monkeypatch
+):
+    def diverge(name: str) -> None:
+        if name == "routed-seed1":
+            raise DivergedError("it was not finite up to step 9. Usually advice helps.")
+
+    made = study(config, seeds=(0, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "halfway", diverge)
+        results = compare(made, tmp_path)
+    assert results["routed"]["status"] == "1 of 2 seeds finished, 1 diverged"
+    assert results["routed"]["mean"]["bits_per_byte"] == 1.5
+    assert "1.5000; 1 of 2 seeds finished, 1 diverged" in (tmp_path / "table.md").read_text()
+    html = (tmp_path / "study.html").read_text()
+    assert "routed-seed1 diverged; it was not finite up to step 9." in html
+    trainer.trained.clear()
+    compare(made, tmp_path)
+    assert trainer.trained == []
+    patient = with_part(config, "run", max_skipped_in_a_row=20)
+    results = compare(study(patient, seeds=(0, 1)), tmp_path)
+    assert trainer.trained == ["routed-seed1"]
+    assert results["routed"]["status"] == "finished"
+
+
+def test_only_some_runs_are_trained_and_all_are_compared(config, tmp_path, trainer):
+    results = compare(study(config), tmp_path, only=["routed"])
+    assert trainer.trained == ["routed"]
+    assert [run["status"] for run in results.values()] == ["not trained", "finished"]
+    with pytest.raises(ConfigError, match="--only rooted: the runs .* are dense, routed"):
+        compare(study(config), tmp_path, only=["routed", "rooted"])
+
+
+def test_runs_with_other_settings_or_steps_are_refused_before_any_training(
+    config, tmp_path, trainer
+):
+    compare(study(config), tmp_path)
+    trainer.trained.clear()
+    other = with_part(config, "optim", beta2=0.5)
+    with pytest.raises(RunError, match=r"(?s)beta2: 0.95 -> 0.5.*To go on: .*remove .*dense"):
+        compare(study(other), tmp_path)
+    longer = with_part(config, "run", steps=24)
+    with pytest.raises(RunError, match=r"(?s)run.steps: 12 -> 24.*To go on: "):
+        compare(study(longer), tmp_path)
+    assert trainer.trained == []
+
+
+def test_a_global_violation_has_its_column_and_figure_if_logged(config, tmp_path, trainer):
+    more = {"max_violation_global": 0.125}
+    trainer.line = lambda *about: Trainer.line(trainer, *about) | more
+    results = compare(study(config), tmp_path)
+    assert results["routed"]["mean"]["max_violation_global_validation"] == 0.125
+    assert "max violation, global" in (tmp_path / "table.md").read_text()
+    assert "<h3>Max violation, global</h3>" in (tmp_path / "study.html").read_text()
+
+
+def test_a_loss_that_is_not_finite_shows(config, tmp_path, trainer):
+    def line(run_config: Config, run: RunDirectory, step: int) -> dict:
+        bad = {"loss": np.nan} if step == 6 and run_config.run.seed else {}
+        return Trainer.line(trainer, run_config, run, step) | bad | {"skipped_updates": 3}
+
+    trainer.line = line
+    results = compare(study(config, seeds=(0, 1)), tmp_path)
+    assert [one["first_loss"] for one in results["routed"]["seeds"]] == [1.0, None]
+    html = (tmp_path / "study.html").read_text()
+    assert 'class="bad"' in html and "(1 not finite)" in html
+    assert "routed-seed1: 3 updates were skipped" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no study file .*mine.py"),
+        ("x = 1", "mine.py has no function get_study"),
+        ("def get_study(: pass", "mine.py cannot be run"),
+        ("def get_study(): 1 / 0", "mine.py: get_study.. failed: ZeroDivisionError"),
+        ("def get_study(): return 3", "mine.py: get_study.. must return a .*Study, not int"),
+        ("def get_study(): return s(runs={})", "mine.py: Study.runs must be a dict with"),
+        ("def get_study(): return s(runs={'a/b': c})", "mine.py: the run 'a/b' cannot be the name"),
+        ("def get_study(): return s(runs={'..': c})", "mine.py: the run '..' cannot be the name"),
+        ("def get_study(): return s(runs={'a': 1})", r"Study.runs\['a'\] must be .*, not int"),
+        ("def get_study(): return s(runs={'a': c, 'A': c})", "a, A would share a directory"),
+        ("def get_study(): return s(runs={'a': c}, seeds=())", "Study.seeds must be a tuple of"),
+        ("def get_study(): return s(runs={'a': c}, seeds=(1, 1))", "Study.seeds must be a tuple"),
+        ("s(runs={'a': c}, title='')", "mine.py: Study.title must be a text"),
+    ],
+)
+def test_a_broken_study_file_is_explained(tmp_path, text, words):
+    file = tmp_path / "mine.py"
+    head = (
+        "import functools\nfrom moejax.config import Config\nfrom moejax.study import Study\n"
+        "c, s = Config(), functools.partial(Study, **{'title': 'T', 'question': 'Q'})\n"
+    )
+    if text is not None:
+        file.write_text(head + text)
+    with pytest.raises(ConfigError, match=words):
+        load_study_file(file)
+
+
+def test_a_run_named_like_a_file_of_the_study_is_refused(config):
+    with pytest.raises(ConfigError, match="'study.html' cannot be"):
+        Study(title="T", question="Q", runs={"study.html": config})
+
+
+def test_wrong_input_ends_in_one_message_and_exit_code_two(tmp_path):
+    done = start("-m", "moejax", "study", str(tmp_path / "none.py"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no study file") and "Traceback" not in done.stderr
+    done = start("-c", "import sys, moejax.cli; sys.exit('jax' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs/studies").glob("*.py")), ids=lambda f: f.stem
+)
+def test_every_study_loads_and_tells_its_command(file):
+    assert load_study_file(file).runs
+    assert f"moejax study configs/studies/{file.name}" in file.read_text()
+
+
+def test_the_band_of_a_line_is_cut_and_thinned_with_it():
+    x = np.arange(2.0 * MOST_POINTS)
+    one = Series("a", x, x * 0 + 2, least=x * 0 + 1, greatest=np.where(x == 9, 5.0, 3.0))
+    whole = line_chart([one], y_range=(0.0, 5.0), height=100)
+    half = line_chart([one], y_range=(0.0, 5.0), height=100, x_range=(100, 200))
+    bands = [re.search(r'class="band c0" d="([^"]*)"', chart).group(1) for chart in (whole, half)]
+    assert ",0.0" in bands[0] and ",0.0" not in bands[1]
+    assert all(",40.0" in band and ",80.0" in band for band in bands)
+
+
+def test_ranks_are_sorted_and_a_far_outlier_lies_at_the_edge():
+    ranks = [Rank(f"r{i}", 1 + i / 100, 1 + i / 100, 1 + i / 100) for i in range(30)][::-1]
+    chart = rank_chart([Rank("<worst>", 1000.0, 999.0, 1001.0), *ranks])
+    assert re.findall(r">(r\d+|&lt;worst&gt;)<", chart) == [f"r{i}" for i in range(30)] + [
+        "&lt;worst&gt;"
+    ]
+    dots = [float(x) for x in re.findall(r'class="dots c0" d="M([\d.]+),', chart)]
+    assert dots == sorted(dots) and dots[-1] <= 480 and dots[29] - dots[0] > 30

@@ -47,8 +47,8 @@ class MoELayer(nn.Module):
 
     ``(x_BND, real_BN) -> (y_BND, stats, chosen_BNE)``: ``real_BN`` is False at padding, which takes
     no slot and is in no count. A token all of whose choices are dropped gets the shared experts'
-    output, or 0: the residual stream carries it on. A token with a logit that is not finite gets no
-    expert, either, and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says
+    output, or 0: the residual stream carries it on. A token that is not finite, or has such a
+    logit, gets no expert, either, and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says
     which experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the
     ids that some routers look at. In training, routers that draw do so from the stream ``router``.
     """
@@ -69,6 +69,9 @@ class MoELayer(nn.Module):
         moe, router = self.config, self.config.built_router
         B, N, D = x_BND.shape
         S, E = moe.group_size, moe.num_experts
+        # 0 times what is not finite would spread it to every token of the group, and to gradients.
+        finite_BN = jnp.isfinite(x_BND).all(-1)
+        x_BND = jnp.where((real_BN & finite_BN)[..., None], x_BND, 0)
         x_GSD = x_BND.reshape(-1, S, D)
         fixed = not training and not router.experts_choose
         factor = moe.eval_capacity_factor if fixed else moe.capacity_factor
@@ -76,9 +79,11 @@ class MoELayer(nn.Module):
         draws = training and self.has_rng("router")
         keys = jax.random.split(self.make_rng("router"), 3) if draws else [None] * 3
 
+        scores, bad_GS = without_bad_tokens(self._score(x_GSD, slots, keys[0]))
+        real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
         inputs = RouterInput(
-            **self._score(x_GSD, slots, keys[0]),
-            real_GS=real_BN.reshape(-1, S),
+            **scores,
+            real_GS=real_GS & ~bad_GS,
             top_k=moe.top_k,
             capacity=slots,
             training=training,
@@ -86,9 +91,6 @@ class MoELayer(nn.Module):
             bias_E=bias_E,
             token_GS=None if token_BN is None else token_BN.reshape(-1, S),
         )
-        inputs, bad_GS = without_bad_tokens(inputs)
-        # 0 times what is not finite would spread it to every token of the group.
-        x_GSD = jnp.where(bad_GS[..., None], 0, x_GSD)
         choice = router.choose(inputs)
         y_GSD, seated_GSE = route_of(moe)(
             self._bank(D, E, moe.hidden_size, x_BND.dtype),
@@ -106,7 +108,7 @@ class MoELayer(nn.Module):
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
             y_GSD += more_GSD
             seated_GSE = jnp.concatenate([seated_GSE, more_GSE], axis=-1)
-        stats = balance.router_stats(inputs, choice, seated_GSE, bad_GS, rows=B)
+        stats = balance.router_stats(inputs, choice, seated_GSE, bad_GS & real_GS, rows=B)
         if moe.expert_groups:
             sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=B)
             stats = replace(stats, sent_BQ=sent_BQ)
@@ -207,18 +209,15 @@ def disturbed(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Ar
     return x_GSD
 
 
-def without_bad_tokens(inputs: RouterInput) -> tuple[RouterInput, jax.Array]:
-    """Treat tokens with a logit that is not finite as padding; which they were, ``bad_GS``."""
-    arrays = {
-        name: getattr(inputs, name)
-        for name in ("logits_GSE", "noise_GSE", "logits_GSEC")
-        if getattr(inputs, name) is not None
-    }
-    bad_GS = jnp.zeros(inputs.real_GS.shape, bool)
-    for x in arrays.values():
-        bad_GS |= ~jnp.isfinite(x).all(range(2, x.ndim))
+def without_bad_tokens(
+    scores: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Set the scores [G, S, ...] of tokens that have one which is not finite to 0; and which tokens
+    those are, ``bad_GS``.
+    """
+    bad_GS = sum(~jnp.isfinite(x).all(range(2, x.ndim)) for x in scores.values()) > 0
     clean = {
         name: jnp.where(bad_GS.reshape(*bad_GS.shape, *[1] * (x.ndim - 2)), 0, x)
-        for name, x in arrays.items()
+        for name, x in scores.items()
     }
-    return replace(inputs, **clean, real_GS=inputs.real_GS & ~bad_GS), bad_GS & inputs.real_GS
+    return clean, bad_GS

@@ -1,6 +1,9 @@
-"""The routed layer against the float64 oracle: outputs, drops, sums, losses and every gradient."""
+"""The routed layer: how groups lie over sequences, what padding, drops and bad numbers do, and that
+meshes change nothing. (Every router against the oracle: test_router_oracle.py.)
+"""
 
 import functools
+from dataclasses import replace
 
 import chex
 import jax
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from jax.sharding import AxisType
 
 from moejax import balance
 from moejax import mesh as meshes
@@ -15,160 +19,156 @@ from moejax.config import MeshConfig, MoEConfig
 from moejax.layer import FeedForward, MoELayer
 
 B, N, D, F, E, S = 2, 8, 6, 5, 4, 8
-
-CASES = {
-    "switch, with drops": (MoEConfig(router="switch", top_k=1, capacity_factor=0.75), False),
-    "switch, no drops": (MoEConfig(router="switch", top_k=1, capacity_factor=4.0), False),
-    "top 2, with drops": (MoEConfig(top_k=2, capacity_factor=0.75), True),
-    "top 2, no drops": (MoEConfig(top_k=2, capacity_factor=2.0), True),
-    "top 3, groups of half a sequence": (MoEConfig(top_k=3, group_size=4), True),
-    "top 2, groups of two sequences": (MoEConfig(top_k=2, group_size=16), True),
-}
+# Without MLIR's emitters XLA:CPU compiles small programs in less than half the time.
+COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
 
 
-def small(config: MoEConfig) -> MoEConfig:
-    group = S if config.group_size == MoEConfig().group_size else config.group_size
-    fields = vars(config) | {"num_experts": E, "hidden_size": F, "group_size": group}
-    return MoEConfig(**fields)
+def small(**settings) -> MoEConfig:
+    shape = {"num_experts": E, "hidden_size": F, "group_size": S, "dispatch": "einsum"}
+    return MoEConfig(**shape | settings)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def init(layer, key, x, real):
-    return layer.init(key, x, real, True)["params"]
+    return layer.init(key, x, real, training=True)["params"]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jit, static_argnums=(0, 4))
 def apply(layer, params, x, real, training=True):
-    return layer.apply({"params": params}, x, real, training)
+    return layer.apply({"params": params}, x, real, training=training)
 
 
 def make(config: MoEConfig, seed: int = 0):
     layer = MoELayer(config, "swiglu")
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(B, N, D))
+    x = rng.normal(size=(B, N, D)).astype(np.float32)
     real = rng.random((B, N)) > 0.25
     real[:, 0] = True
-    params = init(layer, jax.random.key(seed), jnp.float32(x), real)
+    params = init(layer, jax.random.key(seed), x, real)
     # A router with strong opinions, so that experts overflow.
     params = params | {"w_router_DE": params["w_router_DE"] * 2}
     return layer, params, x, real
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_layer_equals_the_oracle(case):
-    config, renormalise = CASES[case]
-    config = small(config)
-    layer, params, x, real = make(config)
-    direction = np.random.default_rng(1).normal(size=x.shape)
-    tokens = real.sum()
+@pytest.mark.parametrize("group", [4, 8, 16], ids=["half a sequence", "one", "two sequences"])
+def test_groups_of_any_size_equal_the_oracle(group):
+    """Drops go by the group, sums by the sequence."""
+    layer, params, x, real = make(small(group_size=group, capacity_factor=0.75))
+    direction = np.random.default_rng(1).normal(size=x.shape) / 10
 
     def loss(params, x):
-        y, stats = apply(layer, params, x, real, True)
-        stats = balance.sum_groups(jax.tree.map(lambda s: s[None], stats))
-        aux = balance.balance_loss(stats.asked_GE, stats.tokens_G, stats.probability_GE)
-        z = balance.z_loss(stats.log_z_squared_G, stats.tokens_G)
-        value = (y * jnp.float32(direction)).sum() + aux.sum() + 0.1 * z.sum()
-        return value, (y, stats, aux, z)
+        y, stats, _ = layer.apply({"params": params}, x, real, training=True)
+        layers = balance.sum_sequences(jax.tree.map(lambda s: s[None], stats))
+        aux = balance.balance_loss(layers).sum() + 0.1 * balance.z_loss(layers).sum()
+        return (y * direction).sum() + aux, (y, stats)
 
-    got = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, jnp.float32(x))
-    (_, (y, stats, aux, z)), (grad_params, grad_x) = got
+    run = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (value, (y, stats)), (grad_params, grad_x) = run(params, x)
 
-    exact = {k: np.asarray(v, np.float64) for k, v in params.items()} | {"x": x}
-    run = functools.partial(
-        oracle.routed_layer,
-        real=real.reshape(-1, config.group_size),
-        top_k=config.top_k,
-        renormalise=renormalise,
-        factor=config.capacity_factor,
-    )
+    exact = {k: np.asarray(v, np.float64) for k, v in params.items()} | {"x": np.float64(x)}
+    slots = oracle.capacity(group, 2, E, 0.75)
 
-    def groups(x):
-        return x.reshape(-1, config.group_size, D)
+    def groups(inputs, plan=None):
+        rest = {k: v for k, v in inputs.items() if k != "x"}
+        routed = inputs["x"].reshape(-1, group, D), real.reshape(-1, group)
+        return oracle.run(oracle.Layer("top_k", 2, slots), rest, *routed, plan=plan)
 
-    want_y, choices, sums = run(exact, groups(x))
-    np.testing.assert_allclose(y, want_y.reshape(x.shape), atol=1e-5)
-    np.testing.assert_array_equal(stats.asked_GE[0], sums["asked"].sum(0))
-    assert stats.seated_GE.sum() == choices[1].sum()
-    if "with drops" in case:
-        assert choices[1].sum() < sums["asked"].sum()
-    if "no drops" in case:
-        assert choices[1].sum() == sums["asked"].sum() == tokens * config.top_k
-    want_aux = oracle.balance_loss(sums["asked"], sums["probability"], tokens, config.top_k)
-    np.testing.assert_allclose(aux[0], want_aux, atol=1e-5)
-    np.testing.assert_allclose(z[0], sums["z"].sum() / tokens, rtol=1e-5)
+    found = groups(exact)
+    plan = [g.plan for g in found]
 
-    def exact_loss(values):
-        y, _, moved = run(values, groups(values["x"]), choices=choices)
-        aux = oracle.balance_loss(sums["asked"], moved["probability"], tokens, config.top_k)
-        return (y * groups(direction)).sum() + aux + 0.1 * moved["z"].sum() / tokens
+    def exact_loss(inputs):
+        moved = groups(inputs, plan)
+        t, y = oracle.tokens_of(moved), np.concatenate([g.y_SD for g in moved])
+        aux = oracle.switch_balance(t) + 0.1 * oracle.z_loss(t)
+        return (y * direction.reshape(y.shape)).sum() + aux
 
-    want = oracle.gradient(exact_loss, exact)
-    for name in params:
-        np.testing.assert_allclose(grad_params[name], want[name], atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(grad_x, want["x"], atol=1e-5)
+    want = np.concatenate([g.y_SD for g in found]).reshape(x.shape)
+    np.testing.assert_allclose(y, want, atol=1e-5)
+    np.testing.assert_allclose(value, exact_loss(exact), atol=1e-5)
+    for name in ("asked", "seated"):
+        by_token = np.concatenate([getattr(g, f"{name}_SE") for g in found])
+        by_sequence = by_token.reshape(B, N, E).sum(1)
+        np.testing.assert_array_equal(getattr(stats, f"{name}_BE"), by_sequence)
+    assert stats.seated_BE.sum() < stats.asked_BE.sum() == 2 * real.sum()
+
+    rng, got = np.random.default_rng(2), grad_params | {"x": grad_x}
+    for name, array in exact.items():
+        along = rng.normal(size=array.shape)
+        along /= np.sqrt((along**2).sum())
+        slope = oracle.slope(exact_loss, exact, name, along)
+        np.testing.assert_allclose((got[name] * along).sum(), slope, atol=1e-5, err_msg=name)
     assert np.abs(grad_params["w_router_DE"]).max() > 1e-3  # the router learns
 
 
 def test_a_token_whose_choices_are_all_dropped_comes_out_as_zero():
-    config = small(MoEConfig(router="switch", top_k=1, capacity_factor=0.1))
-    layer, params, x, _ = make(config)
-    params = params | {"w_router_DE": jnp.zeros((D, E)).at[:, 0].set(0.0)}
-    y, stats = apply(layer, params, jnp.float32(x), jnp.ones((B, N), bool), True)
+    layer, params, x, _ = make(small(router="switch", top_k=1, capacity_factor=0.1))
+    params = params | {"w_router_DE": jnp.zeros((D, E))}
+    y, stats, chosen = apply(layer, params, x, jnp.ones((B, N), bool))
     # All logits are equal, so all tokens ask for expert 0, which has one slot in each group.
-    np.testing.assert_array_equal(stats.asked_GE[:, 0], [N, N])
-    np.testing.assert_array_equal(stats.seated_GE[:, 0], [1, 1])
+    np.testing.assert_array_equal(stats.asked_BE[:, 0], [N, N])
+    np.testing.assert_array_equal(stats.seated_BE[:, 0], [1, 1])
+    np.testing.assert_array_equal(chosen, np.broadcast_to(np.arange(E) == 0, (B, N, E)))
     assert np.abs(y[:, 0]).max() > 0
     np.testing.assert_array_equal(y[:, 1:], 0)
 
 
 def test_padding_takes_no_slot_and_is_in_no_count():
-    config = small(MoEConfig(top_k=2, capacity_factor=1.0))
-    layer, params, x, real = make(config)
-    run = jax.jit(lambda x: apply(layer, params, x, real, True))
-    y, stats = run(jnp.float32(x))
-    other = np.where(real[..., None], x, 100 * np.random.default_rng(5).normal(size=x.shape))
-    y_other, stats_other = run(jnp.float32(other))
-    np.testing.assert_array_equal(np.asarray(y)[real], np.asarray(y_other)[real])
+    layer, params, x, real = make(small(capacity_factor=1.0))
+    y, stats, chosen = apply(layer, params, x, real)
+    noise = 100 * np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
+    other = np.where(real[..., None], x, noise)
+    y_other, stats_other, chosen_other = apply(layer, params, other, real)
+    np.testing.assert_array_equal(y, y_other)
     np.testing.assert_array_equal(np.asarray(y)[~real], 0)
-    chex.assert_trees_all_equal(stats, stats_other)
-    assert stats.tokens_G.sum() == real.sum()
-    assert stats.asked_GE.sum() == 2 * real.sum()
+    chex.assert_trees_all_equal((stats, chosen), (stats_other, chosen_other))
+    np.testing.assert_array_equal(stats.tokens_B, real.sum(1))
+    np.testing.assert_array_equal(stats.asked_BE.sum(1), 2 * real.sum(1))
+    np.testing.assert_array_equal(chosen.sum(-1), 2 * real)
 
 
 def test_evaluation_has_its_own_capacity():
-    config = small(MoEConfig(top_k=2, capacity_factor=0.5, eval_capacity_factor=2.0))
-    layer, params, x, real = make(config)
-    seated = [
-        apply(layer, params, jnp.float32(x), real, training)[1].seated_GE.sum()
-        for training in (True, False)
-    ]
-    assert seated[0] < seated[1] == 2 * real.sum()
+    layer, params, x, real = make(small(capacity_factor=0.5, eval_capacity_factor=2.0))
+    seated = [apply(layer, params, x, real, training)[1].seated_BE for training in (True, False)]
+    assert seated[0].sum() < seated[1].sum() == 2 * real.sum()
 
 
 def test_shared_experts_see_every_token():
-    config = MoEConfig(**vars(small(MoEConfig(capacity_factor=0.1))) | {"shared_experts": 2})
+    config = small(capacity_factor=0.1, shared_experts=2)
     layer, params, x, real = make(config)
-    y, _ = apply(layer, params, jnp.float32(x), real, True)
-    routed = MoELayer(MoEConfig(**vars(config) | {"shared_experts": 0}), "swiglu")
+    y, _, _ = apply(layer, params, x, real)
+    routed = MoELayer(replace(config, shared_experts=0), "swiglu")
     own = {name: value for name, value in params.items() if name != "shared"}
-    y_routed, _ = apply(routed, own, jnp.float32(x), real)
-    shared = FeedForward(2 * F, "swiglu").apply({"params": params["shared"]}, jnp.float32(x))
+    y_routed, _, _ = apply(routed, own, x, real)
+    shared = FeedForward(2 * F, "swiglu").apply({"params": params["shared"]}, x)
     assert params["shared"]["w_up_DF"].shape == (D, 2 * F)
-    np.testing.assert_allclose(y, y_routed + shared, atol=1e-6)
+    np.testing.assert_allclose(y[real], (y_routed + shared)[real], atol=1e-6)
+
+
+def test_experts_without_computation_give_the_token_or_nothing_and_have_room_for_all():
+    """Four experts, one identity, one null; logits that send every token to the last two."""
+    config = small(router="olmoe", identity_experts=1, null_experts=1, capacity_factor=0.1)
+    layer, params, x, _ = make(config)
+    x = np.concatenate([np.ones((B, N, 1), np.float32), x[..., 1:]], axis=-1)
+    params = params | {"w_router_DE": jnp.zeros((D, E + 2)).at[0].set([0, 0, 0, 0, 5, 4])}
+    y, stats, _ = apply(layer, params, x, jnp.ones((B, N), bool))
+    weight = np.exp(5) / (np.exp(5) + np.exp(4) + 4)
+    np.testing.assert_allclose(y, weight * x, rtol=1e-5)
+    np.testing.assert_array_equal(stats.asked_BE, [[0, 0, 0, 0, N, N]] * B)
+    np.testing.assert_array_equal(stats.seated_BE, stats.asked_BE)
 
 
 @pytest.mark.parametrize("activation", ["geglu", "gelu", "relu"])
 def test_identical_experts_are_one_dense_layer(activation):
     """With no drops and weights that sum to 1, who chose whom cannot matter."""
-    config = small(MoEConfig(top_k=2, capacity_factor=2.0))
-    layer = MoELayer(config, activation)
+    layer = MoELayer(small(capacity_factor=2.0), activation)
     x = jax.random.normal(jax.random.key(3), (B, N, D))
     params = init(layer, jax.random.key(0), x, jnp.ones((B, N), bool))
     params = {
         name: value if "router" in name else jnp.broadcast_to(value[:1], value.shape)
         for name, value in params.items()
     }
-    y, _ = apply(layer, params, x, jnp.ones((B, N), bool), True)
+    y, _, _ = apply(layer, params, x, jnp.ones((B, N), bool))
     dense = {name.replace("E", ""): value[0] for name, value in params.items() if "E" in name}
     dense.pop("w_router_D", None)
     want = FeedForward(F, activation).apply({"params": dense}, x)
@@ -177,33 +177,117 @@ def test_identical_experts_are_one_dense_layer(activation):
 
 def test_the_router_is_float32_whatever_the_activations_are():
     """bfloat16 activations choose as float32 arithmetic on the same rounded inputs does."""
-    layer, params, x, real = make(small(MoEConfig(top_k=2)))
+    layer, params, x, real = make(small())
     rounded = jnp.asarray(x, jnp.bfloat16)
-    y, stats = apply(layer, params, rounded, real, True)
-    _, stats32 = apply(layer, params, rounded.astype(jnp.float32), real, True)
+    y, stats, chosen = apply(layer, params, rounded, real)
+    _, stats32, chosen32 = apply(layer, params, rounded.astype(jnp.float32), real)
     assert y.dtype == jnp.bfloat16
-    chex.assert_trees_all_equal(stats, stats32)
+    chex.assert_trees_all_equal((stats, chosen), (stats32, chosen32))
 
 
-@pytest.mark.parametrize(("data", "expert"), [(8, 1), (2, 4), (4, 2)])
-def test_every_mesh_gives_what_one_device_gives(data, expert):
-    config = small(MoEConfig(top_k=2, capacity_factor=1.0))
-    layer = MoELayer(config, "swiglu")
-    x = jax.random.normal(jax.random.key(0), (8, N, D))
+@pytest.mark.parametrize("router", ["top_k", "expert_choice", "soft"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_token_without_finite_logits_is_padding_to_the_others(router, bad):
+    layer = MoELayer(small(router=router, capacity_factor=0.75), "swiglu")
+    x = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
+    real = np.ones((B, N), bool)
+    params = init(layer, jax.random.key(0), x, real)
+    params = {k: 2 * v if "router" in k else v for k, v in params.items()}
+    sick, without = x.copy(), real.copy()
+    sick[0, 3, 2], without[0, 3] = bad, False
+    y, stats, chosen = apply(layer, params, sick, real)
+    want = apply(layer, params, x, without)
+    np.testing.assert_array_equal(stats.bad_B, [1, 0])
+    chex.assert_trees_all_equal(replace(stats, bad_B=want[1].bad_B), want[1])
+    np.testing.assert_array_equal(chosen, want[2])
+    np.testing.assert_allclose(y, want[0], atol=1e-6)
+    np.testing.assert_array_equal(y[0, 3], 0)
+
+
+# Meshes.
+
+ROUTES = {
+    "top_k, with drops": small(capacity_factor=0.75),
+    "deepseek_v3, groups and bias": small(
+        router="deepseek_v3", expert_groups=2, kept_expert_groups=1, capacity_factor=1.0
+    ),
+    "expert_choice": small(router="expert_choice", capacity_factor=1.0),
+    "soft": small(router="soft", capacity_factor=1.0),
+    "base": small(router="base", top_k=1),
+}
+SIZE = 8, N, D
+
+
+def on_a_mesh(layer, params, mesh):
+    """Outputs, sums and gradients, computed on ``mesh`` from tokens that lie spread on it."""
+    x = jax.random.normal(jax.random.key(0), SIZE)
     real = jnp.arange(N)[None] < jnp.arange(1, 9)[:, None]
-    params = init(layer, jax.random.key(1), x, real)
+    bias_E = jnp.linspace(-0.2, 0.2, E) if layer.config.built_router.selection_bias else None
 
     def loss(params, x):
-        y, stats = apply(layer, params, x, real, True)
-        return jnp.square(y).sum(), (y, stats)
+        y, stats, chosen = layer.apply({"params": params}, x, real, training=True, bias_E=bias_E)
+        layers = balance.sum_sequences(jax.tree.map(lambda s: s[None], stats))
+        aux = balance.balance_loss(layers) + balance.importance_loss(layers)
+        return jnp.square(y).sum() + aux.sum(), (y, stats, chosen)
 
-    run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    alone = jax.jit(run)(params, x)
-    mesh = meshes.make_mesh(MeshConfig(data=data, expert=expert))
     with jax.set_mesh(mesh):
-        shardings = meshes.tree_shardings(mesh, params)
-        if expert > 1:
-            assert shardings["w_up_EDF"].shard_shape((E, D, F)) == (E // expert, D, F)
-        placed = jax.device_put(params, shardings)
-        spread = jax.jit(run)(placed, x)
-    chex.assert_trees_all_close(alone, spread, atol=1e-5)
+        placed = jax.device_put(params, meshes.tree_shardings(mesh, params))
+        x = jax.device_put(x, meshes.named(mesh, "batch_BN"))
+        return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(placed, x)
+
+
+def one_device():
+    axes, devices = meshes.AXES, jax.devices()[:1]
+    return jax.make_mesh((1, 1), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_every_mesh_gives_what_one_device_gives(name):
+    layer = MoELayer(ROUTES[name], "swiglu")
+    params = init(layer, jax.random.key(1), jnp.zeros(SIZE), jnp.ones(SIZE[:2], bool))
+    params = {k: 2 * v if "router" in k else v for k, v in params.items()}
+    alone = on_a_mesh(layer, params, one_device())
+    _, stats, _ = alone[0][1]
+    if "drops" in name:
+        assert stats.seated_BE.sum() < stats.asked_BE.sum()
+    router = [v for k, v in alone[1][0].items() if "router" in k]
+    assert all(np.abs(gradient).max() > 1e-3 for gradient in router)
+    for data, expert in ((2, 4), (8, 1)):
+        mesh = meshes.make_mesh(MeshConfig(data=data, expert=expert))
+        part = meshes.tree_shardings(mesh, params)["w_up_EDF"].shard_shape((E, D, F))
+        assert part == (E // expert, D, F)
+        chex.assert_trees_all_close(alone, on_a_mesh(layer, params, mesh), atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ["top_k", "deepseek_v3", "expert_choice", "soft"])
+@pytest.mark.parametrize(("backward", "moves"), [(False, 2), (True, 4)])
+def test_on_a_mesh_tokens_go_to_experts_and_back_and_are_never_gathered(router, backward, moves):
+    """All-to-alls alone: no device ever holds the tokens or the scores of others."""
+    layer = MoELayer(small(router=router), "swiglu")
+    text = compiled_on(meshes.make_mesh(MeshConfig(data=2, expert=4)), layer, backward)
+    assert text.count(" all-gather(") == 0
+    assert text.count(" all-to-all(") == moves
+
+
+def compiled_on(mesh, layer, backward: bool) -> str:
+    """The text of the compiled forward pass, or the gradient; tokens lie over all devices."""
+    rows = meshes.named(mesh, "batch_BN")
+
+    def abstract(of, sharding=rows):
+        return jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding)
+
+    def forward(params, x, real):
+        found = layer.apply({"params": params}, x, real, training=True)
+        return jax.tree.map(lambda y: jax.lax.with_sharding_constraint(y, rows), found)
+
+    def loss(params, x, real):
+        y, stats, _ = forward(params, x, real)
+        return jnp.square(y).sum() + jnp.square(stats.probability_BE).sum()
+
+    x, real = jnp.zeros(SIZE), jnp.ones(SIZE[:2], bool)
+    start = functools.partial(layer.init, training=True)
+    params = jax.eval_shape(start, jax.random.key(0), x, real)["params"]
+    params = jax.tree.map(abstract, params, meshes.tree_shardings(mesh, params))
+    run = jax.grad(loss, argnums=(0, 1)) if backward else forward
+    with jax.set_mesh(mesh):
+        return jit(run).lower(params, abstract(x), abstract(real)).compile().as_text()

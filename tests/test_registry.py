@@ -114,6 +114,23 @@ REFUSED = {
         {"router": "expert_choice", "seating": "priority"},
         "tokens do not choose: leave it at position.",
     ),
+    "slots without number where experts choose": (
+        {"router": "expert_choice", "capacity_factor": None},
+        "expert_choice fills all slots of every expert, so it needs a number of them:"
+        " --model.moe.capacity-factor 1, say, not None.",
+    ),
+    "soft slots by index": (
+        {"router": "soft", "dispatch": "gather"},
+        "of every token: leave it at einsum.",
+    ),
+    "rows sorted by expert where experts choose": (
+        {"router": "expert_choice", "dispatch": "grouped"},
+        "with --model.moe.router expert_choice experts choose: take gather or einsum.",
+    ),
+    "dropout in sorted rows": (
+        {"dispatch": "grouped", "expert_dropout": 0.1},
+        "--model.moe.expert-dropout has no place in --model.moe.dispatch grouped: take gather.",
+    ),
     "kept groups of none": (
         {"kept_expert_groups": 2},
         "--model.moe.kept-expert-groups needs --model.moe.expert-groups.",
@@ -225,6 +242,8 @@ ALLOWED = {
         "router": "ernie4_5",
         "balance": {"bias_update": "sign"},
     },
+    "room for all": {"capacity_factor": None, "eval_capacity_factor": None},
+    "experts that choose, by index": {"router": "expert_choice", "dispatch": "gather"},
     "dense over null experts, too": {"router": "dense", "top_k": 9, "null_experts": 1},
     "a queue for hashed tokens": {"router": "hash", "seating": "priority"},
 }

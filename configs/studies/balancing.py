@@ -1,6 +1,8 @@
 """Collapse, and what prevents it: one model, one seed, seven ways of balancing, and none.
 
-moejax study configs/studies/balancing.py
+The last three drop nothing: capacity holds crowded experts back, and so hides a part of collapse.
+
+    moejax study configs/studies/balancing.py
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ METHODS = {
     "loss-free-proportional": {"bias_update": "proportional", "bias_rate": 0.02},
     "quantile": {"bias_update": "quantile"},
 }
+DROPLESS = ("none", "alpha-0.01", "loss-free-sign")
 
 
 def get_study() -> Study:
@@ -27,13 +30,16 @@ def get_study() -> Study:
         base.run, steps=400, log_every=10, eval_every=400, eval_batches=20, sample_tokens=0
     )
 
-    def config(settings: dict) -> Config:
+    def config(settings: dict, **moe: object) -> Config:
         balance = BalanceConfig(**{"loss_weight": 0.0} | settings)
-        moe = dataclasses.replace(base.model.moe, balance=balance)
+        moe = dataclasses.replace(base.model.moe, balance=balance, **moe)
         return dataclasses.replace(base, model=dataclasses.replace(base.model, moe=moe), run=run)
 
+    roomy = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
+    runs = {name: config(settings) for name, settings in METHODS.items()}
+    runs |= {f"{name}-dropless": config(METHODS[name], **roomy) for name in DROPLESS}
     return Study(
         title="Balancing",
         question="Do experts die without a balancing method, and what does each method cost?",
-        runs={name: config(settings) for name, settings in METHODS.items()},
+        runs=runs,
     )

@@ -199,8 +199,8 @@ def check_dispatch(moe: MoEConfig, router: Router) -> None:
     """Each form of dispatch must be able to carry the router's choice."""
     check(
         moe.dispatch in ("auto", "einsum") or not router.slots,
-        f"--model.moe.dispatch {moe.dispatch}: with --model.moe.router {moe.router} every slot takes"
-        f" of every token: leave it at einsum.",
+        f"--model.moe.dispatch {moe.dispatch}: with --model.moe.router {moe.router} every slot"
+        f" holds a part of every token: leave it at einsum.",
     )
     check(
         moe.dispatch != "grouped" or not router.experts_choose,

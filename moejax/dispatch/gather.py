@@ -23,7 +23,7 @@ def route(
     seating: Seating = "position",
     dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """As ``einsum.route``: the same slots, drops and values, at a cost that does not grow with S."""
+    """As ``einsum.route``: the same slots, drops and values, without a cost that grows with S."""
     num_experts = params["w_down_EFD"].shape[0]
     G, S, D = x_GSD.shape
     x_GSD = mesh.pin(x_GSD, "tokens_GSD")
@@ -88,7 +88,7 @@ def empty(y_RD: jax.Array, choice_R: jax.Array, place_SK: jax.Array) -> jax.Arra
     return sum_choices(y_RD, place_SK).astype(y_RD.dtype)
 
 
-# Both are gathers, and so are both gradients: a scatter-add would be slow and, on GPUs, in any order.
+# Both are gathers, and so are their gradients: a scatter-add would be slow, and unordered on GPUs.
 fill.defvjp(
     lambda x, choice_R, place_SK: (fill(x, choice_R, place_SK), (choice_R, place_SK)),
     lambda saved, d: (empty(d, *saved), None, None),

@@ -1,4 +1,4 @@
-"""Dispatch without slots: choices sorted by expert, and each expert works on as many as there are."""
+"""Dispatch without slots: choices sorted by expert, each expert on as many as there are."""
 
 from functools import partial
 
@@ -23,8 +23,9 @@ def route(
     seating: Seating = "position",
     dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """As ``einsum.route``, also in what is dropped, which is nothing where the capacity is the whole
-    group. Empty slots cost nothing here. ``dropout`` must be None.
+    """As ``einsum.route``, also in what is dropped: nothing, where the capacity is the whole group.
+
+    Empty slots cost nothing here. ``dropout`` must be None.
     """
     if dropout is not None:
         raise ValueError("the grouped dispatch has no expert dropout: use gather or einsum.")

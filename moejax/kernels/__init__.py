@@ -1,4 +1,4 @@
-"""The grouped feed-forward: every expert on its own rows, whatever their number. One file a platform."""
+"""The grouped feed-forward: every expert on its own rows, however many; one file a platform."""
 
 import jax
 

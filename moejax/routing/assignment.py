@@ -43,9 +43,11 @@ def balanced_assignment(score_GSE: jax.Array, real_GS: jax.Array, rule: BaseRule
     """
     G, S, E = score_GSE.shape
     places = math.ceil(S / E)
-    score_GSE = jnp.where(real_GS[..., None], score_GSE, 0)
-    low_G11, high_G11 = (f(score_GSE, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+    real_GS1 = real_GS[..., None]
+    low_G11 = score_GSE.min((1, 2), keepdims=True, where=real_GS1, initial=jnp.inf)
+    high_G11 = score_GSE.max((1, 2), keepdims=True, where=real_GS1, initial=-jnp.inf)
     value_GSE = (score_GSE - low_G11) / jnp.maximum(high_G11 - low_G11, 1e-6)
+    value_GSE = jnp.where(real_GS1, value_GSE, 0)
     # E * places for S tokens: worthless stand-ins take the rest.
     value_GRE = jnp.pad(value_GSE, ((0, 0), (0, E * places - S), (0, 0)))
     return jax.vmap(lambda value_RE: auction(value_RE, rule))(value_GRE)[:, :S]

@@ -27,7 +27,7 @@ class RouterStats:
     tokens_B: jax.Array
     """Tokens that were routed."""
     bad_B: jax.Array
-    """Tokens with a logit that is not finite: they get no expert, and are in no other sum."""
+    """Tokens that are not finite, or have such a logit: no expert, and in no other sum."""
     asked_BE: jax.Array
     """Choices of each expert, before capacity; of a soft router, the mass in its slots."""
     seated_BE: jax.Array
@@ -40,6 +40,8 @@ class RouterStats:
     """Squared log-sum-exp of the logits."""
     entropy_B: jax.Array
     """Entropy of the router's distribution, in nats."""
+    unbiased_BE: jax.Array | None = None
+    """Under a selection bias: choices of each expert if there were none."""
     smooth_load_BE: jax.Array | None = None
     """Shazeer's smooth estimate of the load, of noisy routers in training."""
     sent_BQ: jax.Array | None = None
@@ -67,7 +69,12 @@ def router_stats(
         x_GS = jnp.where(mask_GS, x_GS.astype(jnp.float32), 0)
         return x_GS.reshape(rows, -1, *extra).sum(1)
 
-    smooth = choice.smooth_load_GSE if isinstance(choice, TokenChoice) else None
+    smooth = unbiased = None
+    if isinstance(choice, TokenChoice):
+        smooth, unbiased = choice.smooth_load_GSE, choice.unbiased_GSK
+    if unbiased is not None:
+        ones_GSK = jnp.ones(unbiased.shape, jnp.float32)
+        unbiased = total(contract.spread(unbiased, ones_GSK, asked_GSE.shape[-1]))
     return RouterStats(
         tokens_B=total(jnp.ones_like(log_z_GS)),
         bad_B=bad_GS.reshape(rows, -1).sum(1, dtype=jnp.float32),
@@ -77,6 +84,7 @@ def router_stats(
         weight_BE=total(contract.weight(choice, real_GS)),
         log_z_squared_B=total(jnp.square(log_z_GS)),
         entropy_B=total(entropy_GS),
+        unbiased_BE=unbiased,
         smooth_load_BE=None if smooth is None else total(smooth),
     )
 
@@ -96,6 +104,11 @@ def sum_sequences(stats: RouterStats) -> RouterStats:
 # Losses. Each takes one scope's sums, with any leading dimensions, and keeps those.
 
 
+def _counted(stats: RouterStats) -> jax.Array:
+    """The choices that f counts: without the selection bias (DeepSeek-V3, 2024, Eq. 18)."""
+    return stats.asked_BE if stats.unbiased_BE is None else stats.unbiased_BE
+
+
 def _over(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.maximum(count, 1)
 
@@ -104,9 +117,11 @@ def balance_loss(stats: RouterStats) -> jax.Array:
     """The load-balancing loss, E * sum_e f_e P_e (Fedus et al. 2021, Eq. 4-6).
 
     f_e is the share of all *choices* that asked for expert e, before capacity, and P_e the mean
-    router probability: 1 at perfect balance for every K. Gradients pass through P alone.
+    router probability: 1 at perfect balance for every K. Gradients pass through P alone. (GShard's,
+    Lepikhin et al. 2020, Algorithm 1, counts first choices alone; ours counts all.)
     """
-    share_E = jax.lax.stop_gradient(_over(stats.asked_BE, stats.asked_BE.sum(-1, keepdims=True)))
+    counted_E = _counted(stats)
+    share_E = jax.lax.stop_gradient(_over(counted_E, counted_E.sum(-1, keepdims=True)))
     mean_E = _over(stats.probability_BE, stats.tokens_B[..., None])
     return share_E.shape[-1] * (share_E * mean_E).sum(-1)
 
@@ -118,7 +133,7 @@ def pooled_balance_loss(stats: RouterStats) -> jax.Array:
     coefficient of a released model means the same here. Layers that fail in opposite ways cancel.
     """
     pooled = jax.tree.map(lambda x: x.sum(0), stats)
-    load_E = jax.lax.stop_gradient(_over(pooled.asked_BE, pooled.tokens_B[..., None]))
+    load_E = jax.lax.stop_gradient(_over(_counted(pooled), pooled.tokens_B[..., None]))
     mean_E = _over(pooled.probability_BE, pooled.tokens_B[..., None])
     return load_E.shape[-1] * (load_E * mean_E).sum(-1, keepdims=True)
 

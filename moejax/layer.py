@@ -48,9 +48,9 @@ class MoELayer(nn.Module):
     ``(x_BND, real_BN) -> (y_BND, stats, chosen_BNE)``: ``real_BN`` is False at padding, which takes
     no slot and is in no count. A token all of whose choices are dropped gets the shared experts'
     output, or 0: the residual stream carries it on. A token that is not finite, or has such a
-    logit, gets no expert, either, and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says
-    which experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the
-    ids that some routers look at. In training, routers that draw do so from the stream ``router``.
+    logit, gets 0 and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says which
+    experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the ids
+    that some routers look at. In training, routers that draw do so from the stream ``router``.
     """
 
     config: MoEConfig

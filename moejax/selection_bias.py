@@ -37,7 +37,7 @@ def centred(bias_LE: jax.Array) -> jax.Array:
 
 
 def margin_histogram(inputs: RouterInput, rule: TokenChoiceRule) -> jax.Array:
-    """How much bias each token would need to choose each expert: counts ``margin_EM``.
+    """How much bias each token would need to choose each expert, noise aside: ``margin_EM``.
 
     Quantile balancing (Su 2026; Kimi K3 report 2026, section 2.3.3): the token's (K+1)-th largest
     biased score less the expert's score. Scores lie in [0, 1], so all margins lie in [min bias - 1,
@@ -58,7 +58,9 @@ def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array
     """The bias with which a share K / E of all tokens would have chosen each expert, centred.
 
     ``bias_LE`` is the one that the margins were counted under. Kimi K3 report 2026, Eq. 13-14:
-    the quantile K / E of the margins, interpolated inside its bin.
+    the quantile K / E of the margins, interpolated inside its bin. Exact for the cutoffs of that
+    batch, which the new bias will move: an even load takes a few steps. Without any token the bias
+    stays.
     """
 
     def solve(bias_E: jax.Array, margin_EM: jax.Array) -> jax.Array:
@@ -69,7 +71,8 @@ def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array
         before_E1 = jnp.take_along_axis(below_EM, first_E1, axis=-1) - inside_E1
         place_E1 = first_E1 + (wanted_E1 - before_E1) / jnp.maximum(inside_E1, 1)
         low, high = _range(bias_E)
-        return low + (high - low) * place_E1[:, 0] / BINS
+        found_E = low + (high - low) * place_E1[:, 0] / BINS
+        return jnp.where(below_EM[:, -1] > 0, found_E, bias_E)
 
     return centred(jax.vmap(solve)(bias_LE, margin_LEM))
 

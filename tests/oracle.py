@@ -241,8 +241,8 @@ def deepseek_v3(t, scale=2.5):
 
 
 def glm4_moe(t):
-    """GLM-4.5's code is DeepSeek-V3's; the factor is a size of the model."""
-    return deepseek_v3(t, scale=1.0)
+    """GLM-4.5's code is DeepSeek-V3's, and so is the factor in its large model."""
+    return deepseek_v3(t)
 
 
 def minimax_m2(t):
@@ -417,6 +417,8 @@ class Group:
     seated_SE: np.ndarray
     weight_SE: np.ndarray
     probability_SE: np.ndarray
+    counted_SE: np.ndarray
+    """What the balance losses count: choices as if there were no selection bias."""
     smooth_SE: np.ndarray | None = None
     plan: object = None
     """The discrete part, to be kept."""
@@ -424,7 +426,7 @@ class Group:
     @classmethod
     def empty(cls, x_SD, real_S, logits_SE):
         log_z = [log_sum_exp(row) if r else 0 for row, r in zip(logits_SE, real_S, strict=True)]
-        zeros = [np.zeros(logits_SE.shape) for _ in range(4)]
+        zeros = [np.zeros(logits_SE.shape) for _ in range(5)]
         return cls(np.zeros_like(x_SD), real_S, np.array(log_z), *zeros)
 
     @property
@@ -454,6 +456,10 @@ def tokens_choose(layer, params, x_SD, real_S, tokens, plan):
         for k, e in enumerate(experts[s]):
             if e >= 0:
                 visit(group, layer, params, x_SD, s, e, weights[s][k], (s, k) in seated)
+        group.counted_SE[s] = group.asked_SE[s]
+        if tokens[s].bias.any():  # DeepSeek-V3, Eq. 18: the top K of the scores without it
+            group.counted_SE[s] = 0
+            group.counted_SE[s, best(group.probability_SE[s], layer.top_k)] = 1
     return group
 
 
@@ -481,6 +487,7 @@ def experts_choose(layer, params, x_SD, real_S, tokens, plan):
     group.plan = plan or taken_tokens(layer, group.probability_SE, group.real)
     for s, e in group.plan:
         visit(group, layer, params, x_SD, s, e, group.probability_SE[s, e], seated=True)
+    group.counted_SE = group.asked_SE
     return group
 
 
@@ -554,7 +561,7 @@ def slots_mix(layer, params, x_SD, real_S, plan):
         group.y_SD += np.outer(combine[:, slot], y)
         group.asked_SE[:, slot // C] += dispatch
     group.plan = group.asked_SE if plan is None else plan
-    group.asked_SE = group.seated_SE = group.plan
+    group.asked_SE = group.counted_SE = group.seated_SE = group.plan
     return group
 
 
@@ -610,6 +617,7 @@ class Tokens:
     """Real tokens: arrays [T, E], and [T]."""
 
     asked: np.ndarray
+    counted: np.ndarray
     probability: np.ndarray
     weight: np.ndarray
     log_z: np.ndarray
@@ -624,7 +632,7 @@ def tokens_of(groups, first=0, last=None):
         values = [getattr(g, name) for g in groups]
         return None if values[0] is None else np.concatenate(values)[first:last][real]
 
-    names = ("asked_SE", "probability_SE", "weight_SE", "log_z_S", "smooth_SE")
+    names = ("asked_SE", "counted_SE", "probability_SE", "weight_SE", "log_z_S", "smooth_SE")
     return Tokens(*(all_of(name) for name in names))
 
 
@@ -633,7 +641,7 @@ def switch_balance(t):
     T, E = t.asked.shape
     loss = 0.0
     for i in range(E):
-        f = t.asked[:, i].sum() / max(t.asked.sum(), 1)
+        f = t.counted[:, i].sum() / max(t.counted.sum(), 1)
         loss += E * f * t.probability[:, i].sum() / max(T, 1)
     return loss
 
@@ -643,7 +651,7 @@ def deepseek_expert_balance(t, top_k):
     f_i = N / (K T) * the tokens that chose expert i.
     """
     T, N = t.asked.shape
-    f = [N / (top_k * T) * sum(t.asked[s, i] for s in range(T)) for i in range(N)]
+    f = [N / (top_k * T) * sum(t.counted[s, i] for s in range(T)) for i in range(N)]
     p = [sum(t.probability[s, i] for s in range(T)) / T for i in range(N)]
     return sum(f[i] * p[i] for i in range(N))
 
@@ -654,7 +662,7 @@ def hf_balance(layers):
     """
     mask, probability = [], []
     for t in layers:
-        for asked, p in zip(t.asked, t.probability, strict=True):
+        for asked, p in zip(t.counted, t.probability, strict=True):
             one_hot = np.zeros((len(asked), len(asked)))
             for k, e in enumerate(np.flatnonzero(asked)):
                 one_hot[k, e] = asked[e]  # 1, unless slots take mixtures of tokens

@@ -278,9 +278,10 @@ def test_the_bias_changes_deepseek_v3_s_choice_and_not_its_weights():
     np.testing.assert_allclose(choice.probability_GSE[0], np.divide(SIGMOIDS, 2.4), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["glm4_moe", "minimax_m2"])
-def test_relatives_of_deepseek_v3_have_no_scale(name):
-    assert_chosen(ask(name, logit(SIGMOIDS), 2), [[0, 4]], [[0.60 / 1.15, 0.55 / 1.15]])
+@pytest.mark.parametrize(("name", "scale"), [("glm4_moe", 2.5), ("minimax_m2", 1.0)])
+def test_relatives_of_deepseek_v3_have_their_own_scale(name, scale):
+    weights = [[scale * 0.60 / 1.15, scale * 0.55 / 1.15]]
+    assert_chosen(ask(name, logit(SIGMOIDS), 2), [[0, 4]], weights)
 
 
 def test_a_group_of_one_expert_is_judged_by_that_expert():

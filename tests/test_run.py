@@ -314,7 +314,7 @@ def test_wrong_flags_end_in_one_message_and_exit_code_two(config, tmp_path, flag
         (None, "no config file"),
         ("x = 1", "no function get_config"),
         ("def get_config(: pass", "cannot be run"),
-        ("def get_config(): return 3", "must return a moejax.config.Config, not int"),
+        ("def get_config(): return 3", "must return a Config, not int"),
         ("def get_config(): 1 / 0", "ZeroDivisionError"),
         ("import sys; sys.exit(0)", "SystemExit"),
     ],

@@ -66,8 +66,7 @@ def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:
         raise ConfigError(f"{path}: {function}() failed: {error!r}.") from error
     check(
         isinstance(made, kind),
-        f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}, not"
-        f" {type(made).__name__}.",
+        f"{path}: {function}() must return a {kind.__name__}, not {type(made).__name__}.",
     )
     return made
 

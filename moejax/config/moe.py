@@ -14,7 +14,7 @@ class BalanceConfig:
     """What keeps the experts evenly loaded. Losses are added over the routed layers."""
 
     loss_weight: float = 0.01
-    """Coefficient (alpha) of the load-balancing loss of Switch Transformers and GShard."""
+    """Coefficient (alpha) of the load-balancing loss of Switch Transformers."""
     scope: Literal["batch", "device", "sequence"] = "batch"
     """Over which tokens that loss wants an even load: the `batch` of one step, over all devices and
     accumulated micro-batches; each `device`'s part of a micro-batch; each `sequence`."""
@@ -33,8 +33,8 @@ class BalanceConfig:
     """Coefficient of DeepSeek-V2's balance of what groups of experts receive."""
     bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
     """How the selection bias of the loss-free balance moves after each step: by a fixed `sign`ed
-    amount, in `proportion` to the lack, or at once to where the load of the step would have been
-    even (`quantile`)."""
+    amount, in `proportion` to the lack, or at once to where the margins of the step's tokens say
+    that the load would be even (`quantile`)."""
     bias_rate: float = 0.001
     """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
     bias_centred: bool = False
@@ -132,6 +132,11 @@ class MoEConfig:
         return self.num_experts + self.identity_experts + self.null_experts
 
     @property
+    def has_selection_bias(self) -> bool:
+        """Whether a bias is a part of the model's state."""
+        return self.balance.bias_update != "none" or ROUTERS[self.router].always_biased
+
+    @property
     def built_router(self) -> Router:
         """The router with this config's settings."""
         settings = {name: getattr(self, name) for name in ROUTER_SETTINGS}
@@ -191,6 +196,12 @@ def check_router(moe: MoEConfig) -> None:
         f"--model.moe.router {moe.router} fills all slots of every expert, so it needs a number of"
         f" them: --model.moe.capacity-factor 1, say, not None.",
     )
+    cap, factor = moe.max_experts_per_token, moe.capacity_factor
+    check(
+        cap is None or factor * K <= cap,
+        f"--model.moe.max-experts-per-token {cap} is less than what the experts' slots hold:"
+        f" --model.moe.capacity-factor {factor} times --model.moe.top-k {K} tokens for each token.",
+    )
     check_dispatch(moe, router)
     check_expert_groups(moe)
 
@@ -244,6 +255,12 @@ def check_balance(moe: MoEConfig) -> None:
         balance.load_loss_weight == 0 or getattr(rule, "noise", None) == "learned",
         f"{at}.load-loss-weight needs the noise of --model.moe.router noisy_top_k: without it the"
         f" load has no gradient.",
+    )
+    check(
+        balance.load_loss_weight == 0
+        or (balance.bias_update == "none" and moe.kept_expert_groups is None),
+        f"{at}.load-loss-weight estimates choices by the noisy logits alone: it goes neither with"
+        f" {at}.bias-update nor with --model.moe.kept-expert-groups.",
     )
     for name, needed in (("device_loss", "expert_groups"), ("communication_loss", "expert_groups")):
         check(

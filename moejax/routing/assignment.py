@@ -134,10 +134,11 @@ def sinkhorn(inputs: RouterInput, rule: SinkhornRule) -> TokenChoice:
 def balanced_log_plan(logits_GSE: jax.Array, real_GS: jax.Array, iterations: int) -> jax.Array:
     """The logarithm of the Sinkhorn plan of each group; padding has no part in it."""
     log_GSE, real_GS1 = logits_GSE, real_GS[..., None]
-    tokens_G11 = jnp.maximum(real_GS1.sum(1, dtype=jnp.float32, keepdims=True), 1)
-    log_share_G11 = jnp.log(tokens_G11 / logits_GSE.shape[-1])
-    for _ in range(iterations):
+
+    def normalise(_: int, log_GSE: jax.Array) -> jax.Array:
+        # The experts' even share is a constant, which the tokens' turn takes away again.
         mass_G1E = jax.nn.logsumexp(log_GSE, axis=1, keepdims=True, where=real_GS1)
-        log_GSE += log_share_G11 - jnp.where(jnp.isfinite(mass_G1E), mass_G1E, 0)
-        log_GSE -= jax.nn.logsumexp(log_GSE, axis=2, keepdims=True)
-    return log_GSE
+        log_GSE -= jnp.where(jnp.isfinite(mass_G1E), mass_G1E, 0)
+        return log_GSE - jax.nn.logsumexp(log_GSE, axis=2, keepdims=True)
+
+    return jax.lax.fori_loop(0, iterations, normalise, log_GSE)

@@ -23,8 +23,12 @@ def random(inputs: RouterInput) -> TokenChoice:
     The random router of Zuo et al. 2021 (THOR) and of many ablations; weights are 1 / K. In
     evaluation the draw depends on the place in the group alone.
     """
-    key = jax.random.key(0) if inputs.key is None else inputs.key
-    return _even(pick(jax.random.uniform(key, inputs.logits_GSE.shape), inputs.top_k), inputs)
+    shape = inputs.logits_GSE.shape
+    if inputs.key is None:
+        luck_GSE = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), shape[1:]), shape)
+    else:
+        luck_GSE = jax.random.uniform(inputs.key, shape)
+    return _even(pick(luck_GSE, inputs.top_k), inputs)
 
 
 def mix(bits: jax.Array) -> jax.Array:

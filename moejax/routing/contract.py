@@ -50,6 +50,8 @@ class TokenChoice:
     """The weight of each choice in the layer's output (float32)."""
     probability_GSE: jax.Array
     """The router's distribution over all experts (float32), for losses and metrics."""
+    unbiased_GSK: jax.Array | None = None
+    """Under a selection bias, what would have been chosen without it (and without groups)."""
     smooth_load_GSE: jax.Array | None = None
     """The probability of being chosen under new noise (Shazeer et al. 2017, Eq. 9)."""
     weigh: Literal["output", "input"] = field(default="output", metadata={"static": True})

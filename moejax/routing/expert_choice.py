@@ -14,8 +14,8 @@ class ExpertChoiceRule:
 
     max_experts_per_token: int | None = None
     """No token gets more experts than this; by default any number."""
-    iterations: int = 100
-    """Rounds of the capped assignment."""
+    iterations: int = 1000
+    """Rounds of the capped assignment at most; it ends when every expert has C tokens."""
     temperature: float = 0.01
     """Weight of the entropy in the capped assignment: smaller is sharper, and slower to settle."""
 
@@ -26,7 +26,7 @@ def choose(inputs: RouterInput, rule: ExpertChoiceRule) -> ExpertChoice:
     Zhou et al. 2022, section 3.2: S = softmax(x W), G, I = top-k of S transposed. Equal scores go
     to the earlier token; padding is never chosen. Under a cap (section 3.3, Eq. 3) the tokens are
     picked from the capped assignment, and a token that would still get more experts than the cap
-    keeps those of largest score: the paper leaves such a token with too many.
+    keeps those that the assignment gives most of it: the paper leaves such a token with too many.
     """
     probability_GSE = jax.nn.softmax(inputs.logits_GSE)
     wanted_GSE = jax.lax.stop_gradient(probability_GSE)
@@ -57,8 +57,14 @@ def capped_assignment(
     log_cap = jnp.log(float(rule.max_experts_per_token))
     real_GS1 = real_GS[..., None]
 
-    def project(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
-        log_GSE, below_one_GSE, cap_GS1 = carry
+    def unsettled(carry: tuple[jax.Array, ...]) -> jax.Array:
+        log_GSE, _, _, rounds = carry
+        mass_G1E = jax.nn.logsumexp(log_GSE, axis=1, keepdims=True, where=real_GS1)
+        off = jnp.where(tokens_G11 > 0, jnp.abs(mass_G1E - log_C), 0).max()
+        return (rounds == 0) | ((off > 1e-4) & (rounds < rule.iterations))
+
+    def project(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        log_GSE, below_one_GSE, cap_GS1, rounds = carry
         # Experts: exactly C tokens. An affine set needs no correction.
         log_GSE += log_C - jax.nn.logsumexp(log_GSE, axis=1, keepdims=True, where=real_GS1)
         # Tokens: at most the cap, undoing the last such correction first.
@@ -69,12 +75,12 @@ def capped_assignment(
         # Entries: at most 1.
         open_GSE = log_GSE + below_one_GSE
         below_one_GSE = jnp.maximum(open_GSE, 0)
-        return (open_GSE - below_one_GSE, below_one_GSE, cap_GS1), None
+        return open_GSE - below_one_GSE, below_one_GSE, cap_GS1, rounds + 1
 
     start_GSE = score_GSE / rule.temperature
     zeros = jnp.zeros_like(start_GSE), jnp.zeros_like(start_GSE[..., :1])
-    (log_GSE, _, _), _ = jax.lax.scan(project, (start_GSE, *zeros), length=rule.iterations)
-    return jnp.exp(log_GSE)
+    start = (start_GSE, *zeros, jnp.zeros((), jnp.int32))
+    return jnp.exp(jax.lax.while_loop(unsettled, project, start)[0])
 
 
 def keep_best(token_GEC: jax.Array, wanted_GSE: jax.Array, limit: int) -> jax.Array:

@@ -34,7 +34,9 @@ class Router:
     linear_bias: bool = False
     """Adds a learned ``b_router_E`` to the logits."""
     selection_bias: bool = False
-    """Takes the bias of the loss-free balance."""
+    """Can take the bias of the loss-free balance."""
+    always_biased: bool = False
+    """Has that bias even where nothing updates it: released models come with one."""
     slots: bool = False
     """Scores tokens for each slot, and so has as many slots in evaluation as in training."""
     experts_choose: bool = False
@@ -76,6 +78,7 @@ DEEPSEEK_V3 = {
     "score": "sigmoid",
     "group_score": "best_two",
     "renormalise": True,
+    "always_biased": True,
 }
 
 ROUTERS: dict[str, Router] = {
@@ -88,7 +91,7 @@ ROUTERS: dict[str, Router] = {
     "gshard": _tokens_choose(
         "Lepikhin et al. 2020, Algorithm 1", renormalise=True, random_second=True, top_k=2
     ),
-    "v_moe": _tokens_choose("Riquelme et al. 2021, section 2.1", noise="fixed"),
+    "v_moe": _tokens_choose("Riquelme et al. 2021, section 2.2", noise="fixed"),
     # Released models: the fields are what their code does; sizes are the config's.
     "mixtral": _tokens_choose("Jiang et al. 2024, section 2.1", renormalise=True),
     "deepseek_moe": _tokens_choose("Dai et al. 2024, Eq. 9-11"),
@@ -105,9 +108,11 @@ ROUTERS: dict[str, Router] = {
     ),
     "deepseek_v2": _tokens_choose("DeepSeek-V2 (2024), Eq. 20-22, section 2.2.2"),
     "deepseek_v3": _tokens_choose("DeepSeek-V3 (2024), Eq. 12-16", **DEEPSEEK_V3, weight_scale=2.5),
-    "glm4_moe": _tokens_choose("GLM-4.5 (2025), section 2.1", **DEEPSEEK_V3),
+    "glm4_moe": _tokens_choose("GLM-4.5 (2025), section 2.1", **DEEPSEEK_V3, weight_scale=2.5),
     "minimax_m2": _tokens_choose("MiniMax-M2 (2025), its released code", **DEEPSEEK_V3),
-    "ernie4_5": _tokens_choose("ERNIE 4.5 (Baidu 2025), its released code", renormalise=True),
+    "ernie4_5": _tokens_choose(
+        "ERNIE 4.5 (Baidu 2025), its released code", renormalise=True, always_biased=True
+    ),
     # Other forms.
     "expert_choice": Router(
         function=expert_choice.choose,

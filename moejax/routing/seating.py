@@ -48,7 +48,7 @@ def seat_by_priority(
 ) -> jax.Array:
     """Like ``seat``, but tokens queue by their largest weight, the largest first.
 
-    Batch prioritised routing (Riquelme et al. 2021, section 3.1); equal weights keep the order of
+    Batch prioritised routing (Riquelme et al. 2021, section 4.1); equal weights keep the order of
     the tokens. Not causal: a later token may take an earlier one's slot.
     """
     priority_GS = jnp.where(real_GS, jax.lax.stop_gradient(weight_GSK).max(-1), -jnp.inf)

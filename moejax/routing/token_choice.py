@@ -21,7 +21,7 @@ class TokenChoiceRule:
 
     noise: Literal["none", "learned", "fixed"] = "none"
     """Normal noise on the logits in training: `learned`, softplus(x W_noise) wide (Shazeer et al.
-    2017, Eq. 4); `fixed`, 1/E wide (Riquelme et al. 2021, section 2.1)."""
+    2017, Eq. 4); `fixed`, 1/E wide (Riquelme et al. 2021, section 2.2)."""
     score: Literal["softmax", "sigmoid", "sqrt_softplus"] = "softmax"
     """From logits to scores. The selection bias is added to a copy of them, for the choice alone.
     """
@@ -36,7 +36,8 @@ class TokenChoiceRule:
     weight_scale: float = 1.0
     """Multiplies the weights."""
     random_second: bool = False
-    """In training, keep a second choice of weight w with probability 2 w (Lepikhin et al. 2020)."""
+    """In training, keep a second choice of weight w with probability 2 w (Lepikhin et al. 2020).
+    One that is not kept takes no slot; in their Algorithm 1 it still counts as a taken one."""
     weigh: Literal["output", "input"] = "output"
     """Whether weights multiply the experts' outputs or their inputs."""
 
@@ -51,7 +52,12 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
         noise_key, second_key = jax.random.split(inputs.key)
         logits_GSE = noisy(inputs, rule, noise_key)
     score_GSE = SCORES[rule.score](logits_GSE)
-    choice = choose_by(preference(score_GSE, inputs.bias_E, rule), score_GSE, K, rule)
+    # Scores of very confident routers are equal in float32 where logits are not.
+    by_logits = inputs.bias_E is None and rule.kept_expert_groups is None
+    wanted_GSE = logits_GSE if by_logits else preference(score_GSE, inputs.bias_E, rule)
+    choice = choose_by(wanted_GSE, score_GSE, K, rule)
+    if inputs.bias_E is not None:
+        choice = replace(choice, unbiased_GSK=pick(score_GSE, K))
     if rule.noise == "learned" and inputs.key is not None:
         load_GSE = smooth_load(inputs, logits_GSE, choice.expert_GSK)
         choice = replace(choice, smooth_load_GSE=load_GSE)

@@ -65,7 +65,7 @@ def weights(moe: MoEConfig) -> dict[str, float]:
 def scoped_loss(stats: RouterStats, moe: MoEConfig, devices: int) -> tuple[jax.Array, jax.Array]:
     """The balance losses of all sequences, or of each device's part, added up: [L], and how many.
 
-    ``stats`` have a leading L, B. Sequence: DeepSeek-V3 (2024), Eq. 17-20, but for its constant.
+    ``stats`` have a leading L, B. Sequence: DeepSeek-V3 (2024), Eq. 17-20.
     """
     if moe.balance.scope == "device":
         stats = jax.tree.map(

@@ -29,7 +29,7 @@ class TrainState:
     """Updates skipped so far because the loss or the gradient was not finite."""
     skipped_in_a_row: jax.Array
     bias_LE: jax.Array | None
-    """Selection bias of each routed layer (float32), or None for a dense model."""
+    """Selection bias of each routed layer (float32), or None for a model that has none."""
 
 
 @jax.tree_util.register_dataclass
@@ -65,8 +65,9 @@ def init_state(
     batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
     params = model.init(jax.random.key(config.run.seed), batch, True)["params"]
     zero = jnp.zeros((), jnp.int32)
-    routed = sum(config.model.routed_layers)
-    bias_LE = jnp.zeros((routed, config.model.moe.num_choices), jnp.float32) if routed else None
+    routed, moe = sum(config.model.routed_layers), config.model.moe
+    biased = routed and moe.has_selection_bias
+    bias_LE = jnp.zeros((routed, moe.num_choices), jnp.float32) if biased else None
     return TrainState(params, optimizer.init(params), zero, zero, zero, bias_LE)
 
 

@@ -277,7 +277,7 @@ def test_device_scope_balances_what_each_device_has(tiny, batch):
     """On 8 devices each row of the batch is a device's part: the same as scope sequence."""
     results = []
     for scope in ("sequence", "device"):
-        config = with_balance(tiny, scope=scope, loss_weight=0.3)
+        config = with_balance(tiny, scope=scope, loss_weight=0.3, bias_update="quantile")
         model, state, _ = start(config)
         mesh = meshes.make_mesh(MeshConfig(data=8, expert=1))
         with jax.set_mesh(mesh):

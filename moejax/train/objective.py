@@ -1,6 +1,6 @@
 """What is minimised: cross-entropy and the auxiliary losses of the routers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,7 @@ def scoped_loss(stats: RouterStats, moe: MoEConfig, devices: int) -> tuple[jax.A
 
     ``stats`` have a leading L, B. Sequence: DeepSeek-V3 (2024), Eq. 17-20.
     """
+    stats = replace(stats, margin_1EM=None)  # which is of all sequences
     if moe.balance.scope == "device":
         stats = jax.tree.map(
             lambda x: x.reshape(x.shape[0], devices, -1, *x.shape[2:]).sum(2), stats

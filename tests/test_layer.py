@@ -221,6 +221,8 @@ ROUTES = {
     "expert_choice": small(router="expert_choice", capacity_factor=1.0),
     "soft": small(router="soft", capacity_factor=1.0),
     "base": small(router="base", top_k=1),
+    "drops, by index": small(capacity_factor=0.6, dispatch="gather"),
+    "drops, by sorted rows": small(capacity_factor=0.6, dispatch="grouped"),
 }
 SIZE = 8, N, D
 

@@ -150,7 +150,7 @@ REFUSED = {
     ),
     "too little room in the kept groups": (
         {"expert_groups": 8, "kept_expert_groups": 1},
-        "--model.moe.kept-expert-groups 1 leaves a token 1 experts to choose from, fewer than"
+        "--model.moe.kept-expert-groups 1 leaves a token 1 expert to choose from, fewer than"
         " --model.moe.top-k 2.",
     ),
     "a load loss without noise": (

@@ -242,8 +242,8 @@ def check_expert_groups(moe: MoEConfig) -> None:
     room = (kept or groups) * moe.num_choices // groups
     check(
         moe.top_k <= room,
-        f"--model.moe.kept-expert-groups {kept} leaves a token {room} experts to choose from, fewer"
-        f" than --model.moe.top-k {moe.top_k}.",
+        f"--model.moe.kept-expert-groups {kept} leaves a token {room} expert{'s' * (room != 1)} to"
+        f" choose from, fewer than --model.moe.top-k {moe.top_k}.",
     )
 
 

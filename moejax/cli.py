@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from moejax.allocator import keep_freed_memory
@@ -19,15 +20,28 @@ class Command:
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], None]
+    own_flags: bool = False
+    """Whether ``run`` parses its own flags, which it finds in ``arguments.rest``."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Subcommands under one name."""
+
+    summary: str
+    commands: dict[str, Command]
 
 
 def main() -> None:
     """Parse the command line and run the subcommand; exit codes are those of ``train.py``."""
-    arguments = make_parser().parse_args()
-    keep_freed_memory()
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args()
+    if rest and not arguments.command.own_flags:
+        parser.error(f"unrecognized arguments: {shlex.join(rest)}")
+    arguments.rest = rest
     from moejax.command_line import run_main  # late: --help should not wait for what it imports
 
-    run_main(lambda: COMMANDS[arguments.command].run(arguments))
+    run_main(lambda: arguments.command.run(arguments))
 
 
 def make_parser() -> ArgumentParser:
@@ -38,14 +52,22 @@ def make_parser() -> ArgumentParser:
         " python train.py --config FILE.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.add_arguments(
-            commands.add_parser(
-                name, help=command.summary, description=command.summary, allow_abbrev=False
-            )
-        )
+    add_commands(parser, COMMANDS)
     return parser
+
+
+def add_commands(parser: ArgumentParser, commands: dict[str, Command | Group]) -> None:
+    """Give ``parser`` a subparser for each; a chosen one ends up in ``arguments.command``."""
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        add = partial(parsers.add_parser, name, help=command.summary, allow_abbrev=False)
+        if isinstance(command, Group):
+            add_commands(add(description=command.summary), command.commands)
+            continue
+        own_flags = command.own_flags
+        subparser = add(description=command.summary, add_help=not own_flags)
+        command.add_arguments(subparser)
+        subparser.set_defaults(command=command)
 
 
 def study_arguments(parser: ArgumentParser) -> None:
@@ -66,6 +88,7 @@ def study_arguments(parser: ArgumentParser) -> None:
 
 def study(arguments: Namespace) -> None:
     """Train the runs of a study and print the table that compares them."""
+    keep_freed_memory()
     from moejax.observe.results import markdown, table, to_json
     from moejax.study import load_study_file, run_study
 
@@ -83,8 +106,70 @@ def study(arguments: Namespace) -> None:
     print(f"results  {directory / 'results.json'}", flush=True)
 
 
-COMMANDS = {
+def bench_layer(arguments: Namespace) -> None:
+    """Time a routed layer against the dense layer of equal active size."""
+    from moejax.bench import layer
+
+    run_bench("layer", layer.LayerBench, layer.measure, layer.report, arguments.rest)
+
+
+def bench_compiled(arguments: Namespace) -> None:
+    """Compile a routed layer for TPUs and print what it costs."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile: no TPU is looked for
+    from moejax.bench import compiled
+
+    run_bench("compiled", compiled.CompiledBench, compiled.measure, compiled.report, arguments.rest)
+
+
+def run_bench(name: str, settings: type, measure: Callable, report: Callable, argv: list) -> None:
+    """Parse the flags of a benchmark, run it, and print its figures."""
+    import tyro
+
+    def parsed(bench: tyro.conf.OmitArgPrefixes[settings], json: bool = False) -> tuple:
+        """The two.
+
+        Args:
+            json: Print the figures as JSON.
+        """
+        return bench, json
+
+    summary = COMMANDS["bench"].commands[name].summary
+    bench, as_json = tyro.cli(
+        parsed,
+        args=argv,
+        prog=f"moejax bench {name}",
+        description=summary,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    result = measure(bench)
+    print(json.dumps(result, indent=2) if as_json else report(result), flush=True)
+
+
+def no_arguments(parser: ArgumentParser) -> None:
+    """For commands with flags of their own."""
+
+
+COMMANDS: dict[str, Command | Group] = {
     "study": Command(
         "train a set of configs under equal conditions and compare them", study_arguments, study
+    ),
+    "bench": Group(
+        "what a routed layer costs",
+        {
+            "layer": Command(
+                "time a routed layer against the dense layer of equal active size",
+                no_arguments,
+                bench_layer,
+                own_flags=True,
+            ),
+            "compiled": Command(
+                "arithmetic and memory of a routed layer on TPUs, without one, by their compiler",
+                no_arguments,
+                bench_compiled,
+                own_flags=True,
+            ),
+        },
     ),
 }

@@ -1,5 +1,6 @@
 """Feed-forward networks, single or in a bank with a leading E: functions of a dict of arrays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +10,8 @@ from moejax.products import product
 
 GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 PLAIN = {"gelu": jax.nn.gelu, "relu": jax.nn.relu}
+
+Affine = Callable[[jax.Array, str, jax.Array | float], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -41,29 +44,51 @@ def network(
 
     ``params``: ``w_up_DF``, ``w_down_FD``, for gated activations ``w_gate_DF``, and where there are
     such the biases ``b_up_F``, ``b_gate_F``, ``b_down_D``; names may have an E for leading experts.
-    SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down. gelu, relu: act(x W_up)
-    W_down. ``weight_T1`` multiplies the ``output`` or the ``input`` of each token; ``dropout`` acts
-    on the hidden numbers (expert dropout, Fedus et al. 2021, section 2.4).
+    The rest as in ``feed_forward``.
     """
-    parts = {name.rsplit("_", 1)[0]: p for name, p in params.items()}
+    parts = named(params)
 
-    def affine(x: jax.Array, name: str, scale: jax.Array | float = 1.0) -> jax.Array:
+    def affine(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
         y = product(x, parts[f"w_{name}"])
         bias = parts.get(f"b_{name}")
         return y if bias is None else y + (scale * bias[..., None, :]).astype(y.dtype)
 
+    return feed_forward(affine, x_TD, activation, weight_T1=weight_T1, weigh=weigh, dropout=dropout)
+
+
+def feed_forward(
+    affine: Affine,
+    x_TD: jax.Array,
+    activation: str,
+    *,
+    weight_T1: jax.Array | None = None,
+    weigh: str = "output",
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """What every expert computes, whatever does its products: ``y_TD``.
+
+    SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down. gelu, relu: act(x W_up)
+    W_down. ``weight_T1`` multiplies the ``output`` or the ``input`` of each token; ``dropout`` acts
+    on the hidden numbers (expert dropout, Fedus et al. 2021, section 2.4). ``affine(x, name,
+    scale)`` is x W_name, plus ``scale`` times the bias of that name where there is one.
+    """
     if weight_T1 is not None and weigh == "input":
         x_TD = (x_TD * weight_T1).astype(x_TD.dtype)
-    h_TF = affine(x_TD, "up")
+    h_TF = affine(x_TD, "up", 1.0)
     if activation in GATED:
-        h_TF *= GATED[activation](affine(x_TD, "gate"))
+        h_TF *= GATED[activation](affine(x_TD, "gate", 1.0))
     else:
         h_TF = PLAIN[activation](h_TF)
     if dropout is not None:
         h_TF = dropout(h_TF)
     if weight_T1 is None or weigh == "input":
-        return affine(h_TF, "down")
+        return affine(h_TF, "down", 1.0)
     return affine((h_TF * weight_T1).astype(h_TF.dtype), "down", weight_T1)
+
+
+def named(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Parameters by their names without the dimensions: ``w_up``, ``b_down``."""
+    return {name.rsplit("_", 1)[0]: p for name, p in params.items()}
 
 
 def bank(

@@ -26,6 +26,7 @@ FLOORS = {
     "models": 5,
     "plan": 6,
     "generate": 6,
+    "bench": 6,
     "observe": 6,
     "train": 7,
     "study": 8,

@@ -1,13 +1,15 @@
 """The grouped feed-forward as a loop over experts and blocks of their rows: for CPUs, and wherever
-there is no better kernel. It does the arithmetic of the chosen experts and no more.
+there is no better kernel. It does the arithmetic of the chosen experts and little more.
 
-Weights multiply inside a block, so no array of all rows is ever weighted; hidden numbers are
-computed again in the backward pass, which is cheaper than keeping them. Blocks may hang over the
-end of their expert: in the output the next expert overwrites that, in the gradients it is masked.
+A block is gathered, computed, and written; weights multiply inside it, so no array of all rows is
+ever weighted. Hidden numbers are computed again in the backward pass: kept, they would take most of
+the memory of a dense layer. An expert's last block is computed in the smallest of a few sizes that
+holds its rows; what it writes beyond them the next expert overwrites.
 """
 
-import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,71 +19,112 @@ from moejax.experts import network
 from moejax.kernels.rows import Rows, sum_choices, take
 
 Params = dict[str, jax.Array]
+Sizes = tuple[int, ...]
+"""Numbers of rows that a block may have, ascending."""
+
+LARGEST_BLOCK = 512
 
 
-def block_size(rows: int, num_experts: int) -> int:
-    """Rows of a block: about what an expert has, so that little work is lost on overhang."""
-    return max(32, min(256, 1 << max(0, (rows // num_experts).bit_length() - 1)))
+def block_sizes(rows: int, num_experts: int) -> Sizes:
+    """Sizes around the rows that an expert has on average, so that one block serves most experts:
+    each block adds its own gradient to those of the weights. Where that would be large, experts
+    have several blocks, all but the last of them of the largest size.
+
+    More sizes waste fewer rows, but each takes a tenth of a second to compile.
+    """
+    mean = rows / num_experts
+    sizes = [round_up(mean * part / 8, 16) for part in (4, 6, 7, 8, 9, 11)]
+    if sizes[-1] > LARGEST_BLOCK:
+        sizes = [round_up(LARGEST_BLOCK * part / 4, 16) for part in range(1, 5)]
+    return tuple(sorted(set(sizes)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def feed_forward(
-    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, activation: str, weigh: str
+def round_up(number: float, unit: int) -> int:
+    """The next multiple of ``unit``, at least one."""
+    return max(1, -int(-number // unit)) * unit
+
+
+def forward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    *,
+    activation: str,
+    weigh: str,
+    sizes: Sizes | None = None,
 ) -> jax.Array:
     """``y_TD``, each token's chosen experts weighted and added up: see ``kernels.feed_forward``."""
-    return _forward(params, x_TD, weight_TK, rows, activation, weigh)[0]
-
-
-def _forward(params, x_TD, weight_TK, rows, activation, weigh):
-    block = block_size(rows.choice_R.shape[0], rows.size_E.shape[0])
-    window = _windows(x_TD, weight_TK, rows, block)
+    R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
+    sizes = sizes or block_sizes(R, E)
+    block, blocks = sizes[-1], _blocks(rows, weight_TK, sizes[-1])
 
     def expert(e: jax.Array, y_RD: jax.Array) -> jax.Array:
-        params_e = _of(params, e)
+        params_e, (number, block_of) = _of(params, e), blocks(e)
+
+        def run(token: jax.Array, weight: jax.Array) -> jax.Array:
+            x = take(x_TD, token)
+            y = network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+            return padded(y.astype(y_RD.dtype), block)
 
         def step(i: jax.Array, y_RD: jax.Array) -> jax.Array:
-            at, _, x, weight = window(e, i)
-            y = network(params_e, x, activation, weight_T1=weight, weigh=weigh)
-            return lax.dynamic_update_slice_in_dim(y_RD, y.astype(y_RD.dtype), at, 0)
+            at, left, *inputs, _ = block_of(i)
+            y = _by_size(sizes, left, run, *inputs)
+            return lax.dynamic_update_slice_in_dim(y_RD, y, at, 0)
 
-        return lax.fori_loop(0, _blocks(rows, e, block), step, y_RD)
+        return lax.fori_loop(0, number, step, y_RD)
 
-    y_RD = jnp.zeros((rows.choice_R.shape[0] + block, x_TD.shape[1]), x_TD.dtype)
-    y_RD = lax.fori_loop(0, rows.size_E.shape[0], expert, y_RD)
-    y_TD = sum_choices(y_RD, rows.row_TK).astype(x_TD.dtype)
-    return y_TD, (params, x_TD, weight_TK, rows)
+    y_RD = jnp.zeros((R + block, x_TD.shape[1]), x_TD.dtype)
+    y_RD = lax.fori_loop(0, E, expert, y_RD)
+    return sum_choices(y_RD, rows.row_TK).astype(x_TD.dtype)
 
 
-def _backward(activation, weigh, saved, dy_TD):
-    params, x_TD, weight_TK, rows = saved
+def backward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    dy_TD: jax.Array,
+    *,
+    activation: str,
+    weigh: str,
+    sizes: Sizes | None = None,
+) -> tuple[Params, jax.Array, jax.Array]:
+    """The gradients of ``params``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
-    block = block_size(R, E)
-    window = _windows(x_TD, weight_TK, rows, block)
+    sizes = sizes or block_sizes(R, E)
+    block, blocks = sizes[-1], _blocks(rows, weight_TK, sizes[-1])
 
     def expert(e: jax.Array, carry: tuple) -> tuple:
-        dx_RD, dweight_R, dparams = carry
-        params_e = _of(params, e)
+        *carry, dparams = carry
+        params_e, (number, block_of) = _of(params, e), blocks(e)
 
-        def step(i: jax.Array, carry: tuple) -> tuple:
-            dx_RD, dweight_R, dparams_e = carry
-            at, token, x, weight = window(e, i)
-            mine = i * block + jnp.arange(block) < rows.size_E[e]
-            dy = jnp.where(mine[:, None], take(dy_TD, token), 0)
-            _, pull = jax.vjp(
-                lambda p, x, w: network(p, x, activation, weight_T1=w, weigh=weigh),
-                params_e,
-                x,
-                weight,
-            )
-            grads, dx, dweight = pull(dy)
+        def run(token: jax.Array, weight: jax.Array, mine: jax.Array) -> tuple:
+            def y_of(params_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
+                return network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+
+            _, pull = jax.vjp(y_of, params_e, take(x_TD, token), weight)
+            dparams, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
+            dparams = jax.tree.map(lambda d: d.astype(jnp.float32), dparams)
+            return padded(dx, block), padded(dweight, block), dparams
+
+        def written(at: jax.Array, dx: jax.Array, dweight: jax.Array, carry: tuple) -> tuple:
+            dx_RD, dweight_R = carry
             dx_RD = lax.dynamic_update_slice_in_dim(dx_RD, dx.astype(dx_RD.dtype), at, 0)
-            dweight_R = lax.dynamic_update_slice_in_dim(dweight_R, dweight[:, 0], at, 0)
-            return dx_RD, dweight_R, jax.tree.map(jnp.add, dparams_e, grads)
+            return dx_RD, lax.dynamic_update_slice_in_dim(dweight_R, dweight, at, 0)
 
-        # The first block always runs, also for an expert without rows: it gives its zeros.
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params_e)
-        carry = step(jnp.int32(0), (dx_RD, dweight_R, zeros))
-        dx_RD, dweight_R, dparams_e = lax.fori_loop(1, _blocks(rows, e, block), step, carry)
+        def full(i: jax.Array, carry: tuple) -> tuple:
+            *carry, dparams_e = carry
+            at, left, *inputs = block_of(i)
+            dx, dweight, more_e = run(*inputs)
+            return *written(at, dx, dweight, carry), jax.tree.map(jnp.add, dparams_e, more_e)
+
+        # The last block comes first: there is one for an expert without rows, too, and gives zeros.
+        last = jnp.maximum(number - 1, 0)
+        at, left, *inputs = block_of(last)
+        dx, dweight, dparams_e = _by_size(sizes, left, run, *inputs)
+        carry = *written(at, dx, dweight, carry), dparams_e
+        dx_RD, dweight_R, dparams_e = lax.fori_loop(0, last, full, carry)
         dparams = jax.tree.map(
             lambda all_, one: lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), e, 0),
             dparams,
@@ -100,29 +143,43 @@ def _backward(activation, weigh, saved, dy_TD):
     dx_TD = sum_choices(dx_RD, rows.row_TK).astype(x_TD.dtype)
     there_TK = rows.row_TK >= 0
     dweight_TK = jnp.where(there_TK, take(dweight_R, jnp.maximum(rows.row_TK, 0)), 0)
-    return dparams, dx_TD, dweight_TK.astype(weight_TK.dtype), None
+    return dparams, dx_TD, dweight_TK.astype(weight_TK.dtype)
 
 
-feed_forward.defvjp(_forward, _backward)
-
-
-def _windows(x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, block: int):
-    """A function that gives block i of expert e: where it starts, its tokens, inputs, weights."""
-    choice_R = jnp.pad(rows.choice_R, (0, block))
+def _blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
+    """A function that gives how many blocks expert e has, and a function that gives block i of
+    them: where it starts, how many rows the expert has from there on, and of each row the token,
+    the weight, and whether it is the expert's.
+    """
     start_E, K = rows.start_E, weight_TK.shape[1]
-    weight_R = weight_TK.reshape(-1)
+    token_R = jnp.pad(rows.choice_R // K, (0, block))
+    weight_R = jnp.pad(take(weight_TK.reshape(-1), rows.choice_R), (0, block))
 
-    def window(e: jax.Array, i: jax.Array) -> tuple[jax.Array, ...]:
-        at = start_E[e] + i * block
-        choice = lax.dynamic_slice_in_dim(choice_R, at, block)
-        token = choice // K
-        return at, token, take(x_TD, token), take(weight_R, choice)[:, None]
+    def blocks(e: jax.Array) -> tuple[jax.Array, Callable]:
+        def block_of(i: jax.Array) -> tuple[jax.Array, ...]:
+            at, left = start_E[e] + i * block, rows.size_E[e] - i * block
+            mine = jnp.arange(block) < left
+            # What is not the expert's repeats the first row, which is finite if anything is.
+            token = jnp.where(mine, lax.dynamic_slice_in_dim(token_R, at, block), token_R[0])
+            weight = jnp.where(mine, lax.dynamic_slice_in_dim(weight_R, at, block), 0)
+            return at, left, token, weight, mine
 
-    return window
+        return (rows.size_E[e] + block - 1) // block, block_of
+
+    return blocks
 
 
-def _blocks(rows: Rows, e: jax.Array, block: int) -> jax.Array:
-    return (rows.size_E[e] + block - 1) // block
+def _by_size(sizes: Sizes, left: jax.Array, run: Callable, *inputs: jax.Array) -> Any:
+    """``run`` on so many rows of its inputs as ``left`` says, rounded up to the next size. As a
+    conditional copies what it changes, ``run`` gives new arrays, with the rows of a whole block.
+    """
+    index = (jnp.array(sizes[:-1]) < left).sum()
+    return lax.switch(index, [lambda m=m: run(*(x[:m] for x in inputs)) for m in sizes])
+
+
+def padded(x: jax.Array, rows: int) -> jax.Array:
+    """``x`` with zeros below, up to so many rows."""
+    return jnp.pad(x, ((0, rows - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
 
 
 def _of(params: Params, e: jax.Array) -> Params:

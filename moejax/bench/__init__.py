@@ -1,0 +1,1 @@
+"""Speed of a routed layer, always as a ratio to something measured in the same run."""

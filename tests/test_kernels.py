@@ -1,0 +1,309 @@
+"""The grouped feed-forward, in every form, against a plain loop over experts in float64."""
+
+import re
+import types
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import experts, kernels
+from moejax.kernels import block_loop, grouped_products, megablox
+from moejax.kernels.by_platform import by_platform
+from moejax.kernels.megablox import Work, tiles
+from moejax.kernels.rows import sort_rows
+
+T, K, D, F, E = 160, 2, 24, 40, 5
+KINDS = [  # activation, biases, where the weight applies
+    ("swiglu", True, "output"),
+    ("geglu", False, "input"),
+    ("gelu", True, "input"),
+    ("relu", False, "output"),
+]
+
+
+def make(activation, biases, dtype=np.float32, D=D, F=F):
+    """Parameters, inputs and the gradient that comes in."""
+    rng = np.random.default_rng(0)
+    shapes = {"w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
+    if biases:
+        shapes |= {"b_up_EF": (E, F), "b_down_ED": (E, D)}
+    if activation in experts.GATED:
+        shapes |= {n.replace("up", "gate"): s for n, s in shapes.items() if "up" in n}
+    params = {
+        n: rng.normal(size=s) / (s[-2] ** 0.5 if n[0] == "w" else 1) for n, s in shapes.items()
+    }
+    x, weight, dy = (rng.normal(size=s) for s in ((T, D), (T, K), (T, D)))
+    params, x, dy = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, x, dy))
+    return params, x, jnp.asarray(weight, jnp.float32), dy
+
+
+def choices():
+    """Who chooses whom: at random, but nobody expert 2, and some none; all expert 3; nobody any."""
+    rng = np.random.default_rng(1)
+    mixed = np.array([rng.permutation([0, 1, 3, 4])[:K] for _ in range(T)])
+    mixed[::7, 1] = -1
+    mixed[5] = -1
+    one = np.stack([np.full(T, 3), np.full(T, -1)], axis=1)
+    return {"mixed": mixed, "one": one, "none": np.full((T, K), -1)}
+
+
+ACTIVATIONS = {
+    "swiglu": lambda x: x / (1 + jnp.exp(-x)),
+    "gelu": lambda x: x * (1 + jnp.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    "relu": lambda x: jnp.where(x > 0, x, 0),
+}
+ACTIVATIONS["geglu"] = ACTIVATIONS["gelu"]
+
+
+def loop(params, x, weight, expert_TK, activation, weigh):
+    """Every expert on every token, and what was not chosen thrown away."""
+    of = lambda name, e: next((p[e] for n, p in params.items() if n.startswith(name)), 0)  # noqa: E731
+    y = jnp.zeros_like(x)
+    for e in range(E):
+        for k in range(K):
+            w = weight[:, k, None]
+            inputs = x * w if weigh == "input" else x
+            h = inputs @ of("w_up", e) + of("b_up", e)
+            act = ACTIVATIONS[activation]
+            gated = activation in ("swiglu", "geglu")
+            h = h * act(inputs @ of("w_gate", e) + of("b_gate", e)) if gated else act(h)
+            out = h @ of("w_down", e) + of("b_down", e)
+            y += jnp.where(expert_TK[:, k, None] == e, out if weigh == "input" else out * w, 0)
+    return y
+
+
+def exact(params, x, weight, dy, expert_TK, activation, weigh):
+    """Value and gradients, in float64; gradients of a token without experts count as 0."""
+    with jax.enable_x64(True):
+        arrays = jax.tree.map(np.float64, (params, x, weight, dy))
+        return jax.tree.map(np.asarray, _exact(*arrays, expert_TK, activation, weigh))
+
+
+@partial(jax.jit, static_argnums=(5, 6))
+def _exact(params, x, weight, dy, expert_TK, activation, weigh):
+    run = partial(loop, expert_TK=expert_TK, activation=activation, weigh=weigh)
+    y, pull = jax.vjp(run, params, x, weight)
+    return y, pull(dy)
+
+
+def by_platform_form(activation, weigh):
+    """The public function, in its form for CPUs."""
+
+    def run(params, x, weight, dy, rows):
+        y, pull = jax.vjp(
+            lambda *a: kernels.feed_forward(*a, rows, activation, weigh), params, x, weight
+        )
+        return (y, pull(dy)), {}
+
+    return jax.jit(run)
+
+
+def by_products(products, activation, weigh):
+    """What surrounds the grouped products of a platform, around these."""
+    static = {"activation": activation, "weigh": weigh}
+
+    def run(params, x, weight, dy, rows):
+        y, kept = grouped_products.forward(products, params, x, weight, rows, **static)
+        grads = grouped_products.backward(products, params, x, weight, rows, kept, dy, **static)
+        return (y, grads), kept
+
+    return jax.jit(run)
+
+
+def compare(run, arrays, activation, weigh, tolerance, poison=()):
+    """Values and all gradients for every pattern of choices."""
+    for name, expert_TK in choices().items():
+        rows = sort_rows(jnp.asarray(expert_TK, jnp.int32), E)
+        wanted = exact(*arrays, expert_TK, activation, weigh)
+        params, *inputs = arrays
+        if name == "mixed":  # token 5 has no expert: nobody may look at it
+            inputs = [a.at[5].set(np.nan) if i in poison else a for i, a in enumerate(inputs)]
+        found, kept = run(params, *inputs, rows)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            scale = max(np.abs(b).max(), 1e-30)
+            np.testing.assert_allclose(np.float64(a) / scale, b / scale, atol=tolerance, rtol=0)
+            assert np.all(np.asarray(a)[b == 0] == 0)  # empty experts, tokens without experts
+        for y_RF in kept.values():  # the rows of nobody are poisoned, indeed
+            used = int(rows.size_E.sum())
+            assert used == T * K or np.isnan(np.float32(y_RF[used:])).any()
+
+
+@pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
+def test_the_loop(activation, biases, weigh):
+    run = by_platform_form(activation, weigh)
+    compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
+
+
+@pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
+def test_the_kernels_of_tpus(activation, biases, weigh):
+    arrays = make(activation, biases)
+    products = megablox.products(*arrays[:2], interpret=True)
+    run = by_products(products, activation, weigh)
+    compare(run, arrays, activation, weigh, 1e-5, poison=(0, 1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
+def test_the_kernels_of_tpus_in_16_bits(activation, biases, weigh):
+    arrays = make(activation, biases, jnp.bfloat16)
+    run = by_products(megablox.products(*arrays[:2], interpret=True), activation, weigh)
+    compare(run, arrays, activation, weigh, 0.03, poison=(0, 1, 2))
+
+
+@pytest.fixture
+def few_cores(monkeypatch):
+    """A GPU to ask for its number of cores, which is all that the kernels do with it."""
+    devices = [types.SimpleNamespace(core_count=4)]
+    monkeypatch.setattr(jax, "devices", lambda *args: devices)
+
+
+@pytest.fixture
+def hopper_products(few_cores):
+    """The products of Hopper GPUs, interpreted."""
+    params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+    from jax._src.pallas.mosaic_gpu.core import layout_cast_p
+    from jax.interpreters import mlir
+
+    # The interpreter knows all that the kernels use, but for this, which has no meaning on a CPU.
+    mlir.register_lowering(layout_cast_p, lambda ctx, x, **_: [x])
+    from moejax.kernels import mosaic_gpu
+
+    with params.force_gpu_interpret_mode():
+        yield mosaic_gpu.products
+
+
+@pytest.mark.slow
+def test_the_forward_kernel_of_hopper(hopper_products):
+    params, x, weight, _ = make("swiglu", True, jnp.bfloat16, D=64, F=128)
+    rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    static = {"activation": "swiglu", "weigh": "output"}
+    forward = partial(grouped_products.forward, hopper_products(params, x), **static)
+    y, kept = jax.jit(forward)(params, x.at[5].set(np.nan), weight, rows)
+    wanted, _ = exact(params, x, weight, x, choices()["mixed"], "swiglu", "output")
+    np.testing.assert_allclose(np.float64(y) / wanted.max(), wanted / wanted.max(), atol=0.03)
+    assert np.isnan(np.float32(kept["up"][int(rows.size_E.sum()) :])).any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="before jax 0.11 transposed blocks are not interpreted"
+)
+@pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
+def test_the_kernels_of_hopper(hopper_products, activation, biases, weigh):
+    arrays = make(activation, biases, jnp.bfloat16, D=64, F=128)
+    run = by_products(hopper_products(*arrays[:2]), activation, weigh)
+    compare(run, arrays, activation, weigh, 0.03, poison=(0, 1, 2))
+
+
+def lowered(platform, dtype=jnp.bfloat16, D=128):
+    """The text of a layer's gradient, lowered for a platform that is not here."""
+    *arrays, dy = make("swiglu", False, dtype, D=D, F=192)
+
+    def gradient(params, x, weight, expert_TK, dy):
+        rows = sort_rows(expert_TK, E)
+        run = partial(kernels.feed_forward, rows=rows, activation="swiglu", weigh="output")
+        y, pull = jax.vjp(run, params, x, weight)
+        return y, pull(dy)
+
+    expert_TK = jnp.asarray(choices()["mixed"], jnp.int32)
+    traced = jax.jit(gradient).trace(*arrays, expert_TK, dy)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_a_program_for_tpus_takes_their_kernels():
+    for dtype in (jnp.bfloat16, jnp.float32):
+        # Three products, with two gradients each; JAX writes equal ones once.
+        text = lowered("tpu", dtype)
+        assert len(re.findall(r"call @t?gmm", text)) == 9 and "@tpu_custom_call" in text
+    loop = lowered("tpu", jnp.float16)
+    assert "@tpu_custom_call" not in loop and "stablehlo.while" in loop
+
+
+def test_a_program_for_hopper_takes_its_kernels(few_cores, monkeypatch):
+    assert lowered("cuda").count("@mosaic_gpu") == 9
+    for loop in (lowered("cuda", jnp.float32), lowered("cuda", D=100)):
+        assert "@mosaic_gpu" not in loop and "stablehlo.while" in loop
+    older = [types.SimpleNamespace(compute_capability="8.0")]
+    monkeypatch.setattr(jax, "local_devices", lambda **_: older)
+    assert "@mosaic_gpu" not in lowered("cuda")
+
+
+def test_a_program_for_cpus_knows_nothing_of_kernels(monkeypatch):
+    def never(name):
+        raise AssertionError(f"{name} was imported")
+
+    monkeypatch.setattr(kernels, "import_module", never)
+    assert "custom_call" not in lowered("cpu", D=72)
+    with pytest.raises(AssertionError, match="moejax.kernels.megablox was imported"):
+        lowered("tpu", D=72)
+
+
+def test_blocks_of_the_loop_fit_what_experts_have():
+    assert block_loop.block_sizes(16384, 64) == (128, 192, 224, 256, 288, 352)
+    assert block_loop.block_sizes(16384, 8) == (128, 256, 384, 512)  # several blocks an expert
+    assert block_loop.block_sizes(4, 64) == (16,)
+
+
+def test_what_the_loop_keeps_costs_nothing():
+    """Other platforms keep hidden numbers; on CPUs nothing of their shape is left."""
+    params, x, weight, _ = make("swiglu", False)
+    rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    stacked = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
+
+    def loss(params, x, remat):
+        def layer(x, p):
+            return x + kernels.feed_forward(p, x, weight, rows, "swiglu"), None
+
+        return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params)[0].sum()
+
+    grad = jax.jit(jax.grad(loss), static_argnums=2)
+    R = grouped_products.padded_rows(T * K)
+    text = grad.lower(stacked, x, False).compile().as_text()
+    assert f"{R},{F}]" not in text
+    for a, b in zip(*(jax.tree.leaves(grad(stacked, x, r)) for r in (True, False)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_function_by_platform_can_be_mapped():
+    shapes = lambda tree, y, **_: (y, tree["x"])  # noqa: E731
+    double = by_platform("test", shapes, lambda tree, y, times: (times * y, tree["x"] + 1))
+    x, y = jnp.arange(3.0), jnp.arange(6.0).reshape(2, 3)
+    a, b = jax.vmap(lambda y: double({"x": x}, y, times=2))(y)
+    np.testing.assert_array_equal(a, 2 * y)
+    np.testing.assert_array_equal(b, [x + 1, x + 1])
+    np.testing.assert_array_equal(double({"x": x}, y, times=3)[0], 3 * y)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(double({"x": x}, y, times=3)[0], 3 * y)
+
+
+SHAPES = [(131072, 2048, 1408, 64), (32768, 4096, 14336, 8), (16384, 7168, 2048, 32)]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (128, 24, 40, 5), (65536, 2880, 2880, 32)])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_tiles_fit(shape, itemsize, gradient):
+    work = Work(*shape, itemsize, gradient)
+    r, d, f = tiles(work)
+    assert work.R % r == 0 and r % 128 == 0
+    assert (d % 128 == 0 or d == work.D) and (f % 128 == 0 or f == work.F)
+    assert work.vmem((r, d, f)) <= megablox.VMEM_BYTES
+
+
+@pytest.mark.parametrize(
+    ("shape", "gradient", "tile"),
+    [
+        # The matrix of an expert fits whole, or in parts of F, and small tiles of rows are best.
+        ((131072, 2048, 1408, 64), False, (128, 2048, 1408)),
+        ((32768, 4096, 14336, 8), False, (128, 4096, 512)),
+        # It has to be read again for each tile of rows: large ones are.
+        ((32768, 14336, 4096, 8), False, (512, 512, 2048)),
+        ((32768, 4096, 14336, 8), True, (128, 1024, 1024)),
+    ],
+)
+def test_tiles(shape, gradient, tile):
+    assert tiles(Work(*shape, 2, gradient)) == tile

@@ -92,8 +92,9 @@ class MoELayer(nn.Module):
             token_GS=None if token_BN is None else token_BN.reshape(-1, S),
         )
         choice = router.choose(inputs)
-        y_GSD, seated_GSE = route_of(moe)(
-            self._bank(D, E, moe.hidden_size, x_BND.dtype),
+        bank = self._bank(D, E, moe.hidden_size, x_BND.dtype)
+        y_GSD, seated_GSE = route_of(moe, bank, x_GSD, slots)(
+            bank,
             x_GSD,
             choice,
             inputs.real_GS,

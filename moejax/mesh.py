@@ -96,6 +96,20 @@ def devices() -> int:
     return 1 if mesh.empty else mesh.size
 
 
+def expert_devices() -> int:
+    """Devices on the expert axis of the mesh in use; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("expert", 1)
+
+
+def platform() -> str:
+    """What the devices of the mesh in use are (``cpu``, ``tpu``, ``cuda``); they need not be here.
+    Without a mesh, the default devices.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "cuda" if name == "gpu" else name
+
+
 def tree_shardings(mesh: Mesh, tree: object) -> object:
     """The shardings of parameters, or of any state that repeats their names (optimizer moments)."""
 

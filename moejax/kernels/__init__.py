@@ -73,6 +73,13 @@ def loop_backward(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
     return block_loop.backward(params, x_TD, weight_TK, rows, dy_TD, **static)
 
 
+def has_products(platform: str, params: Params, x: jax.Array) -> bool:
+    """Whether this platform has grouped products for a bank and input of these shapes and types."""
+    if platform not in FILES:
+        return False
+    return import_module(f"moejax.kernels.{FILES[platform]}").products(params, x) is not None
+
+
 def by_products_of(file: str, form: Callable, loop: Callable) -> Callable:
     """``form`` with the grouped products of a platform's file, or the loop where it has none.
 

@@ -18,7 +18,8 @@ def totals_of_step(report: StepReport) -> Totals:
     nothing: one of them would make a whole interval's means infinite. Skipped steps are counted,
     and so are their tokens with bad logits.
     """
-    totals = totals_of_batch(report.batch) | {"gradient_norm": float(report.gradient_norm)}
+    fetched = jax.device_get(_wanted(report.batch) | {"gradient_norm": report.gradient_norm})
+    totals = _totals(fetched) | {"gradient_norm": float(fetched["gradient_norm"])}
     if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
         return totals
     kept = {"bad_L": totals["bad_L"]} if "bad_L" in totals else {}
@@ -28,25 +29,38 @@ def totals_of_step(report: StepReport) -> Totals:
 
 def totals_of_batch(report: BatchReport) -> Totals:
     """One batch's sums, fetched from the devices; ``parts`` counts batches."""
-    report = jax.device_get(report)
+    return _totals(jax.device_get(_wanted(report)))
+
+
+def _wanted(report: BatchReport) -> dict[str, jax.Array]:
+    """What is looked at: each array costs a moment of every step to fetch."""
     sums, router = report.sums, report.sums.router
-    totals = {
-        "parts": 1,
-        "nats": float(sums.nats),
-        "targets": int(sums.targets),
-        "text_bytes": int(sums.text_bytes),
-    }
+    wanted = {"nats": sums.nats, "targets": sums.targets, "text_bytes": sums.text_bytes}
     if router is None:
-        return totals
-    return totals | {
-        "asked_LE": np.rint(router.asked_BE).astype(np.int64),
-        "seated_LE": np.rint(router.seated_BE).astype(np.int64),
-        "routed_L": router.tokens_B.astype(np.float64),
-        "bad_L": router.bad_B.astype(np.int64),
-        "entropy_L": router.entropy_B.astype(np.float64),
-        "max_violation": float(report.max_violation),
-        **{name: float(value) for name, value in report.losses.items()},
+        return wanted
+    return wanted | {
+        "asked_LE": router.asked_BE,
+        "seated_LE": router.seated_BE,
+        "routed_L": router.tokens_B,
+        "bad_L": router.bad_B,
+        "entropy_L": router.entropy_B,
+        "max_violation": report.max_violation,
+        **report.losses,
     }
+
+
+def _totals(fetched: dict[str, np.ndarray]) -> Totals:
+    """Fetched values in the types that add up exactly."""
+    counts = {"asked_LE", "seated_LE", "bad_L"}
+    totals: Totals = {"parts": 1}
+    for name, value in fetched.items():
+        if name in ("targets", "text_bytes"):
+            totals[name] = int(value)
+        elif name in counts:
+            totals[name] = np.rint(value).astype(np.int64)
+        else:
+            totals[name] = value.astype(np.float64) if value.ndim else float(value)
+    return totals
 
 
 def add(one: Totals | None, other: Totals) -> Totals:

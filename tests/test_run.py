@@ -139,6 +139,20 @@ def test_a_router_that_is_not_causal_trains_under_a_warning(config, settings, wo
     assert metrics(config.run.directory)[-1]["bits_per_byte"] < 9
 
 
+def test_nothing_is_compiled_twice(config, monkeypatch):
+    """Logging, evaluation, checkpoints and the change of the state's source compile nothing."""
+    jobs = []
+    run_steps = loop.run_steps
+    monkeypatch.setattr(
+        loop, "run_steps", lambda job, *rest: jobs.append(job) or run_steps(job, *rest)
+    )
+    for steps in (6, 8):  # the second goes on from a checkpoint
+        train(with_run(config, steps=steps, eval_every=2, log_every=2), name="tiny", command="")
+    for job in jobs:
+        assert job.step._cache_size() == 1
+        assert job.eval_step._cache_size() == 1
+
+
 def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
     quick(config, eval_every=100)
     quick(config, eval_every=100, steps=15)

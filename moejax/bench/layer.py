@@ -1,6 +1,7 @@
 """A routed layer against the dense layer of equal active size, timed in one run."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.allocator import keep_freed_memory
-from moejax.bench.timing import Times, interleave
+from moejax.bench.timing import Times, interleave, main_clock
 from moejax.config import MoEConfig
 from moejax.config.checks import check
 from moejax.layer import FeedForward, MoELayer
@@ -111,37 +112,62 @@ class Arm:
 
 
 def programs(bench: LayerBench) -> dict[str, Arm]:
-    """Forward and forward+backward of both layers, compiled. The gradient is that of all parameters
-    and of the input.
-    """
-    T, D = bench.tokens, bench.width
-    x_key, dy_key, init_key = jax.random.split(jax.random.key(0), 3)
-    x_1TD = jax.random.normal(x_key, (1, T, D), jnp.dtype(bench.dtype))
-    dy_1TD = jax.random.normal(dy_key, (1, T, D), jnp.dtype(bench.dtype))
-    real_1T = jnp.ones((1, T), bool)
-    routed = MoELayer(bench.moe(), bench.activation)
-    dense = FeedForward(bench.top_k * bench.hidden, bench.activation)
-
-    def run_routed(params: Any, x_1TD: jax.Array) -> jax.Array:
-        return routed.apply(params, x_1TD, real_1T, training=True)[0]
-
-    params = jax.jit(lambda x: routed.init(init_key, x, real_1T, training=True))(x_1TD)
+    """Forward and forward+backward of both layers, compiled."""
+    x_1TD, dy_1TD = inputs(bench)
+    params = routed_params(bench, x_1TD)
     if bench.skew:
         x_1TD, params = skewed(x_1TD, params, bench.skew)
-    arms = {
-        "dense": (dense.apply, (jax.jit(dense.init)(init_key, x_1TD), x_1TD)),
-        "routed": (run_routed, (params, x_1TD)),
+    return dense_arms(bench, x_1TD, dy_1TD) | compile_both(
+        "routed", routed_apply(bench), params, x_1TD, dy_1TD
+    )
+
+
+def inputs(bench: LayerShape) -> tuple[jax.Array, jax.Array]:
+    """The layer's input and the gradient of its output: ``x_1TD``, ``dy_1TD``."""
+    shape = (1, bench.tokens, bench.width)
+    x_key, dy_key = jax.random.split(jax.random.key(0))
+    dtype = jnp.dtype(bench.dtype)
+    return jax.random.normal(x_key, shape, dtype), jax.random.normal(dy_key, shape, dtype)
+
+
+def routed_apply(bench: LayerShape) -> Callable:
+    """``(params, x_1TD) -> y_1TD`` of the routed layer."""
+    layer = MoELayer(bench.moe(), bench.activation)
+
+    def apply(params: Any, x_1TD: jax.Array) -> jax.Array:
+        return layer.apply(params, x_1TD, jnp.ones(x_1TD.shape[:2], bool), training=True)[0]
+
+    return apply
+
+
+def routed_params(bench: LayerShape, x_1TD: jax.Array) -> Any:
+    """The parameters of the routed layer, in whatever form of dispatch."""
+    layer, real_1T = MoELayer(bench.moe(), bench.activation), jnp.ones(x_1TD.shape[:2], bool)
+    return jax.jit(lambda x: layer.init(jax.random.key(1), x, real_1T, training=True))(x_1TD)
+
+
+def dense_arms(bench: LayerShape, x_1TD: jax.Array, dy_1TD: jax.Array) -> dict[str, Arm]:
+    """The dense layer of equal active size, compiled."""
+    layer = FeedForward(bench.top_k * bench.hidden, bench.activation)
+    params = jax.jit(layer.init)(jax.random.key(1), x_1TD)
+    return compile_both("dense", layer.apply, params, x_1TD, dy_1TD)
+
+
+def compile_both(
+    name: str, apply: Callable, params: Any, x_1TD: jax.Array, dy_1TD: jax.Array
+) -> dict[str, Arm]:
+    """Forward and forward+backward of ``apply(params, x_1TD)``, compiled. The gradient is that of
+    all parameters and of the input.
+    """
+
+    def gradient(params: Any, x_1TD: jax.Array, dy_1TD: jax.Array) -> Any:
+        y_1TD, pull = jax.vjp(apply, params, x_1TD)
+        return y_1TD, pull(dy_1TD)
+
+    return {
+        f"{name} forward": compile_arm(apply, (params, x_1TD)),
+        f"{name} forward+backward": compile_arm(gradient, (params, x_1TD, dy_1TD)),
     }
-    compiled = {}
-    for name, (apply, inputs) in arms.items():
-
-        def gradient(params: Any, x_1TD: jax.Array, dy_1TD: jax.Array, apply: Any = apply) -> Any:
-            y_1TD, pull = jax.vjp(apply, params, x_1TD)
-            return y_1TD, pull(dy_1TD)
-
-        compiled[f"{name} forward"] = compile_arm(apply, inputs)
-        compiled[f"{name} forward+backward"] = compile_arm(gradient, (*inputs, dy_1TD))
-    return compiled
 
 
 def compile_arm(function: Any, inputs: tuple) -> Arm:
@@ -181,13 +207,13 @@ def measure(bench: LayerBench) -> dict[str, Any]:
 
 def ratios(times: Times, arm: str, to: str, key: str) -> dict[str, Any]:
     """Ratios by CPU time (the plain key) and by wall time, with their spread."""
-    cpu, wall = times.ratio(arm, to), times.ratio(arm, to, "wall")
-    # On an accelerator the host's CPU time says nothing.
-    main, other = (cpu, wall) if jax.default_backend() == "cpu" else (wall, cpu)
+    clock = main_clock()
+    other = "wall" if clock == "cpu" else "cpu"
+    main = times.ratio(arm, to, clock)
     return {
         f"{key}_ratio": main["median"],
         f"{key}_ratio_quartiles": [main["low"], main["high"]],
-        f"{key}_{'wall' if main is cpu else 'cpu'}_ratio": other["median"],
+        f"{key}_{other}_ratio": times.ratio(arm, to, other)["median"],
     }
 
 

@@ -5,6 +5,7 @@ gradients of the input agree.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -91,6 +92,7 @@ def compared(bench: PeersBench) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
         "torch_threads": threads,
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "rounds": bench.rounds,
         "agreement": agreement,
         "absent": absent,
@@ -145,6 +147,8 @@ def torch_arms(
     problem: Problem, implementations: tuple[Implementation, ...]
 ) -> tuple[Programs, dict[str, str], int]:
     """PyTorch's programs with our weights; which are absent, and why; and PyTorch's threads."""
+    # Before PyTorch starts: its waiting threads would spin, and a busy machine multiplies that.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from moejax.bench import torch_layers
 
     if not torch_layers.has_device():
@@ -208,6 +212,7 @@ def report(result: dict[str, Any]) -> str:
     lines += [
         f"values agree to {result['agreement']['limit']:.0e}, on {compared:.1%} of the tokens",
         f"{result['backend']}, {result['rounds']} rounds, median (quartiles);"
-        f" {result['torch_threads']} threads for PyTorch; {versions}",
+        f" {result['torch_threads']} threads for PyTorch"
+        f" (OMP_WAIT_POLICY={result['omp_wait_policy']}); {versions}",
     ]
     return "\n".join(lines)

@@ -68,7 +68,11 @@ class PeersBench(LayerShape):
 
 def measure(bench: PeersBench) -> dict[str, Any]:
     """Compare, then time all in one run; the object that ``--json`` prints."""
-    require_torch()
+    if missing():
+        raise UserError(
+            f"comparing with other libraries needs {' and '.join(missing())}:"
+            " pip install -e '.[peers]'"
+        )
     if bench.keep_memory:
         keep_freed_memory()
     # PyTorch's float32 products are in full precision.
@@ -102,14 +106,9 @@ def compared(bench: PeersBench) -> dict[str, Any]:
     }
 
 
-def require_torch() -> None:
-    """Raise ``UserError`` where PyTorch or transformers is missing."""
-    missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
-    if missing:
-        raise UserError(
-            f"comparing with other libraries needs {' and '.join(missing)}:"
-            " pip install -e '.[peers]'"
-        )
+def missing() -> list[str]:
+    """Which of the other libraries are not installed."""
+    return [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
 
 
 def is_peer(name: str) -> bool:

@@ -46,6 +46,11 @@ class Arm:
         """Memory beside inputs and outputs."""
         return self.compiled.memory_analysis().temp_size_in_bytes
 
+    @property
+    def peak_bytes(self) -> int:
+        """Memory with inputs and outputs, as the compiler plans it."""
+        return self.compiled.memory_analysis().peak_memory_in_bytes
+
 
 def make_problem(shape: LayerShape) -> Problem:
     """Random numbers, the same for equal shapes."""

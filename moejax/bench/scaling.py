@@ -16,7 +16,7 @@ import numpy as np
 from moejax.allocator import keep_freed_memory
 from moejax.bench.programs import PASSES, dense_arms, make_problem, routed_arms
 from moejax.bench.scaling_chart import scaling_chart
-from moejax.bench.shape import LayerShape
+from moejax.bench.shape import LayerShape, check_groups
 from moejax.bench.timing import interleave, main_clock
 from moejax.config.checks import check
 
@@ -61,15 +61,18 @@ class ScalingBench:
                 f" {' '.join(map(str, values)) or 'none'}.",
             )
             check(min(values) > 0, f"--{name} must be greater than 0, not {min(values)}.")
-        for name in ("at_experts", "at_tokens"):
+        for name in ("at_experts", "at_tokens", "top_k", "width", "hidden", "rounds"):
             value = getattr(self, name)
             check(value > 0, f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
+        if self.dispatch in ("einsum", "gather"):
+            for tokens in self.tokens:
+                check_groups("tokens", tokens)
+            check_groups("at-tokens", self.at_tokens)
         fewest = min(*self.experts, self.at_experts)
         check(
             self.top_k <= fewest,
             f"--top-k {self.top_k} is more than the fewest experts, {fewest}.",
         )
-        check(self.rounds > 0, f"--rounds must be greater than 0, not {self.rounds}.")
         check(self.output.suffix == ".svg", f"--output must end in .svg, not be {self.output}.")
         check(self.output.parent.is_dir(), f"--output: there is no {self.output.parent}.")
         for shape in (*self.over_tokens(), *self.over_experts()):

@@ -6,6 +6,9 @@ from typing import Literal
 from moejax.config import MoEConfig
 from moejax.config.checks import check
 
+GROUP = 256
+"""Tokens of a group of einsum and gather, if nobody says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
@@ -54,7 +57,7 @@ class LayerShape:
     @property
     def group(self) -> int:
         """The group size in force."""
-        return self.group_size or (self.tokens if self.slots is None else min(256, self.tokens))
+        return self.group_size or (self.tokens if self.slots is None else min(GROUP, self.tokens))
 
     def moe(self) -> MoEConfig:
         """The settings of the routed layer."""
@@ -67,3 +70,12 @@ class LayerShape:
             group_size=self.group,
             capacity_factor=self.slots,
         )
+
+
+def check_groups(flag: str, tokens: int) -> None:
+    """Raise ``ConfigError`` where tokens cannot be cut into groups of the size above."""
+    check(
+        tokens % min(GROUP, tokens) == 0,
+        f"--{flag} must be a multiple of {GROUP}, the groups of einsum and gather, or fewer, not"
+        f" {tokens}.",
+    )

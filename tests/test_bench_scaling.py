@@ -10,8 +10,6 @@ from moejax.bench.scaling import ScalingBench, exponent, weight_traffic
 from moejax.bench.shape import LayerShape
 from moejax.errors import ConfigError
 
-SMALL = {"width": 8, "hidden": 8, "at_tokens": 32, "at_experts": 2, "rounds": 1}
-
 
 @pytest.mark.parametrize("power", [0.0, 0.31, 1.0, 2.0])
 def test_the_exponent_of_a_power_is_found(power):
@@ -31,20 +29,44 @@ def test_weights_are_three_float32_matrices_an_expert():
     assert moved["gradients_written_megabytes"] == moved["weights_read_megabytes"]
 
 
-def test_both_sweeps_are_measured_fitted_and_drawn(tmp_path, capsys):
+def test_a_point_is_measured():
+    shape = LayerShape(tokens=16, experts=2, width=8, hidden=8, dispatch="grouped")
+    point = scaling.point(shape, rounds=2)
+    for which in ("forward", "forward_backward"):
+        routed, dense = (point[f"{layer}_{which}_ms"]["median"] for layer in scaling.LAYERS)
+        assert point[f"{which}_ratio"]["median"] == pytest.approx(routed / dense)
+    assert set(made_up(shape, rounds=2)) == set(point)
+
+
+def made_up(shape, rounds):
+    """Times that grow as we say, and those of the dense layer, which do not know the experts."""
+    times = {"low": 1.0, "high": 9.0}
+    point = {"tokens": shape.tokens, "experts": shape.experts} | weight_traffic(shape)
+    for factor, which in ((1, "forward"), (3, "forward_backward")):
+        dense = factor * shape.tokens**0.9
+        routed = dense * shape.experts**0.3
+        point[f"routed_{which}_ms"] = times | {"median": routed}
+        point[f"dense_{which}_ms"] = times | {"median": dense}
+        point[f"{which}_ratio"] = times | {"median": routed / dense}
+    return point
+
+
+def test_both_sweeps_are_fitted_and_drawn(tmp_path, monkeypatch, capsys):
     file = tmp_path / "scaling.svg"
-    bench = ScalingBench(tokens=(32, 16), experts=(2, 4), output=file, **SMALL)
+    monkeypatch.setattr(scaling, "point", made_up)
+    bench = ScalingBench(
+        tokens=(64, 16, 32), experts=(2, 4), at_tokens=32, at_experts=2, output=file
+    )
     result = json.loads(json.dumps(scaling.measure(bench)))
-    assert [p["tokens"] for p in result["over_tokens"]] == [16, 32]
+    assert [p["tokens"] for p in result["over_tokens"]] == [16, 32, 64]
     assert [(p["tokens"], p["experts"]) for p in result["over_experts"]] == [(32, 2), (32, 4)]
     for which in ("forward", "forward_backward"):
-        times = [p[f"routed_{which}_ms"]["median"] for p in result["over_experts"]]
-        assert min(times) > 0
-        assert result["expert_exponent"][which] == pytest.approx(exponent([2, 4], times))
-        assert which in result["token_exponent"]
-    assert len(capsys.readouterr().err.splitlines()) == 4  # a line a point
+        assert result["token_exponent"][which] == pytest.approx(0.9)
+        assert result["expert_exponent"][which] == pytest.approx(0.3)
+        assert result["dense_expert_exponent"][which] == pytest.approx(0)
+    assert len(capsys.readouterr().err.splitlines()) == 4  # a line a point; one is in both sweeps
     text = scaling.report(result)
-    assert "routed time grows as tokens to the" in text and str(file) in text
+    assert "routed time grows as experts to the 0.30 forward" in text and str(file) in text
     lines = [p for p in ElementTree.parse(file).iter() if p.tag.endswith("path")]
     assert sum("routed" in p.get("class") for p in lines) == 2 + 2 + 2  # panels, and the legend
     assert sum(p.get("class") == "slope" for p in lines) == 3

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.bench.programs import Problem, dense_arms, routed_arms
+from moejax.bench.programs import Problem, dense_arms, routed_arms, whole_products
 from moejax.errors import UserError
 from moejax.layer import exact
 
@@ -52,7 +51,7 @@ def expected(problem: Problem) -> tuple[Any, Any]:
     )
     x_1TD, dy_1TD = (x.astype(jnp.float32) for x in (problem.x_1TD, problem.dy_1TD))
     problem = replace(problem, shape=shape, x_1TD=x_1TD, dy_1TD=dy_1TD)
-    with jax.default_matmul_precision("highest"):
+    with whole_products("float32"):
         arms = dense_arms(problem) | routed_arms("routed", problem, shape)
     return arms["routed forward+backward"](), arms["dense forward+backward"]()
 

@@ -11,7 +11,15 @@ import numpy as np
 from moejax import kernels
 from moejax.bench import reference
 from moejax.bench.peers import missing, ragged_dot_arms, torch_arms
-from moejax.bench.programs import PASSES, Arm, Problem, dense_arms, make_problem, routed_arms
+from moejax.bench.programs import (
+    PASSES,
+    Arm,
+    Problem,
+    dense_arms,
+    make_problem,
+    routed_arms,
+    whole_products,
+)
 from moejax.bench.shape import LayerShape, check_groups
 from moejax.bench.timing import Times, interleave, main_clock
 from moejax.config.checks import check
@@ -71,7 +79,8 @@ def measure(bench: GpuBench) -> dict[str, Any]:
             " here. On a machine that has one: pip install -e '.[cuda]'. To see all of it run in"
             " small shapes on any machine: --tiny."
         )
-    shapes = {name: measure_shape(bench, name) for name in bench.only}
+    with whole_products(bench.dtype):
+        shapes = {name: measure_shape(bench, name) for name in bench.only}
     result = {"device": device.device_kind, "backend": backend, "clock": main_clock()}
     result |= {"settings": asdict(bench), "limit": LIMITS[bench.dtype], "shapes": shapes}
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -24,6 +24,7 @@ from moejax.bench.programs import (
     dense_arms,
     make_problem,
     routed_arms,
+    whole_products,
 )
 from moejax.bench.shape import LayerShape
 from moejax.bench.timing import Times, interleave, main_clock
@@ -75,8 +76,7 @@ def measure(bench: PeersBench) -> dict[str, Any]:
         )
     if bench.keep_memory:
         keep_freed_memory()
-    # PyTorch's float32 products are in full precision.
-    with jax.default_matmul_precision("highest" if bench.dtype == "float32" else "default"):
+    with whole_products(bench.dtype):
         return compared(bench)
 
 

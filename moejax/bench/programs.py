@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ class Arm:
     def peak_bytes(self) -> int:
         """Memory with inputs and outputs, as the compiler plans it."""
         return self.compiled.memory_analysis().peak_memory_in_bytes
+
+
+def whole_products(dtype: str) -> AbstractContextManager:
+    """Where float32 products are compiled in full precision, as PyTorch's are, on GPUs too."""
+    return jax.default_matmul_precision("highest") if dtype == "float32" else nullcontext()
 
 
 def make_problem(shape: LayerShape) -> Problem:

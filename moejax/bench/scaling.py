@@ -97,13 +97,13 @@ def measure(bench: ScalingBench) -> dict[str, Any]:
     if bench.keep_memory:
         keep_freed_memory()
     shapes = {"tokens": bench.over_tokens(), "experts": bench.over_experts()}
-    total, points = sum(map(len, shapes.values())), {name: [] for name in shapes}
-    for name, sweep in shapes.items():
-        for shape in sweep:
-            done = sum(map(len, points.values())) + 1
-            where = f"[{done}/{total}] tokens {shape.tokens}, experts {shape.experts}"
-            print(where, file=sys.stderr, flush=True)
-            points[name].append(point(shape, bench.rounds))
+    measured = {}
+    every = list(dict.fromkeys(shapes["tokens"] + shapes["experts"]))  # they may share one
+    for i, shape in enumerate(every):
+        where = f"[{i + 1}/{len(every)}] tokens {shape.tokens}, experts {shape.experts}"
+        print(where, file=sys.stderr, flush=True)
+        measured[shape] = point(shape, bench.rounds)
+    points = {name: [measured[shape] for shape in sweep] for name, sweep in shapes.items()}
     result: dict[str, Any] = {
         "settings": asdict(bench) | {"output": str(bench.output)},
         "backend": jax.default_backend(),

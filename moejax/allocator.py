@@ -1,10 +1,11 @@
-"""Ask glibc to keep freed memory, before JAX starts.
+"""What is set before JAX starts: that glibc keeps freed memory, that JAX leaves a GPU some.
 
 By default glibc returns large freed blocks to the system and faults them in again, page by page:
 tens of thousands of faults in every training step on a CPU (docs/benchmarks.md has the figures).
 """
 
 import ctypes
+import os
 import sys
 
 # From glibc's malloc.h.
@@ -28,3 +29,8 @@ def keep_freed_memory() -> None:
         (M_ARENA_MAX, 1),
     ):
         mallopt(option, value)
+
+
+def take_gpu_memory_as_needed() -> None:
+    """Let JAX not take three quarters of a GPU's memory at once: another library wants some too."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from moejax.allocator import keep_freed_memory
+from moejax.allocator import keep_freed_memory, take_gpu_memory_as_needed
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,29 @@ def bench_compiled(arguments: Namespace) -> None:
     run_bench("compiled", compiled.CompiledBench, compiled.measure, compiled.report, arguments.rest)
 
 
+def bench_peers(arguments: Namespace) -> None:
+    """Time a routed layer beside the same layer in others' code."""
+    take_gpu_memory_as_needed()
+    from moejax.bench import peers
+
+    run_bench("peers", peers.PeersBench, peers.measure, peers.report, arguments.rest)
+
+
+def bench_scaling(arguments: Namespace) -> None:
+    """Time a routed layer over tokens and over experts."""
+    from moejax.bench import scaling
+
+    run_bench("scaling", scaling.ScalingBench, scaling.measure, scaling.report, arguments.rest)
+
+
+def bench_gpu(arguments: Namespace) -> None:
+    """Check and time a routed layer on a GPU."""
+    take_gpu_memory_as_needed()
+    from moejax.bench import gpu
+
+    run_bench("gpu", gpu.GpuBench, gpu.measure, gpu.report, arguments.rest)
+
+
 def run_bench(name: str, settings: type, measure: Callable, report: Callable, argv: list) -> None:
     """Parse the flags of a benchmark, run it, and print its figures."""
     import tyro
@@ -168,6 +191,24 @@ COMMANDS: dict[str, Command | Group] = {
                 "arithmetic and memory of a routed layer on TPUs, without one, by their compiler",
                 no_arguments,
                 bench_compiled,
+                own_flags=True,
+            ),
+            "peers": Command(
+                "time a routed layer beside the same layer of Hugging Face, PyTorch and plain JAX",
+                no_arguments,
+                bench_peers,
+                own_flags=True,
+            ),
+            "scaling": Command(
+                "how the time of a routed layer grows with tokens and with experts",
+                no_arguments,
+                bench_scaling,
+                own_flags=True,
+            ),
+            "gpu": Command(
+                "check and time a routed layer on an NVIDIA GPU, in the shapes of known models",
+                no_arguments,
+                bench_gpu,
                 own_flags=True,
             ),
         },

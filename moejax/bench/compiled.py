@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from moejax import experts, mesh
-from moejax.bench.layer import LayerShape
+from moejax.bench.shape import LayerShape
 from moejax.config.checks import check
 from moejax.errors import UserError
 from moejax.kernels.megablox import Tile, Work, tiles

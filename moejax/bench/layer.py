@@ -1,79 +1,16 @@
 """A routed layer against the dense layer of equal active size, timed in one run."""
 
-import time
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moejax.allocator import keep_freed_memory
-from moejax.bench.timing import Times, interleave
-from moejax.config import MoEConfig
+from moejax.bench.programs import PASSES, Arm, Problem, dense_arms, make_problem, routed_arms
+from moejax.bench.shape import LayerShape
+from moejax.bench.timing import Times, interleave, main_clock
 from moejax.config.checks import check
-from moejax.layer import FeedForward, MoELayer
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerShape:
-    """A routed layer and its input."""
-
-    tokens: int = 8192
-    """Tokens (T)."""
-    experts: int = 8
-    """Experts (E)."""
-    top_k: int = 2
-    """Experts a token chooses (K)."""
-    width: int = 512
-    """Width (D)."""
-    hidden: int = 1024
-    """Hidden width of an expert (F); the dense layer has K * F."""
-    activation: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
-    """The feed-forward function."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations and products."""
-    router: str = "top_k"
-    """The router."""
-    dispatch: Literal["auto", "einsum", "gather", "grouped"] = "auto"
-    """The form of dispatch."""
-    group_size: int | None = None
-    """Tokens that compete for slots together; by default 256, or all if nothing is dropped."""
-    capacity_factor: float | None = None
-    """Slots over the fair share; None drops nothing (and is 1.25 for einsum and gather)."""
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "experts", "top_k", "width", "hidden"):
-            value = getattr(self, name)
-            check(value > 0, f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
-        check(
-            self.tokens % self.group == 0,
-            f"--group-size {self.group} does not divide --tokens {self.tokens}.",
-        )
-        self.moe()
-
-    @property
-    def slots(self) -> float | None:
-        """The capacity factor in force."""
-        if self.capacity_factor is None and self.dispatch in ("einsum", "gather"):
-            return 1.25
-        return self.capacity_factor
-
-    @property
-    def group(self) -> int:
-        """The group size in force."""
-        return self.group_size or (self.tokens if self.slots is None else min(256, self.tokens))
-
-    def moe(self) -> MoEConfig:
-        """The settings of the routed layer."""
-        return MoEConfig(
-            num_experts=self.experts,
-            top_k=self.top_k,
-            hidden_size=self.hidden,
-            router=self.router,
-            dispatch=self.dispatch,
-            group_size=self.group,
-            capacity_factor=self.slots,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,72 +30,27 @@ class LayerBench(LayerShape):
         check(self.rounds > 0, f"--rounds must be greater than 0, not {self.rounds}.")
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One compiled program and its inputs."""
-
-    compiled: Any
-    inputs: tuple
-    compile_seconds: float
-
-    def __call__(self) -> Any:
-        return self.compiled(*self.inputs)
-
-    @property
-    def temporary_bytes(self) -> int:
-        """Memory beside inputs and outputs."""
-        return self.compiled.memory_analysis().temp_size_in_bytes
-
-
 def programs(bench: LayerBench) -> dict[str, Arm]:
-    """Forward and forward+backward of both layers, compiled. The gradient is that of all parameters
-    and of the input.
-    """
-    T, D = bench.tokens, bench.width
-    x_key, dy_key, init_key = jax.random.split(jax.random.key(0), 3)
-    x_1TD = jax.random.normal(x_key, (1, T, D), jnp.dtype(bench.dtype))
-    dy_1TD = jax.random.normal(dy_key, (1, T, D), jnp.dtype(bench.dtype))
-    real_1T = jnp.ones((1, T), bool)
-    routed = MoELayer(bench.moe(), bench.activation)
-    dense = FeedForward(bench.top_k * bench.hidden, bench.activation)
-
-    def run_routed(params: Any, x_1TD: jax.Array) -> jax.Array:
-        return routed.apply(params, x_1TD, real_1T, training=True)[0]
-
-    params = jax.jit(lambda x: routed.init(init_key, x, real_1T, training=True))(x_1TD)
+    """Forward and forward+backward of both layers, compiled."""
+    problem = make_problem(bench)
     if bench.skew:
-        x_1TD, params = skewed(x_1TD, params, bench.skew)
-    arms = {
-        "dense": (dense.apply, (jax.jit(dense.init)(init_key, x_1TD), x_1TD)),
-        "routed": (run_routed, (params, x_1TD)),
-    }
-    compiled = {}
-    for name, (apply, inputs) in arms.items():
-
-        def gradient(params: Any, x_1TD: jax.Array, dy_1TD: jax.Array, apply: Any = apply) -> Any:
-            y_1TD, pull = jax.vjp(apply, params, x_1TD)
-            return y_1TD, pull(dy_1TD)
-
-        compiled[f"{name} forward"] = compile_arm(apply, inputs)
-        compiled[f"{name} forward+backward"] = compile_arm(gradient, (*inputs, dy_1TD))
-    return compiled
+        problem = skewed(problem, bench.skew)
+    return dense_arms(problem) | routed_arms("routed", problem, bench)
 
 
-def compile_arm(function: Any, inputs: tuple) -> Arm:
-    """Compile for these inputs, and time that."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*inputs).compile()
-    return Arm(compiled, inputs, time.perf_counter() - start)
-
-
-def skewed(x_1TD: jax.Array, params: Any, share: float) -> tuple[jax.Array, Any]:
+def skewed(problem: Problem, share: float) -> Problem:
     """Make a share of the tokens choose expert 0 first, by one feature that only it sees."""
+    x_1TD, params = problem.x_1TD, problem.routed["params"]
     T = x_1TD.shape[1]
     first_T = jnp.where(jnp.arange(T) < share * T, 1.0, -1.0).astype(x_1TD.dtype)
     # Mixed up, as neighbours in a text do not share all their experts.
     first_T = jax.random.permutation(jax.random.key(1), first_T)
-    w_DE = params["params"]["w_router_DE"].at[0].set(0).at[0, 0].set(100.0)
-    return x_1TD.at[0, :, 0].set(first_T), {"params": params["params"] | {"w_router_DE": w_DE}}
+    w_DE = params["w_router_DE"].at[0].set(0).at[0, 0].set(100.0)
+    return replace(
+        problem,
+        x_1TD=x_1TD.at[0, :, 0].set(first_T),
+        routed={"params": params | {"w_router_DE": w_DE}},
+    )
 
 
 def measure(bench: LayerBench) -> dict[str, Any]:
@@ -168,7 +60,7 @@ def measure(bench: LayerBench) -> dict[str, Any]:
     arms = programs(bench)
     times = interleave(dict(arms), bench.rounds)
     result: dict[str, Any] = {"shape": asdict(bench), "backend": jax.default_backend()}
-    for name, key in (("forward", "forward"), ("forward+backward", "forward_backward")):
+    for name, key in PASSES.items():
         result |= ratios(times, f"routed {name}", f"dense {name}", key)
         result[f"{key}_dense_ms"] = times.milliseconds(f"dense {name}")
     both = [arms[f"{kind} forward+backward"] for kind in ("routed", "dense")]
@@ -181,20 +73,20 @@ def measure(bench: LayerBench) -> dict[str, Any]:
 
 def ratios(times: Times, arm: str, to: str, key: str) -> dict[str, Any]:
     """Ratios by CPU time (the plain key) and by wall time, with their spread."""
-    cpu, wall = times.ratio(arm, to), times.ratio(arm, to, "wall")
-    # On an accelerator the host's CPU time says nothing.
-    main, other = (cpu, wall) if jax.default_backend() == "cpu" else (wall, cpu)
+    clock = main_clock()
+    other = "wall" if clock == "cpu" else "cpu"
+    main = times.ratio(arm, to, clock)
     return {
         f"{key}_ratio": main["median"],
         f"{key}_ratio_quartiles": [main["low"], main["high"]],
-        f"{key}_{'wall' if main is cpu else 'cpu'}_ratio": other["median"],
+        f"{key}_{other}_ratio": times.ratio(arm, to, other)["median"],
     }
 
 
 def report(result: dict[str, Any]) -> str:
     """The figures, line by line."""
     lines = {}
-    for name, key in (("forward", "forward"), ("forward+backward", "forward_backward")):
+    for name, key in PASSES.items():
         low, high = result[f"{key}_ratio_quartiles"]
         lines[f"{name} over dense"] = (
             f"{result[f'{key}_ratio']:.2f} (quartiles {low:.2f} to {high:.2f};"

@@ -147,7 +147,9 @@ def bench_gpu(arguments: Namespace) -> None:
 
 
 def run_bench(name: str, settings: type, measure: Callable, report: Callable, argv: list) -> None:
-    """Parse the flags of a benchmark, run it, and print its figures."""
+    """Parse the flags of a benchmark, run it, and print its figures; exit with 1 if they say that a
+    result is wrong.
+    """
     import tyro
 
     def parsed(bench: tyro.conf.OmitArgPrefixes[settings], json: bool = False) -> tuple:
@@ -168,6 +170,8 @@ def run_bench(name: str, settings: type, measure: Callable, report: Callable, ar
     )
     result = measure(bench)
     print(json.dumps(result, indent=2) if as_json else report(result), flush=True)
+    if not result.get("right", True):
+        raise SystemExit(1)
 
 
 def no_arguments(parser: ArgumentParser) -> None:

@@ -84,10 +84,12 @@ def test_wrong_shapes_are_refused():
 
 def test_the_command_prints_figures():
     shape = "--tokens 256 --width 16 --hidden 16 --experts 4 --rounds 1 --dispatch grouped"
+    shape += " --skew 0.5"
     result = run("-m", "moejax", "bench", "layer", *shape.split(), "--json")
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["forward_ratio"] > 0 and figures["shape"]["tokens"] == 256
+    assert figures["forward_backward_skew_ratio"] > 0
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("libtpu")), reason="libtpu is installed")

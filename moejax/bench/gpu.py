@@ -83,6 +83,7 @@ def measure(bench: GpuBench) -> dict[str, Any]:
         shapes = {name: measure_shape(bench, name) for name in bench.only}
     result = {"device": device.device_kind, "backend": backend, "clock": main_clock()}
     result |= {"settings": asdict(bench), "limit": LIMITS[bench.dtype], "shapes": shapes}
+    result["right"] = all(shape["right"] for shape in shapes.values())
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return result | {"device_peak_gigabytes": None if peak is None else peak / 1e9}
 
@@ -97,18 +98,16 @@ def measure_shape(bench: GpuBench, name: str) -> dict[str, Any]:
         errors.update(kernel_errors(problem))
         return {}
 
-    arms, attempts = (
-        {},
-        {
-            "check": checked,
-            "grouped": lambda: routed_arms("grouped", problem, shape),
-            "einsum": lambda: routed_arms("einsum", problem, bench.shape(name, "einsum")),
-            "gather": lambda: routed_arms("gather", problem, bench.shape(name, "gather")),
-            "dense": lambda: dense_arms(problem),
-            "ragged_dot": lambda: ragged_dot_arms(problem),
-            "torch grouped_mm": lambda: grouped_mm_arms(problem),
-        },
-    )
+    arms: dict[str, Callable] = {}
+    attempts = {
+        "check": checked,
+        "grouped": lambda: routed_arms("grouped", problem, shape),
+        "einsum": lambda: routed_arms("einsum", problem, bench.shape(name, "einsum")),
+        "gather": lambda: routed_arms("gather", problem, bench.shape(name, "gather")),
+        "dense": lambda: dense_arms(problem),
+        "ragged_dot": lambda: ragged_dot_arms(problem),
+        "torch grouped_mm": lambda: grouped_mm_arms(problem),
+    }
     for arm, make in attempts.items():
         made, why = attempt(make)
         arms |= made

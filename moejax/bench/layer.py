@@ -18,7 +18,8 @@ class LayerBench(LayerShape):
     """The layer, and how long to look."""
 
     skew: float = 0.0
-    """This share of all tokens has expert 0 for its first choice."""
+    """This share of all tokens has expert 0 for its first choice; above 0, the balanced load is
+    timed, too."""
     rounds: int = 9
     """Timed rounds."""
     keep_memory: bool = False
@@ -33,9 +34,11 @@ class LayerBench(LayerShape):
 def programs(bench: LayerBench) -> dict[str, Arm]:
     """Forward and forward+backward of both layers, compiled."""
     problem = make_problem(bench)
+    arms = dense_arms(problem)
     if bench.skew:
+        arms |= routed_arms("balanced", problem, bench)
         problem = skewed(problem, bench.skew)
-    return dense_arms(problem) | routed_arms("routed", problem, bench)
+    return arms | routed_arms("routed", problem, bench)
 
 
 def skewed(problem: Problem, share: float) -> Problem:
@@ -63,6 +66,8 @@ def measure(bench: LayerBench) -> dict[str, Any]:
     for name, key in PASSES.items():
         result |= ratios(times, f"routed {name}", f"dense {name}", key)
         result[f"{key}_dense_ms"] = times.milliseconds(f"dense {name}")
+        if bench.skew:
+            result |= ratios(times, f"routed {name}", f"balanced {name}", f"{key}_skew")
     both = [arms[f"{kind} forward+backward"] for kind in ("routed", "dense")]
     result["temporary_memory_ratio"] = both[0].temporary_bytes / max(1, both[1].temporary_bytes)
     result["temporary_megabytes"] = [arm.temporary_bytes / 1e6 for arm in both]
@@ -92,9 +97,11 @@ def report(result: dict[str, Any]) -> str:
             f"{result[f'{key}_ratio']:.2f} (quartiles {low:.2f} to {high:.2f};"
             f" dense {result[f'{key}_dense_ms']:.1f} ms)"
         )
+        if f"{key}_skew_ratio" in result:
+            lines[f"{name} over balanced"] = f"{result[f'{key}_skew_ratio']:.2f}"
     lines |= {
         "temporary memory": f"{result['temporary_memory_ratio']:.2f} of dense",
         "compiled in": f"{result['compile_seconds']:.1f} s",
         "timed on": f"{result['backend']}, {result['rounds']} rounds",
     }
-    return "\n".join(f"{name:<28}{value}" for name, value in lines.items())
+    return "\n".join(f"{name:<32}{value}" for name, value in lines.items())

@@ -139,6 +139,19 @@ def test_the_loop(activation, biases, weigh):
 
 
 @pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
+def test_the_loop_with_many_rows_an_expert(activation, biases, weigh):
+    """An expert has several blocks."""
+    static = {"activation": activation, "weigh": weigh, "sizes": (8, 32)}
+
+    @jax.jit
+    def run(params, x, weight, dy, rows):
+        y = block_loop.forward(params, x, weight, rows, **static)
+        return (y, block_loop.backward(params, x, weight, rows, dy, **static)), {}
+
+    compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
+
+
+@pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
 def test_the_kernels_of_tpus(activation, biases, weigh):
     arrays = make(activation, biases)
     products = megablox.products(*arrays[:2], interpret=True)

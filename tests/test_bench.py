@@ -80,6 +80,8 @@ def test_wrong_shapes_are_refused():
         CompiledBench(tokens=100, data=3)
     with pytest.raises(ConfigError, match="--width must be greater than 0"):
         CompiledBench(width=0)
+    with pytest.raises(ConfigError, match=r"^--top-k 9 .* at most --experts, 8\.$"):
+        CompiledBench(experts=8, top_k=9)
 
 
 def test_the_command_prints_figures():

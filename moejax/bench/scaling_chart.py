@@ -41,7 +41,7 @@ def legend(result: dict[str, Any]) -> str:
     """Which line is which, and what the dotted ones are."""
     keys = []
     for i, (layer, name) in enumerate(LINES):
-        left = LEFT + 208 * i
+        left = LEFT + 214 * i
         keys.append(f'<path class="{layer} {name}" d="M{left},20h28"/>')
         keys.append(f'<text x="{left + 34}" y="24">{layer} {name}</text>')
     words = f"ms of {result['clock']} time; dotted: slope 1 and, over experts, slope 0"

@@ -5,9 +5,17 @@ from typing import Literal
 
 from moejax.config import MoEConfig
 from moejax.config.checks import check
+from moejax.errors import ConfigError
 
 GROUP = 256
 """Tokens of a group of einsum and gather, if nobody says otherwise."""
+
+FLAGS = {
+    "--model.moe.num-experts": "--experts",
+    "--model.moe.hidden-size": "--hidden",
+    "--model.moe.": "--",
+}
+"""Of a config, and what they are called here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +68,23 @@ class LayerShape:
         return self.group_size or (self.tokens if self.slots is None else min(GROUP, self.tokens))
 
     def moe(self) -> MoEConfig:
-        """The settings of the routed layer."""
-        return MoEConfig(
-            num_experts=self.experts,
-            top_k=self.top_k,
-            hidden_size=self.hidden,
-            router=self.router,
-            dispatch=self.dispatch,
-            group_size=self.group,
-            capacity_factor=self.slots,
-        )
+        """The settings of the routed layer. Raises ``ConfigError``, which names the flags here."""
+        settings = {
+            "num_experts": self.experts,
+            "top_k": self.top_k,
+            "hidden_size": self.hidden,
+            "router": self.router,
+            "dispatch": self.dispatch,
+            "group_size": self.group,
+            "capacity_factor": self.slots,
+        }
+        try:
+            return MoEConfig(**settings)
+        except ConfigError as error:
+            message = str(error)
+            for there, here in FLAGS.items():
+                message = message.replace(there, here)
+            raise ConfigError(message) from error
 
 
 def check_groups(flag: str, tokens: int) -> None:

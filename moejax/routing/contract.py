@@ -31,7 +31,7 @@ class RouterInput:
     bias_E: jax.Array | None = None
     """Selection bias of the loss-free balance: it may change the choice, never the weights."""
     noise_GSE: jax.Array | None = None
-    """Learned scale of the noise, before its softplus (routers with ``learned_noise``)."""
+    """Learned scale of the noise, before its softplus (rules with noise ``learned``)."""
     logits_GSEC: jax.Array | None = None
     """One number for each token and slot (routers with ``slots``)."""
     token_GS: jax.Array | None = None

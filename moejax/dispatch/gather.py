@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from moejax import experts, mesh
 from moejax.experts import Dropout
-from moejax.kernels.rows import empty, fill, take
+from moejax.kernels.rows import sum_choices, take
 from moejax.routing.contract import ExpertChoice, TokenChoice, spread
 from moejax.routing.seating import Seating, seat_choices
 
@@ -73,3 +73,27 @@ def weight_of(weight_SK: jax.Array, choice_R: jax.Array) -> jax.Array:
     """The weight of the choice in each slot; 0 in an empty one."""
     weight_R = take(weight_SK.reshape(-1), jnp.maximum(choice_R, 0))
     return jnp.where(choice_R >= 0, weight_R, 0)
+
+
+@jax.custom_vjp
+def fill(x_SD: jax.Array, choice_R: jax.Array, place_SK: jax.Array) -> jax.Array:
+    """The token in each slot, ``x_RD``; zeros in an empty one. ``empty`` is its transpose."""
+    x_RD = take(x_SD, jnp.maximum(choice_R, 0) // place_SK.shape[1])
+    return jnp.where(choice_R[:, None] >= 0, x_RD, 0)
+
+
+@jax.custom_vjp
+def empty(y_RD: jax.Array, choice_R: jax.Array, place_SK: jax.Array) -> jax.Array:
+    """Each token's slots added up, ``y_SD``. ``fill`` is its transpose."""
+    return sum_choices(y_RD, place_SK).astype(y_RD.dtype)
+
+
+# Both are gathers, and so are their gradients: a scatter-add would be slow, and unordered on GPUs.
+fill.defvjp(
+    lambda x, choice_R, place_SK: (fill(x, choice_R, place_SK), (choice_R, place_SK)),
+    lambda saved, d: (empty(d, *saved), None, None),
+)
+empty.defvjp(
+    lambda y, choice_R, place_SK: (empty(y, choice_R, place_SK), (choice_R, place_SK)),
+    lambda saved, d: (fill(d, *saved), None, None),
+)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts
-from moejax.kernels.rows import Rows, empty, fill
+from moejax.kernels.rows import Rows, sum_choices, take
 
 Params = dict[str, jax.Array]
 
@@ -125,7 +125,7 @@ def _network(
     choice_R = jnp.pad(rows.choice_R, (0, R - rows.choice_R.shape[0]))
     # The others repeat the first row, which is finite if anything is.
     choice_R = jnp.where(owned_R, choice_R, choice_R[0])
-    row_TK = rows.row_TK
+    token_R, row_TK = choice_R // weight_TK.shape[1], rows.row_TK
     parts = experts.named(params)
 
     def affine(x_RD: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
@@ -137,10 +137,35 @@ def _network(
             return y_RF
         return y_RF + (scale * _spread(bias_EF, rows, R)).astype(y_RF.dtype)
 
-    x_RD = fill(x_TD, choice_R, row_TK)
-    weight_R1 = fill(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
+    x_RD = _copies(x_TD, token_R, row_TK)
+    weight_R1 = _copies(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
     y_RD = experts.feed_forward(affine, x_RD, activation, weight_T1=weight_R1, weigh=weigh)
-    return empty(y_RD, choice_R, row_TK)
+    return _total(y_RD, token_R, row_TK)
+
+
+@jax.custom_vjp
+def _copies(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    """The token in each row, ``x_RD``. ``_total`` is its transpose, in rows that have a choice.
+
+    Not ``gather.fill``, which replaces empty slots: on TPUs that takes memory for all rows again.
+    """
+    return take(x_TD, token_R)
+
+
+@jax.custom_vjp
+def _total(y_RD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    """Each token's rows added up, ``y_TD``. ``_copies`` is its transpose."""
+    return sum_choices(y_RD, row_TK).astype(y_RD.dtype)
+
+
+_copies.defvjp(
+    lambda x, token_R, row_TK: (_copies(x, token_R, row_TK), (token_R, row_TK)),
+    lambda saved, d: (_total(d, *saved), None, None),
+)
+_total.defvjp(
+    lambda y, token_R, row_TK: (_total(y, token_R, row_TK), (token_R, row_TK)),
+    lambda saved, d: (_copies(d, *saved), None, None),
+)
 
 
 def _spread(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:

@@ -58,29 +58,3 @@ def sum_choices(x_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
         )
         for k in range(row_TK.shape[1])
     )
-
-
-@jax.custom_vjp
-def fill(x_TD: jax.Array, choice_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """The token of the choice (token * K + k) in each row, ``x_RD``; zeros in rows of choice -1.
-    ``row_TK`` is the inverse. ``empty`` is the transpose.
-    """
-    x_RD = take(x_TD, jnp.maximum(choice_R, 0) // row_TK.shape[1])
-    return jnp.where(choice_R[:, None] >= 0, x_RD, 0)
-
-
-@jax.custom_vjp
-def empty(y_RD: jax.Array, choice_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """Each token's rows added up, ``y_TD``. ``fill`` is its transpose."""
-    return sum_choices(y_RD, row_TK).astype(y_RD.dtype)
-
-
-# Both are gathers, and so are their gradients: a scatter-add would be slow, and unordered on GPUs.
-fill.defvjp(
-    lambda x, choice_R, row_TK: (fill(x, choice_R, row_TK), (choice_R, row_TK)),
-    lambda saved, d: (empty(d, *saved), None, None),
-)
-empty.defvjp(
-    lambda y, choice_R, row_TK: (empty(y, choice_R, row_TK), (choice_R, row_TK)),
-    lambda saved, d: (fill(d, *saved), None, None),
-)

@@ -3,15 +3,13 @@
     python train.py --config configs/quickstart.py
 
 On 2 cores of an AMD EPYC (2026-11-22, Python 3.11.7, jax 0.10.2): 1.632 bits per byte on the
-335,348 held-out bytes (xz -9e makes 1.84 of them) after 1650 steps, in 3 min 20 s from start to
+335,348 held-out bytes (xz -9e makes 1.84 of them) after 1650 steps, in 3 min 11 s from start to
 end; no dead expert, 7 % of the choices dropped in training and 0.5 % in evaluation. Runs of 1600
-steps by earlier versions of the code ended at 1.637, 1.640 and 1.641 after 3 min 19 s to 3 min 44
-s.
+steps by earlier versions of the code ended at 1.637, 1.640 and 1.641.
 
-The dense twin of equal active size (`configs/quickstart_dense.py`) reaches 1.679 in as many steps
-and 1.638 in 2300 steps, which took it 161 s of training where the 1650 routed steps took 179 s: at
-equal steps the routed model wins clearly, at equal time it is a tie. docs/benchmarks.md has the
-table.
+The dense twin of equal active size (`configs/quickstart_dense.py`) reaches 1.679 in as many steps,
+each of which takes two thirds of the time: at equal steps the routed model wins clearly, at equal
+time the dense one by about 15 %. docs/benchmarks.md has the tables, and where the time goes.
 """
 
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig

@@ -174,6 +174,46 @@ def run_bench(name: str, settings: type, measure: Callable, report: Callable, ar
         raise SystemExit(1)
 
 
+def placement_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `moejax plan placement`."""
+    parser.add_argument(
+        "--load",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="load of each expert, [layers, experts] or [experts], in any unit: .npy, or a load"
+        " file of a run (runs/NAME/load/STEP.npz)",
+    )
+    parser.add_argument("--devices", type=int, required=True, help="devices that hold experts")
+    parser.add_argument(
+        "--replicas", type=int, required=True, help="experts on all devices together, with replicas"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="nodes that the devices are on")
+    parser.add_argument(
+        "--groups", type=int, default=1, help="groups of experts, each to stay on one node"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def placement(arguments: Namespace) -> None:
+    """Plan which device holds which experts, and which of them twice."""
+    from moejax.parallel import plan_report
+    from moejax.parallel.placement import place
+
+    load_LE = plan_report.read_load(arguments.load)
+    plan = place(
+        load_LE,
+        devices=arguments.devices,
+        places=arguments.replicas,
+        nodes=arguments.nodes,
+        groups=arguments.groups,
+    )
+    if arguments.json:
+        print(json.dumps(plan_report.to_json(plan), indent=2))
+        return
+    print(plan_report.report(plan, load_LE))
+
+
 def no_arguments(parser: ArgumentParser) -> None:
     """For commands with flags of their own."""
 
@@ -181,6 +221,16 @@ def no_arguments(parser: ArgumentParser) -> None:
 COMMANDS: dict[str, Command | Group] = {
     "study": Command(
         "train a set of configs under equal conditions and compare them", study_arguments, study
+    ),
+    "plan": Group(
+        "what can be said before anything runs",
+        {
+            "placement": Command(
+                "which device holds which experts, and which of them twice, from measured load",
+                placement_arguments,
+                placement,
+            ),
+        },
     ),
     "bench": Group(
         "what a routed layer costs",

@@ -27,6 +27,7 @@ FLOORS = {
     "plan": 6,
     "generate": 6,
     "observe": 6,
+    "parallel": 3,
     "bench": 6.5,  # it draws with what observe has
     "train": 7,
     "study": 8,

@@ -1,0 +1,1 @@
+"""Experts across devices."""

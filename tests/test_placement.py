@@ -115,6 +115,14 @@ def test_the_command_prints_the_plan(tmp_path):
     np.testing.assert_allclose(found["balancedness"], wanted.balancedness_L)
 
 
+def test_the_load_file_of_a_run_is_read(tmp_path):
+    np.savez(tmp_path / "00000050.npz", asked_LE=LOAD_LE, seated_LE=LOAD_LE)
+    result = plan("--load", str(tmp_path / "00000050.npz"), "--devices", "4", "--replicas", "12")
+    assert result.returncode == 0, result.stderr
+    assert "layer 1: mean load over largest 0." in result.stdout
+    assert "at most 1 replica of an expert" in result.stdout
+
+
 @pytest.mark.parametrize("name", ["missing.npy", "text.npy"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     (tmp_path / "text.npy").write_text("not numbers")

@@ -43,7 +43,7 @@ def report(plan: Placement, load_LE: np.ndarray) -> str:
         plain_L = balancedness(load_LE.reshape(L, devices, -1).sum(-1))
     for layer in range(L):
         before = "" if plain_L is None else f" (experts in order: {plain_L[layer]:.3f})"
-        most = plan.replicas_LE[layer].max()
+        most = int(plan.replicas_LE[layer].max())
         lines.append(
             f"layer {layer}: mean load over largest {plan.balancedness_L[layer]:.3f}{before},"
             f" at most {most} replica{'s' * (most > 1)} of an expert"

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from moejax.allocator import keep_freed_memory, take_gpu_memory_as_needed
@@ -106,72 +107,47 @@ def study(arguments: Namespace) -> None:
     print(f"results  {directory / 'results.json'}", flush=True)
 
 
-def bench_layer(arguments: Namespace) -> None:
-    """Time a routed layer against the dense layer of equal active size."""
-    from moejax.bench import layer
-
-    run_bench("layer", layer.LayerBench, layer.measure, layer.report, arguments.rest)
-
-
-def bench_compiled(arguments: Namespace) -> None:
-    """Compile a routed layer for TPUs and print what it costs."""
+def compile_on_the_cpu() -> None:
+    """Let JAX look for no TPU: libtpu is here to compile."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile: no TPU is looked for
-    from moejax.bench import compiled
-
-    run_bench("compiled", compiled.CompiledBench, compiled.measure, compiled.report, arguments.rest)
+    jax.config.update("jax_platforms", "cpu")
 
 
-def bench_peers(arguments: Namespace) -> None:
-    """Time a routed layer beside the same layer in others' code."""
-    take_gpu_memory_as_needed()
-    from moejax.bench import peers
-
-    run_bench("peers", peers.PeersBench, peers.measure, peers.report, arguments.rest)
-
-
-def bench_scaling(arguments: Namespace) -> None:
-    """Time a routed layer over tokens and over experts."""
-    from moejax.bench import scaling
-
-    run_bench("scaling", scaling.ScalingBench, scaling.measure, scaling.report, arguments.rest)
-
-
-def bench_gpu(arguments: Namespace) -> None:
-    """Check and time a routed layer on a GPU."""
-    take_gpu_memory_as_needed()
-    from moejax.bench import gpu
-
-    run_bench("gpu", gpu.GpuBench, gpu.measure, gpu.report, arguments.rest)
-
-
-def run_bench(name: str, settings: type, measure: Callable, report: Callable, argv: list) -> None:
-    """Parse the flags of a benchmark, run it, and print its figures; exit with 1 if they say that a
-    result is wrong.
+def bench(name: str, summary: str, prepare: Callable[[], None] | None = None) -> Command:
+    """`moejax bench NAME`: the settings, ``measure`` and ``report`` of ``moejax.bench.NAME``. Exits
+    with 1 if the figures say that a result is wrong.
     """
-    import tyro
 
-    def parsed(bench: tyro.conf.OmitArgPrefixes[settings], json: bool = False) -> tuple:
-        """The two.
+    def run(arguments: Namespace) -> None:
+        if prepare is not None:
+            prepare()
+        import tyro
 
-        Args:
-            json: Print the figures as JSON.
-        """
-        return bench, json
+        module = import_module(f"moejax.bench.{name}")
+        settings = getattr(module, f"{name.title()}Bench")
 
-    summary = COMMANDS["bench"].commands[name].summary
-    bench, as_json = tyro.cli(
-        parsed,
-        args=argv,
-        prog=f"moejax bench {name}",
-        description=summary,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    result = measure(bench)
-    print(json.dumps(result, indent=2) if as_json else report(result), flush=True)
-    if not result.get("right", True):
-        raise SystemExit(1)
+        def parsed(bench: tyro.conf.OmitArgPrefixes[settings], json: bool = False) -> tuple:
+            """The two.
+
+            Args:
+                json: Print the figures as JSON.
+            """
+            return bench, json
+
+        chosen, as_json = tyro.cli(
+            parsed,
+            args=arguments.rest,
+            prog=f"moejax bench {name}",
+            description=summary,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        result = module.measure(chosen)
+        print(json.dumps(result, indent=2) if as_json else module.report(result), flush=True)
+        if not result.get("right", True):
+            raise SystemExit(1)
+
+    return Command(summary, no_arguments, run, own_flags=True)
 
 
 def placement_arguments(parser: ArgumentParser) -> None:
@@ -235,35 +211,26 @@ COMMANDS: dict[str, Command | Group] = {
     "bench": Group(
         "what a routed layer costs",
         {
-            "layer": Command(
-                "time a routed layer against the dense layer of equal active size",
-                no_arguments,
-                bench_layer,
-                own_flags=True,
+            "layer": bench(
+                "layer", "time a routed layer against the dense layer of equal active size"
             ),
-            "compiled": Command(
+            "compiled": bench(
+                "compiled",
                 "arithmetic and memory of a routed layer on TPUs, without one, by their compiler",
-                no_arguments,
-                bench_compiled,
-                own_flags=True,
+                compile_on_the_cpu,
             ),
-            "peers": Command(
+            "peers": bench(
+                "peers",
                 "time a routed layer beside the same layer of Hugging Face, PyTorch and plain JAX",
-                no_arguments,
-                bench_peers,
-                own_flags=True,
+                take_gpu_memory_as_needed,
             ),
-            "scaling": Command(
-                "how the time of a routed layer grows with tokens and with experts",
-                no_arguments,
-                bench_scaling,
-                own_flags=True,
+            "scaling": bench(
+                "scaling", "how the time of a routed layer grows with tokens and with experts"
             ),
-            "gpu": Command(
+            "gpu": bench(
+                "gpu",
                 "check and time a routed layer on an NVIDIA GPU, in the shapes of known models",
-                no_arguments,
-                bench_gpu,
-                own_flags=True,
+                take_gpu_memory_as_needed,
             ),
         },
     ),

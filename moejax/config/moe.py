@@ -109,7 +109,7 @@ class MoEConfig:
     dispatch: Literal["auto", "einsum", "gather", "grouped"] = "auto"
     """How tokens travel to experts and back; all forms give the same. `einsum`: the one-hot tensors
     of GShard and Switch; `gather`: the same slots by index; `grouped`: rows sorted by expert, no
-    slots. `auto` takes what was measured to be fastest."""
+    slots. `auto` takes what suits the devices and the shape; the README has its rule."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ def form_of(moe: MoEConfig, params: dict[str, jax.Array], x_GSD: jax.Array, capa
     padding = capacity * E / (S * moe.top_k)
     if platform == "cpu":
         return "grouped" if D * F >= SMALL or padding > SPARE else slotted
-    if not kernels.has_products(platform, params, x_GSD):
+    if kernels.products_of(platform, params, x_GSD) is None:
         return slotted
     rows = G * S * moe.top_k / mesh.devices()
     in_slots = padding * (1 + 2 * S / (3 * F)) if slotted == "einsum" else padding

@@ -73,21 +73,21 @@ def loop_backward(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
     return block_loop.backward(params, x_TD, weight_TK, rows, dy_TD, **static)
 
 
-def has_products(platform: str, params: Params, x: jax.Array) -> bool:
-    """Whether this platform has grouped products for a bank and input of these shapes and types."""
-    if platform not in FILES:
-        return False
-    return import_module(f"moejax.kernels.{FILES[platform]}").products(params, x) is not None
+def products_of(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
+    """The grouped products of a platform for a bank and input of these shapes and types, or None.
 
-
-def by_products_of(file: str, form: Callable, loop: Callable) -> Callable:
-    """``form`` with the grouped products of a platform's file, or the loop where it has none.
-
-    The file, and with it Pallas, is imported when the first program is lowered for the platform.
+    Their file, and with it Pallas, is imported when a platform is first asked for them.
     """
+    if platform not in FILES:
+        return None
+    return import_module(f"moejax.kernels.{FILES[platform]}").products(params, x)
+
+
+def by_products_on(platform: str, form: Callable, loop: Callable) -> Callable:
+    """``form`` with the grouped products of a platform, or the loop where it has none."""
 
     def run(params: Params, x_TD: jax.Array, *rest: object, **static: str) -> object:
-        products = import_module(f"moejax.kernels.{file}").products(params, x_TD)
+        products = products_of(platform, params, x_TD)
         if products is None:
             # One size: a choice between several would wait for the host.
             sizes = (one_size(rest[1]),)
@@ -107,11 +107,11 @@ forward = by_platform(
     "grouped_feed_forward",
     forward_shapes,
     loop_forward,
-    **{p: by_products_of(f, grouped_products.forward, loop_forward) for p, f in FILES.items()},
+    **{p: by_products_on(p, grouped_products.forward, loop_forward) for p in FILES},
 )
 backward = by_platform(
     "grouped_feed_forward_gradient",
     backward_shapes,
     loop_backward,
-    **{p: by_products_of(f, grouped_products.backward, loop_backward) for p, f in FILES.items()},
+    **{p: by_products_on(p, grouped_products.backward, loop_backward) for p in FILES},
 )

@@ -8,6 +8,7 @@ holds its rows; what it writes beyond them the next expert overwrites.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moejax.experts import network
-from moejax.kernels.rows import Rows, sum_choices, take
+from moejax.kernels.rows import Rows, round_up, sum_choices, take
 
 Params = dict[str, jax.Array]
 Sizes = tuple[int, ...]
@@ -33,15 +34,10 @@ def block_sizes(rows: int, num_experts: int) -> Sizes:
     More sizes waste fewer rows, but each takes a tenth of a second to compile.
     """
     mean = rows / num_experts
-    sizes = [round_up(mean * part / 8, 16) for part in (4, 6, 7, 8, 9, 11)]
+    sizes = [round_up(math.ceil(mean * part / 8), 16) for part in (4, 6, 7, 8, 9, 11)]
     if sizes[-1] > LARGEST_BLOCK:
-        sizes = [round_up(LARGEST_BLOCK * part / 4, 16) for part in range(1, 5)]
+        sizes = [LARGEST_BLOCK * part // 4 for part in range(1, 5)]
     return tuple(sorted(set(sizes)))
-
-
-def round_up(number: float, unit: int) -> int:
-    """The next multiple of ``unit``, at least one."""
-    return max(1, -int(-number // unit)) * unit
 
 
 def forward(
@@ -115,7 +111,7 @@ def backward(
 
         def full(i: jax.Array, carry: tuple) -> tuple:
             *carry, dparams_e = carry
-            at, left, *inputs = block_of(i)
+            at, _, *inputs = block_of(i)
             dx, dweight, more_e = run(*inputs)
             return *written(at, dx, dweight, carry), jax.tree.map(jnp.add, dparams_e, more_e)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts
-from moejax.kernels.rows import Rows, sum_choices, take
+from moejax.kernels.rows import Rows, round_up, sum_choices, take
 
 Params = dict[str, jax.Array]
 
@@ -35,7 +35,7 @@ class Products:
 
 def padded_rows(rows: int) -> int:
     """Rows of the arrays: a multiple of 512, or of 128 where that would be much."""
-    return rows + -rows % (512 if rows > 4096 else 128)
+    return round_up(rows, 512 if rows > 4096 else 128)
 
 
 def kept_shapes(params: Params, x_TD: jax.Array, rows: Rows) -> dict[str, jax.ShapeDtypeStruct]:

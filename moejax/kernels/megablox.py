@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.kernels.grouped_products import Params, Products
+from moejax.kernels.rows import round_up
 
 # In the package itself ``gmm`` is a function of that name, which hides the module.
 kernels = import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
@@ -85,11 +86,6 @@ def tiles(work: Work) -> Tile:
 def parts_of(width: int) -> list[int]:
     """Widths of blocks: multiples of 128 lanes, or all of it."""
     return [*range(128, min(width, 4096), 128), *([width] if width <= 4096 else [])]
-
-
-def round_up(number: int, unit: int) -> int:
-    """The next multiple of ``unit``."""
-    return number + -number % unit
 
 
 def products(params: Params, x_TD: jax.Array, *, interpret: bool = False) -> Products | None:

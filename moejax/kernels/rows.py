@@ -58,3 +58,8 @@ def sum_choices(x_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
         )
         for k in range(row_TK.shape[1])
     )
+
+
+def round_up(number: int, unit: int) -> int:
+    """The next multiple of ``unit``."""
+    return number + -number % unit

@@ -105,8 +105,8 @@ def _layer(
     packed = pack(load_E.reshape(groups, -1).sum(1), nodes) if nodes > 1 else [np.arange(groups)]
     expert_P, load_Q = [], []
     for members in packed:
-        expert_N = experts[members].reshape(-1)
-        here_P = expert_N[replicate(load_E[expert_N], places // nodes)]
+        on_node = experts[members].reshape(-1)
+        here_P = on_node[replicate(load_E[on_node], places // nodes)]
         load_P = load_E[here_P] / np.bincount(here_P)[here_P]
         bins = pack(load_P, devices // nodes)
         if exchange:

@@ -34,7 +34,7 @@ def sample(
     prompt = prompt[-N:]
     context_N[: len(prompt)] = prompt
     # Whole routing groups on every device: the other rows are padding.
-    rows = config.sequences_per_group * jax.device_count()
+    rows = config.sequences_per_group * config.mesh.chunks * jax.device_count()
     run = _sampler(model, rows, tokens, temperature)
     new = np.asarray(run(params, bias_LE, context_N, len(prompt), jax.random.key(seed)))
     ends = np.flatnonzero(new == boundary)

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import balance, experts, selection_bias
-from moejax.config import MoEConfig
-from moejax.dispatch import route_of
+from moejax import balance, experts, mesh, selection_bias
+from moejax.config import MeshConfig, MoEConfig
+from moejax.parallel import route_of
 from moejax.routing import contract
 from moejax.routing.contract import RouterInput, TokenChoice
 from moejax.routing.seating import capacity
@@ -17,6 +17,11 @@ from moejax.routing.seating import capacity
 def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
     """A float32 matrix parameter (or bank of them), normal with variance 1 / fan-in."""
     return module.param(name, nn.initializers.normal(shape[-2] ** -0.5), shape, jnp.float32)
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """A matrix of a module with a ``layout``, in the type of the activations, ready for a product."""
+    return mesh.gathered(matrix(module, name, shape).astype(dtype), name, module.layout.fsdp)
 
 
 def zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -29,6 +34,7 @@ class FeedForward(nn.Module):
 
     hidden_size: int
     activation: str
+    layout: MeshConfig = MeshConfig()
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
@@ -37,7 +43,7 @@ class FeedForward(nn.Module):
             f"{name}_{'FD' if name == 'w_down' else 'DF'}": (F, D) if name == "w_down" else (D, F)
             for name in experts.matrices(self.activation)
         }
-        params = {n: matrix(self, n, shape).astype(x_BND.dtype) for n, shape in params.items()}
+        params = {n: weight(self, n, shape, x_BND.dtype) for n, shape in params.items()}
         x_TD = x_BND.reshape(-1, D)
         return experts.network(params, x_TD, self.activation).reshape(x_BND.shape)
 
@@ -51,10 +57,12 @@ class MoELayer(nn.Module):
     logit, gets 0 and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says which
     experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the ids
     that some routers look at. In training, routers that draw do so from the stream ``router``.
+    ``layout`` says how tokens meet experts on other devices of the mesh in use.
     """
 
     config: MoEConfig
     activation: str
+    layout: MeshConfig = MeshConfig()
 
     @nn.compact
     def __call__(
@@ -93,7 +101,7 @@ class MoELayer(nn.Module):
         )
         choice = router.choose(inputs)
         bank = self._bank(D, E, moe.hidden_size, x_BND.dtype)
-        y_GSD, seated_GSE = route_of(moe, bank, x_GSD, slots)(
+        y_GSD, seated_GSE = route_of(moe, self.layout, bank, x_GSD, slots)(
             bank,
             x_GSD,
             choice,
@@ -140,7 +148,7 @@ class MoELayer(nn.Module):
             logits_GSEC = logits_GSR.reshape(*x_GSD.shape[:2], E, slots)
             logits_GSE = jax.nn.logsumexp(logits_GSEC, axis=-1)
             return {"logits_GSE": logits_GSE, "logits_GSEC": logits_GSEC}
-        logits_GSE = exact(x_GSD, matrix(self, "w_router_DE", (D, E)))
+        logits_GSE = exact(x_GSD, weight(self, "w_router_DE", (D, E), jnp.float32))
         if router.linear_bias:
             logits_GSE += zeros(self, "b_router_E", (E,))
         scores = {"logits_GSE": logits_GSE}
@@ -168,7 +176,8 @@ class MoELayer(nn.Module):
     def _shared(self, x_BND: jax.Array) -> jax.Array:
         """The shared experts as one dense layer; gated by sigmoid(x w) as in Qwen2-MoE."""
         moe = self.config
-        shared = FeedForward(moe.shared_experts * moe.hidden_size, self.activation, name="shared")
+        width = moe.shared_experts * moe.hidden_size
+        shared = FeedForward(width, self.activation, self.layout, name="shared")
         y_BND = shared(x_BND)
         if not moe.shared_gate:
             return y_BND

@@ -1,52 +1,102 @@
 """The device mesh, and every PartitionSpec by name.
 
-Axes: ``data`` and ``expert``. Tokens are spread over both together, expert weights over
-``expert``; everything else is replicated.
+Axes: ``data``, ``expert`` and ``model``. Tokens are spread over the first two together, expert
+weights over ``expert``, heads and hidden widths over ``model``. With FSDP, parameters lie spread
+over the devices that would else hold copies, and are gathered for use.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moejax.config import Config, ConfigError, MeshConfig
 
-AXES = ("data", "expert")
+AXES = ("data", "expert", "model")
+TOKENS = ("data", "expert")
 
 # Activations, by the name of what they hold.
 SPECS = {
-    "batch_BN": P(AXES),
-    "tokens_GSD": P(AXES),
+    "batch_BN": P(TOKENS),
+    "tokens_GSD": P(TOKENS),
+    "tokens_BND": P(TOKENS),
+    "heads_BNHA": P(TOKENS, None, "model"),
     "slots_EGCD": P("expert", "data"),
 }
 
-# Parameters that are not replicated, by their own name; a leading L of stacked layers is added.
-PARAMETER_SPECS = {
-    "w_gate_EDF": P("expert"),
-    "w_up_EDF": P("expert"),
-    "w_down_EFD": P("expert"),
+FSDP = "fsdp"
+"""Stands for the axes over which copies of a parameter are spread, if they are."""
+
+# Parameters that are not replicated, by their own name: an axis for each of their last dimensions.
+PARAMETERS = {
+    "w_gate_EDF": ("expert", FSDP, "model"),
+    "w_up_EDF": ("expert", FSDP, "model"),
+    "w_down_EFD": ("expert", "model", FSDP),
+    "w_gate_DF": (FSDP, "model"),
+    "w_up_DF": (FSDP, "model"),
+    "w_down_FD": ("model", FSDP),
+    "w_query_DX": (FSDP, "model"),
+    "w_key_DX": (FSDP, "model"),
+    "w_value_DX": (FSDP, "model"),
+    "w_out_XD": ("model", FSDP),
+    "w_router_DE": (FSDP, None),
+    "w_head_DV": (FSDP, None),
+    "embedding_VD": (None, FSDP),
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Lay all devices out as data x expert. Raises ``ConfigError`` when they do not fit."""
-    devices = jax.device_count()
-    data = config.data or max(1, devices // config.expert)
-    if data * config.expert != devices:
-        fits = [(devices // e, e) for e in range(1, devices + 1) if devices % e == 0]
+def parameter_spec(name: str, fsdp: bool) -> P:
+    """How the parameter of this name lies on the mesh, leading dimensions left out."""
+    axes = PARAMETERS.get(name, ())
+    spread = TOKENS if "expert" not in axes else "data"
+    return P(*((spread if fsdp else None) if axis == FSDP else axis for axis in axes))
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Lay devices (by default all) out as data x expert x model.
+
+    TPU slices are laid along the data axis, so that only gradients (and, with FSDP, parameters)
+    pass between them. Raises ``ConfigError`` when the devices do not fit.
+    """
+    devices = devices or jax.devices()
+    count, inner = len(devices), config.expert * config.model
+    data = config.data or max(1, count // inner)
+    if data * inner != count:
+        named = f"--mesh.data {data} x --mesh.expert {config.expert} x --mesh.model {config.model}"
+        fits = [
+            (count // (e * config.model), e)
+            for e in range(1, count + 1)
+            if count % (e * config.model) == 0
+        ]
+        what_fits = ", ".join(f"{d}x{e}" for d, e in fits) or "nothing"
         raise ConfigError(
-            f"a mesh of --mesh.data {data} x --mesh.expert {config.expert} needs"
-            f" {data * config.expert} devices, but there are {devices}. What fits (data x expert): "
-            + ", ".join(f"{d}x{e}" for d, e in fits)
-            + ". To try several on a CPU, set JAX_NUM_CPU_DEVICES."
+            f"a mesh of {named} needs {data * inner} devices, but there are {count}. What fits"
+            f" (data x expert) beside --mesh.model {config.model}: {what_fits}. To try several on a"
+            f" CPU, set JAX_NUM_CPU_DEVICES."
         )
-    return jax.make_mesh((data, config.expert), AXES, axis_types=(AxisType.Auto,) * 2)
+    shape = (data, config.expert, config.model)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and devices[0].platform == "tpu":
+        if data % slices:
+            raise ConfigError(
+                f"--mesh.data {data} is not divisible by the {slices} slices: experts and hidden"
+                f" widths are spread inside a slice, so make --mesh.data a multiple of {slices}."
+            )
+        inside, across = (data // slices, *shape[1:]), (slices, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batches(config: Config, devices: int) -> None:
-    """Every device must get whole sequences and whole routing groups of each (micro-)batch."""
+def check_fits(config: Config, mesh: Mesh) -> None:
+    """Every device must get whole sequences and whole routing groups of each (micro-)batch, in as
+    many parts as they are sent in; and its share of the width, with FSDP.
+    """
+    devices = mesh.shape["data"] * mesh.shape["expert"]
     sequences = config.sequences_per_group
     unit = devices * sequences
     micro = config.data.batch_size // config.optim.accumulate
@@ -60,40 +110,100 @@ def check_batches(config: Config, devices: int) -> None:
                 f" groups of {sequences} sequence{'s' * (sequences > 1)}: make it a multiple of"
                 f" {unit}."
             )
+        groups = rows // devices * config.data.sequence_length // config.model.moe.group_size
+        if config.model.moe.every and groups % config.mesh.chunks:
+            raise ConfigError(
+                f"--mesh.chunks {config.mesh.chunks} does not divide the {groups} routing groups of"
+                f" a device ({name} = {rows})."
+            )
+    if config.mesh.fsdp and config.model.width % devices:
+        raise ConfigError(
+            f"--mesh.fsdp spreads --model.width {config.model.width} over data x expert ="
+            f" {devices} devices, which do not divide it."
+        )
 
 
 def pin(x: jax.Array, name: str) -> jax.Array:
     """Fix how ``x`` lies on the mesh in use, by the name of its spec; without a mesh, return it."""
+    return _laid(x, SPECS[name])
+
+
+def _laid(x: jax.Array, spec: P) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, SPECS[name])
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
-def by_tokens(function: Callable) -> Callable:
-    """Run ``function(params, *arrays)`` on each device's own groups of tokens.
+def gathered(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
+    """A parameter as products want it: whole, but for the axes that the product is spread over.
 
-    ``arrays`` and results have a leading G; ``params`` are whole on every device, and their
-    gradients are added up. Without a mesh, or on one device, the function itself.
+    Its gradient goes back to where the parameter lies, so that XLA adds up and scatters in one.
+    """
+    return _gathered(w, name) if fsdp else w
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(w: jax.Array, name: str) -> jax.Array:
+    return _laid(w, parameter_spec(name, False))
+
+
+_gathered.defvjp(
+    lambda w, name: (_gathered(w, name), None),
+    lambda name, _, dw: (_laid(dw, parameter_spec(name, True)),),
+)
+
+
+def on_each_device(
+    function: Callable, params: dict[str, jax.Array], *arrays: object, layout: MeshConfig
+) -> tuple:
+    """``function(params, *arrays) -> (y, more)`` on each device's own groups of tokens.
+
+    ``arrays`` and results have a leading G; ``params`` is a device's part of a bank of experts,
+    and ``y`` what this part of the hidden width adds to the sum: those of the ``model`` axis are
+    added up here. Tokens come in ``layout.chunks`` parts, one after another in the program, though
+    not in time: none waits for another. Without a mesh, or on one device, the function itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return function
-    tokens = SPECS["tokens_GSD"]
+        return function(params, *arrays)
+    specs = {name: parameter_spec(name, layout.fsdp) for name in params}
 
-    def run(params: object, *arrays: object) -> object:
-        specs = (P(), *[tokens] * len(arrays))
-        # Kernels say nothing of which axes their results vary over, hence no check.
-        return jax.shard_map(function, in_specs=specs, out_specs=tokens, check_vma=False)(
-            params, *arrays
-        )
+    def whole(w: jax.Array, spec: P) -> jax.Array:
+        for dimension, axis in enumerate(spec):
+            if axis == "data":
+                w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+        return w
 
-    return run
+    def run(params: dict[str, jax.Array], *arrays: object) -> tuple:
+        params = {name: whole(w, specs[name]) for name, w in params.items()}
+        parts = [
+            function(params, *(jax.tree.map(lambda x, i=i: _part(x, i, layout.chunks), arrays)))
+            for i in range(layout.chunks)
+        ]
+        y, more = jax.tree.map(lambda *p: jax.numpy.concatenate(p), *parts)
+        return y[None], more
+
+    tokens = P(TOKENS)
+    # Kernels say nothing of which axes their results vary over, hence no check.
+    spread = jax.shard_map(
+        run,
+        in_specs=(specs, *[tokens] * len(arrays)),
+        out_specs=(P("model", TOKENS), tokens),
+        check_vma=False,
+    )
+    y, more = spread(params, *arrays)
+    return y.sum(0), more
 
 
-def devices() -> int:
-    """Devices of the mesh in use; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+def _part(x: jax.Array, i: int, parts: int) -> jax.Array:
+    size = x.shape[0] // parts
+    return x[i * size : (i + 1) * size]
+
+
+def token_devices() -> int:
+    """Devices of the mesh in use over which tokens are spread; 1 without a mesh."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    return shape.get("data", 1) * shape.get("expert", 1)
 
 
 def expert_devices() -> int:
@@ -110,15 +220,16 @@ def platform() -> str:
     return "cuda" if name == "gpu" else name
 
 
-def tree_shardings(mesh: Mesh, tree: object) -> object:
+def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
     """The shardings of parameters, or of any state that repeats their names (optimizer moments)."""
 
     def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
         names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        spec = next((PARAMETER_SPECS[n] for n in reversed(names) if n in PARAMETER_SPECS), P())
-        if not spec or leaf.ndim < 3:
+        name = next((n for n in reversed(names) if n in PARAMETERS), "")
+        spec = parameter_spec(name, fsdp)
+        if leaf.ndim < len(spec):
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*[None] * (leaf.ndim - 3), *spec))
+        return NamedSharding(mesh, P(*[None] * (leaf.ndim - len(spec)), *spec))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

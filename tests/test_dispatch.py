@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from moejax import mesh
-from moejax.config import MoEConfig
+from moejax.config import MeshConfig, MoEConfig
 from moejax.dispatch.automatic import form_of
 from moejax.routing.seating import capacity
 
@@ -58,7 +58,7 @@ def test_auto(monkeypatch, platform, settings, wanted):
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 def test_slots_travel_to_experts_on_other_devices(monkeypatch):
-    grid = jax.make_mesh((1, 4), mesh.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    grid = mesh.make_mesh(MeshConfig(data=1, expert=4), jax.devices()[:4])
     with jax.set_mesh(grid):
         assert mesh.platform() == "cpu" and mesh.expert_devices() == 4
         assert form(monkeypatch, "cpu") == "gather"

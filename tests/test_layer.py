@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from jax.sharding import AxisType
 
 from moejax import balance
 from moejax import mesh as meshes
@@ -246,8 +245,7 @@ def on_a_mesh(layer, params, mesh):
 
 
 def one_device():
-    axes, devices = meshes.AXES, jax.devices()[:1]
-    return jax.make_mesh((1, 1), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return meshes.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.mark.parametrize("name", ROUTES)

@@ -198,7 +198,7 @@ def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
     whole = jax.jit(functools.partial(gradients, model, config=config))(*inputs)
     parts = jax.jit(functools.partial(gradients, model, config=split))(*inputs)
     chex.assert_trees_all_close(parts, whole, atol=1e-5, rtol=1e-5)
-    meshes.check_batches(config, 8)
+    meshes.check_fits(config, meshes.make_mesh(MeshConfig()))
 
 
 def test_a_mesh_that_does_not_fit_says_what_would():
@@ -206,7 +206,7 @@ def test_a_mesh_that_does_not_fit_says_what_would():
         meshes.make_mesh(MeshConfig(data=2, expert=3))
     config = Config(model=dataclasses.replace(Config().model, moe=MoEConfig(group_size=512)))
     with pytest.raises(ConfigError, match="make it a multiple of 32"):
-        meshes.check_batches(config, 8)
+        meshes.check_fits(config, meshes.make_mesh(MeshConfig()))
 
 
 def with_balance(config: Config, **changes) -> Config:

@@ -172,8 +172,8 @@ def device_mesh(bench: CompiledBench) -> Mesh:
             f"--data {bench.data} x --expert {bench.expert} needs {bench.devices} devices, but"
             f" {bench.target} has {devices.size}."
         )
-    grid = devices.reshape(-1)[: bench.devices].reshape(bench.data, bench.expert)
-    return Mesh(grid, mesh.AXES, axis_types=(AxisType.Auto,) * 2)
+    grid = devices.reshape(-1)[: bench.devices].reshape(bench.data, bench.expert, 1)
+    return Mesh(grid, mesh.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def kernels_of(text: str, size_E: np.ndarray) -> Iterator[Kernel]:

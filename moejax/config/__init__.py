@@ -14,9 +14,10 @@ from moejax.config.files import (
     read_config_json,
     to_dict,
 )
+from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.moe import BalanceConfig, MoEConfig
-from moejax.config.run import Config, DataConfig, MeshConfig, OptimConfig, RunConfig
+from moejax.config.run import Config, DataConfig, OptimConfig, RunConfig
 from moejax.errors import ConfigError
 
 __all__ = [

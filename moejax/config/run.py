@@ -1,9 +1,10 @@
-"""Settings of data, optimizer, mesh and run, and the whole tree."""
+"""Settings of data, optimizer and run, and the whole tree."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from moejax.config.checks import check, check_not_negative, check_positive, check_types
+from moejax.config.mesh import MeshConfig, check_mesh
 from moejax.config.model import ModelConfig
 
 
@@ -117,20 +118,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """The devices: tokens are spread over all of them, experts over the expert axis."""
-
-    data: int | None = None
-    """Devices on the data axis; by default all that the expert axis leaves."""
-    expert: int = 1
-    """Devices on the expert axis; the number of experts must divide by it."""
-
-    def __post_init__(self) -> None:
-        check_types("mesh", self)
-        check_positive("mesh", self, "data", "expert")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long to train, what to write, and where."""
 
@@ -202,11 +189,7 @@ class Config:
                 f"--model.moe.group-size {group} does not divide the {rows * length} tokens of a"
                 f" batch of {name} = {rows} sequences of {length}.",
             )
-        check(
-            self.model.moe.every == 0 or self.model.moe.num_experts % self.mesh.expert == 0,
-            f"--model.moe.num-experts {self.model.moe.num_experts} is not divisible by"
-            f" --mesh.expert {self.mesh.expert}.",
-        )
+        check_mesh(self.model, self.mesh)
 
     @property
     def sequences_per_group(self) -> int:

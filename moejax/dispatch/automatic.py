@@ -22,23 +22,27 @@ def form_of(moe: MoEConfig, params: dict[str, jax.Array], x_GSD: jax.Array, capa
     G, S, D = x_GSD.shape
     E, F = params["w_down_EFD"].shape[:2]
     router, platform = moe.built_router, mesh.platform()
-    if router.slots:
-        return "einsum"
-    slotted = "gather"
-    # Moving one row moves a tile of eight on TPUs; einsum computes 2S / 3F of what experts compute.
-    if platform == "tpu" and 4 * S <= 3 * F:
-        slotted = "einsum"
-    if router.experts_choose or moe.expert_dropout:
+    slotted = slotted_form(moe, params, x_GSD)
+    if router.slots or router.experts_choose or moe.expert_dropout:
         return slotted
     if capacity >= S:  # room for all: most slots are empty
         return "grouped"
-    if mesh.expert_devices() > 1:  # slots travel to the experts; for rows, the experts would
+    if mesh.expert_devices() > 1:  # XLA moves slots by itself
         return slotted
     padding = capacity * E / (S * moe.top_k)
     if platform == "cpu":
         return "grouped" if D * F >= SMALL or padding > SPARE else slotted
     if kernels.products_of(platform, params, x_GSD) is None:
         return slotted
-    rows = G * S * moe.top_k / mesh.devices()
+    rows = G * S * moe.top_k / mesh.token_devices()
     in_slots = padding * (1 + 2 * S / (3 * F)) if slotted == "einsum" else padding
     return "grouped" if 1 + TILE * (E - 1) / rows <= in_slots else slotted
+
+
+def slotted_form(moe: MoEConfig, params: dict[str, jax.Array], x_GSD: jax.Array) -> str:
+    """The better of the forms with slots, for the same."""
+    S, F = x_GSD.shape[1], params["w_down_EFD"].shape[1]
+    if moe.built_router.slots:
+        return "einsum"
+    # Moving one row moves a tile of eight on TPUs; einsum computes 2S / 3F of what experts compute.
+    return "einsum" if mesh.platform() == "tpu" and 4 * S <= 3 * F else "gather"

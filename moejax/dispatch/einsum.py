@@ -1,9 +1,12 @@
 """Dispatch by the one-hot tensors of GShard and Switch: the reference for every other form."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from moejax import experts, mesh
+from moejax import mesh
+from moejax.dispatch import slots
 from moejax.experts import Dropout
 from moejax.products import product
 from moejax.routing.contract import Choice, ExpertChoice, SoftChoice, TokenChoice, spread
@@ -62,30 +65,26 @@ def route(
     capacity: int,
     seating: Seating = "position",
     dropout: Dropout | None = None,
+    compute: Callable = slots.compute,
 ) -> tuple[jax.Array, jax.Array]:
     """Send tokens to the experts they chose and add up what comes back.
 
     ``params`` is the bank (see ``experts.bank``), ``real_GS`` is False at padding, ``capacity`` the
     slots of one expert in one group. Choices outside the bank (-1, zero-computation experts) are
     passed over. Returns ``y_GSD``, zero for a token all of whose choices were dropped, and
-    ``seated_GSE``, what each token got of each expert of the bank.
-
-    Both ends of both moves are pinned to the mesh: with one end free, XLA inserts all-gathers.
+    ``seated_GSE``, what each token got of each expert of the bank. ``compute`` has the experts work
+    on the slots, on whatever devices they are.
     """
     num_experts = params["w_down_EFD"].shape[0]
     dispatch_GSEC, combine_GSEC, seated_GSE = tensors(
         choice, real_GS, num_experts, capacity, seating
     )
     G, S, D = x_GSD.shape
-    slots = (G, *dispatch_GSEC.shape[2:], D)
 
     # einsum("GSEC,GSD->EGCD") and back, as products over flat slots R = E * C.
     dispatch_GRS = dispatch_GSEC.reshape(G, S, -1).swapaxes(1, 2).astype(x_GSD.dtype)
-    x_GRD = mesh.pin(product(dispatch_GRS, x_GSD), "tokens_GSD")
-    x_EGCD = mesh.pin(x_GRD.reshape(slots).swapaxes(0, 1), "slots_EGCD")
-    y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation, dropout), "slots_EGCD")
-    y_GRD = mesh.pin(y_EGCD.swapaxes(0, 1).reshape(G, -1, D), "tokens_GSD")
+    y_GRD = compute(params, product(dispatch_GRS, x_GSD), activation, dropout)
     # The weights were chosen in float32; the product runs in the type of the activations.
-    combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_EGCD.dtype)
+    combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_GRD.dtype)
     y_GSD = product(combine_GSR, y_GRD)
     return mesh.pin(y_GSD, "tokens_GSD"), seated_GSE

@@ -1,11 +1,13 @@
 """Dispatch by index: the slots of ``einsum``, filled and emptied by gathers instead of products."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from moejax import experts, mesh
+from moejax import mesh
+from moejax.dispatch import slots
 from moejax.experts import Dropout
 from moejax.kernels.rows import sum_choices, take
 from moejax.routing.contract import ExpertChoice, TokenChoice, spread
@@ -22,6 +24,7 @@ def route(
     capacity: int,
     seating: Seating = "position",
     dropout: Dropout | None = None,
+    compute: Callable = slots.compute,
 ) -> tuple[jax.Array, jax.Array]:
     """As ``einsum.route``: the same slots, drops and values, without a cost that grows with S."""
     num_experts = params["w_down_EFD"].shape[0]
@@ -46,11 +49,7 @@ def route(
     weighs_input = isinstance(choice, TokenChoice) and choice.weigh == "input"
     if weighs_input:
         x_GRD = (x_GRD * weight_GR1).astype(x_GSD.dtype)
-    slots = (G, num_experts, -1, D)
-    x_GRD = mesh.pin(x_GRD, "tokens_GSD")
-    x_EGCD = mesh.pin(x_GRD.reshape(slots).swapaxes(0, 1), "slots_EGCD")
-    y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation, dropout), "slots_EGCD")
-    y_GRD = mesh.pin(y_EGCD.swapaxes(0, 1).reshape(G, -1, D), "tokens_GSD")
+    y_GRD = compute(params, x_GRD, activation, dropout)
     if not weighs_input:
         y_GRD = (y_GRD * weight_GR1).astype(x_GSD.dtype)
     if isinstance(choice, TokenChoice):

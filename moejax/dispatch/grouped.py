@@ -1,12 +1,9 @@
 """Dispatch without slots: choices sorted by expert, each expert on as many as there are."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
-from moejax import kernels, mesh
-from moejax.experts import Dropout
+from moejax import kernels
 from moejax.kernels.rows import sort_rows
 from moejax.routing.contract import TokenChoice, spread
 from moejax.routing.seating import Seating, seat_choices
@@ -21,34 +18,37 @@ def route(
     activation: str,
     capacity: int,
     seating: Seating = "position",
-    dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As ``einsum.route``, also in what is dropped: nothing, where the capacity is the whole group.
 
-    Empty slots cost nothing here. ``dropout`` must be None.
+    Empty slots cost nothing here. The bank is whole, and on one device: ``parallel.by_rows`` is for
+    several.
     """
-    if dropout is not None:
-        raise ValueError("the grouped dispatch has no expert dropout: use gather or einsum.")
-    run = partial(_route, activation=activation, capacity=capacity, seating=seating)
-    # Each device sorts its own tokens; none is moved.
-    return mesh.by_tokens(run)(params, x_GSD, choice, real_GS)
-
-
-def _route(params, x_GSD, choice, real_GS, *, activation, capacity, seating):
     num_experts = params["w_down_EFD"].shape[0]
-    G, S, D = x_GSD.shape
-    expert_GSK = choice.expert_GSK
-    seated_GSK = (expert_GSK >= 0) & (expert_GSK < num_experts) & real_GS[..., None]
-    if capacity < S:
-        seated_GSK = seat_choices(choice, real_GS, num_experts, capacity, seating) >= 0
-    expert_TK = jnp.where(seated_GSK, expert_GSK, -1).reshape(G * S, -1)
+    expert_GSK = seated_experts(choice, real_GS, num_experts, capacity, seating)
+    expert_TK = expert_GSK.reshape(-1, expert_GSK.shape[-1])
     y_TD = kernels.feed_forward(
         params,
-        x_GSD.reshape(-1, D),
+        x_GSD.reshape(expert_TK.shape[0], -1),
         choice.weight_GSK.reshape(expert_TK.shape),
         sort_rows(expert_TK, num_experts),
         activation,
         choice.weigh,
     )
-    seated_GSE = spread(expert_GSK, seated_GSK.astype(jnp.float32), num_experts)
-    return y_TD.reshape(x_GSD.shape), seated_GSE
+    return y_TD.reshape(x_GSD.shape), seated(expert_GSK, num_experts)
+
+
+def seated_experts(
+    choice: TokenChoice, real_GS: jax.Array, num_experts: int, capacity: int, seating: Seating
+) -> jax.Array:
+    """``expert_GSK`` with -1 (int32) for choices that no expert of the bank takes."""
+    expert_GSK = choice.expert_GSK
+    seated_GSK = (expert_GSK >= 0) & (expert_GSK < num_experts) & real_GS[..., None]
+    if capacity < real_GS.shape[1]:
+        seated_GSK = seat_choices(choice, real_GS, num_experts, capacity, seating) >= 0
+    return jnp.where(seated_GSK, expert_GSK, -1)
+
+
+def seated(expert_GSK: jax.Array, num_experts: int) -> jax.Array:
+    """What each token got of each expert, ``seated_GSE`` (float32), from ``seated_experts``."""
+    return spread(expert_GSK, (expert_GSK >= 0).astype(jnp.float32), num_experts)

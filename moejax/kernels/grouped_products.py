@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts
-from moejax.kernels.rows import Rows, round_up, sum_choices, take
+from moejax.kernels.rows import Rows, copies, round_up, total
 
 Params = dict[str, jax.Array]
 
@@ -137,35 +137,10 @@ def _network(
             return y_RF
         return y_RF + (scale * _spread(bias_EF, rows, R)).astype(y_RF.dtype)
 
-    x_RD = _copies(x_TD, token_R, row_TK)
-    weight_R1 = _copies(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
+    x_RD = copies(x_TD, token_R, row_TK)
+    weight_R1 = copies(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
     y_RD = experts.feed_forward(affine, x_RD, activation, weight_T1=weight_R1, weigh=weigh)
-    return _total(y_RD, token_R, row_TK)
-
-
-@jax.custom_vjp
-def _copies(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """The token in each row, ``x_RD``. ``_total`` is its transpose, in rows that have a choice.
-
-    Not ``gather.fill``, which replaces empty slots: on TPUs that takes memory for all rows again.
-    """
-    return take(x_TD, token_R)
-
-
-@jax.custom_vjp
-def _total(y_RD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """Each token's rows added up, ``y_TD``. ``_copies`` is its transpose."""
-    return sum_choices(y_RD, row_TK).astype(y_RD.dtype)
-
-
-_copies.defvjp(
-    lambda x, token_R, row_TK: (_copies(x, token_R, row_TK), (token_R, row_TK)),
-    lambda saved, d: (_total(d, *saved), None, None),
-)
-_total.defvjp(
-    lambda y, token_R, row_TK: (_total(y, token_R, row_TK), (token_R, row_TK)),
-    lambda saved, d: (_copies(d, *saved), None, None),
-)
+    return total(y_RD, token_R, row_TK)
 
 
 def _spread(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:

@@ -60,6 +60,31 @@ def sum_choices(x_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
     )
 
 
+@jax.custom_vjp
+def copies(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    """The token in each row, ``x_RD``. ``total`` is its transpose, in rows that have a choice.
+
+    Not ``gather.fill``, which replaces empty slots: on TPUs that takes memory for all rows again.
+    """
+    return take(x_TD, token_R)
+
+
+@jax.custom_vjp
+def total(y_RD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    """Each token's rows added up, ``y_TD``. ``copies`` is its transpose."""
+    return sum_choices(y_RD, row_TK).astype(y_RD.dtype)
+
+
+copies.defvjp(
+    lambda x, token_R, row_TK: (copies(x, token_R, row_TK), (token_R, row_TK)),
+    lambda saved, d: (total(d, *saved), None, None),
+)
+total.defvjp(
+    lambda y, token_R, row_TK: (total(y, token_R, row_TK), (token_R, row_TK)),
+    lambda saved, d: (copies(d, *saved), None, None),
+)
+
+
 def round_up(number: int, unit: int) -> int:
     """The next multiple of ``unit``."""
     return number + -number % unit

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ModelConfig
-from moejax.layer import matrix
+from moejax import mesh
+from moejax.config import MeshConfig, ModelConfig
+from moejax.layer import weight
 
 
 class RMSNorm(nn.Module):
@@ -91,6 +92,7 @@ class Attention(nn.Module):
     """``(x_BND, mask_B1NN, cos, sin) -> y_BND``, with J key/value heads for H query heads."""
 
     config: ModelConfig
+    layout: MeshConfig = MeshConfig()
 
     @nn.compact
     def __call__(
@@ -100,8 +102,8 @@ class Attention(nn.Module):
         H, J, A = config.num_heads, config.key_value_heads, config.attention_head_size
 
         def heads(name: str, count: int) -> jax.Array:
-            w_DX = matrix(self, name, (D, count * A)).astype(x_BND.dtype)
-            return (x_BND @ w_DX).reshape(B, N, count, A)
+            w_DX = weight(self, name, (D, count * A), x_BND.dtype)
+            return mesh.pin((x_BND @ w_DX).reshape(B, N, count, A), "heads_BNHA")
 
         q_BNHA, k_BNJA = heads("w_query_DX", H), heads("w_key_DX", J)
         v_BNJA = heads("w_value_DX", J)
@@ -109,5 +111,6 @@ class Attention(nn.Module):
             q_BNHA = RMSNorm(config.norm_epsilon, name="query_norm")(q_BNHA)
             k_BNJA = RMSNorm(config.norm_epsilon, name="key_norm")(k_BNJA)
         y_BNHA = attend(rotate(q_BNHA, cos, sin), rotate(k_BNJA, cos, sin), v_BNJA, mask_B1NN)
-        w_XD = matrix(self, "w_out_XD", (H * A, D)).astype(x_BND.dtype)
-        return y_BNHA.reshape(B, N, H * A) @ w_XD
+        w_XD = weight(self, "w_out_XD", (H * A, D), x_BND.dtype)
+        y_BNHA = mesh.pin(y_BNHA, "heads_BNHA")
+        return mesh.pin(y_BNHA.reshape(B, N, H * A) @ w_XD, "tokens_BND")

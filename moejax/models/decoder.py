@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax import mesh
 from moejax.balance import RouterStats
-from moejax.config import ModelConfig
-from moejax.layer import FeedForward, MoELayer, matrix
+from moejax.config import MeshConfig, ModelConfig
+from moejax.layer import FeedForward, MoELayer, weight
 from moejax.models.attention import Attention, RMSNorm, document_mask, rotary
 
 
@@ -27,6 +28,7 @@ class Block(nn.Module):
     """Attention and a feed-forward network, each on a normalised copy of the residual stream."""
 
     config: ModelConfig
+    layout: MeshConfig
     routed: bool
     training: bool
 
@@ -36,13 +38,14 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Routed | None]:
         config = self.config
         normed_BND = RMSNorm(config.norm_epsilon, name="attention_norm")(x_BND)
-        attention = Attention(config, name="attention")
+        attention = Attention(config, self.layout, name="attention")
         x_BND += attention(normed_BND, context["mask_B1NN"], context["cos"], context["sin"])
         normed_BND = RMSNorm(config.norm_epsilon, name="feed_forward_norm")(x_BND)
         if not self.routed:
-            dense = FeedForward(config.dense_hidden, config.activation, name="feed_forward")
-            return x_BND + dense(normed_BND), None
-        layer = MoELayer(config.moe, config.activation, name="moe")
+            width, name = config.dense_hidden, "feed_forward"
+            dense = FeedForward(width, config.activation, self.layout, name=name)
+            return mesh.pin(x_BND + dense(normed_BND), "tokens_BND"), None
+        layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
         y_BND, stats, chosen_BNE = layer(
             normed_BND,
             context["real_BN"],
@@ -50,13 +53,14 @@ class Block(nn.Module):
             bias_E=bias_E,
             token_BN=context["token_BN"],
         )
-        return x_BND + y_BND, Routed(stats, chosen_BNE)
+        return mesh.pin(x_BND + y_BND, "tokens_BND"), Routed(stats, chosen_BNE)
 
 
 class Unit(nn.Module):
     """The blocks that one step of the scan runs; what the routed ones say is stacked."""
 
     config: ModelConfig
+    layout: MeshConfig
     routed: tuple[bool, ...]
     training: bool
 
@@ -68,7 +72,7 @@ class Unit(nn.Module):
         said = []
         for i, routed in enumerate(self.routed):
             bias_E = bias_RE[len(said)] if routed and bias_RE is not None else None
-            layer = block(self.config, routed, self.training, name=f"block_{i}")
+            layer = block(self.config, self.layout, routed, self.training, name=f"block_{i}")
             x_BND, one = layer(x_BND, context, bias_E)
             said += [one] if routed else []
         return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
@@ -95,11 +99,13 @@ class DecoderLM(nn.Module):
     ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is
     padding. Logits are float32. ``routed`` is None for a dense model. ``training`` chooses the
     capacity factor, and lets routers draw from the random stream ``router`` if there is one.
-    ``bias_LE`` is the selection bias of the routed layers, by default none.
+    ``bias_LE`` is the selection bias of the routed layers, by default none. ``layout`` says how the
+    model lies on the mesh in use.
     """
 
     config: ModelConfig
     vocab_size: int
+    layout: MeshConfig = MeshConfig()
 
     @nn.compact
     def __call__(
@@ -108,7 +114,9 @@ class DecoderLM(nn.Module):
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
-        x_BND = embedding_VD[batch["inputs"]].astype(dtype)
+        # Cast first, as what is gathered should be small.
+        embedding_VD = mesh.gathered(embedding_VD.astype(dtype), "embedding_VD", self.layout.fsdp)
+        x_BND = mesh.pin(embedding_VD[batch["inputs"]], "tokens_BND")
         cos, sin = rotary(batch["positions"], config.attention_head_size, config.rope_theta)
         context = {
             "mask_B1NN": document_mask(batch["segments"]),
@@ -122,8 +130,8 @@ class DecoderLM(nn.Module):
         if config.tie_embeddings:
             w_DV = embedding_VD.T * D**-0.5
         else:
-            w_DV = matrix(self, "w_head_DV", (D, V))
-        return (x_BND @ w_DV.astype(dtype)).astype(jnp.float32), routed
+            w_DV = weight(self, "w_head_DV", (D, V), dtype)
+        return (x_BND @ w_DV).astype(jnp.float32), routed
 
     def _layers(
         self,
@@ -150,7 +158,7 @@ class DecoderLM(nn.Module):
                 in_axes=(nn.broadcast, 0),
                 length=repeats,
                 unroll=repeats if unroll else 1,
-            )(config, unit, training, name=f"layers_{i}")
+            )(config, self.layout, unit, training, name=f"layers_{i}")
             x_BND, one = run(x_BND, context, bias_RRE)
             if one is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
                 said.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), one))

@@ -1,1 +1,46 @@
-"""Experts across devices."""
+"""Experts across devices: four forms with one signature and one meaning."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from moejax import mesh
+from moejax.config import MeshConfig, MoEConfig
+from moejax.config.mesh import BY_ROWS
+from moejax.dispatch import einsum, gather, slots
+from moejax.dispatch.automatic import form_of, slotted_form
+from moejax.parallel import all_to_all, by_rows
+
+SLOTS = {"einsum": einsum.route, "gather": gather.route}
+
+
+def route_of(
+    moe: MoEConfig,
+    layout: MeshConfig,
+    params: dict[str, jax.Array],
+    x_GSD: jax.Array,
+    capacity: int,
+) -> Callable:
+    """The route (see ``einsum.route``) that the settings name, or that suits this bank and input.
+
+    Rows that an ``auto`` layout has no slots for are gathered where that moves less than sending
+    them: while the expert axis has no more devices than a token has choices.
+    """
+    dispatch, form = moe.dispatch, layout.expert_parallel
+    if form in BY_ROWS:
+        dispatch = "grouped"
+    elif dispatch == "auto":
+        if form == "all_to_all":
+            dispatch = slotted_form(moe, params, x_GSD)
+        else:
+            dispatch = form_of(moe, params, x_GSD, capacity)
+    if dispatch == "grouped":
+        if form == "auto":
+            few = mesh.expert_devices() <= moe.top_k or mesh.platform() == "cpu"
+            form = "all_gather" if few else "ragged"
+        return partial(by_rows.route, form=form, layout=layout)
+    compute = partial(slots.compute, fsdp=layout.fsdp)
+    if form == "all_to_all" and mesh.expert_devices() > 1:
+        compute = partial(all_to_all.compute, layout=layout)
+    return partial(SLOTS[dispatch], compute=compute)

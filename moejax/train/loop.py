@@ -93,7 +93,7 @@ def train(config: Config, *, name: str, command: str) -> None:
     with StopSignals() as stop:
         try:
             mesh = meshes.make_mesh(config.mesh)
-            meshes.check_batches(config, mesh.size)
+            meshes.check_fits(config, mesh)
             with (
                 RunDirectory(Path(config.run.directory or f"runs/{name}")) as run,
                 jax.set_mesh(mesh),
@@ -113,13 +113,13 @@ def _train(
 ) -> None:
     tokenizer = load_tokenizer(config.data.tokenizer)
     corpus = open_documents(config.data)
-    model = DecoderLM(config.model, vocabulary(config, tokenizer))
+    model = DecoderLM(config.model, vocabulary(config, tokenizer), config.mesh)
     optimizer = make_optimizer(config.optim)
     checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
     run.write_config(config)
 
     begin = functools.partial(init_state, model, optimizer, config)
-    shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin))
+    shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin), config.mesh.fsdp)
     batch_sharding = meshes.named(mesh, "batch_BN")
     warn_of_decoding(config)
     job = Job(
@@ -234,8 +234,8 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
     config, data = job.config, job.config.data
     price = cost(config.model, job.model.vocab_size, data.sequence_length)
     kind = jax.devices()[0].device_kind
-    devices = f"{job.mesh.size} x {kind} (data {job.mesh.shape['data']}, expert"
-    devices += f" {job.mesh.shape['expert']}), {jax.default_backend()}"
+    axes = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+    devices = f"{job.mesh.size} x {kind} ({axes}), {jax.default_backend()}"
     tokens = data.batch_size * data.sequence_length
     routed = sum(config.model.routed_layers)
     moe = config.model.moe

@@ -30,6 +30,10 @@ MAY_CHANGE = frozenset(
         "data.prefetch",
         "mesh.data",
         "mesh.expert",
+        "mesh.model",
+        "mesh.fsdp",
+        "mesh.expert_parallel",
+        "mesh.chunks",
         "model.remat",
         "model.unroll",
     }

@@ -61,7 +61,9 @@ def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, config: Config
 ) -> TrainState:
     """The state before the first step, from ``config.run.seed``."""
-    tokens = jnp.zeros((config.sequences_per_group, config.data.sequence_length), jnp.int32)
+    # Of the smallest batch that can be spread over the mesh.
+    rows = config.sequences_per_group * config.mesh.chunks * mesh.token_devices()
+    tokens = jnp.zeros((rows, config.data.sequence_length), jnp.int32)
     batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
     params = model.init(jax.random.key(config.run.seed), batch, True)["params"]
     zero = jnp.zeros((), jnp.int32)
@@ -88,7 +90,7 @@ def batch_sums(
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = model.config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":
-        scoped, scopes = scoped_loss(routed.stats, moe, mesh.devices())
+        scoped, scopes = scoped_loss(routed.stats, moe, mesh.token_devices())
     sums = Sums(
         nats=jnp.where(real_BN, nats_BN, 0).sum(),
         targets=real_BN.sum(dtype=jnp.float32),

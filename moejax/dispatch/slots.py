@@ -1,0 +1,26 @@
+"""Experts on slots: what comes between filling and emptying them."""
+
+import jax
+
+from moejax import experts, mesh
+from moejax.experts import Dropout
+
+
+def compute(
+    params: dict[str, jax.Array],
+    x_GRD: jax.Array,
+    activation: str,
+    dropout: Dropout | None = None,
+    *,
+    fsdp: bool = False,
+) -> jax.Array:
+    """Each expert on its own slots: ``y_GRD``, R the slots of all experts, expert after expert.
+
+    Both ends of both moves are pinned to the mesh: with one end free, XLA inserts all-gathers.
+    """
+    E, (G, R, D) = params["w_down_EFD"].shape[0], x_GRD.shape
+    params = {name: mesh.gathered(w, name, fsdp) for name, w in params.items()}
+    x_GRD = mesh.pin(x_GRD, "tokens_GSD")
+    x_EGCD = mesh.pin(x_GRD.reshape(G, E, -1, D).swapaxes(0, 1), "slots_EGCD")
+    y_EGCD = mesh.pin(experts.bank(params, x_EGCD, activation, dropout), "slots_EGCD")
+    return mesh.pin(y_EGCD.swapaxes(0, 1).reshape(G, R, D), "tokens_GSD")

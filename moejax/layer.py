@@ -20,7 +20,7 @@ def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """A matrix of a module with a ``layout``, in the type of the activations, ready for a product."""
+    """A matrix of a module that has a ``layout``, in this type, ready for a product."""
     return mesh.gathered(matrix(module, name, shape).astype(dtype), name, module.layout.fsdp)
 
 

@@ -1,9 +1,6 @@
 """Experts across devices: every mesh and every form equals one device and the float64 oracle."""
 
-import dataclasses
 import functools
-import re
-from dataclasses import replace
 
 import chex
 import jax
@@ -14,10 +11,8 @@ import pytest
 
 from moejax import balance, selection_bias
 from moejax import mesh as meshes
-from moejax.config import Config, ConfigError, MeshConfig, ModelConfig, MoEConfig
+from moejax.config import MeshConfig, MoEConfig
 from moejax.layer import MoELayer
-from moejax.models.decoder import DecoderLM
-from moejax.parallel import by_rows, exchange
 
 B, N, D, F, E, S = 16, 4, 8, 4, 8, 4
 MESHES = {"1x1": (1, 1, 1), "8x1": (8, 1, 1), "1x8": (1, 8, 1), "2x4": (2, 4, 1), "4x2": (4, 2, 1)}

@@ -190,6 +190,29 @@ def placement(arguments: Namespace) -> None:
     print(plan_report.report(plan, load_LE))
 
 
+def plan_compile_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `moejax plan compile` beside those of a config."""
+    parser.add_argument("--target", required=True, metavar="TPU:LAYOUT")
+    parser.add_argument("--slices", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+
+
+def plan_compile(arguments: Namespace) -> None:
+    """Compile a config's training step for TPUs and print what it takes."""
+    compile_on_the_cpu()
+    from moejax.command_line import parse
+    from moejax.data.tokenizer import load_tokenizer
+    from moejax.train import compiled
+
+    flags = f"--target {arguments.target} [--slices N] [--json]"
+    config, _ = parse(arguments.rest, f"moejax plan compile {flags}")
+    size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
+    result = compiled.measure(config, arguments.target, arguments.slices, size)
+    print(json.dumps(result, indent=2) if arguments.json else compiled.report(result), flush=True)
+    if not result["fits"]:
+        raise SystemExit(1)
+
+
 def no_arguments(parser: ArgumentParser) -> None:
     """For commands with flags of their own."""
 
@@ -205,6 +228,13 @@ COMMANDS: dict[str, Command | Group] = {
                 "which device holds which experts, and which of them twice, from measured load",
                 placement_arguments,
                 placement,
+            ),
+            "compile": Command(
+                "does a config fit on TPUs, what does a step compute and move, by their compiler:"
+                " no TPU is needed (--config FILE --target v5p:4x4x4)",
+                plan_compile_arguments,
+                plan_compile,
+                own_flags=True,
             ),
         },
     ),

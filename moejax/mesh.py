@@ -80,6 +80,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         )
     shape = (data, config.expert, config.model)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # An axis of the mesh may be a part of an axis of the chips' torus.
     if slices > 1 and devices[0].platform == "tpu":
         if data % slices:
             raise ConfigError(
@@ -87,9 +88,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
                 f" widths are spread inside a slice, so make --mesh.data a multiple of {slices}."
             )
         inside, across = (data // slices, *shape[1:]), (slices, 1, 1)
-        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, across, devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_fits(config: Config, mesh: Mesh) -> None:
@@ -198,6 +202,12 @@ def on_each_device(
 def _part(x: jax.Array, i: int, parts: int) -> jax.Array:
     size = x.shape[0] // parts
     return x[i * size : (i + 1) * size]
+
+
+def devices() -> int:
+    """Devices of the mesh in use; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
 
 
 def token_devices() -> int:

@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
-from moejax.config import ModelConfig
+import jax
+import jax.numpy as jnp
+
+from moejax import mesh
+from moejax.config import Config, ModelConfig
 from moejax.experts import matrices
+from moejax.parallel import forms_of
 from moejax.routing.seating import capacity
 
 
@@ -72,3 +77,44 @@ def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
         parameters_active=head + active,
         flops_per_token=3 * 2 * (products + scores),
     )
+
+
+def step_flops(config: Config, vocab_size: int) -> float:
+    """FLOPs of a training step on one device of the mesh in use, as a compiler counts products.
+
+    On top of ``cost``: slots that stay empty, the products of the ``einsum`` dispatch, the forward
+    pass again where layers are recomputed, and once more where micro-batches are accumulated.
+    """
+    model, data = config.model, config.data
+    tokens = data.batch_size * data.sequence_length
+    head = 2 * vocab_size * model.width
+    layers = cost(model, vocab_size, data.sequence_length).flops_per_token / 3 - head
+    layers += sum(model.routed_layers) * more_flops_of_slots(config)
+    again = (layers + head) * (config.optim.accumulate > 1)
+    forward_and_backward = (3 + (model.remat == "layer")) * layers + 3 * head
+    # The head is whole on every device of the model axis.
+    spread = tokens / mesh.devices()
+    return spread * (forward_and_backward + again) + 3 * head * (
+        tokens / mesh.token_devices() - spread
+    )
+
+
+def more_flops_of_slots(config: Config) -> float:
+    """Forward FLOPs a token of a routed layer beyond those of its chosen experts."""
+    model, moe = config.model, config.model.moe
+    D, F, E, S = model.width, moe.hidden_size, moe.num_experts, moe.group_size
+    slots = capacity(S, moe.top_k, moe.num_choices, moe.capacity_factor)
+    dtype = jnp.dtype(model.dtype)
+    shapes = {name: (E, D, F) for name in matrices(model.activation)} | {"w_down": (E, F, D)}
+    letters = {name: "EFD" if name == "w_down" else "EDF" for name in shapes}
+    bank = {
+        f"{name}_{letters[name]}": jax.ShapeDtypeStruct(shape, dtype)
+        for name, shape in shapes.items()
+    }
+    groups = config.data.batch_size * config.data.sequence_length // S
+    x_GSD = jax.ShapeDtypeStruct((groups, S, D), dtype)
+    dispatch, _ = forms_of(moe, config.mesh, bank, x_GSD, slots)
+    if dispatch == "grouped":
+        return 0.0
+    empty = (E * slots / S - moe.top_k) * 2 * feed_forward_parameters(model, F)
+    return empty + (4 * E * slots * D if dispatch == "einsum" else 0)

@@ -15,6 +15,7 @@ FLOORS = {
     "routing": 0.2,  # it raises the errors
     "config": 0.5,  # it has the names of the routers
     "mesh": 0.7,  # it checks the config
+    "targets": 0.7,
     "command_line": 1,
     "balance": 1,
     "selection_bias": 1,

@@ -5,8 +5,6 @@ products a compiler knows neither how many tiles they will visit nor what they w
 are counted for experts of the sizes that uniform random routing gives.
 """
 
-import importlib.util
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,25 +14,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from moejax import experts, mesh
+from moejax import experts, mesh, targets
 from moejax.bench.shape import LayerShape
 from moejax.config.checks import check
 from moejax.errors import UserError
 from moejax.kernels.megablox import Tile, Work, tiles
 from moejax.layer import MoELayer
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-WITHOUT_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""What libtpu would else ask a machine that has TPUs, and that others may load it as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +104,7 @@ def measure(bench: CompiledBench) -> dict[str, Any]:
         "gigabytes_accessed": moved / 1e9,
         "gigabytes_of_products": sum(k.bytes for k in kernels) / 1e9,
         "peak_gigabytes": compiled.memory_analysis().peak_memory_in_bytes / 1e9,
-        "collectives": {c: len(re.findall(rf" {c}(?:-start)?\(", text)) for c in COLLECTIVES},
+        "collectives": targets.collectives(text),
         "kernels": [asdict(k.work) | {"tile": k.tile, "visits": k.visits} for k in kernels],
         "compile_seconds": seconds,
     }
@@ -158,15 +145,7 @@ def compile_layer(bench: CompiledBench) -> Any:
 
 def device_mesh(bench: CompiledBench) -> Mesh:
     """A mesh of described TPUs. Raises ``UserError`` where there is no compiler or no such TPU."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs its compiler: pip install -e '.[tpu]'")
-    for name, value in WITHOUT_TPU.items():
-        os.environ.setdefault(name, value)
-    try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=bench.target)
-    except Exception as error:  # the type depends on what libtpu finds wrong
-        raise UserError(f"--target {bench.target}: {error}") from error
-    devices = np.array(described.devices)
+    devices = np.array(targets.described(bench.target))
     if bench.devices > devices.size:
         raise UserError(
             f"--data {bench.data} x --expert {bench.expert} needs {bench.devices} devices, but"

@@ -141,7 +141,7 @@ class DecoderLM(nn.Module):
         bias_LE: jax.Array | None,
     ) -> tuple[jax.Array, Routed | None]:
         config, moe = self.config, self.config.moe
-        unroll = jax.default_backend() == "cpu" if config.unroll is None else config.unroll
+        unroll = mesh.platform() == "cpu" if config.unroll is None else config.unroll
         said, done = [], 0
         first_dense = moe.first_dense if moe.every else 0
         plan = scan_plan(config.routed_layers, moe.every, first_dense)

@@ -22,25 +22,36 @@ def route_of(
     x_GSD: jax.Array,
     capacity: int,
 ) -> Callable:
-    """The route (see ``einsum.route``) that the settings name, or that suits this bank and input.
+    """The route (see ``einsum.route``) that settings name, or that suits this bank and input."""
+    dispatch, form = forms_of(moe, layout, params, x_GSD, capacity)
+    if dispatch == "grouped":
+        return partial(by_rows.route, form=form, layout=layout)
+    compute = partial(slots.compute, fsdp=layout.fsdp)
+    if form == "all_to_all" and mesh.expert_devices() > 1:
+        compute = partial(all_to_all.compute, layout=layout)
+    return partial(SLOTS[dispatch], compute=compute)
+
+
+def forms_of(
+    moe: MoEConfig,
+    layout: MeshConfig,
+    params: dict[str, jax.Array],
+    x_GSD: jax.Array,
+    capacity: int,
+) -> tuple[str, str]:
+    """The form of dispatch and of expert parallelism, for arrays or their shapes.
 
     Rows that an ``auto`` layout has no slots for are gathered where that moves less than sending
     them: while the expert axis has no more devices than a token has choices.
     """
     dispatch, form = moe.dispatch, layout.expert_parallel
     if form in BY_ROWS:
-        dispatch = "grouped"
+        return "grouped", form
+    if dispatch == "auto" and form == "all_to_all":
+        dispatch = slotted_form(moe, params, x_GSD)
     elif dispatch == "auto":
-        if form == "all_to_all":
-            dispatch = slotted_form(moe, params, x_GSD)
-        else:
-            dispatch = form_of(moe, params, x_GSD, capacity)
+        dispatch = form_of(moe, params, x_GSD, capacity)
     if dispatch == "grouped":
-        if form == "auto":
-            few = mesh.expert_devices() <= moe.top_k or mesh.platform() == "cpu"
-            form = "all_gather" if few else "ragged"
-        return partial(by_rows.route, form=form, layout=layout)
-    compute = partial(slots.compute, fsdp=layout.fsdp)
-    if form == "all_to_all" and mesh.expert_devices() > 1:
-        compute = partial(all_to_all.compute, layout=layout)
-    return partial(SLOTS[dispatch], compute=compute)
+        few = mesh.expert_devices() <= moe.top_k or mesh.platform() == "cpu"
+        form = "all_gather" if few else "ragged"
+    return dispatch, form

@@ -1,5 +1,7 @@
 """The optimizer: one optax transformation for each kind of parameter, and one schedule for all."""
 
+import math
+
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -73,3 +75,17 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     if config.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def muon_flops(params: optax.Params, config: OptimConfig) -> float:
+    """FLOPs of the Newton-Schulz iterations over all matrices that Muon takes."""
+
+    def of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
+        if kind_of(path, config) != "muon":
+            return 0.0
+        *stacked, rows, columns = leaf.shape
+        m, n = sorted((rows, columns))
+        # X X^T, its square, and the product with X.
+        return math.prod(stacked) * config.muon_iterations * (4 * m * m * n + 2 * m**3)
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params)))

@@ -1,0 +1,70 @@
+"""The shape of DeepSeek-V3 (DeepSeek-AI 2024, section 4.2): 671 B parameters, 37 B active.
+
+    python train.py --config configs/deepseek_v3.py
+    moejax plan compile --config configs/deepseek_v3.py --target v5p:8x8x16
+
+61 layers of width 7,168, the first three dense; 256 experts and a shared one, 8 a token from 4 of 8
+groups, by sigmoid scores with the bias of the loss-free balance and a slight loss by sequence.
+Attention is not theirs: grouped queries (96 heads, 8 of keys and values) stand for multi-head
+latent attention, with about as many parameters; and no layer predicts a second token. Experts lie
+on 64 devices, as in the paper. Nothing has been trained at this size here.
+"""
+
+from moejax.config import (
+    BalanceConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    RunConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            num_layers=61,
+            width=7168,
+            num_heads=96,
+            num_kv_heads=8,
+            head_size=128,
+            qk_norm=False,
+            dense_hidden_size=18432,
+            vocab_size=129280,
+            dtype="bfloat16",
+            remat="layer",
+            moe=MoEConfig(
+                router="deepseek_v3",
+                num_experts=256,
+                top_k=8,
+                hidden_size=2048,
+                shared_experts=1,
+                expert_groups=8,
+                kept_expert_groups=4,
+                first_dense=3,
+                group_size=512,
+                capacity_factor=1.25,
+                balance=BalanceConfig(loss_weight=1e-4, scope="sequence", bias_update="sign"),
+            ),
+        ),
+        data=DataConfig(
+            source="tfds",
+            tfds_name="c4/en",
+            tokenizer="deepseek/tokenizer.json",
+            sequence_length=4096,
+            batch_size=1024,
+            eval_batch_size=1024,
+        ),
+        optim=OptimConfig(learning_rate=2.2e-4, warmup_fraction=0.01, weight_decay=0.1),
+        mesh=MeshConfig(expert=64, fsdp=True),
+        run=RunConfig(
+            steps=500_000,
+            log_every=20,
+            eval_every=1000,
+            eval_batches=10,
+            checkpoint_every=500,
+            sample_prompt="The ",
+        ),
+    )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from moejax import balance, experts, mesh, selection_bias
 from moejax.config import MeshConfig, MoEConfig
 from moejax.parallel import route_of
+from moejax.parallel.replicas import to_places
 from moejax.routing import contract
-from moejax.routing.contract import RouterInput, TokenChoice
+from moejax.routing.contract import Choice, RouterInput, TokenChoice
 from moejax.routing.seating import capacity
 
 
@@ -58,6 +59,9 @@ class MoELayer(nn.Module):
     experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the ids
     that some routers look at. In training, routers that draw do so from the stream ``router``.
     ``layout`` says how tokens meet experts on other devices of the mesh in use.
+
+    At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.places_of``) says
+    in which places of the bank's parameters, then [P, ...], each expert stands.
     """
 
     config: MoEConfig
@@ -73,8 +77,11 @@ class MoELayer(nn.Module):
         training: bool,
         bias_E: jax.Array | None = None,
         token_BN: jax.Array | None = None,
+        place_ER: jax.Array | None = None,
     ) -> tuple[jax.Array, balance.RouterStats, jax.Array]:
         moe, router = self.config, self.config.built_router
+        if place_ER is not None and (training or router.experts_choose or router.slots):
+            raise ValueError("replicas of experts are for inference, where tokens choose experts.")
         B, N, D = x_BND.shape
         S, E = moe.group_size, moe.num_experts
         # 0 times what is not finite would spread it to every token of the group, and to gradients.
@@ -100,19 +107,10 @@ class MoELayer(nn.Module):
             token_GS=None if token_BN is None else token_BN.reshape(-1, S),
         )
         choice = router.choose(inputs)
-        bank = self._bank(D, E, moe.hidden_size, x_BND.dtype)
-        y_GSD, seated_GSE = route_of(moe, self.layout, bank, x_GSD, slots)(
-            bank,
-            x_GSD,
-            choice,
-            inputs.real_GS,
-            activation=self.activation,
-            capacity=slots,
-            seating=moe.seating,
-            dropout=experts.Dropout(moe.expert_dropout, keys[2])
-            if draws and moe.expert_dropout
-            else None,
-        )
+        dropout = None
+        if draws and moe.expert_dropout:
+            dropout = experts.Dropout(moe.expert_dropout, keys[2])
+        y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, dropout)
         if moe.num_choices > E:
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
             y_GSD += more_GSD
@@ -185,11 +183,30 @@ class MoELayer(nn.Module):
         gate_BN1 = jax.nn.sigmoid(exact(x_BND.astype(jnp.float32), w_D1))
         return y_BND * gate_BN1.astype(y_BND.dtype)
 
-    def _bank(self, D: int, E: int, F: int, dtype: jnp.dtype) -> dict[str, jax.Array]:
-        shapes = {"w_gate": ("EDF", (E, D, F)), "w_up": ("EDF", (E, D, F))}
-        shapes["w_down"] = ("EFD", (E, F, D))
-        names = {f"{n}_{shapes[n][0]}": shapes[n][1] for n in experts.matrices(self.activation)}
-        return {name: matrix(self, name, shape).astype(dtype) for name, shape in names.items()}
+    def _experts(
+        self,
+        choice: Choice,
+        x_GSD: jax.Array,
+        inputs: RouterInput,
+        place_ER: jax.Array | None,
+        dropout: experts.Dropout | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """``y_GSD`` and ``seated_GSE`` of the chosen experts, wherever they are."""
+        moe, real_GS, slots = self.config, inputs.real_GS, inputs.capacity
+        E, D, F = moe.num_experts, x_GSD.shape[-1], moe.hidden_size
+        shapes = {"w_gate_EDF": (E, D, F), "w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
+        names = [n for n in shapes if n[:-4] in experts.matrices(self.activation)]
+        options = {"activation": self.activation, "seating": moe.seating, "dropout": dropout}
+        if place_ER is None:
+            bank = {n: matrix(self, n, shapes[n]).astype(x_GSD.dtype) for n in names}
+            route = route_of(moe, self.layout, bank, x_GSD, slots)
+            return route(bank, x_GSD, choice, real_GS, capacity=slots, **options)
+        # As many places as there are; Linen would want one for each expert.
+        bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in names}
+        choice, seated_GSE = to_places(choice, place_ER, real_GS, slots, moe.seating)
+        room = x_GSD.shape[1]
+        route = route_of(moe, self.layout, bank, x_GSD, room)
+        return route(bank, x_GSD, choice, real_GS, capacity=room, **options)[0], seated_GSE
 
 
 def exact(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BND: jax.Array, context: dict[str, jax.Array], bias_E: jax.Array | None
+        self, x_BND: jax.Array, context: dict[str, jax.Array], own: dict[str, jax.Array]
     ) -> tuple[jax.Array, Routed | None]:
         config = self.config
         normed_BND = RMSNorm(config.norm_epsilon, name="attention_norm")(x_BND)
@@ -50,8 +50,8 @@ class Block(nn.Module):
             normed_BND,
             context["real_BN"],
             training=self.training,
-            bias_E=bias_E,
             token_BN=context["token_BN"],
+            **own,
         )
         return mesh.pin(x_BND + y_BND, "tokens_BND"), Routed(stats, chosen_BNE)
 
@@ -66,14 +66,14 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BND: jax.Array, context: dict[str, jax.Array], bias_RE: jax.Array | None
+        self, x_BND: jax.Array, context: dict[str, jax.Array], own: dict[str, jax.Array]
     ) -> tuple[jax.Array, Any]:
         block = nn.remat(Block, prevent_cse=False) if self.config.remat == "layer" else Block
         said = []
         for i, routed in enumerate(self.routed):
-            bias_E = bias_RE[len(said)] if routed and bias_RE is not None else None
+            of_layer = {name: x[len(said)] for name, x in own.items()} if routed else {}
             layer = block(self.config, self.layout, routed, self.training, name=f"block_{i}")
-            x_BND, one = layer(x_BND, context, bias_E)
+            x_BND, one = layer(x_BND, context, of_layer)
             said += [one] if routed else []
         return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
 
@@ -100,7 +100,8 @@ class DecoderLM(nn.Module):
     padding. Logits are float32. ``routed`` is None for a dense model. ``training`` chooses the
     capacity factor, and lets routers draw from the random stream ``router`` if there is one.
     ``bias_LE`` is the selection bias of the routed layers, by default none. ``layout`` says how the
-    model lies on the mesh in use.
+    model lies on the mesh in use. ``place_LER`` says where experts stand in parameters made by
+    ``models.replicate``, for inference.
     """
 
     config: ModelConfig
@@ -109,7 +110,11 @@ class DecoderLM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
+        self,
+        batch: dict[str, jax.Array],
+        training: bool,
+        bias_LE: jax.Array | None = None,
+        place_LER: jax.Array | None = None,
     ) -> tuple[jax.Array, Routed | None]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
@@ -125,7 +130,9 @@ class DecoderLM(nn.Module):
             "cos": cos,
             "sin": sin,
         }
-        x_BND, routed = self._layers(x_BND, context, training, bias_LE)
+        own = {"bias_E": bias_LE, "place_ER": place_LER}
+        own = {name: x for name, x in own.items() if x is not None}
+        x_BND, routed = self._layers(x_BND, context, training, own)
         x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
         if config.tie_embeddings:
             w_DV = embedding_VD.T * D**-0.5
@@ -138,19 +145,23 @@ class DecoderLM(nn.Module):
         x_BND: jax.Array,
         context: dict[str, jax.Array],
         training: bool,
-        bias_LE: jax.Array | None,
+        own: dict[str, jax.Array],
     ) -> tuple[jax.Array, Routed | None]:
+        """``own`` is what each routed layer has for itself, with a leading L."""
         config, moe = self.config, self.config.moe
         unroll = mesh.platform() == "cpu" if config.unroll is None else config.unroll
         said, done = [], 0
         first_dense = moe.first_dense if moe.every else 0
         plan = scan_plan(config.routed_layers, moe.every, first_dense)
         for i, (unit, repeats) in enumerate(plan):
-            bias_RRE = None  # of this run: [repeats, routed layers of the unit, E]
-            if bias_LE is not None and sum(unit):
-                here = bias_LE[done : done + repeats * sum(unit)]
-                bias_RRE = here.reshape(repeats, sum(unit), -1)
-                done += repeats * sum(unit)
+            # Of this run: [repeats, routed layers of the unit, ...].
+            count = repeats * sum(unit)
+            here = {
+                name: x[done : done + count].reshape(repeats, sum(unit), *x.shape[1:])
+                for name, x in own.items()
+                if count
+            }
+            done += count
             run = nn.scan(
                 Unit,
                 variable_axes={"params": 0},
@@ -159,7 +170,7 @@ class DecoderLM(nn.Module):
                 length=repeats,
                 unroll=repeats if unroll else 1,
             )(config, self.layout, unit, training, name=f"layers_{i}")
-            x_BND, one = run(x_BND, context, bias_RRE)
+            x_BND, one = run(x_BND, context, here)
             if one is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
                 said.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), one))
         if not said:

@@ -21,7 +21,14 @@ HBM_BYTES = {"TPU v5 lite": 15.75 * 2**30, "TPU v5": 95.74 * 2**30, "TPU v6 lite
 """What the compiler grants a program, by kind of device, as it says itself when that is too little.
 """
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
 
 NUMBER_BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 

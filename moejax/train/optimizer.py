@@ -6,6 +6,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from moejax import mesh
 from moejax.config import OptimConfig
 
 
@@ -78,14 +79,17 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def muon_flops(params: optax.Params, config: OptimConfig) -> float:
-    """FLOPs of the Newton-Schulz iterations over all matrices that Muon takes."""
+    """FLOPs of the Newton-Schulz iterations over all matrices that Muon takes, on one device of the
+    mesh in use: experts are its own, other matrices those of all.
+    """
 
     def of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
         if kind_of(path, config) != "muon":
             return 0.0
         *stacked, rows, columns = leaf.shape
         m, n = sorted((rows, columns))
+        devices = mesh.expert_devices() if "expert" in mesh.PARAMETERS.get(path[-1].key, ()) else 1
         # X X^T, its square, and the product with X.
-        return math.prod(stacked) * config.muon_iterations * (4 * m * m * n + 2 * m**3)
+        return math.prod(stacked) / devices * config.muon_iterations * (4 * m * m * n + 2 * m**3)
 
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params)))

@@ -1,0 +1,84 @@
+"""Training steps compiled for TPUs that are not here. Needs the extra `tpu`."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu"),
+]
+
+
+def plan_compile(config: str, target: str, *flags: str) -> tuple[int, dict]:
+    """Exit code and figures of `moejax plan compile`; its compiler wants a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "moejax",
+        "plan",
+        "compile",
+        "--config",
+        f"configs/{config}.py",
+    ]
+    command += ["--target", target, "--json", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_quickstart_fits_a_chip_of_a_free_colab():
+    code, found = plan_compile("quickstart", "v5e:1x1")
+    assert code == 0 and found["fits"]
+    assert found["peak_gigabytes"] < 0.01 * found["memory_gigabytes"]
+    assert 1 < found["flops_ratio"] < 1.15
+    assert not found["collectives"]
+
+
+def test_the_quickstart_on_eight_chips_moves_slots_by_all_to_all():
+    _, found = plan_compile("quickstart", "v5e:2x4", "--mesh.expert", "4")
+    unit = found["repeated"][0]["collectives"]
+    assert unit["all-to-all"] == 4 and "all-gather" not in unit
+    assert found["flops_ratio"] < 1.15
+
+
+def test_rows_are_sent_by_the_chips_own_ragged_exchange():
+    flags = ["--mesh.expert", "4", "--mesh.expert-parallel", "ragged"]
+    code, found = plan_compile("quickstart", "v5e:2x2", *flags, "--model.num-layers", "1")
+    assert code == 0 and found["collectives"]["ragged-all-to-all"] == 6
+
+
+def test_two_slices_share_the_data_axis():
+    code, found = plan_compile("quickstart", "v5e:2x2", "--slices", "2", "--mesh.expert", "4")
+    assert code == 0 and found["mesh"] == {"data": 2, "expert": 4, "model": 1}
+
+
+def test_mixtral_fits_64_chips_with_six_exchanges_a_layer():
+    """Two forward, two backward, and two where the forward pass is computed again."""
+    code, found = plan_compile("mixtral_8x7b", "v5p:4x4x4")
+    assert code == 0 and found["peak_gigabytes"] < 0.9 * found["memory_gigabytes"]
+    assert found["repeated"][0]["collectives"]["all-to-all"] == 6
+    assert found["flops_ratio"] < 1.15
+
+
+def test_what_does_not_fit_is_named():
+    flags = ["--data.batch-size", "65536", "--model.num-layers", "1"]
+    code, found = plan_compile("quickstart", "v5e:1x1", *flags)
+    assert code == 1 and not found["fits"]
+    size, array, name = found["buffers"][0]
+    assert size > 1e8 and "DecoderLM" in name and found["buffers_of"]["sequences"] < 65536
+
+
+@pytest.mark.parametrize("target", ["v5e:3x5", "h100:2x2"])
+def test_a_target_that_does_not_exist_is_named(target):
+    command = [sys.executable, "-m", "moejax", "plan", "compile", "--target", target]
+    command += ["--config", "configs/quickstart.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert f"--target {target}" in done.stderr and "such as v5e:2x2" in done.stderr

@@ -25,6 +25,7 @@ def report(nats: float, norm: float = 1.0) -> StepReport:
         weight_BE=jnp.array([[3.0, 1.0]]),
         log_z_squared_B=jnp.array([8.0]),
         entropy_B=jnp.array([2.0]),
+        sent_BQ=jnp.array([[3.0, 2.0]]),
     )
     sums = Sums(jnp.float32(nats), jnp.float32(4), jnp.float32(3), router)
     count = jnp.int32(0)
@@ -55,6 +56,7 @@ def test_a_line_of_metrics_by_hand():
         "router_entropy": 0.5,
         "experts_per_token": 1.5,
         "bad_logits": 2,
+        "expert_groups_per_token": 1.25,
     }
     assert router.keys() == want.keys()
     for name, value in want.items():

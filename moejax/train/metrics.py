@@ -38,6 +38,8 @@ def _wanted(report: BatchReport) -> dict[str, jax.Array]:
     wanted = {"nats": sums.nats, "targets": sums.targets, "text_bytes": sums.text_bytes}
     if router is None:
         return wanted
+    if router.sent_BQ is not None:
+        wanted["sent_LQ"] = router.sent_BQ
     return wanted | {
         "asked_LE": router.asked_BE,
         "seated_LE": router.seated_BE,
@@ -104,13 +106,18 @@ def router_metrics(totals: Totals, num_experts: int) -> dict[str, float]:
     ``dead_experts``: experts, over all layers, that nobody asked for in the whole interval.
     ``router_entropy``: nats a token, mean over layers. ``experts_per_token``: choices of experts
     that compute (the first ``num_experts``), before capacity. ``bad_logits``: tokens, over all
-    layers, that no expert saw because a logit was not finite.
+    layers, that no expert saw because a logit was not finite. ``expert_groups_per_token``, where
+    experts have groups: in how many of them a token's choices lie, mean over layers.
     """
     if "asked_LE" not in totals:
         return {}
     asked_LE, seated_LE, parts = totals["asked_LE"], totals["seated_LE"], max(1, totals["parts"])
     tokens_L = np.maximum(totals["routed_L"], 1)
+    groups = {}
+    if "sent_LQ" in totals:
+        groups["expert_groups_per_token"] = float(np.mean(totals["sent_LQ"].sum(1) / tokens_L))
     return {
+        **groups,
         **{name: total / parts for name, total in totals.items() if name.endswith("_loss")},
         "dropped_fraction": balance.dropped_fraction(asked_LE, seated_LE),
         "max_violation": totals["max_violation"] / parts,

@@ -16,7 +16,14 @@ from moejax.config.files import (
 )
 from moejax.config.model import ModelConfig
 from moejax.config.moe import BalanceConfig, MoEConfig
-from moejax.config.run import Config, DataConfig, MeshConfig, OptimConfig, RunConfig
+from moejax.config.run import (
+    Config,
+    DataConfig,
+    DistributedConfig,
+    MeshConfig,
+    OptimConfig,
+    RunConfig,
+)
 from moejax.errors import ConfigError
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DistributedConfig",
     "MeshConfig",
     "MoEConfig",
     "ModelConfig",

@@ -1,4 +1,4 @@
-"""Settings of data, optimizer, mesh and run, and the whole tree."""
+"""Settings of data, optimizer, mesh, processes and run, and the whole tree."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,6 +42,10 @@ class DataConfig:
     """Seed of the shuffle."""
     shuffle_window: int = 8192
     """Pieces of documents (of at most a sequence each) that are shuffled together."""
+    shards: int = 1
+    """Streams that the training text is read as (S): stream s has the documents s, s + S, ... and
+    gives an S-th of the rows of every batch. With as many as there are processes, each process
+    reads its own part of the text alone. The batches depend on S, and not on the processes."""
     prefetch: int = 4
     """Batches prepared ahead in a background thread."""
 
@@ -49,7 +53,11 @@ class DataConfig:
         at = "data"
         check_types(at, self)
         check_positive(at, self, "sequence_length", "batch_size", "eval_batch_size")
-        check_positive(at, self, "shuffle_window", "prefetch")
+        check_positive(at, self, "shuffle_window", "shards", "prefetch")
+        check(
+            self.batch_size % self.shards == 0,
+            f"--data.batch-size {self.batch_size} is not divisible by --data.shards {self.shards}.",
+        )
         check(0 <= self.seed < 2**31, f"--data.seed must lie in [0, 2**31), not {self.seed}.")
         check(
             0 < self.validation_percent < 100,
@@ -131,6 +139,59 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """The processes that train together; nothing to set for one, on a TPU pod or under srun."""
+
+    coordinator_address: str | None = None
+    """Host and port of process 0, the same in all processes, such as `10.0.0.1:1234`; any free port
+    will do."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    initialize: Literal["auto", "always", "never"] = "auto"
+    """`auto`: meet other processes if the three settings above are given, or if the environment
+    shows several (srun, mpirun, TPU_WORKER_HOSTNAMES, MEGASCALE_COORDINATOR_ADDRESS,
+    JAX_COORDINATOR_ADDRESS). `always`: let JAX find them in any case, as in an indexed job of
+    Kubernetes. `never`: train in this process alone."""
+
+    def __post_init__(self) -> None:
+        at = "distributed"
+        check_types(at, self)
+        address, count, index = self.coordinator_address, self.num_processes, self.process_id
+        given = {
+            "--distributed.coordinator-address": address,
+            "--distributed.num-processes": count,
+            "--distributed.process-id": index,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        check(
+            len(missing) in (0, 3),
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: give all of"
+            f" {', '.join(given)}, or none of them.",
+        )
+        if address is None:
+            return
+        host, _, port = address.rpartition(":")
+        check(
+            bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536,
+            f"--distributed.coordinator-address must be HOST:PORT, such as 10.0.0.1:1234, not"
+            f" {address!r}.",
+        )
+        check_positive(at, self, "num_processes")
+        check(
+            0 <= index < count,
+            f"--distributed.process-id must lie in [0, {count}), below --distributed.num-processes,"
+            f" not {index}.",
+        )
+        check(
+            self.initialize != "never",
+            "--distributed.initialize never contradicts --distributed.coordinator-address: leave"
+            " one of them out.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long to train, what to write, and where."""
 
@@ -176,6 +237,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -286,7 +286,7 @@ class _Watch:
                 if not _timed_out(error):
                     self._end.coordinator_is_gone()
                 continue
-            if not self.over:
+            if verdict != "null" and not self.over:
                 self._obey(json.loads(verdict))
             return
 

@@ -1,6 +1,7 @@
 """Several processes as one run: the same losses, one set of files, and an end together."""
 
 import dataclasses
+import random
 import shutil
 import signal
 import socket
@@ -41,17 +42,39 @@ def pair(config: Config, folder: Path, *flags: str, second: tuple = ()) -> list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    meet = ["--distributed.coordinator-address", f"127.0.0.1:{port}"]
+    meet += ["--distributed.num-processes", "2", "--distributed.process-id"]
+    words = command(config, folder, *flags)
+    return [
+        started([*words, *meet, str(index), *own], folder) for index, own in enumerate([(), second])
+    ]
+
+
+def slurm_pair(config: Config, folder: Path) -> list[Popen]:  # noqa: F811
+    """Two processes as ``srun`` would start them; JAX takes the port from the number of the job."""
+    job = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "localhost"}
+    words = command(config, folder)
+    return [
+        started(
+            words,
+            folder,
+            **job,
+            SLURM_NTASKS="2",
+            SLURM_STEP_NUM_TASKS="2",
+            SLURM_PROCID=str(index),
+            SLURM_LOCALID=str(index),
+        )
+        for index in (0, 1)
+    ]
+
+
+def started(words: list[str], folder: Path, **environment: str) -> Popen:
     env = {
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    meet = ["--distributed.coordinator-address", f"127.0.0.1:{port}"]
-    meet += ["--distributed.num-processes", "2", "--distributed.process-id"]
-    words = command(config, folder, *flags)
-    return [
-        start([*words, *meet, str(index), *own], env=env) for index, own in enumerate([(), second])
-    ]
+    return start(words, env=env | environment)
 
 
 def ends(processes: list[Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
@@ -64,11 +87,9 @@ def ends(processes: list[Popen], timeout: float = 120) -> list[tuple[int, str, s
     return found
 
 
-def train_in_two(config: Config, folder: Path, *flags: str) -> str:  # noqa: F811
-    """Train to the end; returns what process 0 said. The other one says nothing."""
-    (code, said, errors), (other_code, other_said, other_errors) = ends(
-        pair(config, folder, *flags)
-    )
+def said_at_the_end(processes: list[Popen]) -> str:
+    """What process 0 says until it has trained to the end. The other one says nothing."""
+    (code, said, errors), (other_code, other_said, other_errors) = ends(processes)
     assert code == other_code == 0, errors + other_errors
     assert not errors and not other_said and not other_errors
     return said
@@ -85,8 +106,9 @@ def test_two_processes_train_as_one_does(small, tmp_path, shards):
     """And write the same files; the sample is generated in the slow case alone."""
     small = with_shards(with_run(small, sample_tokens=0 if shards == 1 else 4), shards)
     alone = with_run(small, directory=str(tmp_path / "alone"))
-    said = train_in_two(small, tmp_path)
+    processes = pair(small, tmp_path)
     quick(alone)
+    said = said_at_the_end(processes)
     assert_close(small.run.directory, alone.run.directory)
     assert "8 x cpu" in said and said.count("Trained 10 steps") == 1
     assert metrics(small.run.directory)[-1]["text_bytes"] == 300
@@ -105,7 +127,7 @@ def test_when_a_process_is_killed_the_other_ends_and_both_resume(small, tmp_path
     """In two processes, and in one."""
     small = with_shards(with_run(small, steps=24, eval_every=12, sample_tokens=0), 2)
     alone = with_run(small, directory=str(tmp_path / "alone"))
-    train_in_two(alone, tmp_path)
+    said_at_the_end(pair(alone, tmp_path))
     processes = pair(small, tmp_path)
     wait_for_step(Path(small.run.directory), 9, processes[0])
     processes[victim].send_signal(signal.SIGKILL)
@@ -118,7 +140,7 @@ def test_when_a_process_is_killed_the_other_ends_and_both_resume(small, tmp_path
     assert "resumes from the last checkpoint" in last
     in_one = with_run(small, directory=str(tmp_path / "in_one"))
     shutil.copytree(small.run.directory, in_one.run.directory)
-    assert "from step" in train_in_two(small, tmp_path)
+    assert "from step" in said_at_the_end(pair(small, tmp_path))
     assert metrics(small.run.directory) == metrics(alone.run.directory)
     quick(in_one)
     assert_close(in_one.run.directory, alone.run.directory)
@@ -141,7 +163,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(small, tmp_path, si
 
 @pytest.mark.slow
 def test_a_checkpoint_that_is_cut_short_is_set_aside_by_both(small, tmp_path):
-    train_in_two(small, tmp_path)
+    said_at_the_end(pair(small, tmp_path))
     want = metrics(small.run.directory)
     checkpoints = Path(small.run.directory) / "checkpoints"
     for file in (checkpoints / "10").rglob("*"):
@@ -161,10 +183,11 @@ def test_losses_that_are_not_finite_end_both(small, tmp_path):
         assert code == 1 and "error: stopped: the loss" in errors and "Traceback" not in errors
 
 
-def test_what_process_0_refuses_ends_the_other_with_its_words(small, tmp_path):
+@pytest.mark.parametrize("start_both", [pair, slurm_pair])
+def test_what_process_0_refuses_ends_the_other_with_its_words(small, tmp_path, start_both):
     began = time.monotonic()
     with RunDirectory(Path(small.run.directory)):
-        (code, _, errors), (other_code, _, other_errors) = ends(pair(small, tmp_path))
+        (code, _, errors), (other_code, _, other_errors) = ends(start_both(small, tmp_path))
     assert code == other_code == 2
     assert errors.startswith("error: another training is running in")
     assert other_errors.startswith("error: process 0 of 2 has ended")

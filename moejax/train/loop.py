@@ -33,7 +33,7 @@ from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.processes import Processes, say
 from moejax.train.progress import Progress
 from moejax.train.run_directory import RunDirectory
-from moejax.train.step import TrainState, eval_step, init_state, train_step
+from moejax.train.step import StepReport, TrainState, eval_step, init_state, train_step
 from moejax.train.stop import Stopped, StopSignals
 
 
@@ -143,14 +143,14 @@ def _train(
         model=model,
         step=jax.jit(
             functools.partial(
-                train_step,
+                step_and_vote,
                 model=model,
                 optimizer=optimizer,
                 shape=schedule(config.optim, config.run.steps),
                 config=config,
             ),
-            in_shardings=(shardings, batch_sharding),
-            out_shardings=(shardings, everywhere),
+            in_shardings=(shardings, batch_sharding, batch_sharding),
+            out_shardings=(shardings, everywhere, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
@@ -187,6 +187,13 @@ def _train(
             say_result(job)
     finally:
         checkpoints.close()
+
+
+def step_and_vote(
+    state: TrainState, batch: dict[str, jax.Array], signals_B: jax.Array, **fixed: Any
+) -> tuple[TrainState, StepReport, jax.Array]:
+    """One update, and the largest of ``signals_B``: a signal to stop that reached any process."""
+    return *train_step(state, batch, **fixed), signals_B.max()
 
 
 def settings(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
@@ -315,10 +322,11 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
     job.run.remove_report()
     progress.say("compiling the training step ...")
     job.stop.begin()
-    waiting = None  # the report of the step before, fetched while the next one runs
+    waiting = None  # report and signal of the step before, fetched while the next one runs
     clock = time.monotonic()
 
-    def account(report: Any) -> None:
+    def account(report: StepReport, signal: jax.Array) -> int:
+        """Add up what a step says; returns the signal that any process had before it, or 0."""
         nonlocal clock
         totals = metrics.totals_of_step(report)
         now = time.monotonic()
@@ -340,13 +348,17 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
                 f" --optim.learning-rate or a longer --optim.warmup-fraction helps, with another"
                 f" --run.directory; --run.max-skipped-in-a-row sets this limit."
             )
+        return int(signal)
 
     try:
         while progressed.step < config.steps:
-            state, report = job.step(state, meshes.place(job.mesh, next(job.batches)))
-            if waiting is not None:
-                account(waiting)
-            waiting = report
+            batch = next(job.batches)
+            signals_B = np.full(len(batch["inputs"]), job.stop.check() or 0, np.int32)
+            placed = meshes.place(job.mesh, batch | {"signals_B": signals_B})
+            signals_B = placed.pop("signals_B")
+            state, report, signal = job.step(state, placed, signals_B)
+            signum = 0 if waiting is None else account(*waiting)
+            waiting = report, signal
             progressed.step += 1
             if progressed.step == first_step + 1:
                 jax.block_until_ready(report)
@@ -356,17 +368,16 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
                 last or progressed.step % every == 0
                 for every in (config.log_every, config.eval_every, config.checkpoint_every)
             )
-            signum = job.processes.largest_before(job.stop.check() or 0)
             if not (log or evaluates or saves or signum):
                 continue
-            account(waiting)
+            signum = max(signum, account(*waiting))
             waiting = None
             if log:
                 progress.interval(log_interval(job, progressed, report), first_step)
             bits = None
             if evaluates:
                 bits = evaluate_all(job, state, progressed, progress.say)
-                signum = job.processes.largest(job.stop.check() or 0)
+                signum = max(signum, job.processes.largest(job.stop.check() or 0))
             if saves or signum or (bits is not None and bits <= progressed.best):
                 place = join_states(job.processes.gather(job.batches.get_state()))
                 data = {"text": job.corpus.description, "place": place}

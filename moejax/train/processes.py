@@ -2,12 +2,13 @@
 
 The processes of a job meet at the coordination service of ``jax.distributed``, which lives in
 process 0. Small facts that steer a run travel by its key-value store, which needs no devices and
-waits as long as it takes; only the vote of every step is a collective of the devices.
+waits as long as it takes.
 
 A thread of each process sets its heartbeat there, and process 0 looks at all of them. Whoever is
 silent for ``SILENCE`` seconds has died; whoever ends by an error says so. Either becomes the
-*verdict*, the first one stands, and all other processes end on reading it. When process 0 itself
-dies, JAX's client ends the process by ``abort``, which a handler turns into a message.
+*verdict*, the first one stands, and all other processes end on reading it. Meanwhile the death of
+another process may show here as an error of a collective, or as an ``abort`` of JAX's client or of
+Gloo: both are held back until the verdict is known.
 """
 
 import contextlib
@@ -24,10 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from jax._src import distributed  # the key-value store has no public name; Orbax does the same
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from moejax.config import DistributedConfig
 from moejax.errors import RunError, UserError
@@ -41,6 +39,8 @@ SILENCE = 30.0
 """Seconds without a heartbeat after which a process is taken for dead."""
 FAREWELL = 10.0
 """Seconds that process 0 waits for the others to have read a verdict: it takes the store along."""
+VERDICT = SILENCE + 3 * BEAT
+"""Seconds within which the death of a process is known everywhere."""
 MEETING = 300
 """Seconds within which all processes must have started."""
 FOREVER = 7 * 24 * 3600.0
@@ -87,7 +87,6 @@ class Processes:
         self._config = config
         self._prefix = f"moejax/{next(_numbers)}"
         self._calls = itertools.count()
-        self._asked: jax.Array | None = None
 
     def __enter__(self) -> "Processes":
         self._end = _End()
@@ -103,7 +102,7 @@ class Processes:
                 )
             self._store = distributed.global_state.client
             self._watch = _Watch(self._store, self._prefix, self.index, self.count, self._end)
-            self._vote = _Vote()
+            self._end.arm(self._watch.aborted)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
@@ -171,16 +170,7 @@ class Processes:
 
     def largest(self, value: int) -> int:
         """The largest ``value`` that a process gives."""
-        return int(self._vote(value)) if self._several else value
-
-    def largest_before(self, value: int) -> int:
-        """The largest ``value`` that a process gave in the call before this one (0 in the first),
-        without waiting for the devices; in one process, ``value``.
-        """
-        if not self._several:
-            return value
-        before, self._asked = self._asked, self._vote(value)
-        return 0 if before is None else int(before)
+        return self.agree(max(self.gather(value)))
 
     def leave(self) -> None:
         """End what binds the processes together: from here on each may end by itself."""
@@ -204,7 +194,7 @@ class Processes:
         to a user.
         """
         if _came_from_jax(error):  # perhaps the echo of a process that has died: wait to be told
-            time.sleep(SILENCE + 3 * BEAT)
+            time.sleep(VERDICT)
         code = getattr(error, "exit_code", 1)
         why = str(error)
         if isinstance(error, Stopped):
@@ -217,20 +207,6 @@ class Processes:
         if not isinstance(error, Stopped):
             traceback.print_exception(error)
         _exit(code)  # JAX would wait for the others at the end of the process
-
-
-class _Vote:
-    """The largest of one number from each process, found by the devices."""
-
-    def __init__(self) -> None:
-        self._mesh = Mesh(np.array(jax.devices()), ("device",), axis_types=(AxisType.Auto,))
-        self._spread = NamedSharding(self._mesh, P("device"))
-        self._run = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(self._mesh, P()))
-
-    def __call__(self, value: int) -> jax.Array:
-        mine = np.full(jax.local_device_count(), value, np.int32)
-        with jax.set_mesh(self._mesh):
-            return self._run(jax.make_array_from_process_local_data(self._spread, mine))
 
 
 class _Watch:
@@ -250,6 +226,12 @@ class _Watch:
         self._declare({"process": self._index, "why": why, "code": code, "died": False})
         if self._index == 0:
             self._wait_for_readers(besides=0)
+
+    def aborted(self) -> None:
+        """Something below Python gives up: wait to be told of a death, else tell of this one."""
+        time.sleep(VERDICT)
+        self.farewell("it was aborted", 1)
+        self._end.because("this process was aborted: the reason is above.", 1)
 
     def let_go(self) -> None:
         """End the thread, in all processes alike: it must be gone before the interpreter is."""
@@ -323,12 +305,10 @@ class _End:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._why = ""
 
-    def arm(self, why: str) -> None:
-        """When JAX aborts the process, say ``why`` after its own message, and exit with 1."""
-        self._why = why
-        self._handler = _SIGNAL_HANDLER(lambda _: self.because(self._why, 1))
+    def arm(self, aborted: Callable[[], None]) -> None:
+        """Call ``aborted``, which must not return, when something below Python aborts."""
+        self._handler = _SIGNAL_HANDLER(lambda _: aborted())
         _c_signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def disarm(self) -> None:
@@ -383,10 +363,12 @@ def _came_from_jax(error: BaseException | None) -> bool:
 def _initialize(config: DistributedConfig, end: _End) -> None:
     """Meet the other processes. Raises ``RunError`` when JAX cannot tell who they are."""
     at = config.coordinator_address or "the address that JAX found"
-    end.arm(
-        f"the processes did not find each other at {at} within {MEETING} s. Start all of them, with"
-        " the address of process 0 and a free port there."
+    why = (
+        f"the processes did not find each other at {at} within {MEETING} s, or one of them ended at"
+        " once: see what the others say. Start all of them, with the address of process 0 and a"
+        " free port there."
     )
+    end.arm(lambda: end.because(why, 1))
     # Its handler of SIGTERM would stand beside ours.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -404,7 +386,3 @@ def _initialize(config: DistributedConfig, end: _End) -> None:
             " --distributed.process-id, or --distributed.initialize never to train in this process"
             " alone."
         ) from error
-    end.arm(
-        f"process 0 has died, or cannot be reached any more: see its own output. All processes"
-        f" end. {RESUME}"
-    )

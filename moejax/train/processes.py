@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -228,9 +229,16 @@ class _Watch:
             self._wait_for_readers(besides=0)
 
     def aborted(self) -> None:
-        """Something below Python gives up: wait to be told of a death, else tell of this one."""
+        """Something below Python gives up: wait to be told of a death, else tell of this one.
+
+        Where it is the client of the store, this is its thread, and the store is silent for good.
+        """
+        if self._index != 0 and not _answers(distributed.global_state.coordinator_address):
+            self._end.coordinator_is_gone()
         time.sleep(VERDICT)
-        self.farewell("it was aborted", 1)
+        last = threading.Thread(target=self.farewell, args=("it was aborted", 1), daemon=True)
+        last.start()
+        last.join(2 * FAREWELL)
         self._end.because("this process was aborted: the reason is above.", 1)
 
     def let_go(self) -> None:
@@ -345,6 +353,16 @@ def _exit(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _answers(address: str) -> bool:
+    """Whether anyone listens at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=FAREWELL).close()
+    except OSError:
+        return False
+    return True
 
 
 def _timed_out(error: Exception) -> bool:

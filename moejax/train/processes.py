@@ -404,3 +404,5 @@ def _initialize(config: DistributedConfig, end: _End) -> None:
             " --distributed.process-id, or --distributed.initialize never to train in this process"
             " alone."
         ) from error
+    if jax.process_count() == 1:
+        end.disarm()

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from moejax.config import Config
 
@@ -35,16 +37,24 @@ def sample(
     context_N[: len(prompt)] = prompt
     # Whole routing groups on every device: the other rows are padding.
     rows = config.sequences_per_group * config.mesh.chunks * jax.device_count()
-    run = _sampler(model, rows, tokens, temperature)
-    new = np.asarray(run(params, bias_LE, context_N, len(prompt), jax.random.key(seed)))
+    run = _sampler(model, rows, tokens, temperature, everywhere(params))
+    new = np.asarray(run(params, bias_LE, context_N, len(prompt), seed))
     ends = np.flatnonzero(new == boundary)
     return new[: ends[0]] if len(ends) else new
 
 
+def everywhere(tree: object) -> NamedSharding | None:
+    """A copy on every device of the mesh that ``tree`` lies on; None if it lies on none."""
+    sharding = jax.tree.leaves(tree)[0].sharding
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+
+
 @functools.cache
-def _sampler(model: nn.Module, rows: int, tokens: int, temperature: float):
+def _sampler(
+    model: nn.Module, rows: int, tokens: int, temperature: float, out: NamedSharding | None
+):
     def run(
-        params: dict, bias_LE: jax.Array | None, context_N: jax.Array, length: int, key: jax.Array
+        params: dict, bias_LE: jax.Array | None, context_N: jax.Array, length: int, seed: int
     ) -> jax.Array:
         N = context_N.shape[0]
         place_N = jnp.arange(N)
@@ -72,7 +82,7 @@ def _sampler(model: nn.Module, rows: int, tokens: int, temperature: float):
             length = jnp.where(full, N, length + 1)
             return (context_N.at[length - 1].set(token), length), token
 
-        keys = jax.random.split(key, tokens)
+        keys = jax.random.split(jax.random.key(seed), tokens)
         return jax.lax.scan(step, (context_N, length), keys)[1]
 
-    return jax.jit(run)
+    return jax.jit(run, out_shardings=out)

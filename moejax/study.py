@@ -12,6 +12,7 @@ records alone, so it can be made again without training:
 import dataclasses
 import functools
 import gc
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,7 +185,13 @@ def _train(trial: Trial, command: str) -> None:
     import jax  # late: a study that is finished does not start it
 
     from moejax.train.loop import train
+    from moejax.train.processes import joins
 
+    if joins(trial.config.distributed, os.environ):
+        raise ConfigError(
+            "a study trains in one process, but here are several. Train its runs by train.py, each"
+            " in all processes, or let DistributedConfig(initialize='never') keep them apart."
+        )
     (trial.directory / DIVERGED).unlink(missing_ok=True)
     try:
         train(trial.config, name=trial.label, command=command)

@@ -6,6 +6,7 @@ from moejax.config import (
     Config,
     ConfigError,
     DataConfig,
+    DistributedConfig,
     MeshConfig,
     ModelConfig,
     MoEConfig,
@@ -16,6 +17,12 @@ from moejax.config import (
     read_config_json,
     to_dict,
 )
+
+
+def meeting(**changes) -> DistributedConfig:
+    """The first of two processes."""
+    settings = {"coordinator_address": "10.0.0.1:1234", "num_processes": 2, "process_id": 0}
+    return DistributedConfig(**settings | changes)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,22 @@ from moejax.config import (
         (lambda: OptimConfig(beta1=1.0), "--optim.beta1 must lie in"),
         (lambda: DataConfig(source="tfds"), "needs --data.tfds-name"),
         (lambda: DataConfig(source="files"), "needs --data.files"),
+        (lambda: DataConfig(batch_size=16, shards=3), "not divisible by --data.shards 3"),
+        (
+            lambda: DistributedConfig(num_processes=2, process_id=0),
+            "--distributed.coordinator-address is missing: give all of",
+        ),
+        (
+            lambda: DistributedConfig(process_id=0),
+            "--distributed.coordinator-address and --distributed.num-processes are missing",
+        ),
+        (lambda: meeting(process_id=2), "--distributed.process-id must lie in [0, 2)"),
+        (lambda: meeting(process_id=-1), "not -1"),
+        (lambda: meeting(num_processes=0, process_id=0), "must be greater than 0, not 0"),
+        (lambda: meeting(coordinator_address="here"), "must be HOST:PORT"),
+        (lambda: meeting(coordinator_address="here:0"), "not 'here:0'"),
+        (lambda: meeting(initialize="never"), "--distributed.initialize never contradicts"),
+        (lambda: DistributedConfig(initialize="now"), "must be one of auto, always, never"),
         (lambda: MeshConfig(expert=0), "--mesh.expert must be greater than 0"),
         (lambda: Config(mesh=MeshConfig(expert=3)), "--model.moe.num-experts 8 is not divisible"),
         (lambda: Config(data=DataConfig(sequence_length=100)), "--model.moe.group-size 128 must"),

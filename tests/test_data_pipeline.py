@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError, DataConfig
-from moejax.data.pipeline import train_batches, validation_batches
+from moejax.data.pipeline import join_states, train_batches, validation_batches
 from moejax.data.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -16,7 +16,7 @@ EDGE = TOKENIZER.boundary
 
 
 def settings(**changes):
-    return DataConfig(**{"sequence_length": 16, "shuffle_window": 160, **changes})
+    return DataConfig(**{"sequence_length": 16, "shuffle_window": 160, "batch_size": 12, **changes})
 
 
 def some_documents(count, seed=0, longest=60):
@@ -90,17 +90,17 @@ def test_targets_decode_to_the_documents():
 def test_validation_is_the_same_on_one_and_several_processes():
     documents = some_documents(100)
     whole = validation_batches(documents, TOKENIZER, settings(), batch_size=8)
+    every_other = [np.arange(i, 8, 4) for i in range(4)]
     shares = [
-        validation_batches(documents, TOKENIZER, settings(), batch_size=8, shard=i, shards=4)
-        for i in range(4)
+        validation_batches(documents, TOKENIZER, settings(), batch_size=8, rows=rows)
+        for rows in every_other
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
         for name in batch:
-            np.testing.assert_array_equal(batch[name], np.concatenate([p[name] for p in parts]))
+            joined = np.concatenate([p[name] for p in parts])[np.argsort(np.hstack(every_other))]
+            np.testing.assert_array_equal(batch[name], joined)
     first = validation_batches(documents, TOKENIZER, settings(), batch_size=8, limit=2)
     assert_same(first, whole[:2])
-    with pytest.raises(ConfigError, match="--data.eval-batch-size 8 is not divisible"):
-        validation_batches(documents, TOKENIZER, settings(), batch_size=8, shards=3)
 
 
 def assert_same(these, those):
@@ -133,17 +133,78 @@ def test_seeds():
     assert any((a["inputs"] != b["inputs"]).any() for a, b in zip(first, other, strict=True))
 
 
-def test_shards_are_disjoint_and_cover():
+def test_streams_are_disjoint_and_cover_and_fill_their_part_of_each_batch():
     documents = some_documents(120, longest=10)
-    seen = []
-    for shard in range(3):
-        batches = train_batches(
-            documents, TOKENIZER, settings(), batch_size=4, shard=shard, shards=3
-        )
-        pieces = pieces_of(take(batches, 50))
-        seen.append({TOKENIZER.decode(piece["targets"]) for piece in pieces})
-    assert sum(map(len, seen)) == 120
-    assert set.union(*seen) == {text.decode() for text in documents}
+    batches = take(train_batches(documents, TOKENIZER, settings(shards=3), batch_size=12), 50)
+    seen = [
+        {
+            TOKENIZER.decode(piece["targets"])
+            for piece in pieces_of(
+                [{k: x_BN[part] for k, x_BN in batch.items()} for batch in batches]
+            )
+        }
+        for part in (slice(0, 4), slice(4, 8), slice(8, 12))
+    ]
+    for stream, found in enumerate(seen):
+        assert found == {text.decode() for text in documents[stream::3]}
+
+
+# The rows of each process: halves, thirds that share streams, hosts that lie crosswise, copies.
+PROCESSES = {
+    "one": [range(12)],
+    "two": [range(6), range(6, 12)],
+    "three": [range(4), range(4, 8), range(8, 12)],
+    "crosswise": [(0, 1, 4, 5, 8, 9), (2, 3, 6, 7, 10, 11)],
+    "copies": [range(6), range(6), range(6, 12), range(6, 12)],
+}
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("processes", PROCESSES.values(), ids=PROCESSES)
+def test_any_number_of_processes_takes_its_rows_of_the_same_batches(shards, processes):
+    """And goes on as another number: the place of all streams is in the joined state."""
+    documents, config = some_documents(60), settings(shards=shards)
+
+    def read(rows=None):
+        rows = rows if rows is None else np.array(rows)
+        return train_batches(documents, TOKENIZER, config, batch_size=12, rows=rows)
+
+    whole = take(read(), 12)
+    streams = [read(rows) for rows in processes]
+    for rows, stream in zip(processes, streams, strict=True):
+        own = [{k: x_BN[list(rows)] for k, x_BN in batch.items()} for batch in whole[:7]]
+        assert_same(take(stream, 7), own)
+    state = json.loads(json.dumps(join_states([stream.get_state() for stream in streams])))
+    assert sorted(state["streams"]) == [str(s) for s in range(shards)]
+    resumed = read()
+    resumed.set_state(state)
+    assert_same(take(resumed, 5), whole[7:])
+
+
+def test_a_process_reads_the_streams_of_its_rows_alone():
+    documents = some_documents(60)
+    read = []
+
+    class Recorded(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    rows = np.arange(6, 12)
+    config = settings(shards=4)
+    take(train_batches(Recorded(documents), TOKENIZER, config, batch_size=12, rows=rows), 3)
+    assert {index % 4 for index in read} == {2, 3}
+
+
+def test_the_place_that_a_run_saved_before_there_were_streams_is_found():
+    documents = some_documents(60)
+    batches = train_batches(documents, TOKENIZER, settings(), batch_size=4)
+    take(batches, 5)
+    state = batches.get_state()
+    earlier = {"layout": state["layout"] | {"shard": 0}, "grain": state["streams"]["0"]}
+    resumed = train_batches(documents, TOKENIZER, settings(), batch_size=4)
+    resumed.set_state(earlier)
+    assert_same(take(resumed, 3), take(batches, 3))
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
@@ -184,12 +245,11 @@ def test_resume_of_a_resumed_run_and_going_back():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"shard": 1}, "shard was 0, is 1"),
-        ({"shards": 4}, "shards was 2, is 4"),
+        ({"config": settings(shards=4)}, "shards was 2, is 4"),
         ({"batch_size": 8}, "batch_size was 4, is 8"),
-        ({"config": settings(seed=1)}, "seed was 0, is 1"),
-        ({"config": settings(sequence_length=32)}, "sequence_length was 16, is 32"),
-        ({"config": settings(shuffle_window=9)}, "shuffle_window was 160, is 9"),
+        ({"config": settings(shards=2, seed=1)}, "seed was 0, is 1"),
+        ({"config": settings(shards=2, sequence_length=32)}, "sequence_length was 16, is 32"),
+        ({"config": settings(shards=2, shuffle_window=9)}, "shuffle_window was 160, is 9"),
         ({"source": some_documents(61)}, "documents was 60, is 61"),
     ],
 )
@@ -197,10 +257,8 @@ def test_the_state_of_another_stream_is_refused(change, named):
     stream = {
         "source": some_documents(60),
         "tokenizer": TOKENIZER,
-        "config": settings(),
+        "config": settings(shards=2),
         "batch_size": 4,
-        "shard": 0,
-        "shards": 2,
     }
     state = train_batches(**stream).get_state()
     with pytest.raises(ConfigError, match=named):
@@ -212,8 +270,8 @@ def test_small_corpora_fill_a_batch_by_repeating():
     (batch,) = take(batches, 1)
     assert batch["inputs"][3].tolist() == [EDGE, *b"abc"] * 4
     assert batch["segments"][3].tolist() == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
-    with pytest.raises(ConfigError, match="2 training documents do not go round 3 processes"):
-        train_batches([b"a", b"b"], TOKENIZER, settings(), batch_size=4, shards=3)
+    with pytest.raises(ConfigError, match="2 training documents do not go round --data.shards 3"):
+        train_batches([b"a", b"b"], TOKENIZER, settings(batch_size=6, shards=3), batch_size=6)
 
 
 def test_errors_of_the_source_reach_the_caller():

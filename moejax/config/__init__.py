@@ -6,6 +6,7 @@ anything is compiled or written.
 """
 
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
+from moejax.config.distributed import DistributedConfig
 from moejax.config.files import (
     call_file,
     differences,
@@ -25,6 +26,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DistributedConfig",
     "MeshConfig",
     "MoEConfig",
     "ModelConfig",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moejax.config.checks import check, check_not_negative, check_positive, check_types
+from moejax.config.distributed import DistributedConfig
 from moejax.config.mesh import MeshConfig, check_mesh
 from moejax.config.model import ModelConfig
 
@@ -43,6 +44,10 @@ class DataConfig:
     """Seed of the shuffle."""
     shuffle_window: int = 8192
     """Pieces of documents (of at most a sequence each) that are shuffled together."""
+    shards: int = 1
+    """Streams that the training text is read as (S): stream s has the documents s, s + S, ... and
+    gives an S-th of the rows of every batch. With as many as there are processes, each process
+    reads its own part of the text alone. The batches depend on S, and not on the processes."""
     prefetch: int = 4
     """Batches prepared ahead in a background thread."""
 
@@ -50,7 +55,11 @@ class DataConfig:
         at = "data"
         check_types(at, self)
         check_positive(at, self, "sequence_length", "batch_size", "eval_batch_size")
-        check_positive(at, self, "shuffle_window", "prefetch")
+        check_positive(at, self, "shuffle_window", "shards", "prefetch")
+        check(
+            self.batch_size % self.shards == 0,
+            f"--data.batch-size {self.batch_size} is not divisible by --data.shards {self.shards}.",
+        )
         check(0 <= self.seed < 2**31, f"--data.seed must lie in [0, 2**31), not {self.seed}.")
         check(
             0 < self.validation_percent < 100,
@@ -163,6 +172,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -106,11 +106,20 @@ def _packed(pieces: grain.IterDataset, length: int) -> grain.IterDataset:
 
 
 class TrainBatches:
-    """An endless iterator over training batches that can be resumed exactly."""
+    """An endless iterator over the rows that one process has of the training batches; it can be
+    resumed exactly.
+    """
 
-    def __init__(self, batches: grain.IterDataset, layout: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        streams: dict[int, grain.IterDataset],
+        own_rows: dict[int, slice | np.ndarray],
+        layout: dict[str, Any],
+    ) -> None:
+        """``own_rows``: which rows to take of each stream's part of a batch, by stream."""
         self._layout = layout
-        self._iterator = iter(batches)
+        self._own_rows = own_rows
+        self._iterators = {number: iter(stream) for number, stream in streams.items()}
         # Grain's iterators must be gone before the interpreter takes modules apart.
         weakref.finalize(self, self.__dict__.clear)
 
@@ -118,11 +127,20 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        parts = [
+            {name: x_BN[self._own_rows[number]] for name, x_BN in next(iterator).items()}
+            for number, iterator in self._iterators.items()
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def get_state(self) -> dict[str, Any]:
-        """A small JSON-able dict: the place after the batches handed out so far."""
-        return {"layout": dict(self._layout), "grain": self._iterator.get_state()}
+        """A small JSON-able dict: the place after the batches handed out so far, in the streams
+        that this process reads. ``join_states`` makes the whole one of those of all processes.
+        """
+        places = {str(number): it.get_state() for number, it in self._iterators.items()}
+        return {"layout": dict(self._layout), "streams": places}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go to the place of ``state``: the batches that follow are the ones that followed there.
@@ -139,11 +157,21 @@ class TrainBatches:
             )
             + ". Resume with the same settings, or start a new run.",
         )
-        self._iterator.set_state(state["grain"])
+        # Runs that began when there was only one stream have its place under another name.
+        places = state["streams"] if "streams" in state else {"0": state["grain"]}
+        for number, iterator in self._iterators.items():
+            iterator.set_state(places[str(number)])
 
     def close(self) -> None:
-        """Stop the background thread."""
-        self._iterator.close()
+        """Stop the background threads."""
+        for iterator in self._iterators.values():
+            iterator.close()
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The place in all streams, from ``TrainBatches.get_state()`` of all processes."""
+    streams = {number: place for state in states for number, place in state["streams"].items()}
+    return {"layout": states[0]["layout"], "streams": streams}
 
 
 def train_batches(
@@ -152,39 +180,56 @@ def train_batches(
     config: DataConfig,
     *,
     batch_size: int,
-    shard: int = 0,
-    shards: int = 1,
+    rows: np.ndarray | None = None,
 ) -> TrainBatches:
-    """Training batches of one process: ``batch_size`` rows each, without end.
+    """Training batches of ``batch_size`` rows, without end; of each, the ``rows`` (indices,
+    ascending) of one process, by default all.
 
-    Process ``shard`` of ``shards`` takes every ``shards``-th document, shuffles them anew in every
-    epoch, and shuffles the pieces of ``config.shuffle_window`` neighbours among each other. Raises
-    ``ConfigError`` if there are fewer documents than processes.
+    The text is read as ``config.shards`` streams. Stream s takes the documents s, s + shards, ...,
+    shuffles them anew in every epoch, shuffles the pieces of ``config.shuffle_window`` neighbours
+    among each other, and fills the s-th part of every batch. Only streams that have some of
+    ``rows`` are read. Raises ``ConfigError`` if there are fewer documents than streams.
     """
+    shards = config.shards
     check(
         len(source) >= shards,
-        f"{len(source)} training documents do not go round {shards} processes: each needs one.",
+        f"{len(source)} training documents do not go round --data.shards {shards}: each stream"
+        f" needs one.",
     )
-    length = config.sequence_length
-    documents = grain.MapDataset.source(source)[shard::shards].shuffle(config.seed).repeat()
-    pieces = grain.experimental.WindowShuffleIterDataset(
-        _pieces(documents, tokenizer, length), window_size=config.shuffle_window, seed=config.seed
-    )
-    batches = _packed(pieces, length).batch(batch_size, drop_remainder=True).map(_batch)
+    part = batch_size // shards
+    rows = np.arange(batch_size) if rows is None else rows
+    own_rows = {int(number): rows[rows // part == number] % part for number in set(rows // part)}
+    own_rows = {
+        number: slice(None) if len(own) == part else own for number, own in sorted(own_rows.items())
+    }
     layout = {
         "shards": shards,
-        "shard": shard,
-        "sequence_length": length,
+        "sequence_length": config.sequence_length,
         "batch_size": batch_size,
         "seed": config.seed,
         "shuffle_window": config.shuffle_window,
         "tokenizer": tokenizer.fingerprint,
         "documents": len(source),
     }
-    prefetched = grain.experimental.ThreadPrefetchIterDataset(
+    streams = {number: _stream(source, tokenizer, config, number, part) for number in own_rows}
+    return TrainBatches(streams, own_rows, layout)
+
+
+def _stream(
+    source: Documents, tokenizer: Tokenizer, config: DataConfig, number: int, rows: int
+) -> grain.IterDataset:
+    """One stream of the training text, ``rows`` rows at a time."""
+    length = config.sequence_length
+    documents = grain.MapDataset.source(source)[number :: config.shards]
+    pieces = grain.experimental.WindowShuffleIterDataset(
+        _pieces(documents.shuffle(config.seed).repeat(), tokenizer, length),
+        window_size=config.shuffle_window,
+        seed=config.seed,
+    )
+    batches = _packed(pieces, length).batch(rows, drop_remainder=True).map(_batch)
+    return grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=config.prefetch
     )
-    return TrainBatches(prefetched, layout)
 
 
 def validation_batches(
@@ -193,28 +238,25 @@ def validation_batches(
     config: DataConfig,
     *,
     batch_size: int,
-    shard: int = 0,
-    shards: int = 1,
+    rows: np.ndarray | None = None,
     limit: int | None = None,
 ) -> list[Batch]:
-    """The held-out text in order: one process' rows of every batch of ``batch_size`` rows.
+    """The held-out text in order, in batches of ``batch_size`` rows; of each, the ``rows``
+    (indices) of one process, by default all.
 
     All processes pack the same rows and take theirs, so that all have equally many batches. The
-    last batch is filled up with rows of padding. ``limit`` keeps the first so many batches. Raises
-    ``ConfigError`` if ``batch_size`` does not divide by ``shards``.
+    last batch is filled up with rows of padding. ``limit`` keeps the first so many batches.
     """
-    check(
-        batch_size % shards == 0,
-        f"--data.eval-batch-size {batch_size} is not divisible by the {shards} processes.",
-    )
     pieces = _pieces(grain.MapDataset.source(source), tokenizer, config.sequence_length)
     packed = iter(_packed(pieces, config.sequence_length).batch(batch_size))
-    first = itertools.islice(packed, limit)
-    return [_share(_batch(rows), batch_size, shard, shards) for rows in first]
+    own = slice(None) if rows is None else rows
+    return [
+        {name: x_BN[own] for name, x_BN in _filled(_batch(packed_rows), batch_size).items()}
+        for packed_rows in itertools.islice(packed, limit)
+    ]
 
 
-def _share(batch: Batch, batch_size: int, shard: int, shards: int) -> Batch:
-    """The rows of one process, after filling the batch up with padding."""
-    own = slice(shard * batch_size // shards, (shard + 1) * batch_size // shards)
+def _filled(batch: Batch, batch_size: int) -> Batch:
+    """The batch, filled up with rows of padding."""
     missing = batch_size - len(batch["inputs"])
-    return {name: np.pad(x_BN, ((0, missing), (0, 0)))[own] for name, x_BN in batch.items()}
+    return {name: np.pad(x_BN, ((0, missing), (0, 0))) for name, x_BN in batch.items()}

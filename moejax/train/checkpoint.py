@@ -13,13 +13,21 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from moejax.errors import RunError
+from moejax.train.processes import Processes
+
+PATIENCE = 300.0
+"""Seconds that a process which cannot read a checkpoint waits to hear of the others."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: a pytree of arrays and a JSON object beside it, by step."""
+    """The checkpoints of one run: a pytree of arrays and a JSON object beside it, by step.
 
-    def __init__(self, directory: Path, keep_latest: int) -> None:
+    All processes call its methods alike, and share the directory; the JSON is that of process 0.
+    """
+
+    def __init__(self, directory: Path, keep_latest: int, processes: Processes) -> None:
         self.directory = directory.absolute()
+        self._processes = processes
         # Orbax logs the whole traceback of a failed save; what the user needs is in our message.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         policy = keep.AnyPreservationPolicy(
@@ -33,7 +41,9 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=True
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,  # one list of steps, that of process 0
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -67,41 +77,62 @@ class Checkpoints:
         another mesh than the one that saved. Damaged checkpoints after it are moved aside, with a
         warning. Raises ``RunError`` if there are checkpoints and none can be read.
         """
-        damaged: dict[int, Exception] = {}
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             items = ocp.args.Composite(
                 state=ocp.args.StandardRestore(like), extra=ocp.args.JsonRestore()
             )
+            reason = None
             try:
                 restored = self._manager.restore(step, args=items)
                 jax.block_until_ready(restored.state)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-                damaged[step] = error
+                reason = _reason(error)
+            reason = self._any_reason(step, reason)
+            if reason is not None:
+                damaged[step] = reason
                 continue
-            for later, error in damaged.items():
-                self._set_aside(later, error)
+            for later, reason in damaged.items():
+                self._set_aside(later, reason)
             return step, restored.state, restored.extra
         if damaged:
             raise RunError(
                 f"no checkpoint in {self.directory} can be read; the last says:"
-                f" {_reason(damaged[max(damaged)])}. If they are damaged, move the directory away"
-                f" to start the run anew."
+                f" {damaged[max(damaged)]}. If they are damaged, move the directory away to start"
+                f" the run anew."
             )
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        aside = self.directory.parent / "damaged_checkpoints"
-        aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.move(self.directory / str(step), target)
+    def _any_reason(self, step: int, reason: str | None) -> str | None:
+        """Why a process could not read a checkpoint, or None if all could. Orbax holds those that
+        could until the last of them has, so where they are not of one mind there is no way on.
+        """
+        try:
+            reasons = self._processes.gather(reason, PATIENCE)
+            return self._processes.agree(
+                next((r for r in reasons if r is not None), None), PATIENCE
+            )
+        except TimeoutError:
+            raise RunError(
+                f"checkpoint {step} in {self.directory} cannot be read by process"
+                f" {self._processes.index} ({reason}), but by others. All processes must see the"
+                f" same directory; if the checkpoint is damaged, move it away."
+            ) from None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        target = self.directory.parent / "damaged_checkpoints" / str(step)
+        if self._processes.first:
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            shutil.move(self.directory / str(step), target)
+            warnings.warn(
+                f"checkpoint {step} cannot be read ({reason}); it was moved to {target}, and the"
+                f" one before it is used.",
+                stacklevel=4,
+            )
+        self._processes.barrier()
         self._manager.reload()
-        warnings.warn(
-            f"checkpoint {step} cannot be read ({_reason(error)}); it was moved to {target}, and"
-            f" the one before it is used.",
-            stacklevel=4,
-        )
 
     def _guarded(self, action: Callable[[], Any]) -> None:
         try:

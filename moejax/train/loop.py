@@ -5,20 +5,20 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import moejax
 from moejax import balance
 from moejax import mesh as meshes
-from moejax.config import Config
-from moejax.data.pipeline import train_batches, validation_batches
+from moejax.config import Config, to_dict
+from moejax.data.pipeline import TrainBatches, join_states, train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, load_tokenizer
 from moejax.errors import ConfigError, DivergedError, RunError
@@ -30,12 +30,11 @@ from moejax.plan import cost
 from moejax.train import metrics
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.processes import Processes, say
 from moejax.train.progress import Progress
-from moejax.train.run_directory import RunDirectory, write_json, write_text
-from moejax.train.step import TrainState, eval_step, init_state, train_step
+from moejax.train.run_directory import RunDirectory
+from moejax.train.step import StepReport, TrainState, eval_step, init_state, train_step
 from moejax.train.stop import Stopped, StopSignals
-
-say = functools.partial(print, flush=True)
 
 
 @dataclass
@@ -80,28 +79,30 @@ class Job:
     model: DecoderLM
     step: Callable
     eval_step: Callable
+    first_sequences: Callable
+    """Brings the first sequences of ``chosen_LBNE``, wherever they are, to all processes."""
     checkpoints: Checkpoints
-    batches: Iterator
+    batches: TrainBatches
     stop: StopSignals
+    processes: Processes
 
 
 def train(config: Config, *, name: str, command: str) -> None:
     """Train, or go on training, the run of ``config``; see the README for what it leaves behind.
 
-    Raises ``UserError`` with a message for the user, and ``Stopped`` after a signal.
+    All processes of a job call it alike. Raises ``UserError`` with a message for the user, and
+    ``Stopped`` after a signal.
     """
-    with StopSignals() as stop:
+    with Processes(config.distributed) as processes, StopSignals() as stop:
         try:
             mesh = meshes.make_mesh(config.mesh)
             meshes.check_fits(config, mesh)
-            with (
-                RunDirectory(Path(config.run.directory or f"runs/{name}")) as run,
-                jax.set_mesh(mesh),
-            ):
+            directory = Path(config.run.directory or f"runs/{name}")
+            with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
                 run.check(config)
-                _train(config, name, command, run, mesh, stop)
+                _train(config, name, command, run, mesh, stop, processes)
         except Stopped as stopped:
-            if not stop.check():
+            if not stop.begun:
                 say(f"{stopped.name}: stopped before the first step; there is nothing new to save.")
             raise
         except OSError as error:
@@ -109,19 +110,28 @@ def train(config: Config, *, name: str, command: str) -> None:
 
 
 def _train(
-    config: Config, name: str, command: str, run: RunDirectory, mesh: Mesh, stop: StopSignals
+    config: Config,
+    name: str,
+    command: str,
+    run: RunDirectory,
+    mesh: Mesh,
+    stop: StopSignals,
+    processes: Processes,
 ) -> None:
     tokenizer = load_tokenizer(config.data.tokenizer)
-    corpus = open_documents(config.data)
+    corpus = processes.first_then_others(lambda: open_documents(config.data))
+    processes.check_same("settings or text", settings(config, tokenizer, corpus))
     model = DecoderLM(config.model, vocabulary(config, tokenizer), config.mesh)
     optimizer = make_optimizer(config.optim)
-    checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints, processes)
     run.write_config(config)
 
     begin = functools.partial(init_state, model, optimizer, config)
     shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin), config.mesh.fsdp)
     batch_sharding = meshes.named(mesh, "batch_BN")
-    warn_of_decoding(config)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if processes.first:
+        warn_of_decoding(config)
     job = Job(
         config=config,
         name=name,
@@ -133,30 +143,36 @@ def _train(
         model=model,
         step=jax.jit(
             functools.partial(
-                train_step,
+                step_and_vote,
                 model=model,
                 optimizer=optimizer,
                 shape=schedule(config.optim, config.run.steps),
                 config=config,
             ),
-            in_shardings=(shardings, batch_sharding),
-            out_shardings=(shardings, None),
+            in_shardings=(shardings, batch_sharding, batch_sharding),
+            out_shardings=(shardings, everywhere, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
             functools.partial(eval_step, model=model),
             in_shardings=(shardings.params, shardings.bias_LE, batch_sharding),
+            out_shardings=(everywhere, None),
+        ),
+        first_sequences=jax.jit(
+            lambda chosen_LBNE, count: chosen_LBNE[:, :count],
+            static_argnums=1,
+            out_shardings=everywhere,
         ),
         checkpoints=checkpoints,
         batches=train_batches(
             corpus.train,
             tokenizer,
             config.data,
-            batch_size=config.data.batch_size // jax.process_count(),
-            shard=jax.process_index(),
-            shards=jax.process_count(),
+            batch_size=config.data.batch_size,
+            rows=meshes.process_rows(mesh, config.data.batch_size),
         ),
         stop=stop,
+        processes=processes,
     )
     try:
         state, progressed = restore_or_begin(job, begin, shardings)
@@ -164,13 +180,41 @@ def _train(
         if progressed.step < config.run.steps:
             state = run_steps(job, state, progressed)
             finish(job, state, progressed)
-        elif not run.report.exists():  # killed after the last checkpoint
+        elif not processes.agree(run.report.exists()):  # killed after the last checkpoint
             finish(job, state, progressed)
         else:
             say(f"This run is finished: {progressed.step} steps. To go on, raise --run.steps.")
             say_result(job)
     finally:
         checkpoints.close()
+
+
+def step_and_vote(
+    state: TrainState, batch: dict[str, jax.Array], signals_B: jax.Array, **fixed: Any
+) -> tuple[TrainState, StepReport, jax.Array]:
+    """One update, and the largest of ``signals_B``: a signal to stop that reached any process."""
+    return *train_step(state, batch, **fixed), signals_B.max()
+
+
+def settings(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
+    """What must be the same in all processes, or they would train different runs."""
+    values = to_dict(config)
+    del values["distributed"], values["data"]["directory"]
+    return flat(values) | {
+        "the tokenizer": tokenizer.fingerprint,
+        "the text": corpus.description,
+        "the version of jax": jax.__version__,
+        "the version of moejax": moejax.__version__,
+    }
+
+
+def flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested dicts as one: ``{"optim": {"beta1": 0.9}}`` as ``{"optim.beta1": 0.9}``."""
+    found = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{at}{name}.") if inner else {at + name: value}
+    return found
 
 
 def warn_of_decoding(config: Config) -> None:
@@ -267,21 +311,22 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
         },
         "command": job.command,
     }
-    write_json(job.run.path / "summary.json", summary)
+    job.run.write_summary(summary)
 
 
 def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState:
     """Train to the last step; log, evaluate and save on the way. Returns the final state."""
     config = job.config.run
-    progress = Progress(config.steps, progressed.step)
+    progress = Progress(config.steps, progressed.step, quiet=not job.processes.first)
     first_step = progressed.step
-    job.run.report.unlink(missing_ok=True)  # of fewer steps; its presence says that all is done
+    job.run.remove_report()
     progress.say("compiling the training step ...")
     job.stop.begin()
-    waiting = None  # the report of the step before, fetched while the next one runs
+    waiting = None  # report and signal of the step before, fetched while the next one runs
     clock = time.monotonic()
 
-    def account(report: Any) -> None:
+    def account(report: StepReport, signal: jax.Array) -> int:
+        """Add up what a step says; returns the signal that any process had before it, or 0."""
         nonlocal clock
         totals = metrics.totals_of_step(report)
         now = time.monotonic()
@@ -296,19 +341,24 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
         )
         in_a_row = int(report.skipped_in_a_row)
         if in_a_row >= config.max_skipped_in_a_row:
+            job.processes.leave()
             raise DivergedError(
                 f"stopped: the loss or its gradient was not finite in {in_a_row} steps in a row, up"
                 f" to step {progressed.step}. Their updates were skipped. Usually a lower"
                 f" --optim.learning-rate or a longer --optim.warmup-fraction helps, with another"
                 f" --run.directory; --run.max-skipped-in-a-row sets this limit."
             )
+        return int(signal)
 
     try:
         while progressed.step < config.steps:
-            state, report = job.step(state, meshes.place(job.mesh, next(job.batches)))
-            if waiting is not None:
-                account(waiting)
-            waiting = report
+            batch = next(job.batches)
+            signals_B = np.full(len(batch["inputs"]), job.stop.check() or 0, np.int32)
+            placed = meshes.place(job.mesh, batch | {"signals_B": signals_B})
+            signals_B = placed.pop("signals_B")
+            state, report, signal = job.step(state, placed, signals_B)
+            signum = 0 if waiting is None else account(*waiting)
+            waiting = report, signal
             progressed.step += 1
             if progressed.step == first_step + 1:
                 jax.block_until_ready(report)
@@ -318,22 +368,23 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
                 last or progressed.step % every == 0
                 for every in (config.log_every, config.eval_every, config.checkpoint_every)
             )
-            signum = job.stop.check()
             if not (log or evaluates or saves or signum):
                 continue
-            account(waiting)
+            signum = max(signum, account(*waiting))
             waiting = None
             if log:
                 progress.interval(log_interval(job, progressed, report), first_step)
             bits = None
             if evaluates:
                 bits = evaluate_all(job, state, progressed, progress.say)
-                signum = job.stop.check()
+                signum = max(signum, job.processes.largest(job.stop.check() or 0))
             if saves or signum or (bits is not None and bits <= progressed.best):
-                data = {"text": job.corpus.description, "place": job.batches.get_state()}
+                place = join_states(job.processes.gather(job.batches.get_state()))
+                data = {"text": job.corpus.description, "place": place}
                 job.checkpoints.save(progressed.step, state, progressed.to_json(data), bits)
             if signum:
                 job.checkpoints.wait()
+                job.processes.leave()
                 progress.say(
                     f"{Stopped(signum).name}: saved step {progressed.step} in {job.run.path};"
                     f" the same command goes on from there."
@@ -384,8 +435,7 @@ def evaluate_all(
         job.tokenizer,
         job.config.data,
         batch_size=job.config.data.eval_batch_size,
-        shard=jax.process_index(),
-        shards=jax.process_count(),
+        rows=meshes.process_rows(job.mesh, job.config.data.eval_batch_size),
         limit=job.config.run.eval_batches,
     ):
         report, chosen = job.eval_step(state.params, state.bias_LE, meshes.place(job.mesh, batch))
@@ -420,7 +470,9 @@ def saturation(
     if chosen_LBNE is None:
         return {}
     sequences = max(1, tokens // chosen_LBNE.shape[2])
-    chosen_LBNE = np.asarray(chosen_LBNE[:, :sequences])
+    chosen_LBNE = np.asarray(job.first_sequences(chosen_LBNE, sequences))
+    if not job.run.owner:
+        return {}
     earlier_LBNE = job.run.last_choices()
     job.run.write_choices(step, chosen_LBNE)
     if earlier_LBNE is None or earlier_LBNE.shape != chosen_LBNE.shape:
@@ -432,7 +484,7 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
     """Write the sample and the report, and say where all is."""
     job.checkpoints.wait()
     config = job.config.run
-    (job.run.path / "sample.txt").unlink(missing_ok=True)
+    text = None
     if config.sample_tokens:
         prompt, _ = job.tokenizer.encode(config.sample_prompt.encode())
         new = sample(
@@ -447,8 +499,9 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
             seed=config.seed,
         )
         text = config.sample_prompt + job.tokenizer.decode(new)
-        write_text(job.run.path / "sample.txt", text)
-    write_report(job.run.path)
+    job.run.write_sample(text)
+    if job.run.owner:
+        write_report(job.run.path)
     say(
         f"Trained {progressed.step:,} steps, {short(progressed.tokens)} tokens, in"
         f" {duration(progressed.seconds)}."
@@ -458,6 +511,8 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
 
 def say_result(job: Job) -> None:
     """The last lines: the figures, the files, what to do next."""
+    if not job.run.owner:
+        return
     line = job.run.last_metrics("validation")
     steps = max(job.config.run.steps, line["step"] if line else 0)
     say(

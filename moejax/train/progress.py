@@ -9,10 +9,13 @@ from moejax.observe.units import duration
 
 
 class Progress:
-    """A live line with step, loss, tokens/s and time left; if redirected, a line an interval."""
+    """A live line with step, loss, tokens/s and time left; if redirected, a line an interval; if
+    ``quiet``, nothing.
+    """
 
-    def __init__(self, steps: int, done: int) -> None:
-        self.live = sys.stdout.isatty()
+    def __init__(self, steps: int, done: int, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.live = sys.stdout.isatty() and not quiet
         self._bar = tqdm(
             total=steps,
             initial=done,
@@ -42,12 +45,12 @@ class Progress:
         """Print a line that stays, above the live one."""
         if self.live:
             self._bar.write(text, file=sys.stdout)
-        else:
+        elif not self.quiet:
             print(text, flush=True)
 
     def interval(self, line: dict, done_before: int) -> None:
         """One line for a logging interval, where there is no live line."""
-        if self.live:
+        if self.live or self.quiet:
             return
         steps_done = max(1, self._done - done_before)
         seconds = time.monotonic() - self._started

@@ -1,11 +1,13 @@
 """A run is a directory: settings, metrics, loads, checkpoints, report. One training at a time."""
 
 import fcntl
+import functools
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,6 +30,10 @@ MAY_CHANGE = frozenset(
         "data.directory",
         "data.eval_batch_size",
         "data.prefetch",
+        "distributed.coordinator_address",
+        "distributed.initialize",
+        "distributed.num_processes",
+        "distributed.process_id",
         "mesh.data",
         "mesh.expert",
         "mesh.model",
@@ -40,34 +46,57 @@ MAY_CHANGE = frozenset(
 )
 
 
-class RunDirectory:
-    """The files of a run, under a lock that ``with`` holds (and the end of the process lets go)."""
+def _by_the_owner(method: Callable[..., None]) -> Callable[..., None]:
+    """In a process that does not own the directory, do nothing."""
 
-    def __init__(self, path: Path) -> None:
+    @functools.wraps(method)
+    def guarded(self: "RunDirectory", *args: Any, **kwargs: Any) -> None:
+        if self.owner:
+            method(self, *args, **kwargs)
+
+    return guarded
+
+
+class RunDirectory:
+    """The files of a run, under a lock that ``with`` holds (and the end of the process lets go).
+
+    Of several processes that train together one is the ``owner``; the others write nothing here,
+    and must not read what the owner may be writing.
+    """
+
+    def __init__(self, path: Path, owner: bool = True) -> None:
         """Make the directory and lock it; ``RunError`` if it cannot be written or is in use."""
         self.path = path
+        self.owner = owner
+        if owner:
+            self._lock = self._locked()
+
+    def _locked(self) -> IO[str]:
+        path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "a")  # noqa: SIM115 (held while in use)
+            lock = open(path / ".lock", "a")  # noqa: SIM115 (held while in use)
         except OSError as error:
             raise RunError(
                 f"cannot write the run directory {path}: {error.strerror}. Choose another with"
                 f" --run.directory."
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._lock.close()
+            lock.close()
             raise RunError(
                 f"another training is running in {path}. Wait for it, or give this one its own"
                 f" --run.directory."
             ) from error
+        return lock
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self.owner:
+            self._lock.close()
 
     @property
     def metrics_file(self) -> Path:
@@ -84,6 +113,7 @@ class RunDirectory:
         """The report page; there once the run has finished."""
         return self.path / "report.html"
 
+    @_by_the_owner
     def check(self, config: Config) -> None:
         """Refuse a config that would make another run of the one that has begun here."""
         file = self.path / "config.json"
@@ -99,10 +129,30 @@ class RunDirectory:
                 "Give the old values to resume it, or another --run.directory to start a new one."
             )
 
+    @_by_the_owner
     def write_config(self, config: Config) -> None:
         """Write ``config.json``."""
         write_json(self.path / "config.json", to_dict(config))
 
+    @_by_the_owner
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_json(self.path / "summary.json", summary)
+
+    @_by_the_owner
+    def write_sample(self, text: str | None) -> None:
+        """Write ``sample.txt``; without text, take an earlier one away."""
+        file = self.path / "sample.txt"
+        file.unlink(missing_ok=True)
+        if text is not None:
+            write_text(file, text)
+
+    @_by_the_owner
+    def remove_report(self) -> None:
+        """Take the report away: it says that all steps are done."""
+        self.report.unlink(missing_ok=True)
+
+    @_by_the_owner
     def keep_metrics_until(self, step: int) -> None:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
@@ -114,6 +164,7 @@ class RunDirectory:
         if self.metrics_file.exists():
             write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
+    @_by_the_owner
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
         line = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
@@ -138,10 +189,12 @@ class RunDirectory:
                 lines.append(line)
         return lines
 
+    @_by_the_owner
     def write_load(self, step: int, **arrays: np.ndarray) -> None:
         """Write ``load/STEP.npz``: choices asked and seated by routed layer and expert."""
         self._write_arrays("load", step, arrays)
 
+    @_by_the_owner
     def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
         """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
         packed = {"bits": np.packbits(chosen_LBNE), "shape": np.asarray(chosen_LBNE.shape)}

@@ -19,7 +19,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._patient = False
+        self.begun = False
 
     def __enter__(self) -> "StopSignals":
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -32,13 +32,13 @@ class StopSignals:
 
     def begin(self) -> None:
         """From here on there is something to save: wait for ``check``."""
-        self._patient = True
+        self.begun = True
 
     def check(self) -> int | None:
         """The signal that asked to stop, if any."""
         return self.signum
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        if not self._patient or self.signum is not None:
+        if not self.begun or self.signum is not None:
             raise Stopped(signum)
         self.signum = signum

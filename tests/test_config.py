@@ -37,8 +37,6 @@ from moejax.config import (
         (lambda: OptimConfig(beta1=1.0), "--optim.beta1 must lie in"),
         (lambda: DataConfig(source="tfds"), "needs --data.tfds-name"),
         (lambda: DataConfig(source="files"), "needs --data.files"),
-        (lambda: MeshConfig(expert=0), "--mesh.expert must be greater than 0"),
-        (lambda: Config(mesh=MeshConfig(expert=3)), "--model.moe.num-experts 8 is not divisible"),
         (lambda: Config(data=DataConfig(sequence_length=100)), "--model.moe.group-size 128 must"),
         (lambda: Config(optim=OptimConfig(accumulate=3)), "not divisible by --optim.accumulate 3"),
     ],

@@ -508,7 +508,10 @@ def test_a_gathering_takes_out_of_a_device_what_its_docstring_says(mesh, chunks)
 
 @pytest.mark.parametrize("form", ["auto", "all_to_all"])
 def test_under_fsdp_parameters_are_all_that_is_gathered_each_once(form):
-    moves = moved(moe(shared_experts=1), "2x2x2", True, expert_parallel=form, fsdp=True)
+    """Each for the whole step, where XLA left to itself gathers wide experts for both ways."""
+    F = 256
+    config = moe(shared_experts=1, hidden_size=F)
+    moves = moved(config, "2x2x2", True, expert_parallel=form, fsdp=True)
     gathered = [shape for name, shapes in moves for shape in shapes if name == "all-gather"]
     here, width = E // 2, F // 2  # of a device of two on the expert and the model axis
     expert = [(here, D, width), (here, D, width), (here, width, D)]

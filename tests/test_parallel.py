@@ -208,7 +208,6 @@ def test_neither_fsdp_nor_chunks_change_anything(form):
 QUICK = [
     ("all_to_all", "experts without computation"),
     ("all_to_all", "experts choose"),
-    ("all_to_all", "slots mix"),
     ("ragged", "weights on inputs"),
     ("all_gather", "the weightiest first"),
 ]
@@ -309,12 +308,12 @@ def choices(expert_GSK, weight_GSK) -> contract.TokenChoice:
     )
 
 
-@pytest.mark.parametrize("capacity", [S, 2])
+@pytest.mark.parametrize("capacity", [pytest.param(S, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     ("mesh", "factor"),
     [
-        ("2x4", 1.0),
-        pytest.param("1x8", 1.3, marks=pytest.mark.slow),
+        ("2x4", 0.9),
+        pytest.param("1x8", 1.1, marks=pytest.mark.slow),
         pytest.param("2x2x2", 0.4, marks=pytest.mark.slow),
         pytest.param("4x2", 0.04, marks=pytest.mark.slow),
     ],
@@ -332,7 +331,7 @@ def test_what_a_device_has_no_room_for_is_as_if_it_had_not_been_chosen(mesh, fac
     x, direction = rng.normal(size=(2, G, S, D)).astype(np.float32)
     params = {k: v for k, v in inputs("dropless")[0].items() if k.endswith(("EDF", "EFD"))}
 
-    room = math.ceil(factor * G // (data * n) * S * K)
+    room = math.ceil(factor * (G // (data * n) * S * K))
     asked = np.asarray(grouped.seated_experts(choice, real, E, capacity, "position"))
     served = served_by_hand(asked, here, (data, n), room)
     assert (asked >= 0).sum() > served.sum() > 0
@@ -381,7 +380,7 @@ def test_room_for_the_worst_case_loses_nothing_and_a_hair_less_one_choice(form):
     params = {k: v for k, v in inputs("dropless")[0].items() if k.endswith(("EDF", "EFD"))}
     x = np.random.default_rng(9).normal(size=(B, S, D)).astype(np.float32)
     rest = choices(expert_GSK, np.ones((B, S, 2))), params, x, np.ones((B, S), bool), x
-    for factor, lost in ((None, 0), (4.0, 0), (3.93, 2)):
+    for factor, lost in ((4.0, 0), (3.93, 2)):
         _, _, seated = routed(form, "2x4", *rest, factor=factor)
         assert seated.sum() == B * S * 2 - lost
 

@@ -73,7 +73,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             for e in range(1, count + 1)
             if count % (e * config.model) == 0
         ]
-        what_fits = ", ".join(f"{d}x{e}" for d, e in fits) or "nothing"
+        what_fits = ", ".join(f"{d}x{e}" for d, e in fits)
+        what_fits = what_fits or f"nothing, as {config.model} does not divide {count}"
         raise ConfigError(
             f"a mesh of {named} needs {data * inner} devices, but there are {count}. What fits"
             f" (data x expert) beside --mesh.model {config.model}: {what_fits}. To try several on a"
@@ -118,13 +119,15 @@ def check_fits(config: Config, mesh: Mesh) -> None:
         groups = rows // devices * config.data.sequence_length // config.model.moe.group_size
         if config.model.moe.every and groups % config.mesh.chunks:
             raise ConfigError(
-                f"--mesh.chunks {config.mesh.chunks} does not divide the {groups} routing groups of"
-                f" a device ({name} = {rows})."
+                f"--mesh.chunks {config.mesh.chunks} does not divide the {groups} routing"
+                f" group{'s' * (groups > 1)} of a device ({name} = {rows} sequences over {devices}"
+                f" devices): make it a divisor of {groups}, or the batch larger."
             )
     if config.mesh.fsdp and config.model.width % devices:
         raise ConfigError(
             f"--mesh.fsdp spreads --model.width {config.model.width} over data x expert ="
-            f" {devices} devices, which do not divide it."
+            f" {devices} devices, which do not divide it: make it a multiple of {devices}, or leave"
+            f" --mesh.fsdp out."
         )
 
 

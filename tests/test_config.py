@@ -60,8 +60,6 @@ def meeting(**changes) -> DistributedConfig:
         (lambda: meeting(coordinator_address="here:0"), "not 'here:0'"),
         (lambda: meeting(initialize="never"), "--distributed.initialize never contradicts"),
         (lambda: DistributedConfig(initialize="now"), "must be one of auto, always, never"),
-        (lambda: MeshConfig(expert=0), "--mesh.expert must be greater than 0"),
-        (lambda: Config(mesh=MeshConfig(expert=3)), "--model.moe.num-experts 8 is not divisible"),
         (lambda: Config(data=DataConfig(sequence_length=100)), "--model.moe.group-size 128 must"),
         (lambda: Config(optim=OptimConfig(accumulate=3)), "not divisible by --optim.accumulate 3"),
     ],

@@ -264,37 +264,3 @@ def test_every_mesh_gives_what_one_device_gives(name):
         part = meshes.tree_shardings(mesh, params)["w_up_EDF"].shard_shape((E, D, F))
         assert part == (E // expert, D, F)
         chex.assert_trees_all_close(alone, on_a_mesh(layer, params, mesh), atol=1e-5)
-
-
-@pytest.mark.parametrize("router", ["top_k", "deepseek_v3", "expert_choice", "soft"])
-@pytest.mark.parametrize(("backward", "moves"), [(False, 2), (True, 4)])
-def test_on_a_mesh_tokens_go_to_experts_and_back_and_are_never_gathered(router, backward, moves):
-    """All-to-alls alone: no device ever holds the tokens or the scores of others."""
-    layer = MoELayer(small(router=router), "swiglu")
-    text = compiled_on(meshes.make_mesh(MeshConfig(data=2, expert=4)), layer, backward)
-    assert text.count(" all-gather(") == 0
-    assert text.count(" all-to-all(") == moves
-
-
-def compiled_on(mesh, layer, backward: bool) -> str:
-    """The text of the compiled forward pass, or the gradient; tokens lie over all devices."""
-    rows = meshes.named(mesh, "batch_BN")
-
-    def abstract(of, sharding=rows):
-        return jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding)
-
-    def forward(params, x, real):
-        found = layer.apply({"params": params}, x, real, training=True)
-        return jax.tree.map(lambda y: jax.lax.with_sharding_constraint(y, rows), found)
-
-    def loss(params, x, real):
-        y, stats, _ = forward(params, x, real)
-        return jnp.square(y).sum() + jnp.square(stats.probability_BE).sum()
-
-    x, real = jnp.zeros(SIZE), jnp.ones(SIZE[:2], bool)
-    start = functools.partial(layer.init, training=True)
-    params = jax.eval_shape(start, jax.random.key(0), x, real)["params"]
-    params = jax.tree.map(abstract, params, meshes.tree_shardings(mesh, params))
-    run = jax.grad(loss, argnums=(0, 1)) if backward else forward
-    with jax.set_mesh(mesh):
-        return jax.jit(run).lower(params, abstract(x), abstract(real)).compile().as_text()

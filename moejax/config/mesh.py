@@ -46,8 +46,9 @@ class MeshConfig:
         )
         check(
             self.receive_factor is None or self.expert_parallel in BY_ROWS,
-            f"--mesh.receive-factor belongs to --mesh.expert-parallel ragged and all_gather;"
-            f" {self.expert_parallel} has slots, which --model.moe.capacity-factor limits.",
+            f"--mesh.receive-factor {self.receive_factor} limits the rows of --mesh.expert-parallel"
+            f" ragged or all_gather: take one of these, or leave it out. {self.expert_parallel} has"
+            f" slots, which --model.moe.capacity-factor limits.",
         )
 
 
@@ -65,14 +66,16 @@ def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
     for flag, number in shared_out.items():
         check(
             number % mesh.model == 0,
-            f"{flag} {number} is not divisible by --mesh.model {mesh.model}.",
+            f"{flag} {number} is not divisible by --mesh.model {mesh.model}, which shares it out:"
+            f" make it a multiple of {mesh.model}, or --mesh.model a divisor of {number}.",
         )
     if not moe.every:
         return
     E, groups = moe.num_experts, moe.expert_groups
     check(
         E % mesh.expert == 0,
-        f"--model.moe.num-experts {E} is not divisible by --mesh.expert {mesh.expert}.",
+        f"--model.moe.num-experts {E} is not divisible by --mesh.expert {mesh.expert}, which shares"
+        f" them out: make it a multiple of {mesh.expert}, or --mesh.expert a divisor of {E}.",
     )
     check(
         groups is None or groups % mesh.expert == 0 or mesh.expert % groups == 0,
@@ -95,8 +98,8 @@ def check_form(model: ModelConfig, mesh: MeshConfig) -> None:
         )
         check(
             moe.expert_dropout == 0,
-            f"--model.moe.expert-dropout draws for all slots at once, which {form} spreads: take"
-            f" auto.",
+            f"--model.moe.expert-dropout {moe.expert_dropout} draws for all slots at once, which"
+            f" {form} spreads: take auto, or 0.",
         )
     if mesh.expert_parallel in BY_ROWS:
         check(
@@ -111,5 +114,6 @@ def check_form(model: ModelConfig, mesh: MeshConfig) -> None:
         )
         check(
             moe.expert_dropout == 0,
-            f"--model.moe.expert-dropout has no place in {form}: take auto.",
+            f"--model.moe.expert-dropout {moe.expert_dropout} has no place in {form}: take auto, or"
+            f" 0.",
         )

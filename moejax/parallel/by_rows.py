@@ -59,7 +59,8 @@ def route(
         worst = n * G * min(S * min(K, here), here * capacity)
         room = worst
         if layout.receive_factor is not None:
-            room = min(worst, math.ceil(layout.receive_factor * G * S * K))
+            # A hair less before rounding up, so that 1.1 * 10 are 11.
+            room = min(worst, math.ceil(layout.receive_factor * G * S * K * (1 - 1e-9)))
         expert_TK = expert_GSK.reshape(G * S, K)
         if room < worst:
             expert_TK = received(expert_TK, here, room)

@@ -7,7 +7,7 @@ over the devices that would else hold copies, and are gathered for use.
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import jax
 import numpy as np
@@ -248,7 +248,6 @@ def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-@cache
 def _own_positions(mesh: Mesh, process: int) -> tuple[list[int], int]:
     """Which parts of a batch the devices of a process hold, and of how many, in order of rows."""
     (axes,) = SPECS["batch_BN"]

@@ -218,7 +218,7 @@ def test_what_process_0_refuses_ends_the_other_with_its_words(small, tmp_path, s
     began = time.monotonic()
     with RunDirectory(Path(small.run.directory)):
         (code, _, errors), (other_code, _, other_errors) = ends(start_both(small, tmp_path))
-    assert code == other_code == 2
+    assert code == other_code == 2, errors + other_errors
     assert errors.startswith("error: another training is running in")
     assert other_errors.startswith("error: process 0 of 2 has ended")
     assert "another training is running in" in other_errors

@@ -122,15 +122,16 @@ class Watch:
 
     def _obey(self, verdict: dict[str, Any]) -> None:
         who, why = f"process {verdict['process']} of {self._count}", verdict["why"]
+        if verdict["died"]:
+            self._end.say(f"{who} has died: {why}. All processes end. {RESUME}", 1)
+        else:
+            why = f"{who} has ended, and so do all; its own output says more. It says: {why}"
+            self._end.say(why, verdict["code"])
+        # Once process 0 knows that all know, it goes, and takes the store along.
         self._set(f"read/{self._index}", "")
         if self._index == 0:
             self._wait_for_readers(besides=verdict["process"])
-        if verdict["died"]:
-            self._end.because(f"{who} has died: {why}. All processes end. {RESUME}", 1)
-        self._end.because(
-            f"{who} has ended, and so do all; its own output says more. It says: {why}",
-            verdict["code"],
-        )
+        exit_with(self._end.code)
 
 
 class End:
@@ -138,10 +139,16 @@ class End:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.code: int | None = None
+        """The exit code, once it has been said why."""
 
     def arm(self, aborted: Callable[[], None]) -> None:
-        """Call ``aborted``, which must not return, when something below Python aborts."""
-        self._handler = _SIGNAL_HANDLER(lambda _: aborted())
+        """Call ``aborted``, which must not return, when something below Python aborts; unless it
+        has been said why the process ends: then it only ends, as other threads may be stuck.
+        """
+        self._handler = _SIGNAL_HANDLER(
+            lambda _: aborted() if self.code is None else exit_with(self.code)
+        )
         _c_signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def disarm(self) -> None:
@@ -156,11 +163,17 @@ class End:
             1,
         )
 
+    def say(self, why: str, code: int) -> None:
+        """Print why the process ends; the first reason stands."""
+        with self._lock:
+            if self.code is None:
+                self.code = code
+                print(f"error: {why}", file=sys.stderr, flush=True)
+
     def because(self, why: str, code: int) -> None:
         """Print why, and end the process."""
-        with self._lock:
-            print(f"error: {why}", file=sys.stderr, flush=True)
-            exit_with(code)
+        self.say(why, code)
+        exit_with(self.code)
 
 
 # Python's own handlers run too late for an abort, which does not come back to the interpreter.

@@ -234,6 +234,15 @@ def platform() -> str:
     return "cuda" if name == "gpu" else name
 
 
+def compiler_options(config: MeshConfig, platform: str) -> dict[str, str]:
+    """What XLA must be told so that the parts of ``config.chunks`` overlap: on TPUs it exchanges
+    slots and rows while nothing else runs, unless it is asked to go on.
+    """
+    if platform != "tpu" or config.chunks == 1:
+        return {}
+    return {f"xla_tpu_enable_async_{name}": "true" for name in ("all_to_all", "ragged_all_to_all")}
+
+
 def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
     """The shardings of parameters, or of any state that repeats their names (optimizer moments)."""
 

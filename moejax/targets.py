@@ -59,6 +59,23 @@ def collectives(text: str) -> dict[str, int]:
     return {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
 
 
+def overlapping(text: str) -> int:
+    """How many collective operations of a compiled program run beside products: those that have one
+    between their start and their end in its schedule.
+    """
+    begun, count = {}, 0
+    for line in text.splitlines():
+        start = re.match(r"\s+%(\S+) = .* (?:" + "|".join(COLLECTIVES) + r")-start\(", line)
+        done = re.search(r"-done\(%([^),]+)\)", line)
+        if start:
+            begun[start[1]] = False
+        elif done and begun.pop(done[1], False):
+            count += 1
+        elif " fusion(" in line and "dot_general" in line:
+            begun = dict.fromkeys(begun, True)
+    return count
+
+
 def largest_buffers(text: str, count: int = 8) -> list[tuple[int, str, str]]:
     """The largest arrays that a compiled program writes: bytes, type and shape, what it is."""
     found = {}

@@ -54,6 +54,7 @@ def measure(config: Config, target: str, slices: int, vocab_size: int) -> dict[s
         "peak_gigabytes": memory.peak_memory_in_bytes / 1e9,
         "state_gigabytes": memory.argument_size_in_bytes / 1e9,
         "buffers": targets.largest_buffers(compiled.as_text()),
+        "overlapping": targets.overlapping(compiled.as_text()),
         "compile_seconds": time.perf_counter() - start,
     }
     return found | work(config, grid, vocab_size)
@@ -90,7 +91,8 @@ def compile_step(
         jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
         traced = jitted.trace(state, dict.fromkeys(BATCH, rows_BN))
         try:
-            return traced.lower(lowering_platforms=("tpu",)).compile(options)
+            ours = meshes.compiler_options(config.mesh, "tpu")
+            return traced.lower(lowering_platforms=("tpu",)).compile(ours | (options or {}))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise OutOfMemory(str(error).split("RESOURCE_EXHAUSTED: ")[-1]) from error
@@ -185,6 +187,7 @@ def report(result: dict[str, Any]) -> str:
             "arithmetic": f"{result['flops'] / 1e12:.3f} TFLOP a device and step,"
             f" {result['flops_ratio']:.3f} of the formula",
             "collectives": _listed(result["collectives"]),
+            "  beside products": f"{result['overlapping']} of those in the program's text",
         }
         for run in result["repeated"]:
             name = {"dense": "dense layer", "unit": "unit of layers", "rest": "last layer"}
@@ -192,7 +195,7 @@ def report(result: dict[str, Any]) -> str:
     made = [f"{name:<20}{value}" for name, value in lines.items()]
     if result["buffers"]:
         of = result.get("buffers_of")
-        which = f" with {of['layers']} layers and {of['sequences']} sequences" if of else ""
+        which = f" of a step with {of['sequences']} sequences, layers {of['layers']}" if of else ""
         made.append(f"largest buffers{which}")
         made += [f"  {short(size)}B  {array}  {name}" for size, array, name in result["buffers"]]
     return "\n".join(made)

@@ -152,6 +152,7 @@ def _train(
             in_shardings=(shardings, batch_sharding, batch_sharding),
             out_shardings=(shardings, everywhere, everywhere),
             donate_argnums=0,
+            compiler_options=meshes.compiler_options(config.mesh, meshes.platform()) or None,
         ),
         eval_step=jax.jit(
             functools.partial(eval_step, model=model),

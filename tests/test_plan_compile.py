@@ -57,8 +57,8 @@ def test_rows_are_sent_by_the_chips_own_ragged_exchange():
 @pytest.mark.parametrize(("chunks", "overlap"), [(1, False), (2, True)])
 def test_chunks_travel_while_others_are_computed(chunks, overlap):
     flags = ["--mesh.expert", "4", "--mesh.expert-parallel", "all_to_all", "--mesh.chunks"]
-    flags += [str(chunks), "--model.num-layers", "1", "--model.width", "2048"]
-    flags += ["--model.moe.hidden-size", "4096", "--data.sequence-length", "1024"]
+    flags += [str(chunks), "--model.num-layers", "1", "--model.width", "1024"]
+    flags += ["--model.moe.hidden-size", "2048", "--data.sequence-length", "512"]
     flags += ["--model.dtype", "bfloat16", "--optim.optimizer", "adamw"]
     _, found = plan_compile("quickstart", "v5e:2x2", *flags)
     assert found["collectives"]["all-to-all"] == 4 * chunks

@@ -13,7 +13,7 @@ from moejax import balance
 from moejax import mesh as meshes
 from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig
 from moejax.models.decoder import DecoderLM
-from moejax.train.optimizer import kind_of, make_optimizer, schedule
+from moejax.train.optimizer import kind_of, make_optimizer, orthogonalised, schedule
 from moejax.train.step import gradients, init_state, train_step
 
 
@@ -143,6 +143,17 @@ def test_muon_orthogonalises_every_expert_by_itself(tiny, batch):
     values = np.linalg.svd(moved, compute_uv=False)
     assert values.min() > 0.3  # all near 1: the update has no preferred direction
     assert values.max() < 1.5
+
+
+def test_muon_works_on_experts_where_they_are():
+    """No device gathers those of another."""
+    mesh = meshes.make_mesh(MeshConfig(data=2, expert=4))
+    shardings = meshes.tree_shardings(mesh, {"w_up_EDF": jnp.zeros((3, 8, 6, 4))})["w_up_EDF"]
+    run = jax.jit(lambda x: orthogonalised(x, 3), out_shardings=shardings)
+    x_LEDF = jax.device_put(jax.random.normal(jax.random.key(0), (3, 8, 6, 4)), shardings)
+    assert "all-" not in run.lower(x_LEDF).compile().as_text()
+    singular = np.linalg.svd(run(x_LEDF), compute_uv=False)
+    assert 0.5 < singular.min() and singular.max() < 1.3
 
 
 def test_weight_decay_reaches_matrices_only(tiny, batch):

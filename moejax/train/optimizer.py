@@ -3,8 +3,9 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from moejax import mesh
 from moejax.config import OptimConfig
@@ -55,12 +56,14 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         dimensions = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
         return jax.tree.map(lambda _: dimensions, params)
 
-    orthogonal = muon(
-        config.muon_learning_rate,
-        ns_steps=config.muon_iterations,
-        preconditioning="aol",
-        weight_decay=config.weight_decay,
-        muon_weight_dimension_numbers=last_two,
+    def orthogonal(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(lambda x: orthogonalised(x, config.muon_iterations), updates)
+
+    orthogonal = optax.chain(
+        scale_by_muon(ns_steps=0, preconditioning="aol", weight_dimension_numbers=last_two),
+        optax.stateless(orthogonal),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(config.muon_learning_rate),
     )
     groups = {
         "muon": orthogonal,
@@ -76,6 +79,26 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     if config.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def orthogonalised(x: jax.Array, iterations: int) -> jax.Array:
+    """The matrices [..., m, n] with singular values near 1, times sqrt(max(1, n / m)).
+
+    Newton-Schulz (Jordan et al. 2024), the first step with the AOL preconditioner (Boissin et al.
+    2025). optax's own, which supplies the momentum, lays layers and experts side by side first:
+    where experts lie on several devices, all would be gathered for that.
+    """
+    c0, c1, c2 = 3.4445, -4.7750, 2.0315
+    m, n = x.shape[-2:]
+    if m > n:
+        x = x.mT
+    for i in range(iterations):
+        square = x @ x.mT
+        if i == 0:
+            scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(square).sum(-1, keepdims=True), 1e-8))
+            x, square = x * scale, square * scale * scale.mT
+        x = c0 * x + (c1 * square + c2 * square @ square) @ x
+    return (x.mT if m > n else x) * max(1, n / m) ** 0.5
 
 
 def muon_flops(params: optax.Params, config: OptimConfig) -> float:

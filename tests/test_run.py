@@ -196,7 +196,8 @@ def test_sigterm_saves_and_says_so(config, tmp_path):
     assert (Path(config.run.directory) / "checkpoints" / str(step)).is_dir()
 
 
-def test_another_mesh_goes_on_with_the_same_losses(config, tmp_path, monkeypatch):
+def test_another_mesh_and_form_go_on_with_the_same_losses(config, tmp_path, monkeypatch):
+    """Saved by eight devices on the data axis; resumed where everything is spread over all axes."""
     alone = with_run(config, directory=str(tmp_path / "alone"), sample_tokens=0)
     quick(alone)
 
@@ -210,8 +211,8 @@ def test_another_mesh_goes_on_with_the_same_losses(config, tmp_path, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(loop, "StopSignals", StopAtStepSeven)
         quick(config)
-    spread = dataclasses.replace(config, mesh=MeshConfig(data=2, expert=4))
-    quick(spread, sample_tokens=0)
+    layout = MeshConfig(data=2, expert=2, model=2, fsdp=True, expert_parallel="ragged")
+    quick(dataclasses.replace(config, mesh=layout), sample_tokens=0)
     got, want = metrics(config.run.directory), metrics(alone.run.directory)
     for one, other in zip(got, want, strict=True):
         assert one.pop("split") == other.pop("split")

@@ -149,7 +149,11 @@ def test_priority_seating_does_not_care_where_a_token_stands(seed, order):
     np.testing.assert_array_equal(moved["seated_GSE"], still["seated_GSE"][:, order])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("random", "hash", "base")])
+# The capped assignment often gives a token equal shares of experts, and the lower one keeps it.
+UNLIKE = ("random", "hash", "base", "expert_choice, capped")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in UNLIKE])
 @property_test
 @given(
     arrays=distinct,

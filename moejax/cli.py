@@ -192,7 +192,7 @@ def placement(arguments: Namespace) -> None:
 
 def plan_compile_arguments(parser: ArgumentParser) -> None:
     """The arguments of `moejax plan compile` beside those of a config."""
-    parser.add_argument("--target", required=True, metavar="TPU:LAYOUT")
+    parser.add_argument("--target", metavar="TPU:LAYOUT")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--json", action="store_true")
 
@@ -201,11 +201,14 @@ def plan_compile(arguments: Namespace) -> None:
     """Compile a config's training step for TPUs and print what it takes."""
     compile_on_the_cpu()
     from moejax.command_line import parse
+    from moejax.config import check
     from moejax.data.tokenizer import load_tokenizer
     from moejax.train import compiled
 
-    flags = f"--target {arguments.target} [--slices N] [--json]"
+    flags = f"--target {arguments.target or 'v5p:4x4x8'} [--slices N] [--json]"
     config, _ = parse(arguments.rest, f"moejax plan compile {flags}")
+    check(arguments.target is not None, "--target is missing: a TPU and its layout, v5p:4x4x8 say.")
+    check(arguments.slices > 0, f"--slices must be greater than 0, not {arguments.slices}.")
     size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     result = compiled.measure(config, arguments.target, arguments.slices, size)
     print(json.dumps(result, indent=2) if arguments.json else compiled.report(result), flush=True)

@@ -119,9 +119,8 @@ class DecoderLM(nn.Module):
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
-        # Cast first, as what is gathered should be small.
-        embedding_VD = mesh.gathered(embedding_VD.astype(dtype), "embedding_VD", self.layout.fsdp)
-        x_BND = mesh.pin(embedding_VD[batch["inputs"]], "tokens_BND")
+        # From where the table lies: its gradient adds up in float32.
+        x_BND = mesh.pin(embedding_VD[batch["inputs"]].astype(dtype), "tokens_BND")
         cos, sin = rotary(batch["positions"], config.attention_head_size, config.rope_theta)
         context = {
             "mask_B1NN": document_mask(batch["segments"]),
@@ -135,7 +134,8 @@ class DecoderLM(nn.Module):
         x_BND, routed = self._layers(x_BND, context, training, own)
         x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
         if config.tie_embeddings:
-            w_DV = embedding_VD.T * D**-0.5
+            w_DV = (embedding_VD.T * D**-0.5).astype(dtype)
+            w_DV = mesh.gathered(w_DV, "w_head_DV", self.layout.fsdp)
         else:
             w_DV = weight(self, "w_head_DV", (D, V), dtype)
         return (x_BND @ w_DV).astype(jnp.float32), routed

@@ -35,7 +35,15 @@ FLOORS = {
     "cli": 9,
     "__main__": 10,
 }
-WITHOUT_LINEN = ("routing", "balance", "selection_bias", "experts", "kernels", "dispatch")
+WITHOUT_LINEN = (
+    "routing",
+    "balance",
+    "selection_bias",
+    "experts",
+    "kernels",
+    "dispatch",
+    "parallel",
+)
 
 
 def house_of(file: Path) -> str:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from moejax import mesh as meshes
+from moejax import targets
+from moejax.config import ConfigError, MeshConfig
+
 ROOT = Path(__file__).parents[1]
 
 pytestmark = [
@@ -65,7 +69,16 @@ def test_chunks_travel_while_others_are_computed(chunks, overlap):
     assert (found["overlapping"] > 0) == overlap
 
 
-def test_two_slices_share_the_data_axis():
+def test_slices_lie_along_the_data_axis():
+    """What travels inside a layer stays inside a slice."""
+    devices = targets.described("v5e:2x2", slices=2)
+    grid = meshes.make_mesh(MeshConfig(expert=2, model=2), devices)
+    assert [{device.slice_index for device in part.flat} for part in grid.devices] == [{0}, {1}]
+    with pytest.raises(ConfigError, match="--mesh.data 1 is not divisible by the 2 slices"):
+        meshes.make_mesh(MeshConfig(expert=8), devices)
+
+
+def test_a_step_compiles_for_two_slices():
     code, found = plan_compile("quickstart", "v5e:2x2", "--slices", "2", "--mesh.expert", "4")
     assert code == 0 and found["mesh"] == {"data": 2, "expert": 4, "model": 1}
 

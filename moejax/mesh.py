@@ -145,7 +145,8 @@ def _laid(x: jax.Array, spec: P) -> jax.Array:
 def gathered(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
     """A parameter as products want it: whole, but for the axes that the product is spread over.
 
-    Its gradient goes back to where the parameter lies, so that XLA adds up and scatters in one.
+    Its gradient goes back to where the parameter lies, so that XLA can add up and scatter in one
+    (for CPUs it does not).
     """
     return _gathered(w, name) if fsdp else w
 

@@ -373,7 +373,7 @@ def test_every_sender_has_its_part_of_the_room_and_the_first_have_what_is_left(f
     np.testing.assert_array_equal(seated_GSE[..., 1:].sum((1, 2)), [0, 3, 4, 1])
 
 
-@pytest.mark.parametrize("form", ["ragged", "all_gather"])
+@pytest.mark.parametrize("form", ["ragged", pytest.param("all_gather", marks=pytest.mark.slow)])
 def test_room_for_the_worst_case_loses_nothing_and_a_hair_less_one_choice(form):
     """All tokens of all devices want both experts of the first, in each of two data rows."""
     expert_GSK = np.broadcast_to([0, 1], (B, S, 2))

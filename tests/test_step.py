@@ -35,7 +35,7 @@ def changed(config: Config, section: str, **changes) -> Config:
     return dataclasses.replace(config, **{section: part})
 
 
-@pytest.mark.parametrize("group_size", [8, 32])
+@pytest.mark.parametrize("group_size", [8, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "weights",
     [

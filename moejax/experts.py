@@ -31,6 +31,12 @@ def matrices(activation: str) -> tuple[str, ...]:
     return ("w_gate", "w_up", "w_down") if activation in GATED else ("w_up", "w_down")
 
 
+def bank_shapes(activation: str, E: int, D: int, F: int) -> dict[str, tuple[int, ...]]:
+    """The arrays of a bank of E experts, by name."""
+    shapes = {"w_gate_EDF": (E, D, F), "w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
+    return {name: shape for name, shape in shapes.items() if name[:-4] in matrices(activation)}
+
+
 def network(
     params: dict[str, jax.Array],
     x_TD: jax.Array,

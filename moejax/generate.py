@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from moejax.config import Config
+from moejax.mesh import named
 
 
 def sample(
@@ -46,7 +46,7 @@ def sample(
 def everywhere(tree: object) -> NamedSharding | None:
     """A copy on every device of the mesh that ``tree`` lies on; None if it lies on none."""
     sharding = jax.tree.leaves(tree)[0].sharding
-    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+    return named(sharding.mesh, "everywhere") if isinstance(sharding, NamedSharding) else None
 
 
 @functools.cache

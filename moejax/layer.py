@@ -193,16 +193,15 @@ class MoELayer(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """``y_GSD`` and ``seated_GSE`` of the chosen experts, wherever they are."""
         moe, real_GS, slots = self.config, inputs.real_GS, inputs.capacity
-        E, D, F = moe.num_experts, x_GSD.shape[-1], moe.hidden_size
-        shapes = {"w_gate_EDF": (E, D, F), "w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
-        names = [n for n in shapes if n[:-4] in experts.matrices(self.activation)]
+        sizes = (moe.num_experts, x_GSD.shape[-1], moe.hidden_size)
+        shapes = experts.bank_shapes(self.activation, *sizes)
         options = {"activation": self.activation, "seating": moe.seating, "dropout": dropout}
         if place_ER is None:
-            bank = {n: matrix(self, n, shapes[n]).astype(x_GSD.dtype) for n in names}
+            bank = {n: matrix(self, n, s).astype(x_GSD.dtype) for n, s in shapes.items()}
             route = route_of(moe, self.layout, bank, x_GSD, slots)
             return route(bank, x_GSD, choice, real_GS, capacity=slots, **options)
         # As many places as there are; Linen would want one for each expert.
-        bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in names}
+        bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in shapes}
         choice, seated_GSE = to_places(choice, place_ER, real_GS, slots, moe.seating)
         room = x_GSD.shape[1]
         route = route_of(moe, self.layout, bank, x_GSD, room)

@@ -22,6 +22,7 @@ TOKENS = ("data", "expert")
 
 # Activations, by the name of what they hold.
 SPECS = {
+    "everywhere": P(),
     "batch_BN": P(TOKENS),
     "tokens_GSD": P(TOKENS),
     "tokens_BND": P(TOKENS),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from moejax import mesh
 from moejax.config import Config, ModelConfig
-from moejax.experts import matrices
+from moejax.experts import bank_shapes, matrices
 from moejax.parallel import forms_of
 from moejax.routing.seating import capacity
 
@@ -105,12 +105,8 @@ def more_flops_of_slots(config: Config) -> float:
     D, F, E, S = model.width, moe.hidden_size, moe.num_experts, moe.group_size
     slots = capacity(S, moe.top_k, moe.num_choices, moe.capacity_factor)
     dtype = jnp.dtype(model.dtype)
-    shapes = {name: (E, D, F) for name in matrices(model.activation)} | {"w_down": (E, F, D)}
-    letters = {name: "EFD" if name == "w_down" else "EDF" for name in shapes}
-    bank = {
-        f"{name}_{letters[name]}": jax.ShapeDtypeStruct(shape, dtype)
-        for name, shape in shapes.items()
-    }
+    shapes = bank_shapes(model.activation, E, D, F)
+    bank = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
     groups = config.data.batch_size * config.data.sequence_length // S
     x_GSD = jax.ShapeDtypeStruct((groups, S, D), dtype)
     dispatch, _ = forms_of(moe, config.mesh, bank, x_GSD, slots)

@@ -17,7 +17,12 @@ WITHOUT_TPU = {
 }
 """What libtpu would else ask a machine that has TPUs, and that others may load it as well."""
 
-HBM_BYTES = {"TPU v5 lite": 15.75 * 2**30, "TPU v5": 95.74 * 2**30, "TPU v6 lite": 31.25 * 2**30}
+HBM_BYTES = {
+    "TPU v4": 15.25 * 2**30,
+    "TPU v5 lite": 15.75 * 2**30,
+    "TPU v5": 95.74 * 2**30,
+    "TPU v6 lite": 31.25 * 2**30,
+}
 """What the compiler grants a program, by kind of device, as it says itself when that is too little.
 """
 

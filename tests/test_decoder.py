@@ -128,7 +128,7 @@ def test_rotary_products_depend_on_distance_alone():
 def test_routed_layers_are_placed_by_pattern(layers, every, first, kinds, plan):
     config = ModelConfig(num_layers=layers, moe=MoEConfig(every=every, first_dense=first))
     assert "".join("DR"[r] for r in config.routed_layers) == kinds
-    got = scan_plan(config.routed_layers, every, first)
+    got = scan_plan(config)
     assert [("".join("DR"[r] for r in unit), n) for unit, n in got] == plan
 
 

@@ -516,3 +516,13 @@ def test_under_fsdp_parameters_are_all_that_is_gathered_each_once(form):
     expert = [(here, D, width), (here, D, width), (here, width, D)]
     shared = [(D, width), (D, width), (width, D)]
     assert sorted(gathered) == sorted([*expert, *shared, (D, E)])
+
+
+@pytest.mark.parametrize("form", ["all_to_all", "ragged", "all_gather"])
+def test_no_explicit_form_forgets_expert_dropout(form):
+    """A layer built without a whole config, which would have refused it."""
+    layout, grid = mesh_of("2x4", expert_parallel=form)
+    layer = MoELayer(moe(expert_dropout=0.5), "swiglu", layout)
+    keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
+    with jax.set_mesh(grid), pytest.raises(ValueError, match="no expert dropout"):
+        layer.init(keys, jnp.zeros((B, N, D)), jnp.ones((B, N), bool), training=True)

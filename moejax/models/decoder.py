@@ -78,13 +78,14 @@ class Unit(nn.Module):
         return x_BND, jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
 
 
-def scan_plan(routed: tuple[bool, ...], every: int, first_dense: int) -> list[tuple[tuple, int]]:
+def scan_plan(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
     """Split the layers into runs of a repeated unit: [(the unit's layers, repetitions), ...].
 
     With every second layer of 7 routed after 2 dense ones: D D | D R, D R | D.
     """
-    period = every or 1
-    rest = len(routed) - first_dense
+    routed, moe = config.routed_layers, config.moe
+    first_dense = moe.first_dense if moe.every else 0
+    period, rest = moe.every or 1, len(routed) - first_dense
     runs = [
         ((False,), first_dense),
         (routed[first_dense : first_dense + period], rest // period),
@@ -148,12 +149,10 @@ class DecoderLM(nn.Module):
         own: dict[str, jax.Array],
     ) -> tuple[jax.Array, Routed | None]:
         """``own`` is what each routed layer has for itself, with a leading L."""
-        config, moe = self.config, self.config.moe
+        config = self.config
         unroll = mesh.platform() == "cpu" if config.unroll is None else config.unroll
         said, done = [], 0
-        first_dense = moe.first_dense if moe.every else 0
-        plan = scan_plan(config.routed_layers, moe.every, first_dense)
-        for i, (unit, repeats) in enumerate(plan):
+        for i, (unit, repeats) in enumerate(scan_plan(config)):
             # Of this run: [repeats, routed layers of the unit, ...].
             count = repeats * sum(unit)
             here = {

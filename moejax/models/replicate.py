@@ -23,10 +23,8 @@ def replicate(config: ModelConfig, params: dict, plan: Placement) -> tuple[dict,
         f"the plan is of {planned[0]} layers of {planned[1]} experts, but the model has {L} routed"
         f" layers of {E}.",
     )
-    first_dense = config.moe.first_dense if config.moe.every else 0
-    runs, done = scan_plan(config.routed_layers, config.moe.every, first_dense), 0
-    params = dict(params)
-    for i, (unit, repeats) in enumerate(runs):
+    params, done = dict(params), 0
+    for i, (unit, repeats) in enumerate(scan_plan(config)):
         routed = np.flatnonzero(unit)
         of_run = np.arange(done, done + repeats * routed.size).reshape(repeats, -1)
         done += of_run.size

@@ -24,6 +24,8 @@ def compute(
     An exchange takes G E C D (n - 1) / n numbers out of a device with G groups, n devices on the
     expert axis.
     """
+    if dropout is not None:
+        raise ValueError("all_to_all has no expert dropout, which draws for all slots at once.")
     D = x_GRD.shape[-1]
 
     def run(params: dict[str, jax.Array], x_GRD: jax.Array) -> tuple[jax.Array, None]:

@@ -47,10 +47,11 @@ def route(
     With ``layout.receive_factor``, choices beyond what a device takes in are dropped as well: every
     sender may fill an equal part of it, and what others leave, first choices first.
     """
+    if dropout is not None:
+        raise ValueError("rows know no expert dropout: use gather or einsum.")
     if mesh.expert_devices() == 1:
         run = partial(grouped.route, activation=activation, capacity=capacity, seating=seating)
         return mesh.on_each_device(run, params, x_GSD, choice, real_GS, layout=layout)
-    move = {"ragged": _ragged, "all_gather": _all_gather}[form]
 
     def run(params, x_GSD, choice, real_GS):
         n, here = mesh.expert_devices(), params["w_down_EFD"].shape[0]
@@ -67,8 +68,9 @@ def route(
         experts_of = partial(
             _local_experts, params, room=room, activation=activation, weigh=choice.weigh
         )
+        move = _all_gather if form == "all_gather" else partial(_ragged, here=here, room=room)
         weight_TK = choice.weight_GSK.reshape(G * S, K)
-        y_TD = move(experts_of, x_GSD.reshape(G * S, D), expert_TK, weight_TK, here, room)
+        y_TD = move(experts_of, x_GSD.reshape(G * S, D), expert_TK, weight_TK)
         return y_TD.reshape(x_GSD.shape), grouped.seated(expert_TK.reshape(G, S, K), n * here)
 
     return mesh.on_each_device(run, params, x_GSD, choice, real_GS, layout=layout)
@@ -79,8 +81,6 @@ def _all_gather(
     x_TD: jax.Array,
     expert_TK: jax.Array,
     weight_TK: jax.Array,
-    here: int,
-    room: int,
 ) -> jax.Array:
     everyone = partial(lax.all_gather, axis_name="expert", tiled=True)
     y_TD = experts_of(everyone(x_TD), everyone(expert_TK), everyone(weight_TK))
@@ -92,6 +92,7 @@ def _ragged(
     x_TD: jax.Array,
     expert_TK: jax.Array,
     weight_TK: jax.Array,
+    *,
     here: int,
     room: int,
 ) -> jax.Array:

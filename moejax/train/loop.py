@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import moejax
 from moejax import balance
@@ -129,7 +129,7 @@ def _train(
     begin = functools.partial(init_state, model, optimizer, config)
     shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin), config.mesh.fsdp)
     batch_sharding = meshes.named(mesh, "batch_BN")
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = meshes.named(mesh, "everywhere")
     if processes.first:
         warn_of_decoding(config)
     job = Job(

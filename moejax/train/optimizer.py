@@ -56,12 +56,13 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         dimensions = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
         return jax.tree.map(lambda _: dimensions, params)
 
-    def orthogonal(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+    def orthogonalise(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
         return jax.tree.map(lambda x: orthogonalised(x, config.muon_iterations), updates)
 
     orthogonal = optax.chain(
+        # No steps: the momentum alone; aol, as the others would normalise it first.
         scale_by_muon(ns_steps=0, preconditioning="aol", weight_dimension_numbers=last_two),
-        optax.stateless(orthogonal),
+        optax.stateless(orthogonalise),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(config.muon_learning_rate),
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from moejax import balance
@@ -17,6 +17,7 @@ from moejax.dispatch import einsum
 from moejax.layer import MoELayer
 from moejax.routing import contract, token_choice
 from moejax.routing.contract import RouterInput, TokenChoice
+from moejax.routing.expert_choice import capped_assignment
 from moejax.routing.routers import ROUTERS, Router
 from moejax.routing.token_choice import TokenChoiceRule
 
@@ -149,11 +150,17 @@ def test_priority_seating_does_not_care_where_a_token_stands(seed, order):
     np.testing.assert_array_equal(moved["seated_GSE"], still["seated_GSE"][:, order])
 
 
-# The capped assignment often gives a token equal shares of experts, and the lower one keeps it.
-UNLIKE = ("random", "hash", "base", "expert_choice, capped")
+def has_equal_shares(arrays, rule) -> bool:
+    """Whether two experts have the same part of a token under the cap, as far as it settles."""
+    probability_GSE = jax.nn.softmax(arrays["logits_GSE"])
+    share_GSE = capped_assignment(probability_GSE, arrays["real_GS"], C, rule)
+    share_GSE = np.sort(share_GSE, axis=-1)
+    near_GSE = np.diff(share_GSE, axis=-1) < 1e-3
+    part_GSE = (share_GSE[..., 1:] > 0.01) & (share_GSE[..., 1:] < 0.99)
+    return bool((near_GSE & part_GSE).any())
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in UNLIKE])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("random", "hash", "base")])
 @property_test
 @given(
     arrays=distinct,
@@ -162,6 +169,8 @@ UNLIKE = ("random", "hash", "base", "expert_choice, capped")
 )
 def test_permuting_experts_permutes_loads(name, arrays, groups, halves):
     """Groups move as a whole, and experts inside them."""
+    # The lower of experts that have equal shares of a token keeps it: those are not alike.
+    assume("capped" not in name or not has_equal_shares(arrays, ALL[name].rule))
     order = [2 * q + half for q in groups for half in halves[q]]
     names = ("logits_GSE", "logits_GSEC", "noise_GSE")
     moved = route(name, arrays | {n: arrays[n][:, :, order] for n in names})

@@ -8,10 +8,23 @@ import jax.numpy as jnp
 
 from moejax.products import product
 
-GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
-PLAIN = {"gelu": jax.nn.gelu, "relu": jax.nn.relu}
-
 Affine = Callable[[jax.Array, str, jax.Array | float], jax.Array]
+
+
+def clamped_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The gate of gpt-oss (OpenAI 2025, its released code): clamped at 7, with a steeper sigmoid,
+    and one more than the other factor.
+    """
+    gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+    return (up + 1) * gate * jax.nn.sigmoid(1.702 * gate)
+
+
+GATED = {
+    "swiglu": lambda gate, up: up * jax.nn.silu(gate),
+    "geglu": lambda gate, up: up * jax.nn.gelu(gate),
+    "clamped_swiglu": clamped_swiglu,
+}
+PLAIN = {"gelu": jax.nn.gelu, "relu": jax.nn.relu}
 
 
 @dataclass(frozen=True)
@@ -31,10 +44,17 @@ def matrices(activation: str) -> tuple[str, ...]:
     return ("w_gate", "w_up", "w_down") if activation in GATED else ("w_up", "w_down")
 
 
-def bank_shapes(activation: str, E: int, D: int, F: int) -> dict[str, tuple[int, ...]]:
-    """The arrays of a bank of E experts, by name."""
+def bank_shapes(
+    activation: str, E: int, D: int, F: int, bias: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """The arrays of a bank of E experts, by name; those with ``bias`` have one for each matrix."""
     shapes = {"w_gate_EDF": (E, D, F), "w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
-    return {name: shape for name, shape in shapes.items() if name[:-4] in matrices(activation)}
+    biases = {"b_gate_EF": (E, F), "b_up_EF": (E, F), "b_down_ED": (E, D)}
+    wanted = matrices(activation)
+    found = {name: shape for name, shape in shapes.items() if name[:-4] in wanted}
+    if bias:
+        found |= {n: shape for n, shape in biases.items() if f"w_{n[2:-3]}" in wanted}
+    return found
 
 
 def network(
@@ -82,7 +102,7 @@ def feed_forward(
         x_TD = (x_TD * weight_T1).astype(x_TD.dtype)
     h_TF = affine(x_TD, "up", 1.0)
     if activation in GATED:
-        h_TF *= GATED[activation](affine(x_TD, "gate", 1.0))
+        h_TF = GATED[activation](affine(x_TD, "gate", 1.0), h_TF)
     else:
         h_TF = PLAIN[activation](h_TF)
     if dropout is not None:

@@ -194,10 +194,13 @@ class MoELayer(nn.Module):
         """``y_GSD`` and ``seated_GSE`` of the chosen experts, wherever they are."""
         moe, real_GS, slots = self.config, inputs.real_GS, inputs.capacity
         sizes = (moe.num_experts, x_GSD.shape[-1], moe.hidden_size)
-        shapes = experts.bank_shapes(self.activation, *sizes)
+        shapes = experts.bank_shapes(self.activation, *sizes, moe.expert_bias)
         options = {"activation": self.activation, "seating": moe.seating, "dropout": dropout}
         if place_ER is None:
-            bank = {n: matrix(self, n, s).astype(x_GSD.dtype) for n, s in shapes.items()}
+            made = {
+                n: (zeros if n.startswith("b_") else matrix)(self, n, s) for n, s in shapes.items()
+            }
+            bank = {n: w.astype(x_GSD.dtype) for n, w in made.items()}
             route = route_of(moe, self.layout, bank, x_GSD, slots)
             return route(bank, x_GSD, choice, real_GS, capacity=slots, **options)
         # As many places as there are; Linen would want one for each expert.

@@ -23,16 +23,38 @@ class Cost:
     """Training, forward and backward: three times the forward pass, recomputation left out."""
 
 
-def attention_parameters(model: ModelConfig) -> int:
-    """Parameters of one attention layer."""
-    D, A = model.width, model.attention_head_size
-    H, J = model.num_heads, model.key_value_heads
-    return D * H * A + 2 * D * J * A + H * A * D + (2 * A if model.qk_norm else 0)
+def attention_products(model: ModelConfig) -> int:
+    """Numbers in the matrices of one attention layer."""
+    D, H, J, settings = model.width, model.num_heads, model.key_value_heads, model.attention
+    A, U = model.query_head_size, model.value_head_size
+    if not model.is_latent:
+        return D * H * A + 2 * D * J * A + H * A * D
+    R, rank = settings.kv_rank, settings.query_rank
+    query = D * H * A if rank is None else D * rank + rank * H * A
+    keys_and_values = D * (R + model.rotary_size) + R * H * (model.plain_head_size + U)
+    return query + keys_and_values + H * U * D
+
+
+def attention_vectors(model: ModelConfig) -> int:
+    """Numbers in the norms, biases and sinks of one attention layer."""
+    D, H, J, settings = model.width, model.num_heads, model.key_value_heads, model.attention
+    A = model.query_head_size
+    if model.is_latent:
+        return settings.kv_rank + (settings.query_rank or 0)
+    norms = model.qk_norm * (2 * A if settings.qk_norm_over == "head" else (H + J) * A)
+    biases = (settings.bias != "none") * (H + 2 * J) * A + (settings.bias == "all") * D
+    return norms + biases + settings.sinks * H
 
 
 def feed_forward_parameters(model: ModelConfig, hidden_size: int) -> int:
     """Parameters of one feed-forward network of this hidden width."""
     return len(matrices(model.activation)) * model.width * hidden_size
+
+
+def expert_biases(model: ModelConfig) -> int:
+    """Numbers in the biases of one expert."""
+    inner = (len(matrices(model.activation)) - 1) * model.moe.hidden_size
+    return model.moe.expert_bias * (inner + model.width)
 
 
 def router_parameters(model: ModelConfig) -> int:
@@ -58,20 +80,23 @@ def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
     D, moe = model.width, model.moe
     routed = sum(model.routed_layers)
     dense = model.num_layers - routed
-    one_expert = feed_forward_parameters(model, moe.hidden_size)
-    always = moe.shared_experts * one_expert + router_parameters(model) if routed else 0
+    network = feed_forward_parameters(model, moe.hidden_size)
+    one_expert = network + expert_biases(model)
+    always = moe.shared_experts * network + router_parameters(model) if routed else 0
     head = vocab_size * D
+    norms = model.num_layers * (attention_vectors(model) + 2 * D) + D
     fixed = (
-        model.num_layers * (attention_parameters(model) + 2 * D)
+        model.num_layers * attention_products(model)
+        + norms
         + dense * feed_forward_parameters(model, model.dense_hidden)
         + routed * always
-        + D  # the final norm
         + (0 if model.tie_embeddings else head)
     )
     active = fixed + routed * moe.top_k * one_expert
-    norms = model.num_layers * (2 * D + (2 * model.attention_head_size if model.qk_norm else 0)) + D
-    products = active - norms + (head if model.tie_embeddings else 0)
-    scores = 2 * model.num_layers * sequence_length * model.num_heads * model.attention_head_size
+    vectors = norms + routed * moe.top_k * expert_biases(model)
+    products = active - vectors + (head if model.tie_embeddings else 0)
+    widths = model.num_heads * (model.query_head_size + model.value_head_size)
+    scores = model.num_layers * sequence_length * widths
     return Cost(
         parameters_total=head + fixed + routed * moe.num_experts * one_expert,
         parameters_active=head + active,

@@ -10,8 +10,9 @@ import pytest
 
 from moejax.config import ModelConfig, MoEConfig
 from moejax.generate import sample
-from moejax.models.attention import attend, rotary, rotate
+from moejax.models.attention import attend
 from moejax.models.decoder import DecoderLM, scan_plan
+from moejax.models.rotary import rotary, rotate
 from moejax.plan import cost
 
 
@@ -75,24 +76,32 @@ def test_what_stands_in_the_padding_changes_nothing(tiny, batch):
     chex.assert_trees_all_equal(routed, other_routed)
 
 
-def test_attention_equals_softmax_in_float64_gradients_included():
-    """Four query heads share two of keys; against the formula, for values and all gradients."""
+@pytest.mark.parametrize("sinks", [False, True])
+def test_attention_equals_softmax_in_float64_gradients_included(sinks):
+    """Four query heads share two of keys, values are narrower; against the formula, for values and
+    all gradients. A sink is one more logit, whose value is 0.
+    """
     rng = np.random.default_rng(0)
-    B, N, H, J, A = 2, 6, 4, 2, 8
-    q, dy = rng.normal(size=(2, B, N, H, A))
-    k, v = rng.normal(size=(2, B, N, J, A))
+    B, N, H, J, A, U = 2, 6, 4, 2, 8, 3
+    q, k = rng.normal(size=(B, N, H, A)), rng.normal(size=(B, N, J, A))
+    v, dy = rng.normal(size=(B, N, J, U)), rng.normal(size=(B, N, H, U))
+    arrays = (q, k, v, rng.normal(size=H)) if sinks else (q, k, v)
     mask = np.tri(N, dtype=bool)[None, None].repeat(B, 0)
 
-    def exact(q, k, v):
+    def exact(q, k, v, sink=None):
         k, v = (jnp.repeat(x, H // J, axis=2) for x in (k, v))
-        score = jnp.einsum("bnha,bmha->bhnm", q, k) / np.sqrt(A)
-        p = jax.nn.softmax(jnp.where(mask, score, -jnp.inf))
-        return jnp.einsum("bhnm,bmha->bnha", p, v)
+        score = 0.3 * jnp.einsum("bnha,bmha->bhnm", q, k)
+        e = jnp.exp(jnp.where(mask, score, -jnp.inf))
+        total = e.sum(-1, keepdims=True) + (0 if sink is None else jnp.exp(sink)[:, None, None])
+        return jnp.einsum("bhnm,bmha->bnha", e / total, v)
 
-    got_y, pull = jax.vjp(lambda *x: attend(*x, mask), *map(jnp.float32, (q, k, v)))
+    def ours(q, k, v, sink=None):
+        return attend(q, k, v, mask, sink, 0.3)
+
+    got_y, pull = jax.vjp(ours, *map(jnp.float32, arrays))
     got = pull(jnp.float32(dy))
     with jax.enable_x64(True):
-        want_y, pull = jax.vjp(exact, *map(jnp.float64, (q, k, v)))
+        want_y, pull = jax.vjp(exact, *map(jnp.float64, arrays))
         want = pull(jnp.float64(dy))
     np.testing.assert_allclose(got_y, want_y, atol=1e-5)
     for one, other in zip(got, want, strict=True):
@@ -104,12 +113,12 @@ def test_rotary_products_depend_on_distance_alone():
     products = []
     for start in (0, 5):
         positions = jnp.array([[start, start + 3]])
-        cos, sin = rotary(positions, 8, 10_000.0)
+        cos, sin = rotary(positions, ModelConfig(width=8, num_heads=1))
         both = rotate(jnp.concatenate([q, k], axis=1), cos, sin)
         products.append(jnp.vdot(both[0, 0], both[0, 1]))
     np.testing.assert_allclose(*products, rtol=1e-5)
     # By hand: one pair, position 1, base anything: (1, 0) turns to (cos 1, sin 1).
-    cos, sin = rotary(jnp.array([[1]]), 2, 10_000.0)
+    cos, sin = rotary(jnp.array([[1]]), ModelConfig(width=2, num_heads=1))
     turned = rotate(jnp.array([[[[1.0, 0.0]]]]), cos, sin)[0, 0, 0]
     np.testing.assert_allclose(turned, [np.cos(1), np.sin(1)], rtol=1e-6)
 

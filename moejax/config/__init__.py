@@ -5,6 +5,7 @@ the command line (``--model.moe.num-experts 16``). A bad value raises ``ConfigEr
 anything is compiled or written.
 """
 
+from moejax.config.attention import AttentionConfig, RopeConfig
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.config.distributed import DistributedConfig
 from moejax.config.files import (
@@ -22,6 +23,7 @@ from moejax.config.run import Config, DataConfig, OptimConfig, RunConfig
 from moejax.errors import ConfigError
 
 __all__ = [
+    "AttentionConfig",
     "BalanceConfig",
     "Config",
     "ConfigError",
@@ -31,6 +33,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "OptimConfig",
+    "RopeConfig",
     "RunConfig",
     "call_file",
     "check",

@@ -71,6 +71,11 @@ def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
         )
     if not moe.every:
         return
+    check(
+        not moe.expert_bias or mesh.model == 1,
+        f"--model.moe.expert-bias cannot be shared out over --mesh.model {mesh.model}: set it to 1,"
+        f" and spread experts (--mesh.expert) instead.",
+    )
     E, groups = moe.num_experts, moe.expert_groups
     check(
         E % mesh.expert == 0,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moejax.config.attention import AttentionConfig, RopeConfig
 from moejax.config.checks import check, check_positive, check_types
 from moejax.config.moe import MoEConfig
 
@@ -22,11 +23,14 @@ class ModelConfig:
     head_size: int | None = None
     """Width of one head; by default width / num_heads."""
     qk_norm: bool = True
-    """RMSNorm on the queries and keys of every head."""
+    """RMSNorm on queries and keys."""
     rope_theta: float = 10_000.0
     """Base of the rotary position embedding."""
-    activation: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
-    """The feed-forward function of experts, shared experts and dense layers."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    activation: Literal["swiglu", "geglu", "gelu", "relu", "clamped_swiglu"] = "swiglu"
+    """The feed-forward function of experts, shared experts and dense layers; `clamped_swiglu` is
+    that of gpt-oss."""
     dense_hidden_size: int | None = None
     """Hidden width of dense layers; by default the active width of a routed one, which is
     (top_k + shared_experts) * hidden_size."""
@@ -34,6 +38,12 @@ class ModelConfig:
     """Size of the vocabulary (V); by default the tokenizer's."""
     tie_embeddings: bool = False
     """Use the embedding matrix as the output head, too."""
+    embedding_scale: float = 1.0
+    """Multiplies the embedding (Granite)."""
+    residual_scale: float = 1.0
+    """Multiplies what each layer adds to the residual stream (Granite)."""
+    logit_scale: float | None = None
+    """Multiplies the logits; by default 1, or width**-0.5 where the embedding is the head."""
     norm_epsilon: float = 1e-6
     """Added to the mean square in RMSNorm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -49,15 +59,22 @@ class ModelConfig:
         check_types(at, self)
         check_positive(at, self, "num_layers", "width", "num_heads", "num_kv_heads", "head_size")
         check_positive(at, self, "dense_hidden_size", "vocab_size", "rope_theta", "norm_epsilon")
+        check_positive(at, self, "embedding_scale", "residual_scale", "logit_scale")
         check(
             self.head_size is not None or self.width % self.num_heads == 0,
             f"--model.width {self.width} is not divisible by --model.num-heads {self.num_heads}:"
             f" make it a multiple, or give --model.head-size.",
         )
         check(
-            self.attention_head_size % 2 == 0,
-            f"rotary positions need an even head size, not {self.attention_head_size}"
+            self.rotary_size % 2 == 0,
+            f"rotary positions need an even head size, not {self.rotary_size}"
             f" (--model.width / --model.num-heads, or --model.head-size).",
+        )
+        check(
+            not self.is_latent or (not self.qk_norm and self.key_value_heads == self.num_heads),
+            "--model.attention.kv-rank (latent attention) norms its latent vectors, and each head"
+            " has keys and values of its own: set --model.qk-norm False, and leave"
+            " --model.num-kv-heads out.",
         )
         check(
             self.num_heads % self.key_value_heads == 0,
@@ -72,9 +89,42 @@ class ModelConfig:
         )
 
     @property
-    def attention_head_size(self) -> int:
-        """Width of one attention head (A)."""
+    def is_latent(self) -> bool:
+        """Whether attention is multi-head latent attention."""
+        return self.attention.kv_rank is not None
+
+    @property
+    def plain_head_size(self) -> int:
+        """Width of a head; in latent attention, of its part without positions."""
         return self.head_size or self.width // self.num_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Width of the part of a head that positions rotate."""
+        return self.attention.rope_head_size if self.is_latent else self.plain_head_size
+
+    @property
+    def query_head_size(self) -> int:
+        """Width of a head's queries and keys (A)."""
+        return self.plain_head_size + self.rotary_size * self.is_latent
+
+    @property
+    def value_head_size(self) -> int:
+        """Width of a head's values (U)."""
+        return self.attention.value_head_size or self.plain_head_size
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """For each layer, how many positions a position sees, or None for all before it."""
+        window, every = self.attention.window, self.attention.full_every
+        return tuple(
+            None if every and (i + 1) % every == 0 else window for i in range(self.num_layers)
+        )
+
+    @property
+    def logit_multiplier(self) -> float:
+        """What logits are multiplied by."""
+        return self.logit_scale or (self.width**-0.5 if self.tie_embeddings else 1.0)
 
     @property
     def key_value_heads(self) -> int:

@@ -63,6 +63,8 @@ class MoEConfig:
     """Experts that a token chooses (K), or gets on average where experts choose."""
     hidden_size: int = 128
     """Hidden width of one expert (F)."""
+    expert_bias: bool = False
+    """Biases on the experts' products (gpt-oss)."""
     router: str = "top_k"
     """How tokens meet experts, by name; the README has a table of them. `top_k`: K experts, weights
     sum to 1; `switch`: one expert, weighted by its probability; `deepseek_v3`, `soft`, ..."""

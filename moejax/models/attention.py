@@ -1,12 +1,20 @@
 """Causal self-attention with rotary positions, grouped keys and values, and packed documents."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from moejax import mesh
 from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import weight
+from moejax.layer import weight, zeros
+from moejax.models.kv_cache import Cache, extended
+from moejax.models.rotary import rotate
+
+Context = dict[str, jax.Array]
+"""What all layers look at: ``real_BN``, ``token_BN``, ``cos``, ``sin``, ``mask_B1NM``, where layers
+have windows ``distance_B1NM``, and with a cache ``start``, its first free slot."""
 
 
 class RMSNorm(nn.Module):
@@ -22,95 +30,119 @@ class RMSNorm(nn.Module):
         return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * scale_D).astype(x.dtype)
 
 
-def rotary(positions_BN: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and signed sines ``[B, N, 1, 2, A/2]`` (float32) of the rotary embedding (Su et al.
-    2021).
+def may_see(
+    segments_BN: jax.Array, positions_BN: jax.Array, of_BM: jax.Array, at_BM: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """``mask_B1NM``: a position sees itself and what came before it in its own document; and how
+    far apart they are, ``distance_B1NM``. ``of_BM`` and ``at_BM`` are the keys' documents and
+    positions.
     """
-    frequency = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angle = positions_BN[..., None, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return jnp.concatenate([cos, cos], -2), jnp.concatenate([-sin, sin], -2)
+    distance_BNM = positions_BN[:, :, None] - at_BM[:, None, :]
+    same_BNM = segments_BN[:, :, None] == of_BM[:, None, :]
+    return (same_BNM & (distance_BNM >= 0))[:, None], distance_BNM[:, None]
 
 
-def rotate(x_BNHA: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn each pair (x_i, x_{i + A/2}) of a head by its position's angle."""
-    pairs = x_BNHA.astype(jnp.float32).reshape(*x_BNHA.shape[:-1], 2, -1)
-    turned = pairs * cos + jnp.flip(pairs, -2) * sin
-    return turned.astype(x_BNHA.dtype).reshape(x_BNHA.shape)
-
-
-def document_mask(segments_BN: jax.Array) -> jax.Array:
-    """``mask_B1NN``: a position sees itself and what came before it in its own document."""
-    N = segments_BN.shape[1]
-    same_BNN = segments_BN[:, :, None] == segments_BN[:, None, :]
-    return (same_BNN & jnp.tri(N, dtype=bool))[:, None]
-
-
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(
-    q_BNHA: jax.Array, k_BNJA: jax.Array, v_BNJA: jax.Array, mask_B1NN: jax.Array
+    q_BNHA: jax.Array,
+    k_BMJA: jax.Array,
+    v_BMJU: jax.Array,
+    mask_B1NM: jax.Array,
+    sink_H: jax.Array | None,
+    scale: float,
 ) -> jax.Array:
-    """Softmax attention of H query heads over J key/value heads, H a multiple of J.
+    """Softmax attention of H query heads over J key/value heads, H a multiple of J: ``y_BNHU``.
 
-    Scores and probabilities are float32. Its gradient is written out because XLA's own sums over
-    whole rows of the probabilities; that sum is also the product of the output and its gradient
-    (Dao et al. 2022, Eq. 4 of appendix B), which is N / A times shorter.
+    Scores and probabilities are float32. ``sink_H`` are logits that take a part of the probability
+    (gpt-oss). Its gradient is written out because XLA's own sums over whole rows of the
+    probabilities; that sum is also the product of the output and its gradient (Dao et al. 2022,
+    Eq. 4 of appendix B), which is N / U times shorter.
     """
-    return _attend_forward(q_BNHA, k_BNJA, v_BNJA, mask_B1NN)[0]
+    return _attend_forward(q_BNHA, k_BMJA, v_BMJU, mask_B1NM, sink_H, scale)[0]
 
 
-def _attend_forward(q_BNHA, k_BNJA, v_BNJA, mask_B1NN):
-    q_BNJIA = q_BNHA.reshape(*k_BNJA.shape[:3], -1, k_BNJA.shape[3])
+def _attend_forward(q_BNHA, k_BMJA, v_BMJU, mask_B1NM, sink_H, scale):
+    B, N, H, A = q_BNHA.shape
+    J = k_BMJA.shape[2]
+    q_BNJIA = q_BNHA.reshape(B, N, J, -1, A)
     score_BJINM = jnp.einsum(
-        "BNJIA,BMJA->BJINM", q_BNJIA, k_BNJA, preferred_element_type=jnp.float32
+        "BNJIA,BMJA->BJINM", q_BNJIA, k_BMJA, preferred_element_type=jnp.float32
     )
-    score_BJINM = jnp.where(mask_B1NN[:, None], score_BJINM * q_BNHA.shape[-1] ** -0.5, -1e30)
-    p_BJINM = jax.nn.softmax(score_BJINM).astype(v_BNJA.dtype)
-    y_BNHA = jnp.einsum("BJINM,BMJA->BNJIA", p_BJINM, v_BNJA).reshape(q_BNHA.shape)
-    return y_BNHA, (q_BNJIA, k_BNJA, v_BNJA, p_BJINM, y_BNHA)
+    score_BJINM = jnp.where(mask_B1NM[:, None], score_BJINM * scale, -1e30)
+    sunk_BJIN1 = None
+    if sink_H is None:
+        p_BJINM = jax.nn.softmax(score_BJINM)
+    else:
+        sink_BJIN1 = jnp.broadcast_to(sink_H.reshape(J, -1, 1, 1), (B, J, H // J, N, 1))
+        p_BJINM = jax.nn.softmax(jnp.concatenate([score_BJINM, sink_BJIN1], -1))
+        p_BJINM, sunk_BJIN1 = p_BJINM[..., :-1], p_BJINM[..., -1:]
+    p_BJINM = p_BJINM.astype(v_BMJU.dtype)
+    y_BNHU = jnp.einsum("BJINM,BMJU->BNJIU", p_BJINM, v_BMJU).reshape(B, N, H, -1)
+    return y_BNHU, (q_BNJIA, k_BMJA, v_BMJU, p_BJINM, sunk_BJIN1, y_BNHU)
 
 
-def _attend_backward(saved, dy_BNHA):
-    q_BNJIA, k_BNJA, v_BNJA, p_BJINM, y_BNHA = saved
-    dy_BNJIA = dy_BNHA.reshape(q_BNJIA.shape)
-    product_BNHA = (dy_BNHA * y_BNHA).astype(jnp.float32)
-    delta_BNJI = product_BNHA.sum(-1).reshape(q_BNJIA.shape[:4])
-    dv_BNJA = jnp.einsum("BJINM,BNJIA->BMJA", p_BJINM, dy_BNJIA)
-    dp_BJINM = jnp.einsum("BNJIA,BMJA->BJINM", dy_BNJIA, v_BNJA, preferred_element_type=jnp.float32)
-    dp_BJINM -= delta_BNJI.transpose(0, 2, 3, 1)[..., None]
-    scale = q_BNJIA.shape[-1] ** -0.5
-    ds_BJINM = (p_BJINM * dp_BJINM * scale).astype(v_BNJA.dtype)
-    dq_BNHA = jnp.einsum("BJINM,BMJA->BNJIA", ds_BJINM, k_BNJA).reshape(dy_BNHA.shape)
-    dk_BNJA = jnp.einsum("BJINM,BNJIA->BMJA", ds_BJINM, q_BNJIA)
-    return dq_BNHA, dk_BNJA, dv_BNJA, None
+def _attend_backward(scale, saved, dy_BNHU):
+    q_BNJIA, k_BMJA, v_BMJU, p_BJINM, sunk_BJIN1, y_BNHU = saved
+    B, N, J, _, A = q_BNJIA.shape
+    dy_BNJIU = dy_BNHU.reshape(B, N, J, -1, dy_BNHU.shape[-1])
+    delta_BNJI = (dy_BNHU * y_BNHU).astype(jnp.float32).sum(-1).reshape(B, N, J, -1)
+    delta_BJIN1 = delta_BNJI.transpose(0, 2, 3, 1)[..., None]
+    dv_BMJU = jnp.einsum("BJINM,BNJIU->BMJU", p_BJINM, dy_BNJIU)
+    dp_BJINM = jnp.einsum("BNJIU,BMJU->BJINM", dy_BNJIU, v_BMJU, preferred_element_type=jnp.float32)
+    ds_BJINM = (p_BJINM * (dp_BJINM - delta_BJIN1) * scale).astype(v_BMJU.dtype)
+    dq_BNHA = jnp.einsum("BJINM,BMJA->BNJIA", ds_BJINM, k_BMJA).reshape(B, N, -1, A)
+    dk_BMJA = jnp.einsum("BJINM,BNJIA->BMJA", ds_BJINM, q_BNJIA)
+    dsink_H = None if sunk_BJIN1 is None else -(sunk_BJIN1 * delta_BJIN1).sum((0, 3, 4)).reshape(-1)
+    return dq_BNHA, dk_BMJA, dv_BMJU, None, dsink_H
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def biased(module: nn.Module, name: str, x_BNX: jax.Array, there: bool) -> jax.Array:
+    """``x_BNX`` plus a bias parameter, where there is one."""
+    return x_BNX + zeros(module, name, x_BNX.shape[-1:]).astype(x_BNX.dtype) if there else x_BNX
+
+
 class Attention(nn.Module):
-    """``(x_BND, mask_B1NN, cos, sin) -> y_BND``, with J key/value heads for H query heads."""
+    """``(x_BND, context, cache, layer) -> (y_BND, cache)``, with J key/value heads for H query
+    heads. Without a cache (``{}``) positions see each other; with one they are written into it
+    first, at ``layer``, and see all that is there.
+    """
 
     config: ModelConfig
     layout: MeshConfig = MeshConfig()
 
     @nn.compact
     def __call__(
-        self, x_BND: jax.Array, mask_B1NN: jax.Array, cos: jax.Array, sin: jax.Array
-    ) -> jax.Array:
-        config, (B, N, D) = self.config, x_BND.shape
-        H, J, A = config.num_heads, config.key_value_heads, config.attention_head_size
+        self, x_BND: jax.Array, context: Context, cache: Cache, layer: jax.Array | int
+    ) -> tuple[jax.Array, Cache]:
+        config, settings, (B, N, D) = self.config, self.config.attention, x_BND.shape
+        H, J, A = config.num_heads, config.key_value_heads, config.plain_head_size
 
         def heads(name: str, count: int) -> jax.Array:
-            w_DX = weight(self, name, (D, count * A), x_BND.dtype)
-            return mesh.pin((x_BND @ w_DX).reshape(B, N, count, A), "heads_BNHA")
+            w_DX = weight(self, f"w_{name}_DX", (D, count * A), x_BND.dtype)
+            return biased(self, f"b_{name}_X", x_BND @ w_DX, settings.bias != "none")
 
-        q_BNHA, k_BNJA = heads("w_query_DX", H), heads("w_key_DX", J)
-        v_BNJA = heads("w_value_DX", J)
-        if config.qk_norm:
-            q_BNHA = RMSNorm(config.norm_epsilon, name="query_norm")(q_BNHA)
-            k_BNJA = RMSNorm(config.norm_epsilon, name="key_norm")(k_BNJA)
-        y_BNHA = attend(rotate(q_BNHA, cos, sin), rotate(k_BNJA, cos, sin), v_BNJA, mask_B1NN)
-        w_XD = weight(self, "w_out_XD", (H * A, D), x_BND.dtype)
-        y_BNHA = mesh.pin(y_BNHA, "heads_BNHA")
-        return mesh.pin(y_BNHA.reshape(B, N, H * A) @ w_XD, "tokens_BND")
+        def normed(x_BNX: jax.Array, name: str, count: int) -> jax.Array:
+            over_head = settings.qk_norm_over == "head"
+            norm = RMSNorm(config.norm_epsilon, name=name) if config.qk_norm else lambda x: x
+            x_BNX = x_BNX if over_head else norm(x_BNX)
+            x_BNHA = mesh.pin(x_BNX.reshape(B, N, count, A), "heads_BNHA")
+            return norm(x_BNHA) if over_head else x_BNHA
+
+        q_BNHA = normed(heads("query", H), "query_norm", H)
+        k_BMJA = normed(heads("key", J), "key_norm", J)
+        v_BMJA = mesh.pin(heads("value", J).reshape(B, N, J, A), "heads_BNHA")
+        q_BNHA = rotate(q_BNHA, context["cos"], context["sin"])
+        k_BMJA = rotate(k_BMJA, context["cos"], context["sin"])
+        if cache:
+            new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
+            cache, (k_BMJA, v_BMJA) = extended(cache, new, layer, context["start"])
+        sink_H = zeros(self, "sink_H", (H,)) if settings.sinks else None
+        scale = settings.scale or A**-0.5
+        y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, context["mask_B1NM"], sink_H, scale)
+        y_BNX = mesh.pin(y_BNHA, "heads_BNHA").reshape(B, N, H * A)
+        y_BND = y_BNX @ weight(self, "w_out_XD", (H * A, D), x_BND.dtype)
+        y_BND = biased(self, "b_out_D", y_BND, settings.bias == "all")
+        return mesh.pin(y_BND, "tokens_BND"), cache

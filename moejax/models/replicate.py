@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from moejax.config import ModelConfig, check
+from moejax.experts import bank_shapes
 from moejax.models.decoder import scan_plan
 from moejax.parallel.placement import Placement
 from moejax.parallel.replicas import places_of
 
-BANK = ("w_gate_EDF", "w_up_EDF", "w_down_EFD")
+BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
 
 
 def replicate(config: ModelConfig, params: dict, plan: Placement) -> tuple[dict, np.ndarray]:

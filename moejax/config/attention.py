@@ -1,0 +1,95 @@
+"""Settings of attention: its form beside the numbers of heads, and its rotary positions."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moejax.config.checks import check, check_positive, check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """How rotary positions are stretched beyond the length that a model was first trained on."""
+
+    scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
+    """`linear` (Chen et al. 2023): positions over the factor. `yarn` (Peng et al. 2023): slow pairs
+    only. `llama3` (Llama 3.1's code): slow pairs, with a smooth border."""
+    factor: float = 1.0
+    """How many times as long."""
+    original_length: int = 4096
+    """The length at first, in positions (`yarn`, `llama3`)."""
+    beta_fast: float = 32.0
+    """`yarn`: pairs that turn at least so often over the original length stay as they are."""
+    beta_slow: float = 1.0
+    """`yarn`: pairs that turn less often are stretched by the whole factor."""
+    truncate: bool = True
+    """`yarn`: round the border between them to whole pairs."""
+    amplitude: float | None = None
+    """`yarn`: multiplies rotated queries and keys; by default 0.1 ln(factor) + 1 (Eq. 22)."""
+    low_frequency_factor: float = 1.0
+    """`llama3`: pairs whose wavelength is more than the original length over this are stretched."""
+    high_frequency_factor: float = 4.0
+    """`llama3`: pairs whose wavelength is less than the original length over this are not."""
+
+    def __post_init__(self) -> None:
+        at = "model.rope"
+        check_types(at, self)
+        check_positive(at, self, "factor", "original_length", "beta_fast", "beta_slow", "amplitude")
+        check_positive(at, self, "low_frequency_factor", "high_frequency_factor")
+        check(
+            self.low_frequency_factor < self.high_frequency_factor,
+            f"--{at}.low-frequency-factor {self.low_frequency_factor} must be less than"
+            f" --{at}.high-frequency-factor {self.high_frequency_factor}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """The form of attention. With `kv_rank` it is multi-head latent attention (DeepSeek-V2)."""
+
+    kv_rank: int | None = None
+    """Width of the latent vector from which all heads' keys and values are made; None: grouped
+    queries."""
+    query_rank: int | None = None
+    """Latent attention: width of the vector from which queries are made; None: from the residual
+    stream."""
+    rope_head_size: int = 64
+    """Latent attention: width of a head's rotated part, beside --model.head-size without
+    positions."""
+    value_head_size: int | None = None
+    """Latent attention: width of a head's values; by default --model.head-size."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Biases on queries, keys and values (Qwen2), or on the output, too (gpt-oss)."""
+    qk_norm_over: Literal["head", "width"] = "head"
+    """With --model.qk-norm: over each head, or over all of them together (OLMoE)."""
+    sinks: bool = False
+    """A learned logit in each head's softmax that takes weight and gives nothing (gpt-oss)."""
+    window: int | None = None
+    """Positions that a position sees, itself included; None: all before it."""
+    full_every: int = 0
+    """Every n-th layer sees all positions in spite of the window; 0: none does."""
+    scale: float | None = None
+    """Multiplies the scores; by default 1 / sqrt(width of a query head)."""
+
+    def __post_init__(self) -> None:
+        at = "model.attention"
+        check_types(at, self)
+        check_positive(at, self, "kv_rank", "query_rank", "rope_head_size", "value_head_size")
+        check_positive(at, self, "window", "scale")
+        check(self.full_every >= 0, f"--{at}.full-every must be at least 0, not {self.full_every}.")
+        check(
+            self.rope_head_size % 2 == 0,
+            f"--{at}.rope-head-size must be even, not {self.rope_head_size}.",
+        )
+        if self.kv_rank is None:
+            for name in ("query_rank", "value_head_size"):
+                check(
+                    getattr(self, name) is None,
+                    f"--{at}.{name.replace('_', '-')} is of latent attention: give --{at}.kv-rank,"
+                    f" too, or leave it out.",
+                )
+            return
+        check(
+            self.bias == "none" and not self.sinks,
+            f"--{at}.kv-rank (latent attention) has no --{at}.bias and no --{at}.sinks: leave them"
+            f" out.",
+        )

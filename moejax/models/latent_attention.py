@@ -1,0 +1,78 @@
+"""Multi-head latent attention (DeepSeek-V2, 2024, section 2.1)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax import mesh
+from moejax.config import MeshConfig, ModelConfig
+from moejax.layer import weight
+from moejax.models.attention import Context, RMSNorm, attend
+from moejax.models.kv_cache import Cache, extended
+from moejax.models.rotary import rotate
+
+EPSILON = 1e-6
+"""Of the norms of latent vectors, whatever that of the others is: as in DeepSeek's code."""
+
+
+class LatentAttention(nn.Module):
+    """As ``Attention``, but keys and values of all heads are made from one latent vector of R
+    numbers and one rotated key a position (Eq. 9-19), and only these are kept in the cache.
+
+    With a cache, heads meet the latent vectors themselves: what would make keys and values of them
+    is multiplied into queries and outputs instead (section 2.1.2, end).
+    """
+
+    config: ModelConfig
+    layout: MeshConfig = MeshConfig()
+
+    @nn.compact
+    def __call__(
+        self, x_BND: jax.Array, context: Context, cache: Cache, layer: jax.Array | int
+    ) -> tuple[jax.Array, Cache]:
+        config, settings, (B, N, D) = self.config, self.config.attention, x_BND.shape
+        H, R, U = config.num_heads, settings.kv_rank, config.value_head_size
+        plain, turned = config.plain_head_size, config.rotary_size
+        dtype, scale = x_BND.dtype, settings.scale or config.query_head_size**-0.5
+
+        q_BNHA = mesh.pin(self._query(x_BND).reshape(B, N, H, -1), "heads_BNHA")
+        plain_BNHA, turned_BNHA = q_BNHA[..., :plain], q_BNHA[..., plain:]
+        turned_BNHA = rotate(turned_BNHA, context["cos"], context["sin"])
+
+        both_BNX = x_BND @ weight(self, "w_latent_DX", (D, R + turned), dtype)
+        c_BMR = RMSNorm(EPSILON, name="latent_norm")(both_BNX[..., :R])
+        key_BM1A = rotate(both_BNX[..., None, R:], context["cos"], context["sin"])
+        up_RX = weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype)
+        up_RHX = up_RX.reshape(R, H, plain + U)
+        key_RHA, value_RHU = up_RHX[..., :plain], up_RHX[..., plain:]
+
+        mask_B1NM = context["mask_B1NM"]
+        if cache:
+            new = {"c_LBMR": c_BMR, "key_LBM1A": key_BM1A}
+            cache, (c_BMR, key_BM1A) = extended(cache, new, layer, context["start"])
+            q_BNHR = jnp.einsum("BNHA,RHA->BNHR", plain_BNHA, key_RHA)
+            q_BNHX = jnp.concatenate([q_BNHR, turned_BNHA], -1)
+            c_BM1R = c_BMR[:, :, None]
+            k_BM1X = jnp.concatenate([c_BM1R, key_BM1A], -1)
+            y_BNHR = attend(q_BNHX, k_BM1X, c_BM1R, mask_B1NM, None, scale)
+            y_BNHU = jnp.einsum("BNHR,RHU->BNHU", y_BNHR, value_RHU)
+        else:
+            k_BMHA = jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA)
+            key_BMHA = jnp.broadcast_to(key_BM1A, (B, N, H, turned))
+            v_BMHU = jnp.einsum("BMR,RHU->BMHU", c_BMR, value_RHU)
+            q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
+            k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
+            y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, mask_B1NM, None, scale)
+        y_BNX = mesh.pin(y_BNHU, "heads_BNHA").reshape(B, N, H * U)
+        y_BND = y_BNX @ weight(self, "w_out_XD", (H * U, D), dtype)
+        return mesh.pin(y_BND, "tokens_BND"), cache
+
+    def _query(self, x_BND: jax.Array) -> jax.Array:
+        """The queries of all heads, ``q_BNX``, through a latent vector of their own or not."""
+        config, rank, D = self.config, self.config.attention.query_rank, x_BND.shape[-1]
+        X = config.num_heads * config.query_head_size
+        if rank is None:
+            return x_BND @ weight(self, "w_query_DX", (D, X), x_BND.dtype)
+        c_BNR = x_BND @ weight(self, "w_query_down_DR", (D, rank), x_BND.dtype)
+        c_BNR = RMSNorm(EPSILON, name="query_norm")(c_BNR)
+        return c_BNR @ weight(self, "w_query_up_RX", (rank, X), x_BND.dtype)

@@ -37,7 +37,8 @@ def parse(argv: list[str], program: str) -> tuple[Config, str]:
         prog=f"{program} --config {known.config or 'FILE'}",
         description="Every setting below can be overridden; the defaults are those of the file.",
     )
-    return config, known.config.stem
+    # One config.json is like another: its directory has the name.
+    return config, known.config.parent.name if known.config.suffix == ".json" else known.config.stem
 
 
 def run_main(main: Callable[[], None]) -> None:

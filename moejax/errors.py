@@ -15,6 +15,10 @@ class RunError(UserError):
     """A run that cannot start or go on: its directory, its checkpoints, or its losses."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint in Hugging Face's format that cannot be trusted, read or understood."""
+
+
 class DivergedError(RunError):
     """Training was stopped because its losses were no longer finite."""
 

@@ -28,10 +28,12 @@ FLOORS = {
     "plan": 6,
     "generate": 6,
     "observe": 6,
+    "hf": 6,
     "parallel": 3,
     "bench": 6.5,  # it draws with what observe has
     "train": 7,
     "study": 8,
+    "conversion": 8,
     "cli": 9,
     "__main__": 10,
 }

@@ -37,9 +37,13 @@ def from_dict(cls: type, values: dict[str, Any], at: str = "") -> Any:
 
 
 def load_config_file(path: str | Path) -> Config:
-    """Run ``get_config()`` of a config file. Raises ``ConfigError`` when there is none, or it
-    fails.
+    """Run ``get_config()`` of a config file, or read the ``config.json`` of a run or an imported
+    model. Raises ``ConfigError`` when there is none, or it fails.
     """
+    path = Path(path)
+    if path.suffix == ".json":
+        check(path.is_file(), f"no config file {path}.")
+        return read_config_json(path)
     return call_file(path, "get_config", Config, "config")
 
 

@@ -132,6 +132,9 @@ class RunConfig:
 
     directory: str | None = None
     """Where the run is written; by default `runs/` and the name of the config file."""
+    init_from: str | None = None
+    """Directory of a model to begin from: one that `moejax import` wrote, a checkpoint in Hugging
+    Face's format, or a run; by default parameters are drawn."""
     steps: int = 1000
     """Optimizer steps."""
     seed: int = 0

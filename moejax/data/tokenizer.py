@@ -5,6 +5,7 @@ text it stands for, so ``encode`` returns those counts beside the ids.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +67,29 @@ class ByteTokenizer:
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without boundaries; what is not UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if 0 <= i < self.boundary).decode("utf-8", "replace")
+
+
+def byte_tokenizer_json() -> dict[str, dict]:
+    """The ``ByteTokenizer`` in the files of a Hugging Face tokenizer, by name: the same ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    # GPT-2's names of bytes: themselves where they can be printed, else from 256 on.
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    names = {b: chr(b) if b in printed else chr(next(others)) for b in range(256)}
+    backend = Tokenizer(models.BPE({name: b for b, name in names.items()}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    end = _BOUNDARIES[0]
+    backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
+    return {
+        "tokenizer.json": json.loads(backend.to_str()),
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+        },
+    }
 
 
 class HuggingFaceTokenizer:

@@ -57,20 +57,36 @@ class StepReport:
     skipped_in_a_row: jax.Array
 
 
-def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: Config
-) -> TrainState:
-    """The state before the first step, from ``config.run.seed``."""
+def init_params(model: nn.Module, config: Config) -> dict:
+    """Parameters before the first step, drawn from ``config.run.seed``."""
     # Of the smallest batch that can be spread over the mesh.
     rows = config.sequences_per_group * config.mesh.chunks * mesh.token_devices()
     tokens = jnp.zeros((rows, config.data.sequence_length), jnp.int32)
     batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
-    params = model.init(jax.random.key(config.run.seed), batch, True)["params"]
+    return model.init(jax.random.key(config.run.seed), batch, True)["params"]
+
+
+def state_of(
+    params: dict,
+    bias_LE: jax.Array | None,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> TrainState:
+    """The state before the first step, of given parameters; without a bias, it begins at 0."""
     zero = jnp.zeros((), jnp.int32)
     routed, moe = sum(config.model.routed_layers), config.model.moe
-    biased = routed and moe.has_selection_bias
-    bias_LE = jnp.zeros((routed, moe.num_choices), jnp.float32) if biased else None
+    if not (routed and moe.has_selection_bias):
+        bias_LE = None
+    elif bias_LE is None:
+        bias_LE = jnp.zeros((routed, moe.num_choices), jnp.float32)
     return TrainState(params, optimizer.init(params), zero, zero, zero, bias_LE)
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+    """The state before the first step, from ``config.run.seed``."""
+    return state_of(init_params(model, config), None, optimizer, config)
 
 
 def batch_sums(

@@ -1,0 +1,207 @@
+"""The commands `moejax import`, `export` and `upcycle`: models in, out, from dense to routed."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from moejax import hf
+from moejax import mesh as meshes
+from moejax.config import Config, MeshConfig, check
+from moejax.data.tokenizer import byte_tokenizer_json
+from moejax.hf.files import read_json
+from moejax.hf.save import begin
+from moejax.hf.upcycle import upcycle, upcycled_config
+from moejax.observe.units import short
+from moejax.plan import cost
+from moejax.train import imported
+from moejax.train.pretrained import open_model, run_config
+
+Place = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings:
+    """Bring a checkpoint in Hugging Face's format into a directory that training begins from."""
+
+    source: Place
+    """Directory with config.json and safetensors."""
+    target: Place
+    """New directory."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the parameters; `auto` keeps that on disk."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def import_model(settings: ImportSettings) -> str:
+    """Read, check and write; returns what to say. Raises ``UserError``."""
+    begin(settings.target)
+    mesh = meshes.make_mesh(settings.mesh)
+    model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
+    imported.write_model(
+        settings.target,
+        model.config,
+        model.params,
+        model.bias_LE,
+        layout=settings.mesh,
+        hf=model.hf,
+        files_from=settings.source,
+    )
+    return _described(model.hf["model_type"], model.config, settings.target)
+
+
+def _described(kind: str, config: Any, target: Path) -> str:
+    price = cost(config, config.vocab_size, sequence_length=1)
+    return "\n".join(
+        (
+            f"model    {kind}: {short(price.parameters_total, 'kMBT')} parameters,"
+            f" {short(price.parameters_active, 'kMBT')} active a token, all tensors accounted for",
+            f"written  {target}",
+            f"next     moejax generate {target} --prompt '...'",
+            f"         python train.py --config {target / 'config.json'} --run.directory runs/tuned"
+            f" --data.source files --data.files '...'",
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Write a run or an imported model in Hugging Face's format."""
+
+    source: Place
+    """Directory of a run, or of an imported model."""
+    target: Place
+    """New directory."""
+    family: str | None = None
+    """Write it as this family (mixtral, qwen3_moe, ...); by default the one that it was imported
+    from, or the first that can hold it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the parameters; `auto` keeps theirs."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def export_model(settings: ExportSettings) -> str:
+    """Open and write; returns what to say. Raises ``UserError``."""
+    begin(settings.target)
+    mesh = meshes.make_mesh(settings.mesh)
+    opened = open_model(settings.source, mesh=mesh, layout=settings.mesh)
+    run = run_config(settings.source)
+    original = _original(settings.source, run)
+    tokenizer = Path(run.data.tokenizer).expanduser()
+    tokenizer = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    beside = settings.source if imported.is_imported(settings.source) else tokenizer
+    more: dict[str, Any] = {}
+    if original is None:
+        edge = opened.tokenizer.boundary
+        more = {"bos_token_id": edge, "eos_token_id": edge}
+        more["max_position_embeddings"] = run.data.sequence_length
+    family = hf.save(
+        settings.target,
+        opened.config,
+        opened.params,
+        opened.bias_LE,
+        hf=original,
+        family=settings.family,
+        dtype=settings.dtype,
+        files_from=None if run.data.tokenizer == "bytes" else beside,
+        more=more,
+    )
+    if run.data.tokenizer == "bytes" and original is None:
+        for name, content in byte_tokenizer_json().items():
+            (settings.target / name).write_text(json.dumps(content), encoding="utf-8")
+    return f"written  {settings.target}, as {family}\n" + _warning(run)
+
+
+def _original(source: Path, run: Config) -> dict[str, Any] | None:
+    """The ``config.json`` that a model, or the model that a run began from, came with."""
+    for directory in (source, Path(run.run.init_from or source)):
+        if imported.is_imported(directory):
+            return imported.original(directory)
+    began = Path(run.run.init_from or source) / "config.json"
+    if run.run.init_from and began.is_file():
+        found = read_json(began)
+        return found if "model_type" in found else None
+    return None
+
+
+def _warning(run: Config) -> str:
+    moe = run.model.moe
+    if not any(run.model.routed_layers) or moe.capacity_factor is None:
+        return "         transformers, vLLM and SGLang read it"
+    return (
+        f"note     it was trained with --model.moe.capacity-factor {moe.capacity_factor}; where it is"
+        f" read now, nothing is dropped"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleSettings:
+    """Make a routed model of a dense one (Llama, Mistral or Qwen3) that computes the same."""
+
+    source: Place
+    """Directory with config.json and safetensors of a dense model."""
+    target: Place
+    """New directory, as `moejax import` writes it."""
+    num_experts: int = 8
+    """Experts in a routed layer."""
+    top_k: int = 2
+    """Experts that a token chooses."""
+    split: int = 1
+    """Cut each copy of the dense network into so many experts."""
+    every: int = 1
+    """Every n-th layer gets experts."""
+    noise: float = 0.0
+    """Noise on the experts, over the standard deviation of their matrices."""
+    seed: int = 0
+    """Of routers and noise."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the parameters; `auto` keeps that on disk."""
+
+
+def upcycle_model(settings: UpcycleSettings) -> str:
+    """Read, upcycle and write; returns what to say. Raises ``UserError``."""
+    check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
+    check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
+    begin(settings.target)
+    dense = hf.load(settings.source, settings.dtype)
+    config = upcycled_config(
+        dense.config,
+        num_experts=settings.num_experts,
+        top_k=settings.top_k,
+        split=settings.split,
+        every=settings.every,
+    )
+    params = upcycle(
+        dense.config,
+        dense.params,
+        config,
+        split=settings.split,
+        noise=settings.noise,
+        seed=settings.seed,
+    )
+    imported.write_model(
+        settings.target,
+        config,
+        params,
+        None,
+        layout=MeshConfig(),
+        hf=dense.hf,
+        files_from=settings.source,
+    )
+    return _described(f"{dense.hf['model_type']}, upcycled", config, settings.target)
+
+
+COMMANDS = {
+    "import": (ImportSettings, import_model),
+    "export": (ExportSettings, export_model),
+    "upcycle": (UpcycleSettings, upcycle_model),
+}
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Parse the arguments of a command, run it, and print what it says."""
+    kind, function = COMMANDS[name]
+    settings = tyro.cli(kind, args=arguments, prog=f"moejax {name}", description=kind.__doc__)
+    print(function(settings), flush=True)

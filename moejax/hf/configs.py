@@ -1,0 +1,219 @@
+"""From a ``config.json`` to a ``ModelConfig``, and back."""
+
+import dataclasses
+import math
+from typing import Any
+
+from moejax.config import ConfigError, ModelConfig, check, from_dict
+from moejax.hf.families import FAMILIES, Family
+from moejax.routing import token_choice
+
+IN_ALL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields that mean the same in all families."""
+
+
+def family_of(hf: dict[str, Any]) -> str:
+    """The family that a ``config.json`` names. Raises ``ConfigError`` if it is none of ours."""
+    kind = hf.get("model_type")
+    check(
+        kind in FAMILIES,
+        f"model_type {kind!r} is not supported. There are: {', '.join(FAMILIES)}.",
+    )
+    return kind
+
+
+def read_config(hf: dict[str, Any]) -> ModelConfig:
+    """The settings of a model from its ``config.json``: dropless, in float32.
+
+    Raises ``ConfigError`` that names the field for what is missing or not supported.
+    """
+    name = family_of(hf)
+    family = FAMILIES[name]
+    for field, wanted in family.fixed.items():
+        found = hf.get(field, wanted)
+        check(
+            found == wanted,
+            f"{field} is {_short(found)}: only {wanted!r} is supported for {name} models."
+            + " Convert quantised weights to bfloat16 first." * field.startswith("quant"),
+        )
+    hf = family.defaults | hf
+    if name == "qwen3_moe" or name == "olmoe":  # both names are in use
+        hf.setdefault("num_experts", hf.get("num_local_experts"))
+    needed = {"num_attention_heads", *family.fields}
+    missing = sorted(field for field in needed if field not in hf)
+    check(not missing, f"config.json has no {', '.join(missing)}.")
+    ours = family.ours | {path: hf[field] for field, path in family.fields.items()}
+    try:
+        for translation in family.translations:
+            ours |= translation.read(hf)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"config.json of a {name} model lacks {error}.") from error
+    if "moe.balance.loss_weight" in ours:
+        ours["moe.balance.loss_weight"] = float(ours["moe.balance.loss_weight"] or 0)
+    return from_dict(ModelConfig, _nested(ours))
+
+
+def write_config(
+    config: ModelConfig, original: dict[str, Any] | None = None, family: str | None = None
+) -> dict[str, Any]:
+    """The ``config.json`` of a model, of this family or the first that can hold it.
+
+    ``original`` is the one that it was read from, if it was: it is kept where it still says the
+    same. Raises ``ConfigError`` that says for each family what it has no place for.
+    """
+    own = None if original is None else original["model_type"]
+    first = [own] if own is not None else []
+    names = [family] if family else [*first, *(name for name in FAMILIES if name != own)]
+    reasons = []
+    for name in names:
+        check(name in FAMILIES, f"--family {name}: there are {', '.join(FAMILIES)}.")
+        wrong = misfits(config, FAMILIES[name], name)
+        if wrong:
+            reasons.append(f"  {name}: {wrong}")
+            continue
+        if name == own and not _differences(essence(read_config(original)), essence(config)):
+            return original | ({"num_nextn_predict_layers": 0} if name == "deepseek_v3" else {})
+        said = original or {}
+        base = said if name == own else {}
+        kept = {field: said[field] for field in IN_ALL if field in said}
+        return base | _written(config, FAMILIES[name], name) | kept
+    raise ConfigError(
+        "no family of Hugging Face's models can hold this one:\n" + "\n".join(reasons)
+    )
+
+
+def misfits(config: ModelConfig, family: Family, name: str) -> str:
+    """What a family has no place for, in words; empty if it can hold the model."""
+    try:
+        back = read_config(_written(config, family, name))
+    except ConfigError as error:
+        return str(error)
+    except (TypeError, AttributeError, ZeroDivisionError):
+        return "another kind of model"
+    return ", ".join(_differences(essence(config), essence(back)))
+
+
+def _written(config: ModelConfig, family: Family, name: str) -> dict[str, Any]:
+    hf: dict[str, Any] = {"model_type": name, "architectures": [family.architecture]}
+    hf |= {field: value for field, value in family.fixed.items() if value is not None}
+    full = ("max_position_embeddings", 32768)
+    hf |= dict([full])
+    for field, path in family.fields.items():
+        hf[field] = _resolved(config, path)
+    for translation in family.translations:
+        hf |= translation.write(config)
+    return hf
+
+
+def _resolved(config: ModelConfig, path: str) -> Any:
+    """A setting by its path, with what a default stands for."""
+    rule = config.moe.built_router.rule
+    special = {
+        "dense_hidden_size": config.dense_hidden,
+        "head_size": config.plain_head_size,
+        "attention.scale": config.attention.scale or config.query_head_size**-0.5,
+        "attention.value_head_size": config.value_head_size,
+        "moe.renormalise": getattr(rule, "renormalise", None),
+        "moe.weight_scale": getattr(rule, "weight_scale", None),
+        "moe.expert_groups": config.moe.expert_groups or 1,
+        "moe.kept_expert_groups": config.moe.kept_expert_groups or config.moe.expert_groups or 1,
+    }
+    if path in special:
+        return special[path]
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def essence(config: ModelConfig) -> dict[str, Any]:
+    """What a model computes when it is used, by flag: with defaults resolved, and without what
+    matters in training alone.
+    """
+    attention, found = config.attention, {}
+    for name in ("num_layers", "width", "num_heads", "vocab_size", "activation", "norm_epsilon"):
+        found[name] = getattr(config, name)
+    for name in ("tie_embeddings", "embedding_scale", "residual_scale", "rope_theta", "qk_norm"):
+        found[name] = getattr(config, name)
+    found |= {
+        "num_kv_heads": config.key_value_heads,
+        "head_size": config.plain_head_size,
+        "logit_scale": config.logit_multiplier,
+        "attention.kv_rank": attention.kv_rank,
+        "attention.query_rank": attention.query_rank,
+        "attention.rope_head_size": config.rotary_size,
+        "attention.value_head_size": config.value_head_size,
+        "attention.bias": attention.bias,
+        "attention.sinks": attention.sinks,
+        "attention.window": config.windows,
+        "attention.scale": attention.scale or config.query_head_size**-0.5,
+        "moe.every": config.routed_layers,
+    }
+    if config.qk_norm:
+        found["attention.qk_norm_over"] = attention.qk_norm_over
+    stretched = config.rope.scaling != "none"
+    found["rope.scaling"] = config.rope.scaling
+    if stretched:
+        found |= {f"rope.{f.name}": getattr(config.rope, f.name) for f in _fields(config.rope)}
+    if not all(config.routed_layers):
+        found["dense_hidden_size"] = config.dense_hidden
+    if any(config.routed_layers):
+        found |= _essence_of_experts(config)
+    return {f"--model.{name.replace('_', '-')}": value for name, value in found.items()}
+
+
+def _essence_of_experts(config: ModelConfig) -> dict[str, Any]:
+    moe, router = config.moe, config.moe.built_router
+    names = ("num_experts", "top_k", "hidden_size", "expert_bias", "shared_experts")
+    found = {name: getattr(moe, name) for name in (*names, "identity_experts", "null_experts")}
+    found["shared_gate"] = moe.shared_gate and moe.shared_experts > 0
+    found["balance.bias_update"] = "a selection bias" if moe.has_selection_bias else "none"
+    if router.function is token_choice.choose:
+        rule = router.rule
+        grouped = rule.kept_expert_groups not in (None, rule.expert_groups)
+        names = ("score", "renormalise", "weight_scale", "weigh")
+        names += ("group_score", "expert_groups", "kept_expert_groups") if grouped else ()
+        found["router"] = tuple((name, getattr(rule, name)) for name in names)
+        found["router"] += (("a learned bias", router.linear_bias),)
+    else:
+        found["router"] = moe.router
+    return {f"moe.{name}": value for name, value in found.items()}
+
+
+def _fields(settings: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(settings)
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The flags whose values differ, with the value of ``one``."""
+    return [
+        f"{name} {_short(one.get(name))}"
+        for name in dict.fromkeys((*one, *other))
+        if not _same(one.get(name), other.get(name))
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    numbers = (int, float)
+    if isinstance(one, numbers) and isinstance(other, numbers):
+        return math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """``{"moe.top_k": 2}`` as ``{"moe": {"top_k": 2}}``."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return nested

@@ -1,0 +1,334 @@
+"""The table of model families that Hugging Face's checkpoints come in. A family is data: the fields
+of its ``config.json``, what is always so, and the names and layouts of its tensors.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from moejax.hf import fields
+from moejax.hf.fields import Translation
+from moejax.hf.tensors import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a family of models is written, and what of ours it is."""
+
+    architecture: str
+    """The class that Hugging Face's code gives it."""
+    fields: dict[str, str]
+    """Where a field of ``config.json`` goes in ``ModelConfig``, by dotted path, as it is."""
+    defaults: dict[str, Any]
+    """What a field is that ``config.json`` does not have."""
+    fixed: dict[str, Any]
+    """Fields that must have this value, if they are there."""
+    ours: dict[str, Any]
+    """Settings of ``ModelConfig`` that all models of the family have."""
+    translations: tuple[Translation, ...]
+    """Fields that are not taken over as they are."""
+    tensors: tuple[Rule, ...]
+    """Of one layer; only those that a model has."""
+
+
+WHOLE = (
+    Rule("model.embed_tokens.weight", "embedding_VD"),
+    Rule("model.norm.weight", "final_norm/scale_D"),
+    Rule("lm_head.weight", "w_head_DV", transpose=True),
+)
+"""Tensors that are in no layer; the same in every family."""
+
+NORMS = (
+    Rule("input_layernorm.weight", "attention_norm/scale_D"),
+    Rule("post_attention_layernorm.weight", "feed_forward_norm/scale_D"),
+)
+GROUPED_QUERIES = (
+    Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True),
+    Rule("self_attn.k_proj.weight", "attention/w_key_DX", transpose=True),
+    Rule("self_attn.v_proj.weight", "attention/w_value_DX", transpose=True),
+    Rule("self_attn.o_proj.weight", "attention/w_out_XD", transpose=True),
+    Rule("self_attn.q_proj.bias", "attention/b_query_X"),
+    Rule("self_attn.k_proj.bias", "attention/b_key_X"),
+    Rule("self_attn.v_proj.bias", "attention/b_value_X"),
+    Rule("self_attn.o_proj.bias", "attention/b_out_D"),
+    Rule("self_attn.q_norm.weight", "attention/query_norm/scale_D"),
+    Rule("self_attn.k_norm.weight", "attention/key_norm/scale_D"),
+    Rule("self_attn.sinks", "attention/sink_H"),
+)
+LATENT = (
+    Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True, columns="queries"),
+    Rule("self_attn.q_a_proj.weight", "attention/w_query_down_DR", transpose=True),
+    Rule("self_attn.q_a_layernorm.weight", "attention/query_norm/scale_D"),
+    Rule("self_attn.q_b_proj.weight", "attention/w_query_up_RX", transpose=True, columns="queries"),
+    Rule(
+        "self_attn.kv_a_proj_with_mqa.weight",
+        "attention/w_latent_DX",
+        transpose=True,
+        columns="latent_and_key",
+    ),
+    Rule("self_attn.kv_a_layernorm.weight", "attention/latent_norm/scale_D"),
+    Rule("self_attn.kv_b_proj.weight", "attention/w_latent_up_RX", transpose=True),
+    Rule("self_attn.o_proj.weight", "attention/w_out_XD", transpose=True),
+)
+
+
+def network(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) -> tuple[Rule, ...]:
+    """A gated feed-forward network under Llama's names, or a bank of them."""
+    inner, outer = dims
+    return (
+        Rule(f"{theirs}.gate_proj.weight", f"{ours}/w_gate_{inner}", transpose=True),
+        Rule(f"{theirs}.up_proj.weight", f"{ours}/w_up_{inner}", transpose=True),
+        Rule(f"{theirs}.down_proj.weight", f"{ours}/w_down_{outer}", transpose=True),
+    )
+
+
+DENSE = network("mlp", "feed_forward")
+ROUTER = (Rule("mlp.gate.weight", "moe/w_router_DE", transpose=True),)
+EXPERTS = network("mlp.experts.{e}", "moe", ("EDF", "EFD"))
+
+SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_epsilon",
+    "tie_word_embeddings": "tie_embeddings",
+}
+GIVEN = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+"""Defaults that all families share."""
+SWIGLU = {"hidden_act": "silu", "quantization_config": None, "quantization": None}
+GROUPED = (fields.rope, fields.heads)
+ALWAYS = {"logit_scale": 1.0, "moe.capacity_factor": None, "moe.eval_capacity_factor": None}
+ALWAYS |= {"moe.group_size": 1, "moe.balance.convention": "hf"}
+NO_EXPERTS = ALWAYS | {"moe.every": 0, "qk_norm": False}
+NO_WINDOW = {"use_sliding_window": False}
+LOSS = {"router_aux_loss_coef": "moe.balance.loss_weight"}
+CHOICES = {"num_experts_per_tok": "moe.top_k", "norm_topk_prob": "moe.renormalise"}
+
+DEEPSEEK = {
+    **SIZES,
+    "intermediate_size": "dense_hidden_size",
+    "moe_intermediate_size": "moe.hidden_size",
+    "n_routed_experts": "moe.num_experts",
+    "num_experts_per_tok": "moe.top_k",
+    "n_shared_experts": "moe.shared_experts",
+    "first_k_dense_replace": "moe.first_dense",
+    "routed_scaling_factor": "moe.weight_scale",
+    "kv_lora_rank": "attention.kv_rank",
+    "q_lora_rank": "attention.query_rank",
+    "qk_rope_head_dim": "attention.rope_head_size",
+    "v_head_dim": "attention.value_head_size",
+    "qk_nope_head_dim": "head_size",
+}
+DEEPSEEK_FIXED = SWIGLU | {"attention_bias": False, "mlp_bias": False, "moe_layer_freq": 1}
+DEEPSEEK_OURS = ALWAYS | {"qk_norm": False, "moe.balance.loss_weight": 0.0}
+DEEPSEEK_TENSORS = (
+    *NORMS,
+    *LATENT,
+    *DENSE,
+    *ROUTER,
+    *EXPERTS,
+    *network("mlp.shared_experts", "moe/shared"),
+    Rule("mlp.gate.e_score_correction_bias", "bias_LE"),
+)
+
+FAMILIES: dict[str, Family] = {
+    "mixtral": Family(
+        architecture="MixtralForCausalLM",
+        fields={
+            **SIZES,
+            **LOSS,
+            "intermediate_size": "moe.hidden_size",
+            "num_local_experts": "moe.num_experts",
+            "num_experts_per_tok": "moe.top_k",
+        },
+        defaults=GIVEN | {"rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "rope_theta": 1e6},
+        fixed=SWIGLU,
+        ours=ALWAYS | {"qk_norm": False, "moe.router": "mixtral"},
+        translations=(*GROUPED, fields.window),
+        tensors=(
+            *NORMS,
+            *GROUPED_QUERIES[:4],
+            Rule("block_sparse_moe.gate.weight", "moe/w_router_DE", transpose=True),
+            Rule("block_sparse_moe.experts.{e}.w1.weight", "moe/w_gate_EDF", transpose=True),
+            Rule("block_sparse_moe.experts.{e}.w3.weight", "moe/w_up_EDF", transpose=True),
+            Rule("block_sparse_moe.experts.{e}.w2.weight", "moe/w_down_EFD", transpose=True),
+        ),
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        fields={
+            **SIZES,
+            **LOSS,
+            **CHOICES,
+            "intermediate_size": "dense_hidden_size",
+            "moe_intermediate_size": "moe.hidden_size",
+            "num_experts": "moe.num_experts",
+        },
+        defaults=GIVEN
+        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001, "rope_theta": 10_000.0},
+        fixed=SWIGLU | NO_WINDOW,
+        ours=ALWAYS | {"moe.router": "qwen3_moe"},
+        translations=(*GROUPED, fields.attention_bias, fields.routed_layers),
+        tensors=(*NORMS, *GROUPED_QUERIES[:10], *DENSE, *ROUTER, *EXPERTS),
+    ),
+    "qwen2_moe": Family(
+        architecture="Qwen2MoeForCausalLM",
+        fields={
+            **SIZES,
+            **LOSS,
+            **CHOICES,
+            "intermediate_size": "dense_hidden_size",
+            "moe_intermediate_size": "moe.hidden_size",
+            "num_experts": "moe.num_experts",
+        },
+        defaults=GIVEN
+        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001, "rope_theta": 10_000.0},
+        fixed=SWIGLU | NO_WINDOW,
+        ours=ALWAYS | {"qk_norm": False, "moe.router": "qwen2_moe", "moe.shared_gate": True},
+        translations=(*GROUPED, fields.qkv_bias, fields.routed_layers, fields.shared_expert),
+        tensors=(
+            *NORMS,
+            *GROUPED_QUERIES[:7],
+            *DENSE,
+            *ROUTER,
+            *EXPERTS,
+            *network("mlp.shared_expert", "moe/shared"),
+            Rule("mlp.shared_expert_gate.weight", "moe/w_shared_gate_D1", transpose=True),
+        ),
+    ),
+    "olmoe": Family(
+        architecture="OlmoeForCausalLM",
+        fields={
+            **SIZES,
+            **LOSS,
+            **CHOICES,
+            "intermediate_size": "moe.hidden_size",
+            "num_experts": "moe.num_experts",
+        },
+        defaults=GIVEN
+        | {"rms_norm_eps": 1e-5, "norm_topk_prob": False, "router_aux_loss_coef": 0.01}
+        | {"rope_theta": 10_000.0},
+        fixed=SWIGLU | {"clip_qkv": None},
+        ours=ALWAYS | {"moe.router": "olmoe", "attention.qk_norm_over": "width"},
+        translations=(*GROUPED, fields.attention_bias),
+        tensors=(*NORMS, *GROUPED_QUERIES[:10], *ROUTER, *EXPERTS),
+    ),
+    "deepseek_v3": Family(
+        architecture="DeepseekV3ForCausalLM",
+        fields=DEEPSEEK
+        | {
+            "norm_topk_prob": "moe.renormalise",
+            "n_group": "moe.expert_groups",
+            "topk_group": "moe.kept_expert_groups",
+        },
+        defaults=GIVEN | {"norm_topk_prob": True, "q_lora_rank": None, "rope_theta": 10_000.0},
+        fixed=DEEPSEEK_FIXED
+        | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+        ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
+        translations=(fields.rope_of_latent, fields.one_head_each, fields.no_next_tokens),
+        tensors=DEEPSEEK_TENSORS,
+    ),
+    "deepseek_v2": Family(
+        architecture="DeepseekV2ForCausalLM",
+        fields=DEEPSEEK,
+        defaults=GIVEN | {"q_lora_rank": None, "rope_theta": 10_000.0},
+        fixed=DEEPSEEK_FIXED | {"norm_topk_prob": False, "scoring_func": "softmax"},
+        ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v2"},
+        translations=(fields.rope_of_latent, fields.one_head_each, fields.group_method),
+        tensors=DEEPSEEK_TENSORS[:-1],
+    ),
+    "gpt_oss": Family(
+        architecture="GptOssForCausalLM",
+        fields={
+            **SIZES,
+            **LOSS,
+            "intermediate_size": "moe.hidden_size",
+            "num_local_experts": "moe.num_experts",
+            "num_experts_per_tok": "moe.top_k",
+        },
+        defaults=GIVEN
+        | {"rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "rope_theta": 150_000.0},
+        fixed=SWIGLU | {"attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+        ours=ALWAYS
+        | {"qk_norm": False, "moe.router": "gpt_oss", "activation": "clamped_swiglu"}
+        | {"moe.expert_bias": True, "attention.bias": "all", "attention.sinks": True},
+        translations=(*GROUPED, fields.layer_types),
+        tensors=(
+            *NORMS,
+            *GROUPED_QUERIES,
+            Rule("mlp.router.weight", "moe/w_router_DE", transpose=True),
+            Rule("mlp.router.bias", "moe/b_router_E"),
+            Rule(
+                "mlp.experts.gate_up_proj",
+                ("moe/w_gate_EDF", "moe/w_up_EDF"),
+                columns="alternating",
+            ),
+            Rule(
+                "mlp.experts.gate_up_proj_bias",
+                ("moe/b_gate_EF", "moe/b_up_EF"),
+                columns="alternating",
+            ),
+            Rule("mlp.experts.down_proj", "moe/w_down_EFD"),
+            Rule("mlp.experts.down_proj_bias", "moe/b_down_ED"),
+        ),
+    ),
+    "granitemoe": Family(
+        architecture="GraniteMoeForCausalLM",
+        fields={
+            **SIZES,
+            **LOSS,
+            "intermediate_size": "moe.hidden_size",
+            "num_local_experts": "moe.num_experts",
+            "num_experts_per_tok": "moe.top_k",
+            "embedding_multiplier": "embedding_scale",
+            "residual_multiplier": "residual_scale",
+            "attention_multiplier": "attention.scale",
+        },
+        defaults=GIVEN
+        | {"router_aux_loss_coef": 0.001, "rope_theta": 10_000.0, "embedding_multiplier": 1.0}
+        | {"residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0},
+        fixed=SWIGLU,
+        ours=ALWAYS | {"qk_norm": False, "moe.router": "granite"},
+        translations=(*GROUPED, fields.attention_bias, fields.logits_scaling),
+        tensors=(
+            *NORMS,
+            *GROUPED_QUERIES[:8],
+            Rule("block_sparse_moe.router.layer.weight", "moe/w_router_DE", transpose=True),
+            Rule(
+                "block_sparse_moe.input_linear.weight",
+                ("moe/w_gate_EDF", "moe/w_up_EDF"),
+                transpose=True,
+                columns="halves",
+            ),
+            Rule("block_sparse_moe.output_linear.weight", "moe/w_down_EFD", transpose=True),
+        ),
+    ),
+    # Dense models, to begin from.
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        fields=SIZES | {"intermediate_size": "dense_hidden_size"},
+        defaults=GIVEN | {"rope_theta": 10_000.0},
+        fixed=SWIGLU | {"mlp_bias": False},
+        ours=NO_EXPERTS,
+        translations=(*GROUPED, fields.attention_bias),
+        tensors=(*NORMS, *GROUPED_QUERIES[:8], *DENSE),
+    ),
+    "mistral": Family(
+        architecture="MistralForCausalLM",
+        fields=SIZES | {"intermediate_size": "dense_hidden_size"},
+        defaults=GIVEN | {"rope_theta": 10_000.0},
+        fixed=SWIGLU,
+        ours=NO_EXPERTS,
+        translations=(*GROUPED, fields.window),
+        tensors=(*NORMS, *GROUPED_QUERIES[:4], *DENSE),
+    ),
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        fields=SIZES | {"intermediate_size": "dense_hidden_size"},
+        defaults=GIVEN | {"rope_theta": 10_000.0},
+        fixed=SWIGLU | NO_WINDOW,
+        ours=NO_EXPERTS | {"qk_norm": True},
+        translations=(*GROUPED, fields.attention_bias),
+        tensors=(*NORMS, *GROUPED_QUERIES[:10], *DENSE),
+    ),
+}

@@ -1,0 +1,146 @@
+"""The files of a checkpoint: what is in them, without trusting them. Only safetensors are read, and
+only from inside the directory; nothing in a checkpoint is ever executed.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from moejax.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The types of weights that are read, by the name on disk."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    kind: str
+    """Its type, as on disk."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * np.dtype(TYPES[self.kind]).itemsize
+
+    def read(self) -> np.ndarray:
+        """Its values, alone of all in the file."""
+        try:
+            with safe_open(self.file, "np") as opened:
+                return opened.get_tensor(self.name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.file}: {self.name} cannot be read: {error}.") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises ``CheckpointError`` if there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} is not a JSON object.")
+    return found
+
+
+def open_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name, from the heads of its files.
+
+    Raises ``CheckpointError`` for anything that is not a whole checkpoint of safetensors.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no directory {directory}.")
+    files, listed = _files(directory)
+    found: dict[str, Tensor] = {}
+    for file in files:
+        for tensor in _head(file):
+            if tensor.name in found:
+                raise CheckpointError(
+                    f"{tensor.name} is in {found[tensor.name].file.name} and in {file.name}: a"
+                    f" tensor must be there once."
+                )
+            found[tensor.name] = tensor
+    for name, file in listed.items():
+        if name not in found or found[name].file != file:
+            raise CheckpointError(f"{INDEX} says that {name} is in {file.name}, but it is not.")
+    unlisted = sorted(set(found) - set(listed)) if listed else []
+    if unlisted:
+        raise CheckpointError(
+            f"{found[unlisted[0]].file.name} has {unlisted[0]}, which {INDEX} does not list."
+        )
+    return found
+
+
+def _files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The files to read, and where the index says that each tensor is."""
+    index, single = directory / INDEX, directory / SINGLE
+    if not index.is_file():
+        if single.is_file():
+            return [_inside(directory, SINGLE)], {}
+        pickles = sorted(p.name for p in directory.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+        reason = f"there is neither {SINGLE} nor {INDEX} in {directory}."
+        if pickles:
+            reason += (
+                f" {pickles[0]} is a pickle, which may run any program when it is opened: convert"
+                f" it to safetensors where you trust it (save_pretrained does so)."
+            )
+        raise CheckpointError(reason)
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise CheckpointError(f"{index} has no weight_map.")
+    files = {}
+    for name in mapping.values():
+        if name not in files:
+            files[name] = _inside(directory, name)
+    return list(files.values()), {tensor: files[name] for tensor, name in mapping.items()}
+
+
+def _inside(directory: Path, name: Any) -> Path:
+    """A file of the directory by its name, which must not lead out of it."""
+    plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+    if not plain:
+        raise CheckpointError(
+            f"{INDEX} names the file {name!r}: only safetensors files in the same directory are"
+            f" read."
+        )
+    if not (directory / name).is_file():
+        raise CheckpointError(f"{directory / name} is missing.")
+    return directory / name
+
+
+def _head(file: Path) -> list[Tensor]:
+    """The tensors of a file."""
+    try:
+        with safe_open(file, "np") as opened:  # checks the head against the file's size
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = [
+                Tensor(name, file, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            ]
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{file} is damaged, or no safetensors file: {error}.") from error
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        names = json.loads(opened.read(length), object_pairs_hook=lambda pairs: pairs)
+    names = [name for name, _ in names]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise CheckpointError(f"{file.name} has {twice} twice.")
+    for tensor in tensors:
+        if tensor.kind not in TYPES:
+            raise CheckpointError(
+                f"{tensor.name} in {file.name} is of type {tensor.kind}: only"
+                f" {', '.join(TYPES)} are read. Convert quantised weights to bfloat16 first."
+            )
+    return tensors

@@ -1,0 +1,168 @@
+"""Models into Hugging Face's format: shards of safetensors, an index, config.json, a tokenizer."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from moejax.config import ModelConfig, check
+from moejax.errors import CheckpointError
+from moejax.hf import accounts
+from moejax.hf.accounts import BIAS, Entry
+from moejax.hf.configs import write_config
+from moejax.hf.files import INDEX, SINGLE
+
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""Files of a checkpoint that are copied as they are."""
+SHARD_BYTES = 5 * 10**9
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def save(
+    directory: str | Path,
+    config: ModelConfig,
+    params: dict,
+    bias_LE: jax.Array | None = None,
+    *,
+    hf: dict[str, Any] | None = None,
+    family: str | None = None,
+    dtype: str = "auto",
+    files_from: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    more: dict[str, Any] | None = None,
+) -> str:
+    """Write a model to a new directory that Hugging Face's tools and serving engines read; returns
+    the family that it was written as.
+
+    ``hf`` is the ``config.json`` that it was read from, if it was; ``more`` are further fields of
+    the new one. ``family`` names another family than the first that can hold the model. ``dtype``
+    ``auto`` keeps the parameters' types; the selection bias is float32 always. ``files_from`` is a
+    directory with the tokenizer. No shard is larger than ``shard_bytes``, unless a tensor is.
+
+    Raises ``ConfigError`` if no family can hold the model, ``CheckpointError`` if the directory is
+    not empty.
+    """
+    directory = Path(directory)
+    check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
+    config = replace(config, vocab_size=params["embedding_VD"].shape[0])
+    written = write_config(config, hf, family)
+    arrays = accounts.flat(params) | ({} if bias_LE is None else {BIAS: bias_LE})
+    shapes = {path: array.shape for path, array in arrays.items()}
+    entries = accounts.entries(written["model_type"], config, shapes)
+    types = {path: _type(path, array, dtype) for path, array in arrays.items()}
+    written |= {"dtype": str(types[("embedding_VD",)])}
+    written |= more or {}
+    written.pop("torch_dtype", None)  # the same by an older name
+
+    begin(directory)
+    shards = _shards(entries, types, shard_bytes)
+    count = len(shards)
+    total = _bytes_of(entries, types)
+    files: dict[str, str] = {}
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", delay=1, leave=False) as bar:
+        for number, shard in enumerate(shards, start=1):
+            name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            tensors: dict[str, np.ndarray] = {}
+            for entry in shard:
+                made = dict(_tensors(entry, arrays, types, config))
+                tensors |= made
+                bar.update(sum(tensor.nbytes for tensor in made.values()))
+            save_file(tensors, directory / name, metadata={"format": "pt"})
+            files |= dict.fromkeys(tensors, name)
+    if count > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+        write_json(directory / INDEX, index)
+    if files_from is not None:
+        copy_beside(files_from, directory)
+    write_json(directory / "config.json", written)  # last: the sign of a whole checkpoint
+    return written["model_type"]
+
+
+def begin(directory: Path) -> None:
+    """Make a directory. Raises ``CheckpointError`` if something is in it, or it cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {directory}: {error}.") from error
+    if there:
+        raise CheckpointError(
+            f"{directory} is not empty ({', '.join(there[:3])}): give a new directory."
+        )
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy the tokenizer and what else belongs to a checkpoint."""
+    for name in BESIDE:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.writing")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _type(path: accounts.Path, array: jax.Array, dtype: str) -> np.dtype:
+    if path == BIAS:
+        return np.dtype("float32")
+    return np.dtype(array.dtype if dtype == "auto" else getattr(ml_dtypes, dtype, dtype))
+
+
+def _bytes_of(entries: list[Entry], types: dict[accounts.Path, np.dtype]) -> int:
+    return sum(
+        len(entry.names) * math.prod(entry.shape) * types[entry.paths[0]].itemsize
+        for entry in entries
+    )
+
+
+def _shards(
+    entries: list[Entry], types: dict[accounts.Path, np.dtype], largest: int
+) -> list[list[Entry]]:
+    """The entries in files of at most ``largest`` bytes, in order."""
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        more = _bytes_of([entry], types)
+        if size + more > largest and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += more
+    return shards
+
+
+def _tensors(
+    entry: Entry,
+    arrays: dict[accounts.Path, jax.Array],
+    types: dict[accounts.Path, np.dtype],
+    config: ModelConfig,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of an entry: one layer's arrays are fetched, not more."""
+    index = () if entry.index is None else entry.index
+    ours = [np.asarray(arrays[path][index]).astype(types[path]) for path in entry.paths]
+    for number, name in enumerate(entry.names):
+        of_one = [array[number] for array in ours] if entry.rule.by_expert else ours
+        yield name, np.ascontiguousarray(entry.rule.write(of_one, config))

@@ -1,0 +1,83 @@
+"""How a family's tensors lie on disk, and how they become arrays of ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moejax.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of theirs (or one for each expert), and the arrays of ours that it holds.
+
+    Their last two dimensions are swapped first where ``transpose`` says so; then each of ours takes
+    ``columns`` of the last dimension. Both ways lose nothing: ``columns`` is a permutation.
+    """
+
+    theirs: str
+    """The name in a layer; ``{e}`` stands for an expert's number."""
+    ours: str | tuple[str, ...]
+    transpose: bool = False
+    columns: str | None = None
+    """A key of ``COLUMNS``."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of ours."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether there is a tensor for each expert."""
+        return "{e}" in self.theirs
+
+    def read(self, tensor: np.ndarray, part: int, config: ModelConfig) -> np.ndarray:
+        """The ``part``-th array of ours from a tensor of theirs."""
+        tensor = np.swapaxes(tensor, -1, -2) if self.transpose else tensor
+        if self.columns is None:
+            return tensor
+        return tensor[..., COLUMNS[self.columns](config, tensor.shape[-1])[part]]
+
+    def write(self, arrays: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+        """Their tensor from arrays of ours."""
+        tensor = arrays[0]
+        if self.columns is not None:
+            width = sum(array.shape[-1] for array in arrays)
+            tensor = np.empty((*tensor.shape[:-1], width), tensor.dtype)
+            for array, columns in zip(arrays, COLUMNS[self.columns](config, width), strict=True):
+                tensor[..., columns] = array
+        return np.swapaxes(tensor, -1, -2) if self.transpose else tensor
+
+    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape of their tensor, from those of ours."""
+        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        return (*shape[:-2], shape[-1], shape[-2]) if self.transpose else shape
+
+
+def _halves_of_pairs(size: int) -> np.ndarray:
+    """Where rotated pairs stand that lie side by side on disk: ours lie half a head apart."""
+    return np.concatenate([np.arange(0, size, 2), np.arange(1, size, 2)])
+
+
+def queries(config: ModelConfig, width: int) -> list[np.ndarray]:
+    """Of each head the part without positions, then rotated pairs."""
+    plain, head = config.plain_head_size, config.query_head_size
+    of_head = np.concatenate([np.arange(plain), plain + _halves_of_pairs(config.rotary_size)])
+    return [(np.arange(0, width, head)[:, None] + of_head).reshape(-1)]
+
+
+def latent_and_key(config: ModelConfig, width: int) -> list[np.ndarray]:
+    """The latent vector, then a key's rotated pairs."""
+    latent = width - config.rotary_size
+    pairs = latent + _halves_of_pairs(config.rotary_size)
+    return [np.concatenate([np.arange(latent), pairs])]
+
+
+COLUMNS: dict[str, Callable[[ModelConfig, int], list[np.ndarray]]] = {
+    "queries": queries,
+    "latent_and_key": latent_and_key,
+    "alternating": lambda config, width: [np.arange(0, width, 2), np.arange(1, width, 2)],
+    "halves": lambda config, width: [np.arange(width // 2), np.arange(width // 2, width)],
+}

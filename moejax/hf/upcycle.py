@@ -1,0 +1,98 @@
+"""A routed model from a dense one, which computes the same to begin with (sparse upcycling)."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ModelConfig, check
+from moejax.hf import accounts
+from moejax.models.decoder import scan_plan
+
+BANK = {"w_gate_DF": "w_gate_EDF", "w_up_DF": "w_up_EDF", "w_down_FD": "w_down_EFD"}
+
+
+def upcycled_config(
+    dense: ModelConfig, *, num_experts: int, top_k: int, split: int = 1, every: int = 1
+) -> ModelConfig:
+    """The settings of ``upcycle``'s model. Raises ``ConfigError`` that names what cannot be."""
+    check(
+        not any(dense.routed_layers), "upcycling begins with a dense model, but this has experts."
+    )
+    F, kept = dense.dense_hidden, "--split must divide"
+    check(split > 0 and F % split == 0, f"{kept} the hidden width {F}, unlike {split}.")
+    for name, value in (("--num-experts", num_experts), ("--top-k", top_k)):
+        check(value % split == 0, f"{kept} {name} {value}: a copy is made of {split} experts.")
+    check(top_k > 1, "--top-k must be at least 2: with 1 the router would learn nothing.")
+    check(every > 0, f"--every must be at least 1, not {every}.")
+    moe = replace(
+        dense.moe,
+        every=every,
+        router="top_k",
+        num_experts=num_experts,
+        top_k=top_k,
+        hidden_size=F // split,
+        balance=replace(dense.moe.balance, loss_weight=0.01, convention="switch"),
+    )
+    return replace(dense, moe=moe, dense_hidden_size=F)
+
+
+def upcycle(
+    dense: ModelConfig,
+    params: dict,
+    config: ModelConfig,
+    *,
+    split: int = 1,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> dict:
+    """The parameters of a routed model from those of a dense one; ``config`` is
+    ``upcycled_config``'s. With ``noise`` 0 its output is that of the dense model.
+
+    Experts are copies of the dense network, and routers are drawn anew (Komatsuzaki et al. 2023,
+    section 3): whatever they choose, its weights sum to 1. With ``split`` G, each copy is cut into
+    G experts of a G-th of the hidden width (He et al. 2024, virtual groups): their routers begin
+    equal, so that a token chooses whole copies, and the last matrix is multiplied by G. ``noise``
+    adds normal numbers, of so many times the matrix's standard deviation, to every expert
+    (as Komatsuzaki et al. tried), after which the output is about the same only.
+    """
+    moe, D = config.moe, config.width
+    E, copies = moe.num_experts, moe.num_experts // split
+    arrays = accounts.flat(params)
+    above = {path: leaf for path, leaf in arrays.items() if not path[0].startswith("layers_")}
+    keys = jax.random.split(jax.random.key(seed), config.num_layers)
+
+    def bank(name: str, w: jax.Array, key: jax.Array) -> jax.Array:
+        """One layer's experts from its dense network, [E, ...]."""
+        axis = 0 if name == "w_down_FD" else 1
+        parts = jnp.stack(jnp.split(w, split, axis=axis)) * (split if axis == 0 else 1)
+        experts = jnp.tile(parts, (copies, 1, 1)).astype(w.dtype)
+        if not noise:
+            return experts
+        size = noise * jnp.std(experts.astype(jnp.float32))
+        drawn = size * jax.random.normal(key, experts.shape)
+        return (experts.astype(jnp.float32) + drawn).astype(w.dtype)
+
+    def layer(number: int) -> dict[accounts.Path, jax.Array]:
+        """A layer's arrays, as the new model has them."""
+        path, repeat = accounts.places(dense)[number]
+        own = {p[2:]: leaf[repeat] for p, leaf in arrays.items() if p[:2] == path}
+        if not config.routed_layers[number]:
+            return own
+        router_key, *bank_keys = jax.random.split(keys[number], 4)
+        w_router_DX = jax.random.normal(router_key, (D, copies)) * D**-0.5
+        made = {("moe", "w_router_DE"): jnp.repeat(w_router_DX, E // copies, axis=1)}
+        for (name, ours), key in zip(BANK.items(), bank_keys, strict=True):
+            made[("moe", ours)] = bank(name, own.pop(("feed_forward", name)), key)
+        return own | made
+
+    layers = [layer(number) for number in range(config.num_layers)]
+    new = dict(above)
+    for run, (unit, repeats) in enumerate(scan_plan(config)):
+        for block in range(len(unit)):
+            place = ((f"layers_{run}", f"block_{block}"), 0)
+            first = accounts.places(config).index(place)
+            chosen = layers[first : first + repeats * len(unit) : len(unit)]
+            for path in chosen[0]:
+                new[(*place[0], *path)] = jnp.stack([one[path] for one in chosen])
+    return accounts.nested(new)

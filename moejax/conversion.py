@@ -131,8 +131,8 @@ def _warning(run: Config) -> str:
     if not any(run.model.routed_layers) or moe.capacity_factor is None:
         return "         transformers, vLLM and SGLang read it"
     return (
-        f"note     it was trained with --model.moe.capacity-factor {moe.capacity_factor}; where it is"
-        f" read now, nothing is dropped"
+        f"note     it was trained with --model.moe.capacity-factor {moe.capacity_factor}; there,"
+        f" nothing is dropped"
     )
 
 

@@ -118,13 +118,14 @@ def load(
                 sources = [tensors[name] for name in entry.names]
                 for part, path in enumerate(entry.paths):
                     shape, of, sharding = shapes[path], types[path], lying[path]
-                    get = partial(_array, entry, part, sources, read, config)
+                    of_layer = shape if entry.index is None else shape[1:]
+                    get = partial(_array, entry, part, sources, read, config, of_layer, of)
                     if entry.index is None:
-                        arrays[path] = _placed(shape, sharding, of, get)
+                        arrays[path] = _placed(shape, sharding, get)
                         continue
                     if path not in arrays:
                         arrays[path] = _empty(shape, of, sharding)
-                    one = _placed(shape[1:], _of_layer(sharding), of, get)
+                    one = _placed(of_layer, _of_layer(sharding), get)
                     arrays[path] = _filled(arrays[path], one, entry.index)
                 progress.update(sum(source.nbytes for source in sources))
     if any(accounts.layer_of(name) is not None for name in left_out):
@@ -199,16 +200,14 @@ def _of_layer(sharding: Sharding) -> Sharding:
     return NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
 
 
-def _placed(
-    shape: tuple[int, ...], sharding: Sharding, dtype: np.dtype, get: Callable
-) -> jax.Array:
+def _placed(shape: tuple[int, ...], sharding: Sharding, get: Callable) -> jax.Array:
     """An array of which each device is given the part that it holds, and copies are read once."""
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple(range(size)[s] for s, size in zip(index, shape, strict=True))
         if key not in parts:
-            parts[key] = np.ascontiguousarray(get(index).astype(dtype, copy=False))
+            parts[key] = np.ascontiguousarray(get(index))
         return parts[key]
 
     return jax.make_array_from_callback(shape, sharding, part)
@@ -220,13 +219,19 @@ def _array(
     sources: list[Tensor],
     read: Callable,
     config: ModelConfig,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
     index: tuple[slice, ...],
 ) -> np.ndarray:
     """A part of one array of ours, in one layer; of experts only those in it are read."""
     if not entry.rule.by_expert:
-        return entry.rule.read(read(sources[0]), part, config)[index]
+        return entry.rule.read(read(sources[0]), part, config)[index].astype(dtype)
     experts = sources[index[0]]
-    return np.stack([entry.rule.read(read(e), part, config)[index[1:]] for e in experts])
+    sizes = [len(range(size)[s]) for s, size in zip(index[1:], shape[1:], strict=True)]
+    array = np.empty((len(experts), *sizes), dtype)
+    for number, expert in enumerate(experts):
+        array[number] = entry.rule.read(read(expert), part, config)[index[1:]]
+    return array
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:

@@ -150,6 +150,28 @@ def bench(name: str, summary: str, prepare: Callable[[], None] | None = None) ->
     return Command(summary, no_arguments, run, own_flags=True)
 
 
+def inference(name: str, summary: str) -> Command:
+    """`moejax NAME`: the settings and the function of this name in ``moejax.inference``."""
+
+    def run(arguments: Namespace) -> None:
+        keep_freed_memory()
+        import tyro
+
+        from moejax.inference import COMMANDS
+
+        settings, function = COMMANDS[name]
+        chosen = tyro.cli(
+            settings,
+            args=arguments.rest,
+            prog=f"moejax {name}",
+            description=summary,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction),
+        )
+        function(chosen)
+
+    return Command(summary, no_arguments, run, own_flags=True)
+
+
 def placement_arguments(parser: ArgumentParser) -> None:
     """The arguments of `moejax plan placement`."""
     parser.add_argument(
@@ -223,6 +245,10 @@ def no_arguments(parser: ArgumentParser) -> None:
 COMMANDS: dict[str, Command | Group] = {
     "study": Command(
         "train a set of configs under equal conditions and compare them", study_arguments, study
+    ),
+    "generate": inference("generate", "text from a trained model (RUN --prompt 'def ')"),
+    "eval": inference(
+        "eval", "perplexity and bits per byte of a trained model on any text (RUN --data stdlib)"
     ),
     "plan": Group(
         "what can be said before anything runs",

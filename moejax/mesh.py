@@ -15,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moejax.config import Config, ConfigError, MeshConfig
+from moejax.config import Config, ConfigError, MeshConfig, ModelConfig
 
 AXES = ("data", "expert", "model")
 TOKENS = ("data", "expert")
@@ -61,10 +61,22 @@ PARAMETERS = {
     "embedding_VD": (None, FSDP),
 }
 
+# What a decoder keeps of a text (``models.kv_cache``), likewise.
+CACHE = {
+    "k_LBMJA": (TOKENS, None, "model", None),
+    "v_LBMJA": (TOKENS, None, "model", None),
+    "c_LBMR": (TOKENS, None, None),
+    "key_LBM1A": (TOKENS, None, None, None),
+    "segments_BM": (TOKENS, None),
+    "positions_BM": (TOKENS, None),
+}
+
 
 def parameter_spec(name: str, fsdp: bool) -> P:
-    """How the parameter of this name lies on the mesh, leading dimensions left out."""
-    axes = PARAMETERS.get(name, ())
+    """How the parameter (or the part of a cache) of this name lies on the mesh, leading dimensions
+    left out.
+    """
+    axes = (PARAMETERS | CACHE).get(name, ())
     spread = TOKENS if "expert" not in axes else "data"
     return P(*((spread if fsdp else None) if axis == FSDP else axis for axis in axes))
 
@@ -135,10 +147,16 @@ def check_fits(config: Config, mesh: Mesh) -> None:
                 f" group{'s' * (groups > 1)} of a device ({name} = {rows} sequences over {devices}"
                 f" devices): make it a divisor of {groups}, or the batch larger."
             )
-    if config.mesh.fsdp and config.model.width % devices:
+    check_fsdp(config.model, config.mesh, mesh)
+
+
+def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
+    """With FSDP, every device must get its share of the width."""
+    devices = mesh.shape["data"] * mesh.shape["expert"]
+    if layout.fsdp and model.width % devices:
         raise ConfigError(
-            f"--mesh.fsdp spreads --model.width {config.model.width} over data x expert ="
-            f" {devices} devices, which do not divide it: make it a multiple of {devices}, or leave"
+            f"--mesh.fsdp spreads --model.width {model.width} over data x expert = {devices}"
+            f" devices, which do not divide it: make it a multiple of {devices}, or leave"
             f" --mesh.fsdp out."
         )
 
@@ -257,11 +275,13 @@ def compiler_options(config: MeshConfig, platform: str) -> dict[str, str]:
 
 
 def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
-    """The shardings of parameters, or of any state that repeats their names (optimizer moments)."""
+    """The shardings of parameters, of a cache, or of any state that repeats their names (optimizer
+    moments).
+    """
 
     def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
         names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        name = next((n for n in reversed(names) if n in PARAMETERS), "")
+        name = next((n for n in reversed(names) if n in PARAMETERS or n in CACHE), "")
         spec = parameter_spec(name, fsdp)
         if leaf.ndim < len(spec):
             return NamedSharding(mesh, P())

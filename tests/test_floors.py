@@ -32,6 +32,7 @@ FLOORS = {
     "parallel": 3,
     "bench": 6.5,  # it draws with what observe has
     "train": 7,
+    "inference": 8,
     "study": 8,
     "conversion": 8,
     "cli": 9,

@@ -25,7 +25,7 @@ def check_types(prefix: str, settings: object) -> None:
             # An int will do for a float, but a bool is no number.
             ok = type(value) in (*kinds, *((int,) if float in kinds else ()))
             wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-        check(ok, f"{flag(prefix, name)} must be {wanted}, not {value!r}.".replace("--.", "--"))
+        check(ok, f"{flag(prefix, name)} must be {wanted}, not {value!r}.")
 
 
 def check_positive(prefix: str, settings: object, *names: str) -> None:
@@ -50,4 +50,4 @@ def check_not_negative(prefix: str, settings: object, *names: str) -> None:
 
 def flag(prefix: str, name: str) -> str:
     """The command-line flag of a field: ``flag("model.moe", "top_k") == "--model.moe.top-k"``."""
-    return f"--{prefix}.{name}".replace("_", "-")
+    return f"--{prefix}.{name}".replace("--.", "--").replace("_", "-")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moejax.config import ConfigError, check
+from moejax.config import ConfigError, ModelConfig, check
 
 # Tokens that separate documents in released tokenizers; the first that exists is the boundary.
 _BOUNDARIES = (
@@ -182,3 +182,13 @@ def load_tokenizer(name: str) -> Tokenizer:
         f" tokenizer.json (released models ship one).",
     )
     return HuggingFaceTokenizer(path)
+
+
+def vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """The size of a model's vocabulary: the config's, or the tokenizer's."""
+    size = config.vocab_size or tokenizer.vocab_size
+    check(
+        size >= tokenizer.vocab_size,
+        f"--model.vocab-size {size} is smaller than the tokenizer's, {tokenizer.vocab_size}.",
+    )
+    return size

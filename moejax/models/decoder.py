@@ -151,12 +151,14 @@ class DecoderLM(nn.Module):
         cache: KVCache,
         bias_LE: jax.Array | None = None,
         place_LER: jax.Array | None = None,
+        reach: int | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Go on after what is in the cache: the logits of the last position alone, ``logits_B1V``,
-        and the cache with the batch in it. Positions see what the cache has of their segment.
+        and the cache with the batch in it. Positions see what the cache has of their segment, but
+        of no layer more than the last ``reach`` positions, themselves included.
         """
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        logits_B1V, _, cache = self._run(batch, False, own, cache)
+        logits_B1V, _, cache = self._run(batch, False, own, cache, reach)
         return logits_B1V, cache
 
     @nn.compact
@@ -166,6 +168,7 @@ class DecoderLM(nn.Module):
         training: bool,
         own: dict[str, jax.Array | None],
         cache: KVCache | None,
+        reach: int | None = None,
     ) -> tuple[jax.Array, Routed | None, KVCache | None]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
@@ -174,7 +177,7 @@ class DecoderLM(nn.Module):
         x_BND = mesh.pin(embedding_VD[batch["inputs"]].astype(dtype), "tokens_BND")
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
-        context, cache = seen(config, batch, cache)
+        context, cache = seen(config, batch, cache, reach)
         own = {name: x for name, x in own.items() if x is not None}
         x_BND, routed, layers = self._layers(
             x_BND, [] if cache is None else cache.layers, context, training, own
@@ -237,9 +240,11 @@ class DecoderLM(nn.Module):
 
 
 def seen(
-    config: ModelConfig, batch: dict[str, jax.Array], cache: KVCache | None
+    config: ModelConfig, batch: dict[str, jax.Array], cache: KVCache | None, reach: int | None
 ) -> tuple[Context, KVCache | None]:
-    """What all layers look at, and the cache with the batch's places in it."""
+    """What all layers look at, and the cache with the batch's places in it. Positions see nothing
+    that is ``reach`` or more before them.
+    """
     segments_BN, positions_BN = batch["segments"], batch["positions"]
     of_BM, at_BM, N = segments_BN, positions_BN, segments_BN.shape[1]
     cos, sin = rotary(positions_BN, config)
@@ -254,7 +259,8 @@ def seen(
             )
         )
         cache = replace(cache, segments_BM=of_BM, positions_BM=at_BM, start=start + N)
-    context["mask_B1NM"], distance_B1NM = may_see(segments_BN, positions_BN, of_BM, at_BM)
+    mask_B1NM, distance_B1NM = may_see(segments_BN, positions_BN, of_BM, at_BM)
+    context["mask_B1NM"] = mask_B1NM if reach is None else mask_B1NM & (distance_B1NM < reach)
     if config.attention.window is not None:
         context["distance_B1NM"] = distance_B1NM
     return context, cache

@@ -25,8 +25,10 @@ class Router:
     """Settings of the function: a frozen dataclass, whose fields a config may override."""
     causal: bool = True
     """A token's experts do not depend on later tokens (but for what the capacity drops)."""
+    by_token: bool = True
+    """In evaluation a token's experts depend on that token alone, so that text can be generated."""
     decoding: str = ""
-    """For a router that is not causal: what happens when text is generated."""
+    """For a router that is not causal, or not by token: what happens when text is generated."""
     top_k: int | str | None = None
     """The only K it knows (or `num_experts`), if there is only one."""
     learned: bool = True
@@ -119,6 +121,7 @@ ROUTERS: dict[str, Router] = {
         paper="Zhou et al. 2022, section 3.2",
         rule=ExpertChoiceRule(),
         causal=False,
+        by_token=False,
         decoding="each expert would choose among the tokens so far, which is not what it learned",
         experts_choose=True,
     ),
@@ -126,6 +129,7 @@ ROUTERS: dict[str, Router] = {
         function=soft.choose,
         paper="Puigcerver et al. 2023, Eq. 1-2",
         causal=False,
+        by_token=False,
         decoding="each slot would mix the tokens so far, which is not what it learned",
         slots=True,
         experts_choose=True,
@@ -151,7 +155,13 @@ ROUTERS: dict[str, Router] = {
         learned=False,
         needs_tokens=True,
     ),
-    "random": Router(function=baselines.random, paper="Zuo et al. 2021, section 3", learned=False),
+    "random": Router(
+        function=baselines.random,
+        paper="Zuo et al. 2021, section 3",
+        by_token=False,
+        decoding="all tokens would go to the same experts, as it draws by their place in a group",
+        learned=False,
+    ),
 }
 
 

@@ -145,6 +145,42 @@ class Checkpoints:
             ) from error
 
 
+def read_parts(
+    directory: Path, like: dict[str, Any], step: int | None = None
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Parts of the state of one checkpoint, by default of the last that can be read, as (step,
+    parts, extra). Nothing else is read, and nothing is moved or written.
+
+    ``like`` is as that of ``Checkpoints.restore``, with the parts alone. Raises ``RunError`` if
+    there is no such checkpoint, or none can be read.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
+    if step is not None and step not in steps:
+        raise RunError(
+            f"there is no checkpoint of --step {step} in {directory}; there are:"
+            f" {', '.join(map(str, steps)) or 'none'}."
+        )
+    items = ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+            item=like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=True,
+        ),
+        extra=ocp.args.JsonRestore(),
+    )
+    why = "there are none"
+    for chosen in reversed(steps if step is None else [step]):
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                restored = checkpointer.restore(directory.absolute() / str(chosen), args=items)
+            return chosen, jax.block_until_ready(restored.state), restored.extra
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
+            why = _reason(error)
+            warnings.warn(f"checkpoint {chosen} cannot be read ({why}).", stacklevel=2)
+    raise RunError(f"no checkpoint in {directory} can be read: {why}.")
+
+
 def _reason(error: Exception) -> str:
     """The first line of what Orbax or TensorStore says, without their lists of source places."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,9 +20,9 @@ from moejax import mesh as meshes
 from moejax.config import Config, to_dict
 from moejax.data.pipeline import TrainBatches, join_states, train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
-from moejax.data.tokenizer import Tokenizer, load_tokenizer
+from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
 from moejax.errors import ConfigError, DivergedError, RunError
-from moejax.generate import sample
+from moejax.generate import Generator, Sampling
 from moejax.models.decoder import DecoderLM
 from moejax.observe.report import write_report
 from moejax.observe.units import duration, short
@@ -121,7 +121,7 @@ def _train(
     tokenizer = load_tokenizer(config.data.tokenizer)
     corpus = processes.first_then_others(lambda: open_documents(config.data))
     processes.check_same("settings or text", settings(config, tokenizer, corpus))
-    model = DecoderLM(config.model, vocabulary(config, tokenizer), config.mesh)
+    model = DecoderLM(config.model, vocabulary(config.model, tokenizer), config.mesh)
     optimizer = make_optimizer(config.optim)
     checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints, processes)
     run.write_config(config)
@@ -223,30 +223,20 @@ def warn_of_decoding(config: Config) -> None:
     moe = config.model.moe
     if not any(config.model.routed_layers):
         return
-    router, name, decoding = moe.built_router, f"--model.moe.router {moe.router}", ""
+    router, name, generation = moe.built_router, f"--model.moe.router {moe.router}", ""
     if not router.causal:
-        decoding = router.decoding
+        how = "When text is generated" if router.by_token else "No text is generated with it"
+        generation = f"{how}{',' if router.by_token else ':'} {router.decoding}."
     elif moe.seating == "priority":
         name = "--model.moe.seating priority"
-        decoding = "seats would go to the weightiest tokens so far, so give them room for all"
-        decoding += " (a large --model.moe.eval-capacity-factor)"
-    if decoding:
+        generation = "When text is generated, nothing is dropped, so that there it means nothing."
+    if generation:
         warnings.warn(
             f"{name} looks at later tokens of a group to decide: in a causal language model the"
-            f" training loss has seen the future. When text is generated, {decoding}. Compare it"
-            f" by other measures, or choose a token-choice router such as top_k.",
+            f" training loss has seen the future. {generation} Compare it by other measures, or"
+            f" choose a token-choice router such as top_k.",
             stacklevel=2,
         )
-
-
-def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
-    """The size of the vocabulary: the config's, or the tokenizer's."""
-    size = config.model.vocab_size or tokenizer.vocab_size
-    if size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"--model.vocab-size {size} is smaller than the tokenizer's, {tokenizer.vocab_size}."
-        )
-    return size
 
 
 def restore_or_begin(
@@ -484,23 +474,7 @@ def saturation(
 def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
     """Write the sample and the report, and say where all is."""
     job.checkpoints.wait()
-    config = job.config.run
-    text = None
-    if config.sample_tokens:
-        prompt, _ = job.tokenizer.encode(config.sample_prompt.encode())
-        new = sample(
-            job.model,
-            state.params,
-            state.bias_LE,
-            np.concatenate([[job.tokenizer.boundary], prompt]).astype(np.int32),
-            job.config,
-            tokens=config.sample_tokens,
-            temperature=config.sample_temperature,
-            boundary=job.tokenizer.boundary,
-            seed=config.seed,
-        )
-        text = config.sample_prompt + job.tokenizer.decode(new)
-    job.run.write_sample(text)
+    job.run.write_sample(sample(job, state) if job.config.run.sample_tokens else None)
     if job.run.owner:
         write_report(job.run.path)
     say(
@@ -508,6 +482,32 @@ def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
         f" {duration(progressed.seconds)}."
     )
     say_result(job)
+
+
+def sample(job: Job, state: TrainState) -> str | None:
+    """The text of the report: the prompt and what the model makes of it; None, and a line that says
+    why, if it cannot.
+    """
+    run, length, tokenizer = job.config.run, job.config.data.sequence_length, job.tokenizer
+    try:
+        generator = Generator(
+            job.config.model,
+            job.config.mesh,
+            state.params,
+            state.bias_LE,
+            mesh=job.mesh,
+            tokenizer=tokenizer,
+            ends=frozenset([tokenizer.boundary]),
+            window=length,
+        )
+    except ConfigError as error:
+        say(f"no sample: {error}")
+        return None
+    prompt, _ = tokenizer.encode(run.sample_prompt.encode())
+    prompt = np.concatenate([[tokenizer.boundary], prompt])[-length:].astype(np.int32)
+    sampling = Sampling(tokens=run.sample_tokens, temperature=run.sample_temperature, seed=run.seed)
+    (continuation,) = generator.generate([prompt], sampling).continuations
+    return run.sample_prompt + continuation.text
 
 
 def say_result(job: Job) -> None:

@@ -1,0 +1,286 @@
+"""`moejax generate` and `moejax eval`: a trained model at work."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from moejax import mesh as meshes
+from moejax.config import (
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    check,
+    check_positive,
+    load_config_file,
+)
+from moejax.data.pipeline import Batch, validation_batches
+from moejax.data.sources import Documents, open_documents, open_text
+from moejax.generate import Generated, Generator, Sampling, for_inference, undivided
+from moejax.models.decoder import DecoderLM
+from moejax.observe.units import duration
+from moejax.train import metrics
+from moejax.train.pretrained import OpenModel, open_model
+from moejax.train.step import eval_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """Which model, and how it is run."""
+
+    path: tyro.conf.Positional[Path]
+    """The directory of a run."""
+    config: Path | None = None
+    """A Python file that is run first: the config of the run, if it has a router of its own."""
+    step: int | None = None
+    """The checkpoint; by default the last."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of activations and matrix products; by default that of training."""
+    json: bool = False
+    """Print one JSON object."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Inference):
+    """The settings of `moejax generate`."""
+
+    prompt: tuple[str, ...] = ()
+    """The beginning of a text; may be given several times."""
+    prompt_file: str | None = None
+    """A file with a prompt on each line, or - for the standard input."""
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    window: int | None = None
+    """Positions that a position sees, itself included, and the longest prompt in tokens; by default
+    as many as the model was trained on."""
+    batch_size: int = 32
+    """Prompts that are continued together."""
+
+    def __post_init__(self) -> None:
+        check_positive("", self, "window", "batch_size")
+        check(
+            bool(self.prompt) or self.prompt_file is not None,
+            "there is no prompt: give --prompt TEXT, or --prompt-file FILE.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Inference):
+    """The settings of `moejax eval`."""
+
+    data: str | None = None
+    """The text: `stdlib`, the held-out part of the standard library; a quoted glob of files; or
+    `tfds:NAME`. By default what was held out when the model was trained."""
+    split: str = "validation"
+    """The split of `tfds:NAME`, in TFDS's notation (`test[:1%]`)."""
+    text_field: str = "text"
+    """The feature of `tfds:NAME` that holds the text."""
+    sequence_length: int | None = None
+    """Positions of the pieces that the text is cut into, each read by itself; by default as many as
+    the model was trained on."""
+    batch_size: int = 64
+    """Sequences in a batch, over all devices."""
+    batches: int | None = None
+    """Evaluate so many batches only."""
+
+    def __post_init__(self) -> None:
+        check_positive("", self, "sequence_length", "batch_size", "batches")
+
+
+def opened(settings: Inference) -> tuple[OpenModel, Mesh]:
+    """The model, and the mesh that it lies on."""
+    if settings.config is not None:
+        load_config_file(settings.config)
+    mesh = meshes.make_mesh(settings.mesh)
+    layout, path = settings.mesh, settings.path.expanduser()
+    return open_model(
+        path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step
+    ), mesh
+
+
+def generate(settings: Generate) -> None:
+    """Continue the prompts and print the texts: one as it grows, several at the end."""
+    prompts = all_prompts(settings)
+    model, mesh = opened(settings)
+    generator = Generator(
+        model.config,
+        model.layout,
+        model.params,
+        model.bias_LE,
+        mesh=mesh,
+        tokenizer=model.tokenizer,
+        ends=model.ends,
+        window=settings.window or model.context,
+    )
+    ids = [model.begin(prompt) for prompt in prompts]
+    generator.check_prompts(ids)
+    streams = len(prompts) == 1 and not settings.json
+
+    def show(_: int, text: str) -> None:
+        if streams:
+            print(text, end="", flush=True)
+
+    show(0, prompts[0])
+    done = generator.generate(ids, settings.sampling, batch_size=settings.batch_size, on_text=show)
+    if settings.json:
+        print(json.dumps(texts_json(model, prompts, done), indent=2), flush=True)
+    else:
+        print("" if streams else "\n".join(with_headers(prompts, done)), flush=True)
+    print(speed(done), file=sys.stderr, flush=True)
+
+
+def all_prompts(settings: Generate) -> list[str]:
+    """The prompts of the flags, then those of the file; what is not UTF-8 becomes U+FFFD."""
+    given, file = list(settings.prompt), settings.prompt_file
+    if file is not None:
+        try:
+            text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--prompt-file {file} cannot be read: {error.strerror}.") from error
+        lines = text.decode("utf-8", "replace").splitlines()
+        check(bool(lines or given), f"--prompt-file {file} is empty: write a prompt on each line.")
+        given += lines
+    return [
+        prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for prompt in given
+    ]
+
+
+def with_headers(prompts: list[str], done: Generated) -> list[str]:
+    """Each text under a line that tells its number and why it ended."""
+    why = {"end": "the text ended", "stop": "--stop", "length": "--tokens"}
+    lines = []
+    for number, (prompt, one) in enumerate(zip(prompts, done.continuations, strict=True), 1):
+        lines += [f"--- {number} ({len(one.ids):,} tokens; {why[one.ended]})", prompt + one.text]
+    return lines
+
+
+def speed(done: Generated) -> str:
+    """How many tokens there are, and how long they took."""
+    count = sum(len(one.ids) for one in done.continuations)
+    rate = done.tokens_per_second
+    fast = "" if rate is None else f"{rate:,.0f} tokens/s after "
+    return f"{count:,} tokens, {fast}{duration(done.first_seconds)} to compile and read"
+
+
+def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {
+        "model": model.description,
+        "prompts": prompts,
+        "continuations": [asdict(one) for one in done.continuations],
+        "first_seconds": done.first_seconds,
+        "tokens_per_second": done.tokens_per_second,
+    }
+
+
+def evaluate(settings: Evaluate) -> None:
+    """Evaluate and print the figures."""
+    model, mesh = opened(settings)
+    length = settings.sequence_length or model.context
+    config = for_inference(model.config)
+    check_batch(config, length, settings.batch_size, mesh)
+    documents, about = text_of(settings, model)
+    started = time.monotonic()
+    batches = validation_batches(
+        documents,
+        model.tokenizer,
+        DataConfig(sequence_length=length),
+        batch_size=settings.batch_size,
+        limit=settings.batches,
+    )
+    totals = totals_of(model, config, mesh, batches)
+    figures = {
+        "model": model.description,
+        "data": about,
+        "sequence_length": length,
+        "batches": len(batches),
+        "tokens": totals["targets"],
+        "text_bytes": totals["text_bytes"],
+        **metrics.loss_metrics(totals),
+        **metrics.router_metrics(totals, config.moe.num_experts),
+        "seconds": time.monotonic() - started,
+    }
+    text = json.dumps(figures, indent=2) if settings.json else report(figures, config)
+    print(text, flush=True)
+
+
+def text_of(settings: Evaluate, model: OpenModel) -> tuple[Documents, str]:
+    """The documents to evaluate on, and one line about them."""
+    if settings.data is not None:
+        return open_text(settings.data, settings.split, settings.text_field)
+    check(model.data is not None, "--data is missing: the text to evaluate on, such as stdlib.")
+    corpus = open_documents(model.data)
+    return corpus.validation, corpus.description
+
+
+def check_batch(config: ModelConfig, length: int, rows: int, mesh: Mesh) -> None:
+    """Batches must be spread evenly, in whole groups where groups mean something."""
+    group = config.moe.group_size if any(config.routed_layers) else 1
+    check(
+        length % group == 0 or group % length == 0,
+        f"--sequence-length {length} must divide the {group} tokens of a routing group, or be a"
+        f" multiple of them: with --model.moe.router {config.moe.router} they belong together.",
+    )
+    devices = mesh.shape["data"] * mesh.shape["expert"]
+    unit = devices * max(1, group // length)
+    check(
+        rows % unit == 0,
+        f"--batch-size {rows} cannot be spread over data x expert = {devices} devices: make it a"
+        f" multiple of {unit}.",
+    )
+
+
+def totals_of(
+    model: OpenModel, config: ModelConfig, mesh: Mesh, batches: list[Batch]
+) -> metrics.Totals:
+    """The sums over all batches, with a bar that shows how far it is."""
+    decoder = DecoderLM(config, model.vocab_size, undivided(model.layout))
+    everywhere = meshes.named(mesh, "everywhere")
+    step = jax.jit(
+        lambda *arguments: eval_step(*arguments, model=decoder)[0], out_shardings=everywhere
+    )
+    totals = None
+    with jax.set_mesh(mesh):
+        for batch in tqdm(batches, disable=None, unit="batch", leave=False):
+            sums = step(model.params, model.bias_LE, meshes.place(mesh, batch))
+            totals = metrics.add(totals, metrics.totals_of_batch(sums))
+    check(totals is not None, "the text gives no tokens: nothing can be evaluated on it.")
+    return totals
+
+
+def report(figures: dict[str, Any], config: ModelConfig) -> str:
+    """The figures in words."""
+    lines = [
+        f"model      {figures['model']}",
+        f"text       {figures['data']}",
+        f"           {figures['batches']:,} batches of sequences of {figures['sequence_length']:,}"
+        f" positions, in {duration(figures['seconds'])}",
+    ]
+    if "max_violation" in figures:
+        experts = sum(config.routed_layers) * config.moe.num_choices
+        lines.append(
+            f"router     max violation {figures['max_violation_global']:.2f}"
+            f" ({figures['max_violation']:.2f} in a batch), dead experts"
+            f" {figures['dead_experts']} of {experts}, dropped {figures['dropped_fraction']:.1%}"
+        )
+    lines += [
+        f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)",
+        f"bits/byte  {figures['bits_per_byte']:.4f} ({figures['text_bytes']:,} bytes)",
+    ]
+    return "\n".join(lines)
+
+
+COMMANDS: dict[str, tuple[type[Inference], Callable[[Any], None]]] = {
+    "generate": (Generate, generate),
+    "eval": (Evaluate, evaluate),
+}
+"""The settings of each command, and what it does with them."""

@@ -1,0 +1,161 @@
+"""A trained model from the directory that holds it, without what only training needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moejax import mesh as meshes
+from moejax.config import Config, DataConfig, MeshConfig, ModelConfig, read_config_json
+from moejax.config.mesh import check_mesh
+from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
+from moejax.errors import ConfigError, RunError
+from moejax.generate import for_inference
+from moejax.models.decoder import DecoderLM
+from moejax.observe.units import short
+from moejax.plan import cost
+from moejax.train.checkpoint import read_parts
+from moejax.train.optimizer import make_optimizer
+from moejax.train.step import init_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A model that can be run."""
+
+    config: ModelConfig
+    """As it was trained; see ``generate.for_inference``."""
+    layout: MeshConfig
+    vocab_size: int
+    params: dict
+    """On the mesh."""
+    bias_LE: jax.Array | None
+    tokenizer: Tokenizer
+    context: int
+    """Positions of the sequences that it was trained on."""
+    beginning: tuple[int, ...]
+    """The tokens before every text."""
+    ends: frozenset[int]
+    """The tokens that end a text."""
+    description: str
+    """One line: what it is, and of what size."""
+    data: DataConfig | None
+    """The text that it was trained on, with a part held out; None if nobody says."""
+
+    def begin(self, text: str) -> np.ndarray:
+        """The tokens of a text that is to go on, int32 [n]."""
+        ids, _ = self.tokenizer.encode(text.encode())
+        return np.concatenate([self.beginning, ids]).astype(np.int32)
+
+
+def open_model(
+    path: Path,
+    *,
+    mesh: Mesh,
+    layout: MeshConfig,
+    dtype: str | None = None,
+    step: int | None = None,
+) -> OpenModel:
+    """The model in a directory, laid out on ``mesh`` as ``layout`` says, by default in the type in
+    which it was trained. ``step`` chooses a checkpoint of a run, by default the last.
+
+    Raises ``UserError`` if there is no model, it cannot be read, or it does not fit the mesh.
+    """
+    if not path.is_dir():
+        raise RunError(f"there is no directory {path}: give that of a model.")
+    for kind in KINDS:
+        if kind.is_here(path):
+            return kind.open(path, mesh, layout, dtype, step)
+    looked_for = "; ".join(kind.what for kind in KINDS)
+    raise RunError(f"{path} holds no model. Looked for: {looked_for}.")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of directory that holds a model."""
+
+    what: str
+    is_here: Callable[[Path], bool]
+    open: Callable[[Path, Mesh, MeshConfig, str | None, int | None], OpenModel]
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the directory of a run."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
+def open_run(
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+) -> OpenModel:
+    """The model of a run, from its last checkpoint that can be read."""
+    config, tokenizer = read_run(path)
+    model_config = config.model if dtype is None else replace(config.model, dtype=dtype)
+    check_layout(model_config, layout, mesh)
+    V = vocabulary(model_config, tokenizer)
+    like = parts_of_state(replace(config, mesh=MeshConfig()), V)
+    shardings = meshes.tree_shardings(mesh, like, layout.fsdp)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        like,
+        shardings,
+    )
+    step, parts, extra = read_parts(path / "checkpoints", like, step)
+    trained_with = extra["place"]["layout"]["tokenizer"]
+    if trained_with != tokenizer.fingerprint:
+        raise RunError(
+            f"{path} was trained with another tokenizer than the one that is now at"
+            f" {config.data.tokenizer} ({trained_with}, not {tokenizer.fingerprint}): put the old"
+            f" one back there."
+        )
+    length = config.data.sequence_length
+    price = cost(config.model, V, length)
+    return OpenModel(
+        config=model_config,
+        layout=layout,
+        vocab_size=V,
+        params=parts["params"],
+        bias_LE=parts.get("bias_LE"),
+        tokenizer=tokenizer,
+        context=length,
+        beginning=(tokenizer.boundary,),
+        ends=frozenset([tokenizer.boundary]),
+        description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
+        f" {short(price.parameters_active, 'kMBT')} active a token",
+        data=config.data,
+    )
+
+
+def read_run(path: Path) -> tuple[Config, Tokenizer]:
+    """The settings and the tokenizer of a run; ``RunError`` says which of them is missing."""
+    try:
+        config = read_config_json(path / "config.json")
+    except ConfigError as error:
+        own = ""
+        if "--model.moe.router" in str(error):
+            own = " If it is a router of your own, give --config and the file that has it."
+        raise RunError(f"{error}{own}") from error
+    try:
+        return config, load_tokenizer(config.data.tokenizer)
+    except ConfigError as error:
+        raise RunError(f"the tokenizer that {path} was trained with is missing: {error}") from error
+
+
+def check_layout(config: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
+    """Raise ``ConfigError`` if a model cannot lie on this mesh when it is run."""
+    check_mesh(for_inference(config), layout)
+    meshes.check_fsdp(config, layout, mesh)
+
+
+def parts_of_state(config: Config, vocab_size: int) -> dict:
+    """Shapes of the parts of a train state that a trained model needs."""
+    model = DecoderLM(config.model, vocab_size)
+    state = jax.eval_shape(partial(init_state, model, make_optimizer(config.optim), config))
+    biased = state.bias_LE is not None
+    return {"params": state.params} | ({"bias_LE": state.bias_LE} if biased else {})
+
+
+KINDS = [Kind("a run of train.py (config.json and checkpoints/)", is_run, open_run)]

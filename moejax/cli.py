@@ -150,16 +150,14 @@ def bench(name: str, summary: str, prepare: Callable[[], None] | None = None) ->
     return Command(summary, no_arguments, run, own_flags=True)
 
 
-def inference(name: str, summary: str) -> Command:
-    """`moejax NAME`: the settings and the function of this name in ``moejax.inference``."""
+def of_model(module: str, name: str, summary: str) -> Command:
+    """`moejax NAME`: the settings and the function of this name in a module's ``COMMANDS``."""
 
     def run(arguments: Namespace) -> None:
         keep_freed_memory()
         import tyro
 
-        from moejax.inference import COMMANDS
-
-        settings, function = COMMANDS[name]
+        settings, function = import_module(f"moejax.{module}").COMMANDS[name]
         chosen = tyro.cli(
             settings,
             args=arguments.rest,
@@ -246,9 +244,22 @@ COMMANDS: dict[str, Command | Group] = {
     "study": Command(
         "train a set of configs under equal conditions and compare them", study_arguments, study
     ),
-    "generate": inference("generate", "text from a trained model (RUN --prompt 'def ')"),
-    "eval": inference(
-        "eval", "perplexity and bits per byte of a trained model on any text (RUN --data stdlib)"
+    "generate": of_model(
+        "inference", "generate", "text from a trained model (RUN --prompt 'def ')"
+    ),
+    "eval": of_model(
+        "inference",
+        "eval",
+        "perplexity and bits per byte of a trained model on any text (RUN --data stdlib)",
+    ),
+    "import": of_model(
+        "conversion", "import", "a checkpoint of Hugging Face, to train on from (DIR NEW)"
+    ),
+    "export": of_model(
+        "conversion", "export", "a trained model as a checkpoint of Hugging Face (RUN NEW)"
+    ),
+    "upcycle": of_model(
+        "conversion", "upcycle", "a routed model of a dense one that computes the same (DIR NEW)"
     ),
     "plan": Group(
         "what can be said before anything runs",

@@ -36,6 +36,7 @@ def parse(argv: list[str], program: str) -> tuple[Config, str]:
         default=config,
         prog=f"{program} --config {known.config or 'FILE'}",
         description="Every setting below can be overridden; the defaults are those of the file.",
+        config=(tyro.conf.FlagConversionOff,),  # --mesh.fsdp True, as for truths that may be None
     )
     # One config.json is like another: its directory has the name.
     return config, known.config.parent.name if known.config.suffix == ".json" else known.config.stem

@@ -9,7 +9,7 @@ import tyro
 
 from moejax import hf
 from moejax import mesh as meshes
-from moejax.config import Config, MeshConfig, check
+from moejax.config import Config, MeshConfig, check, read_config_json
 from moejax.data.tokenizer import byte_tokenizer_json
 from moejax.hf.files import read_json
 from moejax.hf.save import begin
@@ -17,7 +17,7 @@ from moejax.hf.upcycle import upcycle, upcycled_config
 from moejax.observe.units import short
 from moejax.plan import cost
 from moejax.train import imported
-from moejax.train.pretrained import open_model, run_config
+from moejax.train.pretrained import is_checkpoint, is_run, open_model
 
 Place = Annotated[Path, tyro.conf.Positional]
 
@@ -32,11 +32,11 @@ class ImportSettings:
     """New directory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` keeps that on disk."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
 
-def import_model(settings: ImportSettings) -> str:
-    """Read, check and write; returns what to say. Raises ``UserError``."""
+def import_model(settings: ImportSettings) -> None:
+    """Read, check and write, and say so. Raises ``UserError``."""
     begin(settings.target)
     mesh = meshes.make_mesh(settings.mesh)
     model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
@@ -49,10 +49,10 @@ def import_model(settings: ImportSettings) -> str:
         hf=model.hf,
         files_from=settings.source,
     )
-    return _described(model.hf["model_type"], model.config, settings.target)
+    print(described(model.hf["model_type"], model.config, settings.target), flush=True)
 
 
-def _described(kind: str, config: Any, target: Path) -> str:
+def described(kind: str, config: Any, target: Path) -> str:
     price = cost(config, config.vocab_size, sequence_length=1)
     return "\n".join(
         (
@@ -79,19 +79,25 @@ class ExportSettings:
     from, or the first that can hold it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` keeps theirs."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
 
-def export_model(settings: ExportSettings) -> str:
-    """Open and write; returns what to say. Raises ``UserError``."""
+def export_model(settings: ExportSettings) -> None:
+    """Open and write, and say so. Raises ``UserError``."""
+    source = settings.source
+    check(
+        is_run(source) or imported.is_imported(source),
+        f"{source} is neither a run (config.json and checkpoints/) nor an imported model"
+        f" (config.json and model/).",
+    )
     begin(settings.target)
     mesh = meshes.make_mesh(settings.mesh)
-    opened = open_model(settings.source, mesh=mesh, layout=settings.mesh)
-    run = run_config(settings.source)
-    original = _original(settings.source, run)
+    opened = open_model(source, mesh=mesh, layout=settings.mesh)
+    run = read_config_json(source / "config.json")
+    original = _original(source, run)
     tokenizer = Path(run.data.tokenizer).expanduser()
     tokenizer = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    beside = settings.source if imported.is_imported(settings.source) else tokenizer
+    beside = source if imported.is_imported(source) else tokenizer
     more: dict[str, Any] = {}
     if original is None:
         edge = opened.tokenizer.boundary
@@ -111,28 +117,29 @@ def export_model(settings: ExportSettings) -> str:
     if run.data.tokenizer == "bytes" and original is None:
         for name, content in byte_tokenizer_json().items():
             (settings.target / name).write_text(json.dumps(content), encoding="utf-8")
-    return f"written  {settings.target}, as {family}\n" + _warning(run)
+    print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
 
 
 def _original(source: Path, run: Config) -> dict[str, Any] | None:
     """The ``config.json`` that a model, or the model that a run began from, came with."""
-    for directory in (source, Path(run.run.init_from or source)):
-        if imported.is_imported(directory):
-            return imported.original(directory)
-    began = Path(run.run.init_from or source) / "config.json"
-    if run.run.init_from and began.is_file():
-        found = read_json(began)
-        return found if "model_type" in found else None
-    return None
+    if imported.is_imported(source):
+        return imported.original(source)
+    if run.run.init_from is None:
+        return None
+    began = Path(run.run.init_from).expanduser()
+    if is_checkpoint(began):
+        return read_json(began / "config.json")
+    return imported.original(began)
 
 
-def _warning(run: Config) -> str:
-    moe = run.model.moe
-    if not any(run.model.routed_layers) or moe.capacity_factor is None:
-        return "         transformers, vLLM and SGLang read it"
+def _note(run: Config) -> str:
+    """What a reader must know of a model that was trained with capacity."""
+    factor = run.model.moe.capacity_factor
+    if not any(run.model.routed_layers) or factor is None:
+        return ""
     return (
-        f"note     it was trained with --model.moe.capacity-factor {moe.capacity_factor}; there,"
-        f" nothing is dropped"
+        f"\nnote     it was trained with --model.moe.capacity-factor {factor}; Hugging Face's"
+        f" models drop nothing"
     )
 
 
@@ -160,8 +167,8 @@ class UpcycleSettings:
     """Type of the parameters; `auto` keeps that on disk."""
 
 
-def upcycle_model(settings: UpcycleSettings) -> str:
-    """Read, upcycle and write; returns what to say. Raises ``UserError``."""
+def upcycle_model(settings: UpcycleSettings) -> None:
+    """Read, upcycle and write, and say so. Raises ``UserError``."""
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
     begin(settings.target)
@@ -190,7 +197,7 @@ def upcycle_model(settings: UpcycleSettings) -> str:
         hf=dense.hf,
         files_from=settings.source,
     )
-    return _described(f"{dense.hf['model_type']}, upcycled", config, settings.target)
+    print(described(f"{dense.hf['model_type']}, upcycled", config, settings.target), flush=True)
 
 
 COMMANDS = {
@@ -198,10 +205,3 @@ COMMANDS = {
     "export": (ExportSettings, export_model),
     "upcycle": (UpcycleSettings, upcycle_model),
 }
-
-
-def run(name: str, arguments: list[str]) -> None:
-    """Parse the arguments of a command, run it, and print what it says."""
-    kind, function = COMMANDS[name]
-    settings = tyro.cli(kind, args=arguments, prog=f"moejax {name}", description=kind.__doc__)
-    print(function(settings), flush=True)

@@ -32,13 +32,16 @@ from moejax.train import metrics
 from moejax.train.pretrained import OpenModel, open_model
 from moejax.train.step import eval_step
 
+LONGEST = 2048
+"""Positions of a piece of text, where nobody says."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
     """Which model, and how it is run."""
 
     path: tyro.conf.Positional[Path]
-    """The directory of a run."""
+    """The directory of a run, of an imported model, or of a checkpoint of Hugging Face."""
     config: Path | None = None
     """A Python file that is run first: the config of the run, if it has a router of its own."""
     step: int | None = None
@@ -47,7 +50,7 @@ class Inference:
     """Type of activations and matrix products; by default that of training."""
     json: bool = False
     """Print one JSON object."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class Evaluate(Inference):
     """The feature of `tfds:NAME` that holds the text."""
     sequence_length: int | None = None
     """Positions of the pieces that the text is cut into, each read by itself; by default as many as
-    the model was trained on."""
+    the model was trained on, and at most 2,048."""
     batch_size: int = 64
     """Sequences in a batch, over all devices."""
     batches: int | None = None
@@ -102,9 +105,12 @@ def opened(settings: Inference) -> tuple[OpenModel, Mesh]:
         load_config_file(settings.config)
     mesh = meshes.make_mesh(settings.mesh)
     layout, path = settings.mesh, settings.path.expanduser()
-    return open_model(
-        path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step
-    ), mesh
+    model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
+    check(
+        model.tokenizer is not None,
+        f"there is no tokenizer.json in {path}: put that of the model there.",
+    )
+    return model, mesh
 
 
 def generate(settings: Generate) -> None:
@@ -185,7 +191,7 @@ def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[st
 def evaluate(settings: Evaluate) -> None:
     """Evaluate and print the figures."""
     model, mesh = opened(settings)
-    length = settings.sequence_length or model.context
+    length = settings.sequence_length or min(model.context, LONGEST)
     config = for_inference(model.config)
     check_batch(config, length, settings.batch_size, mesh)
     documents, about = text_of(settings, model)

@@ -37,6 +37,8 @@ class Tokenizer(Protocol):
     """One more than the largest id, the boundary included (V)."""
     boundary: int
     """The id that both begins and ends a document."""
+    beginning: tuple[int, ...]
+    """What the released model wants before every text."""
     fingerprint: str
     """Differs between tokenizers that give different ids."""
 
@@ -57,6 +59,7 @@ class ByteTokenizer:
 
     vocab_size = 257
     boundary = 256
+    beginning = (256,)
     fingerprint = "bytes"
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +74,7 @@ class ByteTokenizer:
 
 def byte_tokenizer_json() -> dict[str, dict]:
     """The ``ByteTokenizer`` in the files of a Hugging Face tokenizer, by name: the same ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     # GPT-2's names of bytes: themselves where they can be printed, else from 256 on.
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -82,6 +85,9 @@ def byte_tokenizer_json() -> dict[str, dict]:
     backend.decoder = decoders.ByteLevel()
     end = _BOUNDARIES[0]
     backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, ByteTokenizer.boundary)]
+    )
     return {
         "tokenizer.json": json.loads(backend.to_str()),
         "tokenizer_config.json": {
@@ -122,6 +128,7 @@ class HuggingFaceTokenizer:
         name = next((token for token in _BOUNDARIES if token in known), None)
         self.boundary = past_the_end if name is None else known[name]
         self.vocab_size = max(past_the_end, self.boundary + 1)
+        self.beginning = tuple(self._backend.encode("", add_special_tokens=True).ids)
         self.fingerprint = f"tokenizer.json {hashlib.sha256(data).hexdigest()[:16]}"
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:

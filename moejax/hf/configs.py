@@ -71,7 +71,7 @@ def write_config(
         if wrong:
             reasons.append(f"  {name}: {wrong}")
             continue
-        if name == own and not _differences(essence(read_config(original)), essence(config)):
+        if name == own and not differing(essence(read_config(original)), essence(config)):
             return original | ({"num_nextn_predict_layers": 0} if name == "deepseek_v3" else {})
         said = original or {}
         base = said if name == own else {}
@@ -90,7 +90,7 @@ def misfits(config: ModelConfig, family: Family, name: str) -> str:
         return str(error)
     except (TypeError, AttributeError, ZeroDivisionError):
         return "another kind of model"
-    return ", ".join(_differences(essence(config), essence(back)))
+    return ", ".join(differing(essence(config), essence(back)))
 
 
 def _written(config: ModelConfig, family: Family, name: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _fields(settings: Any) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(settings)
 
 
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The flags whose values differ, with the value of ``one``."""
     return [
         f"{name} {_short(one.get(name))}"

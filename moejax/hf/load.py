@@ -111,9 +111,7 @@ def load(
     with _reader() as read:
         _check_tied(config, tensors, read)
         total = sum(tensors[name].nbytes for entry in wanted for name in entry.names)
-        with tqdm(
-            total=total, unit="B", unit_scale=True, desc="reading", delay=1, leave=False
-        ) as progress:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="reading", delay=3) as progress:
             for entry in wanted:
                 sources = [tensors[name] for name in entry.names]
                 for part, path in enumerate(entry.paths):

@@ -79,7 +79,7 @@ def save(
     count = len(shards)
     total = _bytes_of(entries, types)
     files: dict[str, str] = {}
-    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", delay=1, leave=False) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", delay=3) as bar:
         for number, shard in enumerate(shards, start=1):
             name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             tensors: dict[str, np.ndarray] = {}

@@ -1,5 +1,6 @@
 """A training run from config to report: all that touches files, screen and signals starts here."""
 
+import dataclasses
 import functools
 import math
 import platform
@@ -23,6 +24,7 @@ from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
 from moejax.errors import ConfigError, DivergedError, RunError
 from moejax.generate import Generator, Sampling
+from moejax.hf.configs import differing, essence
 from moejax.models.decoder import DecoderLM
 from moejax.observe.report import write_report
 from moejax.observe.units import duration, short
@@ -30,10 +32,18 @@ from moejax.plan import cost
 from moejax.train import metrics
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.pretrained import open_model
 from moejax.train.processes import Processes, say
 from moejax.train.progress import Progress
 from moejax.train.run_directory import RunDirectory
-from moejax.train.step import StepReport, TrainState, eval_step, init_state, train_step
+from moejax.train.step import (
+    StepReport,
+    TrainState,
+    eval_step,
+    init_state,
+    state_of,
+    train_step,
+)
 from moejax.train.stop import Stopped, StopSignals
 
 
@@ -251,7 +261,9 @@ def restore_or_begin(
     restored = job.checkpoints.restore(like)
     if restored is None:
         job.run.keep_metrics_until(0)
-        return jax.jit(begin, out_shardings=shardings)(), Progressed()
+        if job.config.run.init_from is None:
+            return jax.jit(begin, out_shardings=shardings)(), Progressed()
+        return begin_from_model(job, shardings), Progressed()
     step, state, saved = restored
     if saved["text"] != job.corpus.description:
         raise RunError(
@@ -262,6 +274,27 @@ def restore_or_begin(
     job.batches.set_state(saved["place"])
     job.run.keep_metrics_until(step)
     return state, Progressed.from_json(saved)
+
+
+def begin_from_model(job: Job, shardings: Any) -> TrainState:
+    """The state before the first step, with the parameters of ``run.init_from`` in float32. Raises
+    ``ConfigError`` if that is another model, with the flags that would make this one like it.
+    """
+    config, place = job.config, job.config.run.init_from
+    say(f"reading  {place}")
+    there = open_model(Path(place).expanduser(), mesh=job.mesh, layout=config.mesh, dtype="float32")
+    resolved = dataclasses.replace(config.model, vocab_size=job.model.vocab_size)
+    theirs = dataclasses.replace(there.config, vocab_size=there.vocab_size)
+    differences = differing(essence(theirs), essence(resolved))
+    if differences:
+        raise ConfigError(
+            f"--run.init-from {place} is another model than the settings describe. It has"
+            f" {', '.join(differences)}. Begin from its own settings: --config"
+            f" {Path(place) / 'config.json'}, if `moejax import` wrote it."
+        )
+    optimizer = make_optimizer(config.optim)
+    begin = functools.partial(state_of, optimizer=optimizer, config=config)
+    return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(there.params, there.bias_LE)
 
 
 def say_what_is_trained(job: Job, progressed: Progressed) -> None:

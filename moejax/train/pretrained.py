@@ -4,20 +4,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from moejax import hf
 from moejax import mesh as meshes
-from moejax.config import Config, DataConfig, MeshConfig, ModelConfig, read_config_json
+from moejax.config import Config, DataConfig, MeshConfig, ModelConfig, check, read_config_json
 from moejax.config.mesh import check_mesh
 from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
 from moejax.errors import ConfigError, RunError
 from moejax.generate import for_inference
+from moejax.hf.files import read_json
 from moejax.models.decoder import DecoderLM
 from moejax.observe.units import short
 from moejax.plan import cost
+from moejax.train import imported
 from moejax.train.checkpoint import read_parts
 from moejax.train.optimizer import make_optimizer
 from moejax.train.step import init_state
@@ -34,7 +38,8 @@ class OpenModel:
     params: dict
     """On the mesh."""
     bias_LE: jax.Array | None
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None if a released model came without its own."""
     context: int
     """Positions of the sequences that it was trained on."""
     beginning: tuple[int, ...]
@@ -158,4 +163,77 @@ def parts_of_state(config: Config, vocab_size: int) -> dict:
     return {"params": state.params} | ({"bias_LE": state.bias_LE} if biased else {})
 
 
-KINDS = [Kind("a run of train.py (config.json and checkpoints/)", is_run, open_run)]
+def open_imported(
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+) -> OpenModel:
+    """A model that `moejax import` or `moejax upcycle` wrote."""
+    no_step(path, step)
+    check_layout(read_config_json(path / "config.json").model, layout, mesh)
+    config, params, bias_LE = imported.read_model(path, mesh, layout, dtype)
+    return released(path, config, params, bias_LE, layout, imported.original(path))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint in Hugging Face's format, whole or not."""
+    file = path / "config.json"
+    return file.is_file() and "model_type" in read_json(file)
+
+
+def open_checkpoint(
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+) -> OpenModel:
+    """A checkpoint in Hugging Face's format, as it is."""
+    no_step(path, step)
+    model = hf.load(path, dtype or "auto", mesh=mesh, layout=layout)
+    meshes.check_fsdp(model.config, layout, mesh)
+    return released(path, model.config, model.params, model.bias_LE, layout, model.hf)
+
+
+def no_step(path: Path, step: int | None) -> None:
+    """Only runs have several checkpoints."""
+    check(step is None, f"--step {step}: {path} is no run, and has one state only.")
+
+
+def released(
+    path: Path,
+    config: ModelConfig,
+    params: dict,
+    bias_LE: jax.Array | None,
+    layout: MeshConfig,
+    fields: dict[str, Any],
+) -> OpenModel:
+    """A released model with what its directory says of texts: ``fields`` are its config.json."""
+    has_tokenizer = (path / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(str(path)) if has_tokenizer else None
+    generation = path / "generation_config.json"
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    ends = fields.get("eos_token_id") if ends is None else ends
+    if ends is None and tokenizer is not None:
+        ends = tokenizer.boundary
+    price = cost(config, config.vocab_size, sequence_length=1)
+    return OpenModel(
+        config=config,
+        layout=layout,
+        vocab_size=config.vocab_size,
+        params=params,
+        bias_LE=bias_LE,
+        tokenizer=tokenizer,
+        context=fields.get("max_position_embeddings") or 2048,
+        beginning=() if tokenizer is None else tokenizer.beginning,
+        ends=frozenset(ends if isinstance(ends, list) else [ends]),
+        description=f"{path}, {fields['model_type']}:"
+        f" {short(price.parameters_total, 'kMBT')} parameters,"
+        f" {short(price.parameters_active, 'kMBT')} active a token",
+        data=None,
+    )
+
+
+KINDS = [
+    Kind("a run of train.py (config.json and checkpoints/)", is_run, open_run),
+    Kind("a model of moejax import (config.json and model/)", imported.is_imported, open_imported),
+    Kind(
+        "a checkpoint of Hugging Face (config.json with model_type, safetensors)",
+        is_checkpoint,
+        open_checkpoint,
+    ),
+]

@@ -165,7 +165,10 @@ def of_model(module: str, name: str, summary: str) -> Command:
             description=summary,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction),
         )
-        function(chosen)
+        try:
+            function(chosen)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
 
     return Command(summary, no_arguments, run, own_flags=True)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -40,7 +40,7 @@ LONGEST = 2048
 class Inference:
     """Which model, and how it is run."""
 
-    path: tyro.conf.Positional[Path]
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
     """The directory of a run, of an imported model, or of a checkpoint of Hugging Face."""
     config: Path | None = None
     """A Python file that is run first: the config of the run, if it has a router of its own."""
@@ -87,6 +87,8 @@ class Evaluate(Inference):
     """The split of `tfds:NAME`, in TFDS's notation (`test[:1%]`)."""
     text_field: str = "text"
     """The feature of `tfds:NAME` that holds the text."""
+    data_directory: str | None = None
+    """Where prepared data sets are kept; by default TFDS's own place, `~/tensorflow_datasets`."""
     sequence_length: int | None = None
     """Positions of the pieces that the text is cut into, each read by itself; by default as many as
     the model was trained on, and at most 2,048."""
@@ -179,10 +181,10 @@ def speed(done: Generated) -> str:
 
 def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[str, Any]:
     """What `--json` prints."""
+    pairs = zip(prompts, done.continuations, strict=True)
     return {
         "model": model.description,
-        "prompts": prompts,
-        "continuations": [asdict(one) for one in done.continuations],
+        "texts": [{"prompt": prompt, **asdict(one)} for prompt, one in pairs],
         "first_seconds": done.first_seconds,
         "tokens_per_second": done.tokens_per_second,
     }
@@ -222,7 +224,12 @@ def evaluate(settings: Evaluate) -> None:
 def text_of(settings: Evaluate, model: OpenModel) -> tuple[Documents, str]:
     """The documents to evaluate on, and one line about them."""
     if settings.data is not None:
-        return open_text(settings.data, settings.split, settings.text_field)
+        return open_text(
+            settings.data,
+            split=settings.split,
+            field=settings.text_field,
+            directory=settings.data_directory,
+        )
     check(model.data is not None, "--data is missing: the text to evaluate on, such as stdlib.")
     corpus = open_documents(model.data)
     return corpus.validation, corpus.description

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from moejax.config import ModelConfig, MoEConfig
-from moejax.generate import sample
 from moejax.models.attention import attend
 from moejax.models.decoder import DecoderLM, scan_plan
 from moejax.models.rotary import rotary, rotate
@@ -219,36 +218,3 @@ def test_bfloat16_stays_near_float32(tiny, batch):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
     want, _ = run(params, batch)
     assert np.abs(logits - want).mean() < 0.05 * np.abs(want).mean()
-
-
-def test_sampling_is_repeatable_and_slides_past_the_context(tiny, batch):
-    model, params, _ = build(tiny.model, batch)
-    prompt = np.array([256, 100, 101], np.int32)
-
-    def run(**options):
-        settings = {"tokens": 30, "temperature": 1.0, "boundary": 999} | options
-        return sample(model, params, None, prompt, tiny, **settings)
-
-    first = run()
-    assert len(first) == 30  # past the context of 16
-    np.testing.assert_array_equal(first, run())
-    assert (first != run(seed=1)).any()
-    ends = run(boundary=int(first[4]))
-    np.testing.assert_array_equal(ends, first[: list(first).index(first[4])])
-
-
-def test_greedy_sampling_takes_the_most_probable_token(tiny, batch):
-    model, params, _ = build(tiny.model, batch)
-    prompt = batch["inputs"][1, :9]
-    new = sample(model, params, None, prompt, tiny, tokens=2, temperature=0, boundary=999)
-    N = tiny.data.sequence_length
-    tokens = np.zeros((1, N), np.int32)
-    tokens[0, :9], tokens[0, 9] = prompt, new[0]
-    full = {
-        "inputs": tokens,
-        "segments": (np.arange(N) < 10).astype(np.int32)[None],
-        "positions": (np.arange(N) * (np.arange(N) < 10)).astype(np.int32)[None],
-    }
-    logits, _ = model.apply({"params": params}, full, False)
-    assert new[0] == logits[0, 8].argmax()
-    assert new[1] == logits[0, 9].argmax()

@@ -54,15 +54,15 @@ def open_documents(config: DataConfig) -> Corpus:
     )
 
 
-def open_text(what: str, split: str, field: str) -> tuple[Documents, str]:
+def open_text(what: str, *, split: str, field: str, directory: str | None) -> tuple[Documents, str]:
     """The documents that ``--data`` names, all to be evaluated on, and one line about them.
 
     ``stdlib`` is the held-out part of the standard library, ``tfds:NAME`` the ``split`` of a TFDS
-    data set, whose feature ``field`` is the text, and all else a glob of files. Raises
-    ``ConfigError`` if it cannot be had.
+    data set, whose feature ``field`` is the text, and all else a glob of files. Prepared data sets
+    are kept in ``directory``, by default TFDS's own. Raises ``ConfigError`` if it cannot be had.
     """
     if what == "stdlib":
-        documents = _open_stdlib(DataConfig()).validation
+        documents = _open_stdlib(DataConfig(directory=directory)).validation
         about = f"{_documents(len(documents))} of the standard library that are held out"
         return documents, about
     if not what.startswith("tfds:"):
@@ -75,8 +75,11 @@ def open_text(what: str, split: str, field: str) -> tuple[Documents, str]:
     check(bool(name), f"--data {what} names no data set: write tfds:lm1b, say.")
     splits = {"tfds_train_split": split, "tfds_validation_split": split}
     try:
-        config = DataConfig(source="tfds", tfds_name=name, tfds_text_field=field, **splits)
-        documents, _ = open_tfds(config)
+        documents, _ = open_tfds(
+            DataConfig(
+                source="tfds", tfds_name=name, tfds_text_field=field, directory=directory, **splits
+            )
+        )
     except ConfigError as error:
         raise ConfigError(f"--data {what} --split {split} --text-field {field}: {error}") from error
     return documents, f"TFDS {name}, {split}: {_documents(len(documents))}"

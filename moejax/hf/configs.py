@@ -42,12 +42,17 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
     needed = {"num_attention_heads", *family.fields}
     missing = sorted(field for field in needed if field not in hf)
     check(not missing, f"config.json has no {', '.join(missing)}.")
+    for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        good = type(hf[field]) is int and hf[field] > 0
+        check(good, f"{field} is {_short(hf[field])}: it must be a whole number greater than 0.")
     ours = family.ours | {path: hf[field] for field, path in family.fields.items()}
     try:
         for translation in family.translations:
             ours |= translation.read(hf)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"config.json of a {name} model lacks {error}.") from error
+    except KeyError as error:
+        raise ConfigError(f"there is no {error.args[0]}, which {name} models need.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"a field is not of its type: {error}.") from error
     if "moe.balance.loss_weight" in ours:
         ours["moe.balance.loss_weight"] = float(ours["moe.balance.loss_weight"] or 0)
     return from_dict(ModelConfig, _nested(ours))

@@ -84,6 +84,10 @@ def _read_rope(hf: Fields) -> Fields:
         kind == "yarn",
         f"rope scaling type {kind!r} is not supported: only default, linear, yarn and llama3 are.",
     )
+    check(
+        "factor" in found or "original_max_position_embeddings" in found,
+        "rope_parameters of type yarn have no factor.",
+    )
     factor = float(found.get("factor") or hf["max_position_embeddings"] / length)
     amplitude, all_dims = found.get("attention_factor"), found.get("mscale_all_dim")
     if amplitude is None and found.get("mscale") and all_dims:

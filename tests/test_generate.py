@@ -1,0 +1,356 @@
+"""Text generation: what the cache, the batch, the mesh and the shapes must not change."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import mesh as meshes
+from moejax.config import AttentionConfig, ConfigError, MeshConfig, ModelConfig, MoEConfig
+from moejax.data.tokenizer import ByteTokenizer
+from moejax.generate import (
+    SLOTS,
+    Generator,
+    Sampling,
+    draw,
+    for_inference,
+    padded,
+    rounded_up,
+)
+from moejax.models.decoder import DecoderLM, cache_for
+from moejax.models.replicate import replicate
+from moejax.parallel.placement import place
+
+V = 257
+TOKENIZER = ByteTokenizer()
+PROMPTS = [
+    np.array(ids, np.int32) for ids in ([256, 100, 101], [256], [256, *range(60, 71)], [256, 32])
+]
+ROUTED = MoEConfig(num_experts=4, top_k=2, hidden_size=8, group_size=8, eval_capacity_factor=0.5)
+TINY = ModelConfig(num_layers=2, width=16, num_heads=2, unroll=False, moe=ROUTED)
+LATENT = AttentionConfig(kv_rank=12, query_rank=8, rope_head_size=4, value_head_size=6)
+ALTERNATING = AttentionConfig(window=6, full_every=2)
+DENSE = replace(ROUTED, every=0)
+MIXED = replace(ROUTED, every=2, first_dense=1, router="sinkhorn", seating="priority")
+
+
+def made(config: ModelConfig, seed: int = 0) -> dict:
+    """Parameters, with larger embeddings and heads than at the start: no two tokens are as good as
+    equally probable.
+    """
+    model, zeros = DecoderLM(for_inference(config), V), np.zeros((1, 8), np.int32)
+    batch = {"inputs": zeros, "segments": zeros, "positions": zeros}
+    params = jax.jit(lambda: model.init(jax.random.key(seed), batch, False)["params"])()
+    return params | {"w_head_DV": 3 * params["w_head_DV"]} if "w_head_DV" in params else params
+
+
+def generator(config: ModelConfig, params: dict, devices: int = 1, **options) -> Generator:
+    layout = options.pop("layout", MeshConfig())
+    return Generator(
+        config,
+        layout,
+        params,
+        options.pop("bias_LE", None),
+        mesh=meshes.make_mesh(layout, jax.devices()[:devices]),
+        tokenizer=TOKENIZER,
+        ends=options.pop("ends", frozenset()),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return made(TINY)
+
+
+@pytest.fixture(scope="module")
+def one(params) -> Generator:
+    """For most tests: it compiles two programs for each number of rows."""
+    return generator(TINY, params, window=24)
+
+
+def ids_of(made_by: Generator, prompts=PROMPTS, **sampling) -> list[list[int]]:
+    done = made_by.generate(prompts, Sampling(**{"tokens": 12, "temperature": 0} | sampling))
+    return [continuation.ids for continuation in done.continuations]
+
+
+def full_logits(config: ModelConfig, params: dict, token_BN: np.ndarray, bias_LE=None):
+    """Of every position, all at once, without a cache."""
+    position_BN = np.broadcast_to(np.arange(token_BN.shape[1], dtype=np.int32), token_BN.shape)
+    batch = {"inputs": token_BN, "segments": np.ones_like(token_BN), "positions": position_BN}
+    model = DecoderLM(for_inference(config), V)
+    return jax.jit(lambda p: model.apply({"params": p}, batch, False, bias_LE)[0])(params)
+
+
+@pytest.mark.parametrize(
+    ("config", "reach"),
+    [
+        (replace(TINY, num_kv_heads=1), None),
+        (replace(TINY, qk_norm=False, attention=LATENT), None),
+        (replace(TINY, attention=ALTERNATING), None),
+        (replace(TINY, attention=AttentionConfig(sinks=True, bias="all")), None),
+        (replace(TINY, moe=DENSE, tie_embeddings=True), None),
+        (replace(TINY, num_layers=5, moe=MIXED), None),
+        (replace(TINY, attention=ALTERNATING), 4),
+    ],
+    ids=[
+        "grouped queries", "latent", "windows", "sinks", "dense", "some dense", "windows in reach",
+    ],
+)  # fmt: skip
+def test_the_cache_gives_the_logits_of_the_whole_text_at_every_position(config, reach):
+    """Prompts of 3, 1, 12 and 2 tokens, read together, and 7 tokens after each."""
+    params = made(config)
+    text = np.random.default_rng(0).integers(0, V, (len(PROMPTS), 7), dtype=np.int32)
+    model = DecoderLM(for_inference(config), V)
+
+    @jax.jit
+    def extend(cache, token_BN, segment_BN, position_BN):
+        batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
+        return model.apply({"params": params}, batch, cache, None, None, reach, method="decode")
+
+    rows, slots = len(PROMPTS), 16
+    logits_B1V, cache = extend(cache_for(config, rows, slots + 7), *padded(PROMPTS, rows, slots))
+    got = [logits_B1V[:, 0]]
+    position_B1 = np.array([[len(prompt)] for prompt in PROMPTS], np.int32)
+    for n in range(7):
+        logits_B1V, cache = extend(
+            cache, text[:, n : n + 1], np.ones_like(position_B1), position_B1 + n
+        )
+        got.append(logits_B1V[:, 0])
+    got_BNV = np.stack(got, 1)
+    if reach is not None:
+        config = replace(config, attention=AttentionConfig(window=reach))
+    for row, prompt in enumerate(PROMPTS):
+        want_NV = full_logits(config, params, np.concatenate([prompt, text[row]])[None])[0]
+        np.testing.assert_allclose(got_BNV[row], want_NV[len(prompt) - 1 :], atol=1e-4)
+
+
+def test_greedy_text_is_the_most_probable_token_each_time(one, params):
+    for prompt, ids in zip(PROMPTS, ids_of(one), strict=True):
+        whole = np.concatenate([prompt, ids]).astype(np.int32)
+        logits_NV = full_logits(TINY, params, whole[None])[0]
+        np.testing.assert_array_equal(logits_NV[len(prompt) - 1 : -1].argmax(-1), ids)
+    assert len({tuple(ids) for ids in ids_of(one)}) == len(PROMPTS)
+
+
+def test_beyond_the_window_each_position_sees_the_last_ones_alone(params):
+    """40 tokens, of which a position sees 5: the text of a model with that window."""
+    (ids,) = ids_of(generator(TINY, params, window=5), PROMPTS[:1], tokens=40)
+    whole = np.concatenate([PROMPTS[0], ids]).astype(np.int32)
+    narrow = replace(TINY, attention=AttentionConfig(window=5))
+    logits_NV = full_logits(narrow, params, whole[None])[0]
+    np.testing.assert_array_equal(logits_NV[2:-1].argmax(-1), ids)
+    wide_NV = full_logits(TINY, params, whole[None])[0]
+    assert (np.asarray(wide_NV[2:-1].argmax(-1)) != np.array(ids)).any()
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_text_does_not_depend_on_the_texts_beside_it(one, temperature):
+    options = {"temperature": temperature, "seed": 3}
+    together = ids_of(one, **options)
+    done = one.generate(PROMPTS, Sampling(tokens=12, **options), batch_size=1)
+    assert [continuation.ids for continuation in done.continuations] == together
+    assert ids_of(one, PROMPTS[:2], **options) == together[:2]
+
+
+def test_a_draw_from_one_token_is_greedy(one):
+    greedy = ids_of(one)
+    assert ids_of(one, temperature=3, top_k=1) == greedy
+    assert ids_of(one, temperature=1, top_p=1e-6) == greedy
+    assert ids_of(one, temperature=3) != greedy
+
+
+def test_the_seed_decides(one):
+    first = ids_of(one, temperature=1)
+    assert ids_of(one, temperature=1) == first
+    others = [ids_of(one, temperature=1, seed=seed) for seed in (1, 2)]
+    assert first not in others and others[0] != others[1]
+    same = ids_of(one, [PROMPTS[0]] * 3, temperature=1)
+    assert len({tuple(ids) for ids in same}) == 3  # each text has draws of its own
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, [0.5, 0.3, 0.2]),
+        ({"temperature": 0.5}, [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38]),
+        ({"top_k": 2}, [0.625, 0.375, 0]),
+        ({"top_p": 0.75}, [0.625, 0.375, 0]),
+        ({"top_p": 0.85}, [0.5, 0.3, 0.2]),
+        # Of two tokens, the first has 0.625 of the probability: it is enough.
+        ({"top_k": 2, "top_p": 0.6}, [1, 0, 0]),
+        ({"temperature": 0}, [1, 0, 0]),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_should_be(options, want):
+    """On three tokens, of which the best is the second one; 4,000 draws, within four sigma."""
+    draws = {"temperature": 1.0, "top_k": 3, "top_p": 1.0} | options
+    draws = {name: jnp.asarray(value) for name, value in draws.items()}
+    rows = 4000
+    logits_BV = jnp.tile(jnp.log(jnp.array([0.2, 0.5, 0.3])), (rows, 1))
+    token_B = jax.jit(draw)(logits_BV, jax.random.split(jax.random.key(0), rows), draws)
+    share = np.bincount(token_B, minlength=3)[[1, 2, 0]] / rows
+    sigma = np.sqrt(np.array(want) * (1 - np.array(want)) / rows)
+    assert (np.abs(share - want) <= 4 * sigma).all(), share
+
+
+def test_a_text_ends_before_any_of_the_end_tokens(params, one):
+    free = ids_of(one, PROMPTS[:2])
+    ends = frozenset([free[0][4], free[1][7]])
+    done = generator(TINY, params, window=24, ends=ends).generate(
+        PROMPTS[:2], Sampling(tokens=12, temperature=0)
+    )
+    for one_free, continuation in zip(free, done.continuations, strict=True):
+        cut = min(n for n, token in enumerate(one_free) if token in ends)
+        assert continuation.ids == one_free[:cut] and continuation.ended == "end"
+        assert continuation.text == TOKENIZER.decode(one_free[:cut])
+
+
+def test_a_text_ends_before_a_stop_string_that_spans_tokens(one):
+    """The others go on, and the pieces that are given out are the texts."""
+    whole = one.generate(PROMPTS, Sampling(tokens=12, seed=1)).continuations
+    stop = whole[0].text[3:6]
+    pieces: list[str] = [""] * len(PROMPTS)
+
+    def collect(number: int, text: str) -> None:
+        pieces[number] += text
+
+    sampling = Sampling(tokens=12, seed=1, stop=("never", stop))
+    got = one.generate(PROMPTS, sampling, on_text=collect).continuations
+    assert got[0].ended == "stop" and got[0].text == whole[0].text[: whole[0].text.index(stop)]
+    assert len(got[0].ids) < 12
+    assert [one.ended for one in got[1:]] == ["length"] * 3
+    assert got[1:] == whole[1:]
+    assert pieces == [one.text for one in got]
+
+
+def test_times_are_told_where_there_are_any(one):
+    done = one.generate(PROMPTS, Sampling(tokens=12))
+    assert done.first_seconds > 0 and done.tokens_per_second > 0
+    assert one.generate(PROMPTS, Sampling(tokens=2)).tokens_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("router", "words"),
+    [
+        ("expert_choice", "among the tokens so far"),
+        ("soft", "each slot would mix"),
+        ("random", "draws by their place in a group"),
+    ],
+)
+def test_routers_that_need_a_group_are_refused(params, router, words):
+    config = replace(TINY, moe=replace(ROUTED, router=router))
+    with pytest.raises(ConfigError, match=f"with --model.moe.router {router}: .*{words}"):
+        generator(config, params)
+
+
+def test_a_dense_model_has_no_router_to_be_refused():
+    config = replace(TINY, moe=replace(DENSE, router="expert_choice"))
+    assert ids_of(generator(config, made(config)), PROMPTS[:1])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        MeshConfig(data=2, expert=4),
+        pytest.param(
+            MeshConfig(data=2, expert=4, expert_parallel="all_to_all", chunks=2),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            MeshConfig(data=2, expert=2, model=2, fsdp=True, expert_parallel="ragged"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["auto", "all_to_all", "ragged"],
+)
+def test_a_mesh_gives_the_text_of_one_device(one, params, layout):
+    grid = meshes.make_mesh(layout)
+    spread = jax.device_put(params, meshes.tree_shardings(grid, params, layout.fsdp))
+    there = generator(TINY, spread, 8, layout=layout, window=24)
+    assert ids_of(there) == ids_of(one)
+    drawn = {"temperature": 1, "tokens": 5}
+    assert ids_of(there, **drawn) == ids_of(one, **drawn)
+
+
+def test_the_cache_lies_spread_over_the_mesh(params):
+    layout = MeshConfig(data=2, expert=2, model=2)
+    spread = generator(TINY, params, 8, layout=layout)
+    cache = spread._empty_cache(4, 64)
+    (keys,) = cache.layers[0]["k_LBMJA"].addressable_shards[:1]
+    assert keys.data.shape == (2, 1, 64, 1, 8)
+    assert cache.segments_BM.addressable_shards[0].data.shape == (1, 64)
+
+
+def test_replicas_of_experts_change_no_text(params, one):
+    plan = place(np.array([[9, 1, 1, 1], [1, 1, 9, 1]]), devices=4, places=8)
+    many, place_LER = replicate(TINY, params, plan)
+    layout = MeshConfig(data=2, expert=4)
+    grid = meshes.make_mesh(layout)
+    many = jax.device_put(many, meshes.tree_shardings(grid, many))
+    there = generator(TINY, many, 8, layout=layout, place_LER=jnp.asarray(place_LER))
+    assert ids_of(there) == ids_of(one)
+
+
+def test_the_selection_bias_goes_with_the_router():
+    config = replace(TINY, moe=replace(ROUTED, router="deepseek_v3"))
+    params, bias_LE = made(config), jnp.array([[0.9, 0, 0, 0.5], [0, 0.9, 0.5, 0]])
+    (ids,) = ids_of(generator(config, params, bias_LE=bias_LE), PROMPTS[:1])
+    whole = np.concatenate([PROMPTS[0], ids]).astype(np.int32)[None]
+    with_bias, without = (full_logits(config, params, whole, bias)[0] for bias in (bias_LE, None))
+    np.testing.assert_array_equal(with_bias[2:-1].argmax(-1), ids)
+    assert np.abs(with_bias - without).max() > 1e-3
+
+
+def test_bfloat16_generates_what_its_own_logits_say(params):
+    """The cache is of that type, too; where two tokens are nearly equal, either may be taken."""
+    half = replace(TINY, dtype="bfloat16")
+    (ids,) = ids_of(generator(half, params), PROMPTS[:1])
+    whole = np.concatenate([PROMPTS[0], ids]).astype(np.int32)[None]
+    logits_NV = np.asarray(full_logits(half, params, whole)[0][2:-1])
+    chosen_N = np.take_along_axis(logits_NV, np.array(ids)[:, None], -1)[:, 0]
+    assert (logits_NV.max(-1) - chosen_N).max() < 0.05 * np.abs(logits_NV).max()
+
+
+def test_two_programs_are_compiled_for_a_shape_whatever_the_settings(params):
+    counted = generator(TINY, params)
+    for sampling in (
+        {"temperature": 0},
+        {"temperature": 0.5, "top_k": 3, "seed": 9},
+        {"top_p": 0.4, "tokens": 20, "stop": ("x",)},
+    ):
+        ids_of(counted, **sampling)
+        ids_of(counted, [PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[2]], **sampling)
+    assert counted._run._cache_size() == 2
+    assert rounded_up(1) == rounded_up(SLOTS) == SLOTS and rounded_up(SLOTS + 1) == 2 * SLOTS
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tokens": 0}, "--tokens must be greater than 0, not 0"),
+        ({"temperature": -0.5}, "--temperature must be at least 0"),
+        ({"temperature": float("nan")}, "--temperature must be at least 0"),
+        ({"top_k": 0}, "--top-k must be greater than 0"),
+        ({"top_p": 0.0}, r"--top-p must lie in \(0, 1\], not 0.0"),
+        ({"top_p": 1.5}, "--top-p must lie in"),
+        ({"seed": -1}, "--seed must lie in"),
+        ({"stop": ("a", "")}, "--stop must not be empty"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(options, words):
+    with pytest.raises(ConfigError, match=words):
+        Sampling(**options)
+
+
+def test_prompts_that_cannot_be_are_counted(one):
+    with pytest.raises(
+        ConfigError, match="prompt 2 has 25 tokens, more than the 24 .* --window 25"
+    ):
+        ids_of(one, [PROMPTS[0], np.zeros(25, np.int32)])
+    with pytest.raises(ConfigError, match="prompt 1 is empty"):
+        ids_of(one, [np.zeros(0, np.int32)])
+    with pytest.raises(ConfigError, match="there is no prompt"):
+        ids_of(one, [])

@@ -1,0 +1,340 @@
+"""The commands that run a trained model: `moejax generate` and `moejax eval`."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import mesh as meshes
+from moejax.cli import make_parser
+from moejax.config import (
+    BalanceConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    RunConfig,
+)
+from moejax.data.tokenizer import ByteTokenizer
+from moejax.errors import RunError, UserError
+from moejax.generate import for_inference
+from moejax.models.decoder import DecoderLM
+from moejax.train.loop import train
+from moejax.train.pretrained import open_model
+
+ROOT = Path(__file__).parents[1]
+N = 16
+HELD_OUT = (ROOT / "train.py").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of eight steps, with a selection bias and without a capacity in evaluation, whose last
+    checkpoints are those of steps 4 and 8.
+    """
+    folder = tmp_path_factory.mktemp("inference")
+    (folder / "text").write_bytes((ROOT / "moejax/balance.py").read_bytes())
+    (folder / "held_out").write_bytes(HELD_OUT)
+    moe = MoEConfig(
+        num_experts=4,
+        top_k=2,
+        hidden_size=8,
+        group_size=8,
+        router="deepseek_v3",
+        capacity_factor=0.8,
+        eval_capacity_factor=None,
+        balance=BalanceConfig(bias_update="sign", bias_rate=0.05),
+    )
+    config = Config(
+        model=ModelConfig(num_layers=2, width=16, num_heads=2, unroll=False, moe=moe),
+        data=DataConfig(
+            source="files",
+            files=str(folder / "text"),
+            validation_files=str(folder / "held_out"),
+            sequence_length=N,
+            batch_size=8,
+            eval_batch_size=8,
+            shuffle_window=64,
+        ),
+        run=RunConfig(
+            directory=str(folder / "run"),
+            steps=8,
+            log_every=4,
+            eval_every=4,
+            checkpoint_every=4,
+            sample_tokens=20,  # more than a sequence
+            sample_temperature=0.0,
+        ),
+    )
+    train(config, name="tiny", command="test")
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    """The same run, to be changed."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def moejax(*words: str | Path) -> None:
+    """Run a subcommand in this process; its errors are raised."""
+    arguments, rest = make_parser().parse_known_args([str(word) for word in words])
+    arguments.rest = rest
+    arguments.command.run(arguments)
+
+
+@pytest.fixture
+def said(capsys):
+    """What a subcommand prints: on the standard output, and on standard error."""
+
+    def run(*words: str | Path) -> SimpleNamespace:
+        capsys.readouterr()
+        moejax(*words)
+        out, errors = capsys.readouterr()
+        return SimpleNamespace(out=out, errors=errors)
+
+    return run
+
+
+@pytest.fixture
+def figures(said):
+    return lambda *words: json.loads(said("eval", *words, "--json").out)
+
+
+def validation(run: Path) -> dict[int, dict]:
+    """The validation metrics that the run has written, by step."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if line["split"] == "validation"}
+
+
+@pytest.mark.parametrize("layout", [[], ["--mesh.data", "2", "--mesh.expert", "4"]])
+def test_eval_gives_what_the_run_has_measured(run, figures, layout):
+    got, want = figures(run, "--batch-size", "8", *layout), validation(run)[8]
+    for name in ("loss", "perplexity", "bits_per_byte", "max_violation", "router_entropy"):
+        assert got[name] == pytest.approx(want[name], rel=1e-5), name
+    assert got["text_bytes"] == want["text_bytes"] == len(HELD_OUT)
+    assert got["dead_experts"] == want["dead_experts"] and got["dropped_fraction"] == 0
+    assert "step 8" in got["model"] and "held out" in got["data"]
+
+
+def test_eval_is_the_cross_entropy_of_every_byte(run, figures):
+    """By hand, piece for piece, of the parameters that ``open_model`` gives."""
+    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    model = open_model(run, mesh=mesh, layout=MeshConfig())
+    assert model.context == N and model.ends == {256} and model.bias_LE.shape == (2, 4)
+    assert model.begin("ab").tolist() == [256, 97, 98]
+    tokens = [256, *HELD_OUT, 256]
+    decoder = DecoderLM(for_inference(model.config), model.vocab_size)
+    run_one = jax.jit(lambda b: decoder.apply({"params": model.params}, b, False, model.bias_LE)[0])
+    bits, count = 0.0, len(tokens) - 1
+    for start in range(0, count, N):
+        piece = tokens[start : start + N + 1]
+        inputs = np.zeros((1, N), np.int32)
+        inputs[0, : len(piece) - 1] = piece[:-1]
+        real = (np.arange(N) < len(piece) - 1).astype(np.int32)[None]
+        batch = {"inputs": inputs, "segments": real, "positions": real * np.arange(N)}
+        log_p = np.asarray(jax.nn.log_softmax(run_one(batch)[0]), np.float64)
+        bits -= sum(log_p[n, token] for n, token in enumerate(piece[1:])) / np.log(2)
+    got = figures(run)
+    assert got["tokens"] == count
+    assert got["bits_per_byte"] == pytest.approx(bits / len(HELD_OUT), rel=1e-5)
+    assert got["perplexity"] == pytest.approx(2 ** (bits / count), rel=1e-5)
+
+
+def test_an_earlier_checkpoint_can_be_chosen(run, figures):
+    assert figures(run, "--step", "4")["loss"] == pytest.approx(validation(run)[4]["loss"])
+    with pytest.raises(RunError, match="no checkpoint of --step 5 .*; there are: 4, 8"):
+        moejax("eval", run, "--step", "5")
+
+
+def test_any_text_can_be_evaluated_on_in_any_pieces(run, figures, said, tmp_path):
+    (tmp_path / "a.txt").write_bytes(HELD_OUT)
+    glob = str(tmp_path / "*.txt")
+    got = figures(run, "--data", glob)
+    assert got["loss"] == pytest.approx(figures(run)["loss"])
+    assert got["data"] == f"{glob}: 1 file ({len(HELD_OUT)} B)"
+    longer = figures(run, "--data", glob, "--sequence-length", "40", "--batches", "1")
+    assert longer["sequence_length"] == 40 and longer["batches"] == 1
+    assert longer["loss"] != pytest.approx(got["loss"])
+    half = figures(run, "--data", glob, "--dtype", "bfloat16")
+    assert half["loss"] == pytest.approx(got["loss"], rel=0.01) and half["loss"] != got["loss"]
+    text = said("eval", run, "--data", glob).out
+    assert f"bits/byte  {got['bits_per_byte']:.4f} ({len(HELD_OUT)} bytes)" in text
+    assert f"perplexity {got['perplexity']:.3f} a token" in text
+    assert f"dead experts {got['dead_experts']} of 8" in text
+
+
+def test_generate_prints_the_prompt_and_the_text(run, said):
+    flags = ["--temperature", "0", "--tokens", "20"]
+    got = said("generate", run, "--prompt", "def ", *flags)
+    assert got.out == (run / "sample.txt").read_text() + "\n"  # made at the end of the training
+    assert got.errors.startswith("20 tokens, ") and "tokens/s after" in got.errors
+    assert said("generate", run, "--prompt", "def ", *flags).out == got.out
+    # Prompts in one batch have numbers: each is drawn by itself.
+    prompts = ["--prompt", "import", "--prompt", "def "]
+    several = said("generate", run, *prompts, *flags).out
+    assert several.startswith("--- 1 (20 tokens; --tokens)\nimport")
+    assert several.endswith("--- 2 (20 tokens; --tokens)\n" + got.out)
+
+
+def test_generate_prints_one_object(run, said, monkeypatch, tmp_path):
+    (tmp_path / "prompts").write_text("one\ntwo é\n", encoding="utf-8")
+    flags = ["--json", "--tokens", "6", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]
+    got = json.loads(said("generate", run, "--prompt-file", tmp_path / "prompts", *flags).out)
+    assert [text["prompt"] for text in got["texts"]] == ["one", "two é"]
+    for text in got["texts"]:
+        assert text["ended"] == "length" and len(text["ids"]) == 6
+        assert text["text"] == ByteTokenizer().decode(text["ids"])
+    assert got["tokens_per_second"] > 0 and got["first_seconds"] > 0
+    bytes_in = io.TextIOWrapper(io.BytesIO("one\ntwo é".encode()))
+    monkeypatch.setattr(sys, "stdin", bytes_in)
+    again = json.loads(said("generate", run, "--prompt-file", "-", *flags).out)
+    assert again["texts"] == got["texts"]
+    stop = got["texts"][0]["text"][2:4]
+    once = said("generate", run, "--prompt", "one", *flags, "--stop", "?!", "--stop", stop).out
+    assert json.loads(once)["texts"][0]["ended"] == "stop"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_left_alone(copy, figures):
+    for file in (copy / "checkpoints" / "8" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, file.stat().st_size // 2)
+    before = sorted(copy.rglob("*"))
+    with pytest.warns(UserWarning, match="checkpoint 8 cannot be read"):
+        got = figures(copy)
+    assert got["loss"] == pytest.approx(validation(copy)[4]["loss"])
+    assert sorted(copy.rglob("*")) == before
+    shutil.rmtree(copy / "checkpoints" / "4")
+    with (
+        pytest.warns(UserWarning, match="checkpoint 8 cannot be read"),
+        pytest.raises(RunError, match="no checkpoint in .* can be read: "),
+    ):
+        moejax("eval", copy)
+    shutil.rmtree(copy / "checkpoints" / "8")
+    with pytest.raises(RunError, match="no checkpoint in .* can be read: there are none"):
+        moejax("eval", copy)
+
+
+def changed(directory: Path, section: str, **settings) -> None:
+    """Change settings in ``config.json``."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    at = config
+    for name in section.split("."):
+        at = at[name]
+    at |= settings
+    file.write_text(json.dumps(config))
+
+
+def test_what_a_run_needs_beside_its_directory_is_named(copy, tmp_path, figures):
+    want = figures(copy)["loss"]
+    changed(copy, "data", tokenizer=str(tmp_path / "gone.json"))
+    with pytest.raises(
+        RunError, match="tokenizer that .* was trained with is missing: .*gone.json"
+    ):
+        moejax("eval", copy)
+    changed(copy, "data", tokenizer="bytes")
+    changed(copy, "model.moe", router="made_up_for_this_test")
+    with pytest.raises(RunError, match="made_up_for_this_test is not known.* give --config"):
+        moejax("eval", copy)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from moejax.config import Config\n"
+        "from moejax.routing.routers import ROUTERS\n"
+        "ROUTERS['made_up_for_this_test'] = ROUTERS['deepseek_v3']\n"
+        "get_config = Config\n"
+    )
+    assert figures(copy, "--config", file)["loss"] == want
+
+
+def test_a_run_of_another_tokenizer_is_refused(copy, monkeypatch):
+    monkeypatch.setattr(ByteTokenizer, "fingerprint", "other bytes")
+    with pytest.raises(RunError, match=r"another tokenizer .* \(bytes, not other bytes\)"):
+        moejax("generate", copy, "--prompt", "x")
+
+
+def test_a_router_that_generates_no_text_can_be_evaluated(run, tmp_path, capsys):
+    """Experts choose in groups of 8 tokens; at the end of its training there is no sample."""
+    from moejax.config import read_config_json
+
+    config = read_config_json(run / "config.json")
+    moe = dataclasses.replace(
+        config.model.moe,
+        router="expert_choice",
+        capacity_factor=1.0,
+        balance=BalanceConfig(bias_update="none"),
+    )
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, moe=moe),
+        run=dataclasses.replace(config.run, directory=str(tmp_path / "run"), steps=2),
+    )
+    with pytest.warns(UserWarning, match="No text is generated with it: each expert would choose"):
+        train(config, name="tiny", command="test")
+    out = capsys.readouterr().out
+    assert "no sample: no text can be generated with --model.moe.router expert_choice" in out
+    assert not (tmp_path / "run" / "sample.txt").exists()
+    moejax("eval", tmp_path / "run", "--json", "--batch-size", "8")
+    got = json.loads(capsys.readouterr().out)
+    assert got["loss"] == pytest.approx(validation(tmp_path / "run")[2]["loss"], rel=1e-5)
+    with pytest.raises(ConfigError, match="no text can be generated"):
+        moejax("generate", tmp_path / "run", "--prompt", "x")
+    with pytest.raises(ConfigError, match="--sequence-length 12 must divide the 8 tokens"):
+        moejax("eval", tmp_path / "run", "--sequence-length", "12")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "/nowhere", "--prompt", "x"], "there is no directory /nowhere"),
+        (["generate", "TMP", "--prompt", "x"], "holds no model. Looked for: a run of train.py"),
+        (["generate", "RUN"], "there is no prompt: give --prompt TEXT"),
+        (["generate", "RUN", "--prompt-file", "/nowhere"], "--prompt-file /nowhere cannot be read"),
+        (["generate", "RUN", "--prompt", "x" * 16], "prompt 1 has 17 tokens, more than the 16"),
+        (["generate", "RUN", "--prompt", "x", "--top-p", "0"], "--top-p must lie in"),
+        (["generate", "RUN", "--prompt", "x", "--temperature", "-1"], "--temperature must be at"),
+        (["generate", "RUN", "--prompt", "x", "--tokens", "0"], "--tokens must be greater than 0"),
+        (["generate", "RUN", "--prompt", "x", "--window", "0"], "--window must be greater than 0"),
+        (["generate", "RUN", "--prompt", "x", "--mesh.data", "3"], "needs 3 devices"),
+        (["eval", "RUN", "--data", "/nowhere/*"], "--data: no file matches /nowhere"),
+        (["eval", "RUN", "--data", "tfds:"], "--data tfds: names no data set"),
+        (["eval", "RUN", "--data", "tfds:lm1bb"], "near are lm1b"),
+        (["eval", "RUN", "--batch-size", "6"], "make it a multiple of 8"),
+        (["eval", "RUN", "--mesh.expert", "8"], "--model.moe.num-experts 4 is not divisible"),
+        (["eval", "RUN", "--batches", "0"], "--batches must be greater than 0"),
+    ],
+)
+def test_wrong_input_is_named(run, tmp_path, words, message):
+    places = {"RUN": str(run), "TMP": str(tmp_path)}
+    with pytest.raises(UserError) as caught:
+        moejax(*(places.get(word, word) for word in words))
+    assert message in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_wrong_input_ends_in_one_message_and_exit_code_two(run):
+    words = [sys.executable, "-m", "moejax", "generate", str(run), "--prompt", "x", "--top-p", "2"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --top-p must lie in (0, 1], not 2.0.\n"
+
+
+def test_text_that_gives_no_tokens_is_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(
+        ByteTokenizer, "encode", lambda self, text: (jnp.zeros(0, int), jnp.zeros(0, int))
+    )
+    with pytest.raises(ConfigError, match="the text gives no tokens"):
+        moejax("eval", run, "--data", tmp_path / "a")

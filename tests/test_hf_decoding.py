@@ -1,0 +1,76 @@
+"""Text from released families: by their cache of keys and values, and against transformers' own."""
+
+import hf_models
+import jax
+import numpy as np
+import pytest
+
+import moejax.hf
+from moejax import mesh as meshes
+from moejax.config import MeshConfig
+from moejax.data.tokenizer import ByteTokenizer
+from moejax.generate import Generator, Sampling
+from moejax.models.decoder import cache_for
+
+# One of each form of attention; all shapes are in the slow tests.
+QUICK = ("mixtral_window_tied", "olmoe_k1", "deepseek_v3_yarn", "gpt_oss")
+ALL = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in hf_models.CASES
+]
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_greedy_text_is_that_of_transformers(case, tmp_path):
+    """Token for token, in a batch and alone; also where prompts differ in length."""
+    layout = MeshConfig(data=1)
+    mesh = meshes.make_mesh(layout, jax.devices()[:1])
+    model = moejax.hf.load(hf_models.write(tmp_path, case), mesh=mesh, layout=layout)
+    generator = Generator(
+        model.config,
+        layout,
+        model.params,
+        model.bias_LE,
+        mesh=mesh,
+        tokenizer=ByteTokenizer(),
+        ends=frozenset(),
+    )
+    sampling = Sampling(tokens=10, temperature=0.0)
+    prompts = list(hf_models.prompt())
+    done = generator.generate(prompts, sampling)
+    want = hf_models.golden(case)["greedy_BN"]
+    np.testing.assert_array_equal([one.ids for one in done.continuations], want)
+    # What was just generated, as prompts of other lengths.
+    longer = [np.concatenate([p, w[:n]]) for p, w, n in zip(prompts, want, (0, 3, 6), strict=True)]
+    done = generator.generate(longer, sampling)
+    for one, tokens, n in zip(done.continuations, want, (0, 3, 6), strict=True):
+        np.testing.assert_array_equal(one.ids[: 10 - n], tokens[n:])
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_decoding_equals_the_forward_pass_at_every_position(case, tmp_path):
+    """Prompts of three lengths side by side, read at once and then token by token."""
+    model = moejax.hf.load(hf_models.write(tmp_path, case))
+    ids, read = hf_models.prompt(), 5
+    whole = np.asarray(model.apply(model.params, ids))
+    empty = np.array([0, 2, 4])  # so many slots before each prompt, and as many tokens less
+    step = jax.jit(
+        lambda batch, cache: model.model.apply(
+            {"params": model.params}, batch, cache, model.bias_LE, method="decode"
+        )
+    )
+
+    def batch(first: int, last: int) -> dict[str, np.ndarray]:
+        place_BN = np.arange(first, last)[None] - empty[:, None]
+        real = place_BN >= 0
+        inputs = np.take_along_axis(ids, np.maximum(place_BN, 0), 1)
+        parts = {"inputs": inputs * real, "segments": real, "positions": place_BN * real}
+        return {name: part.astype(np.int32) for name, part in parts.items()}
+
+    logits_B1V, cache = step(batch(0, read), cache_for(model.config, len(ids), hf_models.N + 3))
+    for last in range(read, hf_models.N):
+        for row, before in enumerate(empty):
+            np.testing.assert_allclose(
+                logits_B1V[row, 0], whole[row, last - 1 - before], atol=1e-4, rtol=0
+            )
+        logits_B1V, cache = step(batch(last, last + 1), cache)

@@ -3,14 +3,14 @@
     python train.py --config configs/deepseek_v3.py
     moejax plan compile --config configs/deepseek_v3.py --target v5p:8x8x16
 
-61 layers of width 7,168, the first three dense; 256 experts and a shared one, 8 a token from 4 of 8
-groups, by sigmoid scores with the bias of the loss-free balance and a slight loss by sequence.
-Attention is not theirs: grouped queries (96 heads, 8 of keys and values) stand for multi-head
-latent attention, with about as many parameters; and no layer predicts a second token. Experts lie
-on 64 devices, as in the paper. Nothing has been trained at this size here.
+61 layers of width 7,168, the first three dense; multi-head latent attention; 256 experts and a
+shared one, 8 a token from 4 of 8 groups, by sigmoid scores with the bias of the loss-free balance
+and a slight loss by sequence. No layer predicts a second token. Experts lie on 64 devices, as in
+the paper. Nothing has been trained at this size here.
 """
 
 from moejax.config import (
+    AttentionConfig,
     BalanceConfig,
     Config,
     DataConfig,
@@ -27,10 +27,10 @@ def get_config() -> Config:
         model=ModelConfig(
             num_layers=61,
             width=7168,
-            num_heads=96,
-            num_kv_heads=8,
+            num_heads=128,
             head_size=128,
             qk_norm=False,
+            attention=AttentionConfig(kv_rank=512, query_rank=1536, rope_head_size=64),
             dense_hidden_size=18432,
             vocab_size=129280,
             dtype="bfloat16",

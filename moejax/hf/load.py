@@ -135,7 +135,7 @@ def load(
 def array_shapes(config: ModelConfig) -> dict[accounts.Path, tuple[int, ...]]:
     """The shapes of a model's arrays by path, the selection bias among them."""
     model, moe = DecoderLM(config, config.vocab_size), config.moe
-    batch = as_batch(jnp.zeros((1, 1), jnp.int32))
+    batch = as_batch(jnp.zeros((meshes.token_devices(), 1), jnp.int32))
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, False))["params"]
     shapes = {path: leaf.shape for path, leaf in accounts.flat(tree).items()}
     routed = sum(config.routed_layers)

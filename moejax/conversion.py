@@ -12,8 +12,8 @@ from moejax import mesh as meshes
 from moejax.config import Config, MeshConfig, check, read_config_json
 from moejax.data.tokenizer import byte_tokenizer_json
 from moejax.hf.files import read_json
-from moejax.hf.save import begin
 from moejax.hf.upcycle import upcycle, upcycled_config
+from moejax.hf.writing import begin
 from moejax.observe.units import short
 from moejax.plan import cost
 from moejax.train import imported

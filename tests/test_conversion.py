@@ -31,7 +31,7 @@ from moejax.conversion import (
 from moejax.data.tokenizer import ByteTokenizer, byte_tokenizer_json, load_tokenizer
 from moejax.errors import UserError
 from moejax.hf.accounts import flat
-from moejax.hf.load import Pretrained
+from moejax.hf.reading import Pretrained
 from moejax.train.loop import train
 from moejax.train.pretrained import open_model
 

@@ -10,7 +10,7 @@ import pytest
 import moejax.hf
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, RunConfig
 from moejax.hf import accounts
-from moejax.hf.load import array_shapes, as_batch
+from moejax.hf.reading import array_shapes, as_batch
 from moejax.hf.upcycle import upcycle, upcycled_config
 
 pytestmark = [

@@ -8,7 +8,7 @@ import pytest
 import moejax.hf
 from moejax.config import ConfigError
 from moejax.hf.accounts import flat
-from moejax.hf.load import Pretrained, array_shapes
+from moejax.hf.reading import Pretrained, array_shapes
 from moejax.hf.upcycle import upcycle, upcycled_config
 
 
@@ -48,7 +48,7 @@ def test_the_output_is_that_of_the_dense_model(settings, dense):
 def test_tokens_choose_whole_copies_and_not_all_the_same(dense):
     """With 8 experts of a quarter each, a token's four are those of one of the two copies."""
     model = routed(dense, num_experts=8, top_k=4, split=4)
-    from moejax.hf.load import as_batch
+    from moejax.hf.reading import as_batch
 
     _, said = jax.jit(
         lambda p: model.model.apply({"params": p}, as_batch(hf_models.prompt()), False)

@@ -4,7 +4,7 @@
 ``apply(params, tokens_BN) -> logits_BNV``; ``save`` writes such a directory.
 """
 
-from moejax.hf.load import Pretrained, load
-from moejax.hf.save import save
+from moejax.hf.reading import Pretrained, load
+from moejax.hf.writing import save
 
 __all__ = ["Pretrained", "load", "save"]

@@ -8,6 +8,8 @@ from moejax.config import ConfigError, ModelConfig, check, from_dict
 from moejax.hf.families import FAMILIES, Family
 from moejax.routing import token_choice
 
+ALSO = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+"""Fields by other names that are in use for them."""
 IN_ALL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that mean the same in all families."""
 
@@ -37,8 +39,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
             + " Convert quantised weights to bfloat16 first." * field.startswith("quant"),
         )
     hf = family.defaults | hf
-    if name == "qwen3_moe" or name == "olmoe":  # both names are in use
-        hf.setdefault("num_experts", hf.get("num_local_experts"))
+    hf = {field: hf[also] for field, also in ALSO.items() if also in hf} | hf
     needed = {"num_attention_heads", *family.fields}
     missing = sorted(field for field in needed if field not in hf)
     check(not missing, f"config.json has no {', '.join(missing)}.")
@@ -66,9 +67,9 @@ def write_config(
     ``original`` is the one that it was read from, if it was: it is kept where it still says the
     same. Raises ``ConfigError`` that says for each family what it has no place for.
     """
-    own = None if original is None else original["model_type"]
-    first = [own] if own is not None else []
-    names = [family] if family else [*first, *(name for name in FAMILIES if name != own)]
+    said = original or {}
+    own = said.get("model_type")
+    names = [family] if family else sorted(FAMILIES, key=lambda name: name != own)
     reasons = []
     for name in names:
         check(name in FAMILIES, f"--family {name}: there are {', '.join(FAMILIES)}.")
@@ -76,9 +77,8 @@ def write_config(
         if wrong:
             reasons.append(f"  {name}: {wrong}")
             continue
-        if name == own and not differing(essence(read_config(original)), essence(config)):
-            return original | ({"num_nextn_predict_layers": 0} if name == "deepseek_v3" else {})
-        said = original or {}
+        if name == own and not differing(essence(read_config(said)), essence(config)):
+            return said | ({"num_nextn_predict_layers": 0} if name == "deepseek_v3" else {})
         base = said if name == own else {}
         kept = {field: said[field] for field in IN_ALL if field in said}
         return base | _written(config, FAMILIES[name], name) | kept
@@ -101,8 +101,7 @@ def misfits(config: ModelConfig, family: Family, name: str) -> str:
 def _written(config: ModelConfig, family: Family, name: str) -> dict[str, Any]:
     hf: dict[str, Any] = {"model_type": name, "architectures": [family.architecture]}
     hf |= {field: value for field, value in family.fixed.items() if value is not None}
-    full = ("max_position_embeddings", 32768)
-    hf |= dict([full])
+    hf["max_position_embeddings"] = 32768  # nobody says
     for field, path in family.fields.items():
         hf[field] = _resolved(config, path)
     for translation in family.translations:
@@ -156,10 +155,10 @@ def essence(config: ModelConfig) -> dict[str, Any]:
     }
     if config.qk_norm:
         found["attention.qk_norm_over"] = attention.qk_norm_over
-    stretched = config.rope.scaling != "none"
     found["rope.scaling"] = config.rope.scaling
-    if stretched:
-        found |= {f"rope.{f.name}": getattr(config.rope, f.name) for f in _fields(config.rope)}
+    if config.rope.scaling != "none":
+        fields = dataclasses.fields(config.rope)
+        found |= {f"rope.{f.name}": getattr(config.rope, f.name) for f in fields}
     if not all(config.routed_layers):
         found["dense_hidden_size"] = config.dense_hidden
     if any(config.routed_layers):
@@ -183,10 +182,6 @@ def _essence_of_experts(config: ModelConfig) -> dict[str, Any]:
     else:
         found["router"] = moe.router
     return {f"moe.{name}": value for name, value in found.items()}
-
-
-def _fields(settings: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(settings)
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -22,8 +22,8 @@ from moejax.config import (
 from moejax.errors import CheckpointError
 from moejax.hf import accounts
 from moejax.hf.files import read_json
-from moejax.hf.load import array_shapes, shardings
-from moejax.hf.save import begin, copy_beside, write_json
+from moejax.hf.reading import array_shapes, shardings
+from moejax.hf.writing import begin, copy_beside, write_json
 
 ARRAYS = "model"
 ORIGINAL = "huggingface.json"

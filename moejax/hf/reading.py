@@ -124,7 +124,9 @@ def load(
                     if path not in arrays:
                         arrays[path] = _empty(shape, of, sharding)
                     one = _placed(of_layer, _of_layer(sharding), get)
-                    arrays[path] = _filled(arrays[path], one, entry.index)
+                    # Waited for: what is still on its way would add up on the host.
+                    arrays[path] = jax.block_until_ready(_filled(arrays[path], one, entry.index))
+                    del one
                 progress.update(sum(source.nbytes for source in sources))
     if any(accounts.layer_of(name) is not None for name in left_out):
         tqdm.write(f"left out: layer {config.num_layers}, which predicts a second token")

@@ -155,6 +155,22 @@ def test_eval_is_the_cross_entropy_of_every_byte(run, figures):
     assert got["perplexity"] == pytest.approx(2 ** (bits / count), rel=1e-5)
 
 
+def test_bfloat16_parameters_are_those_that_are_cast_at_each_use(run):
+    """Whatever a model casts is there in that type already, and nothing else: the same logits."""
+    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    full, half = (
+        open_model(run, mesh=mesh, layout=MeshConfig(), dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    types = {path[-1].key: x.dtype.name for path, x in jax.tree.leaves_with_path(half.params)}
+    assert {name for name, kind in types.items() if kind == "float32"} == {"scale_D", "w_router_DE"}
+    decoder = DecoderLM(for_inference(half.config), half.vocab_size)
+    zeros = np.zeros((1, N), np.int32)
+    batch = {"inputs": zeros + np.arange(N), "segments": zeros + 1, "positions": zeros}
+    apply = jax.jit(lambda p: decoder.apply({"params": p}, batch, False, half.bias_LE)[0])
+    np.testing.assert_array_equal(apply(full.params), apply(half.params))
+
+
 def test_an_earlier_checkpoint_can_be_chosen(run, figures):
     assert figures(run, "--step", "4")["loss"] == pytest.approx(validation(run)[4]["loss"])
     with pytest.raises(RunError, match="no checkpoint of --step 5 .*; there are: 4, 8"):

@@ -13,8 +13,6 @@ from moejax.data.tokenizer import ByteTokenizer
 from moejax.generate import (
     SLOTS,
     Generator,
-    Sampling,
-    draw,
     for_inference,
     padded,
     rounded_up,
@@ -22,6 +20,7 @@ from moejax.generate import (
 from moejax.models.decoder import DecoderLM, cache_for
 from moejax.models.replicate import replicate
 from moejax.parallel.placement import place
+from moejax.sampling import Sampling, draw
 
 V = 257
 TOKENIZER = ByteTokenizer()

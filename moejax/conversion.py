@@ -78,7 +78,7 @@ class ExportSettings:
     """Write it as this family (mixtral, qwen3_moe, ...); by default the one that it was imported
     from, or the first that can hold it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the parameters; `auto` keeps theirs."""
+    """Type of the parameters; `auto` is that in which the model computes."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
 

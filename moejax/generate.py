@@ -13,49 +13,19 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from moejax import mesh as meshes
-from moejax.config import MeshConfig, ModelConfig, check, check_not_negative, check_positive
+from moejax.config import MeshConfig, ModelConfig, check
 from moejax.data.text_stream import TextStream
 from moejax.data.tokenizer import Tokenizer
 from moejax.models.decoder import DecoderLM, cache_for
 from moejax.models.kv_cache import KVCache
+from moejax.sampling import Draws, Sampling, draw, draws_of, keys
 
 SLOTS = 64
 """Prompts and whole texts have a multiple of so many slots, so that few shapes are compiled."""
-
-Draws = dict[str, np.generic | np.ndarray]
-"""How tokens are drawn: ``temperature``, ``top_k``, ``top_p``, ``seed``, and ``row_B``, the number
-of each row's prompt. Arrays, so that other values compile nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How much text, and how its tokens are drawn."""
-
-    tokens: int = 200
-    """Tokens to generate, at most, for each prompt."""
-    temperature: float = 0.7
-    """The logits are divided by it; 0 takes the most probable token each time."""
-    top_k: int | None = None
-    """Draw from so many of the most probable tokens; by default from all."""
-    top_p: float = 1.0
-    """Draw from the most probable tokens that have this much probability together (nucleus
-    sampling, Holtzman et al. 2020), after --top-k; 1 takes all."""
-    seed: int = 0
-    """Seed of the draws."""
-    stop: tuple[str, ...] = ()
-    """End the text before this string; may be given several times."""
-
-    def __post_init__(self) -> None:
-        check_positive("", self, "tokens", "top_k")
-        check_not_negative("", self, "temperature")
-        check(0 < self.top_p <= 1, f"--top-p must lie in (0, 1], not {self.top_p}.")
-        check(0 <= self.seed < 2**31, f"--seed must lie in [0, 2**31), not {self.seed}.")
-        check(all(self.stop), "--stop must not be empty: leave it out to stop nowhere.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,30 +72,6 @@ def check_generates(config: ModelConfig) -> None:
         router.by_token or not any(config.routed_layers),
         f"no text can be generated with --model.moe.router {config.moe.router}: {router.decoding}.",
     )
-
-
-def draw(logits_BV: jax.Array, key_B: jax.Array, draws: Draws) -> jax.Array:
-    """The next token of each row, ``token_B`` (int32), drawn with a key of its own."""
-    V = logits_BV.shape[-1]
-    top_k, top_p, temperature = draws["top_k"], draws["top_p"], draws["temperature"]
-    logits_BV /= jnp.where(temperature > 0, temperature, 1)
-    categorical = jax.vmap(jax.random.categorical)
-
-    def from_all() -> jax.Array:
-        return categorical(key_B, logits_BV)
-
-    def from_the_best() -> jax.Array:
-        best_BV = jnp.argsort(-logits_BV)
-        sorted_BV = jnp.take_along_axis(logits_BV, best_BV, -1)
-        sorted_BV = jnp.where(jnp.arange(V) < top_k, sorted_BV, -jnp.inf)
-        p_BV = jax.nn.softmax(sorted_BV)
-        better_BV = jnp.cumsum(p_BV, -1) - p_BV  # 0 for the best, whatever the rounding
-        sorted_BV = jnp.where(better_BV < top_p, sorted_BV, -jnp.inf)
-        place_B1 = categorical(key_B, sorted_BV)[:, None]
-        return jnp.take_along_axis(best_BV, place_B1, -1)[:, 0]
-
-    token_B = jax.lax.cond((top_k < V) | (top_p < 1), from_the_best, from_all)
-    return jnp.where(temperature > 0, token_B, logits_BV.argmax(-1)).astype(jnp.int32)
 
 
 class Generator:
@@ -241,13 +187,7 @@ class Generator:
         rows, read, slots = sizes
         everywhere = meshes.named(self._mesh, "everywhere")
         V = self._model.vocab_size
-        draws: Draws = {
-            "temperature": np.float32(sampling.temperature),
-            "top_k": np.int32(min(V, sampling.top_k or V)),
-            "top_p": np.float32(sampling.top_p),
-            "seed": np.int32(sampling.seed),
-            "row_B": np.arange(first, first + rows, dtype=np.int32),
-        }
+        draws = draws_of(sampling, V, np.arange(first, first + rows, dtype=np.int32))
         draws = jax.device_put(draws, everywhere)  # once: it takes as long as a small step
         batch = padded([text.prompt for text in texts], rows, read)
         cache = self._empty_cache(rows, slots)
@@ -293,10 +233,7 @@ class Generator:
             method="decode",
         )
         next_B = position_BN[:, -1] + 1
-        key = jax.random.key(draws["seed"])
-        fold_in = jax.vmap(jax.random.fold_in)
-        key_B = fold_in(jax.vmap(lambda row: jax.random.fold_in(key, row))(draws["row_B"]), next_B)
-        token_B = draw(logits_B1V[:, 0], key_B, draws)
+        token_B = draw(logits_B1V[:, 0], keys(draws, next_B), draws)
         return cache, token_B[:, None], next_B[:, None]
 
 

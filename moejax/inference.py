@@ -25,9 +25,10 @@ from moejax.config import (
 )
 from moejax.data.pipeline import Batch, validation_batches
 from moejax.data.sources import Documents, open_documents, open_text
-from moejax.generate import Generated, Generator, Sampling, for_inference, undivided
+from moejax.generate import Generated, Generator, for_inference, undivided
 from moejax.models.decoder import DecoderLM
 from moejax.observe.units import duration
+from moejax.sampling import Sampling
 from moejax.train import metrics
 from moejax.train.pretrained import OpenModel, open_model
 from moejax.train.step import eval_step

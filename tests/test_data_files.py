@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from moejax.config import ConfigError, DataConfig
-from moejax.data.sources import TextFiles, open_documents
+from moejax.data.sources import TextFiles, open_documents, open_text
 
 
 def write(folder, **texts):
@@ -55,6 +55,15 @@ def test_held_out_files_are_not_trained_on(tmp_path):
     assert names(corpus.train) == ["a.txt", "c.txt"]
     with pytest.raises(ConfigError, match="nothing is left to train on"):
         open_files(tmp_path / "*.txt", validation_files=str(tmp_path / "*"))
+
+
+def test_a_glob_may_be_a_text_to_evaluate_on(tmp_path):
+    write(tmp_path, b=b"second", a=b"first", empty=b"")
+    options = {"split": "validation", "field": "text", "directory": None}
+    documents, about = open_text(str(tmp_path / "*.txt"), **options)
+    assert names(documents) == ["a.txt", "b.txt"] and about.endswith("*.txt: 2 files (11 B)")
+    with pytest.raises(ConfigError, match="--data: no file matches /nowhere"):
+        open_text("/nowhere/*", **options)
 
 
 def test_errors_name_what_to_do(tmp_path):

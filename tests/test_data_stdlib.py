@@ -6,7 +6,7 @@ import pytest
 
 from moejax.config import ConfigError, DataConfig
 from moejax.data import stdlib_corpus
-from moejax.data.sources import open_documents
+from moejax.data.sources import open_documents, open_text
 from moejax.data.stdlib_corpus import StdlibCorpus, library_files, library_root, prepare_stdlib
 
 
@@ -61,6 +61,10 @@ def test_what_belongs_and_raw_bytes(tmp_path, small_library):
     assert sorted(both) == sorted(small_library.values())
     assert b"# caf\xe9\n" in both
     assert "the standard library of Python 3." in corpus.description
+    options = {"split": "validation", "field": "text", "directory": str(tmp_path / "data")}
+    documents, about = open_text("stdlib", **options)
+    assert all_documents(documents) == all_documents(corpus.validation)
+    assert about.endswith("of the standard library that are held out")
 
 
 def test_quiet_ordered_and_prepared_once(tmp_path, small_library, capfd):

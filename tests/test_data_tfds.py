@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from moejax.config import ConfigError, DataConfig
 from moejax.data import tfds_source
-from moejax.data.sources import open_documents
+from moejax.data.sources import open_documents, open_text
 
 
 class TinyTexts(tfds.core.GeneratorBasedBuilder):
@@ -86,6 +86,15 @@ def test_shares_of_splits_and_other_fields(tmp_path):
     corpus = open_documents(settings(tmp_path, tfds_text_field="title", **shares))
     assert (len(corpus.train), len(corpus.validation)) == (36, 4)
     assert corpus.train[0] == b"title"
+
+
+def test_a_split_may_be_a_text_to_evaluate_on(tmp_path):
+    options = {"field": "text", "directory": str(tmp_path)}
+    documents, about = open_text("tfds:tiny_texts", split="train[:50%]", **options)
+    assert len(documents) == 20 and documents[0].startswith(b"text ")
+    assert about == "TFDS tiny_texts, train[:50%]: 20 documents"
+    with pytest.raises(ConfigError, match="^--data tfds:tiny_texts --split dev .*has the splits"):
+        open_text("tfds:tiny_texts", split="dev", **options)
 
 
 def test_unknown_field_and_split_name_the_known(tmp_path):

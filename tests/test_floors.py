@@ -17,6 +17,7 @@ FLOORS = {
     "mesh": 0.7,  # it checks the config
     "targets": 0.7,
     "command_line": 1,
+    "sampling": 1,
     "balance": 1,
     "selection_bias": 1,
     "experts": 1,

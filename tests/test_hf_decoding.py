@@ -9,8 +9,9 @@ import moejax.hf
 from moejax import mesh as meshes
 from moejax.config import MeshConfig
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.generate import Generator, Sampling
+from moejax.generate import Generator
 from moejax.models.decoder import cache_for
+from moejax.sampling import Sampling
 
 # One of each form of attention; all shapes are in the slow tests.
 QUICK = ("mixtral_window_tied", "olmoe_k1", "deepseek_v3_yarn", "gpt_oss")

@@ -131,12 +131,16 @@ def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, ca
         ({"seating": "priority"}, "--model.moe.seating priority looks at later tokens"),
     ],
 )
-def test_a_router_that_is_not_causal_trains_under_a_warning(config, settings, words):
+def test_a_router_that_is_not_causal_trains_under_a_warning(config, capsys, settings, words):
+    """Experts that choose among the tokens to come generate no text; seats do not matter there."""
     with pytest.warns(UserWarning, match="looks at later tokens") as warned:
         quick(with_moe(config, **settings), steps=4, eval_every=4)
     mine = [str(w.message) for w in warned if "looks at later" in str(w.message)]
     assert len(mine) == 1 and mine[0].startswith(words) and "is generated" in mine[0]
     assert metrics(config.run.directory)[-1]["bits_per_byte"] < 9
+    refused = "no sample: no text can be generated with --model.moe.router expert_choice: each"
+    assert (refused in capsys.readouterr().out) == ("router" in settings)
+    assert Path(config.run.directory, "sample.txt").exists() == ("seating" in settings)
 
 
 def test_nothing_is_compiled_twice(config, monkeypatch):

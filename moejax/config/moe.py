@@ -104,7 +104,8 @@ class MoEConfig:
     """Slots of an expert in a group, over its fair share S*K/E, in training; None: nothing is
     dropped."""
     eval_capacity_factor: float | None = 2.0
-    """The same in evaluation and generation; where experts choose, the training one holds."""
+    """The same in the evaluations of a training; where experts choose, the training one holds. Text
+    is generated, and `moejax eval` evaluates, without drops."""
     seating: Literal["position", "priority"] = "position"
     """Who gets a slot: all first choices in the order of the tokens, then the second ones; or the
     tokens of largest weight first (batch-prioritised routing, not causal)."""

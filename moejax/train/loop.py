@@ -23,12 +23,13 @@ from moejax.data.pipeline import TrainBatches, join_states, train_batches, valid
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
 from moejax.errors import ConfigError, DivergedError, RunError
-from moejax.generate import Generator, Sampling
+from moejax.generate import Generator
 from moejax.hf.configs import differing, essence
 from moejax.models.decoder import DecoderLM
 from moejax.observe.report import write_report
 from moejax.observe.units import duration, short
 from moejax.plan import cost
+from moejax.sampling import Sampling
 from moejax.train import metrics
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.optimizer import make_optimizer, schedule

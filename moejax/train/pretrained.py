@@ -36,7 +36,7 @@ class OpenModel:
     layout: MeshConfig
     vocab_size: int
     params: dict
-    """On the mesh."""
+    """On the mesh; see ``as_used`` for their types."""
     bias_LE: jax.Array | None
     tokenizer: Tokenizer | None
     """None if a released model came without its own."""
@@ -101,7 +101,7 @@ def open_run(
     model_config = config.model if dtype is None else replace(config.model, dtype=dtype)
     check_layout(model_config, layout, mesh)
     V = vocabulary(model_config, tokenizer)
-    like = parts_of_state(replace(config, mesh=MeshConfig()), V)
+    like = as_used(parts_of_state(replace(config, mesh=MeshConfig()), V), model_config)
     shardings = meshes.tree_shardings(mesh, like, layout.fsdp)
     like = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -161,6 +161,20 @@ def parts_of_state(config: Config, vocab_size: int) -> dict:
     state = jax.eval_shape(partial(init_state, model, make_optimizer(config.optim), config))
     biased = state.bias_LE is not None
     return {"params": state.params} | ({"bias_LE": state.bias_LE} if biased else {})
+
+
+def as_used(params: dict, config: ModelConfig) -> dict:
+    """Shapes of parameters in the types in which a model uses them: matrices and their biases in
+    that of the activations, to which it would else cast them at every step; all that is of routers,
+    norms and softmaxes in float32.
+    """
+
+    def typed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = path[-1].key
+        cast = name in meshes.PARAMETERS and name not in ("w_router_DE", "sink_H")
+        return jax.ShapeDtypeStruct(leaf.shape, config.dtype if cast else leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(typed, params)
 
 
 def open_imported(

@@ -48,6 +48,8 @@ def run_main(main: Callable[[], None]) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main()
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os._exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -31,6 +31,7 @@ from moejax.observe.units import duration
 from moejax.sampling import Sampling
 from moejax.train import metrics
 from moejax.train.pretrained import OpenModel, open_model
+from moejax.train.run_directory import finite
 from moejax.train.step import eval_step
 
 LONGEST = 2048
@@ -218,7 +219,7 @@ def evaluate(settings: Evaluate) -> None:
         **metrics.router_metrics(totals, config.moe.num_experts),
         "seconds": time.monotonic() - started,
     }
-    text = json.dumps(figures, indent=2) if settings.json else report(figures, config)
+    text = json.dumps(finite(figures), indent=2) if settings.json else report(figures, config)
     print(text, flush=True)
 
 

@@ -167,9 +167,8 @@ class RunDirectory:
     @_by_the_owner
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
-        line = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
         with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line)) + "\n")
 
     def last_metrics(self, split: str) -> dict[str, Any] | None:
         """The last line of a split (`train`, `validation`), or None."""
@@ -218,6 +217,11 @@ class RunDirectory:
         temporary = directory / ".writing.npz"
         np.savez(temporary, **arrays)
         os.replace(temporary, directory / f"{step:08d}.npz")
+
+
+def finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Figures as JSON can hold them: None for a number that is not finite."""
+    return {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
 
 
 def write_text(file: Path, text: str) -> None:

@@ -33,7 +33,8 @@ SPECS = {
 FSDP = "fsdp"
 """Stands for the axes over which copies of a parameter are spread, if they are."""
 
-# Parameters that are not replicated, by their own name: an axis for each of their last dimensions.
+# Parameters that are not replicated, by their own name: an axis (or several) for each of their last
+# dimensions.
 PARAMETERS = {
     "w_gate_EDF": ("expert", FSDP, "model"),
     "w_up_EDF": ("expert", FSDP, "model"),
@@ -50,9 +51,9 @@ PARAMETERS = {
     "b_value_X": ("model",),
     "sink_H": ("model",),
     "w_query_down_DR": (FSDP, None),
-    "w_query_up_RX": (None, "model"),
+    "w_query_up_RX": (None, ("model", FSDP)),
     "w_latent_DX": (FSDP, None),
-    "w_latent_up_RX": (None, "model"),
+    "w_latent_up_RX": (None, ("model", FSDP)),
     "b_gate_EF": ("expert", None),
     "b_up_EF": ("expert", None),
     "b_down_ED": ("expert", None),
@@ -77,8 +78,16 @@ def parameter_spec(name: str, fsdp: bool) -> P:
     left out.
     """
     axes = (PARAMETERS | CACHE).get(name, ())
-    spread = TOKENS if "expert" not in axes else "data"
-    return P(*((spread if fsdp else None) if axis == FSDP else axis for axis in axes))
+    spread = (TOKENS if "expert" not in axes else ("data",)) if fsdp else ()
+
+    def laid(axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if axis is None or isinstance(axis, str) and axis != FSDP:
+            return axis
+        several = (axis,) if isinstance(axis, str) else axis
+        found = sum((spread if one == FSDP else (one,) for one in several), ())
+        return found[0] if len(found) == 1 else found or None
+
+    return P(*map(laid, axes))
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -151,14 +160,21 @@ def check_fits(config: Config, mesh: Mesh) -> None:
 
 
 def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
-    """With FSDP, every device must get its share of the width."""
+    """With FSDP, every device must get its share of what is spread."""
+    if not layout.fsdp:
+        return
     devices = mesh.shape["data"] * mesh.shape["expert"]
-    if layout.fsdp and model.width % devices:
-        raise ConfigError(
-            f"--mesh.fsdp spreads --model.width {model.width} over data x expert = {devices}"
-            f" devices, which do not divide it: make it a multiple of {devices}, or leave"
-            f" --mesh.fsdp out."
-        )
+    widths = {"--model.width": (model.width, devices)}
+    if model.is_latent:
+        heads, both = model.num_heads, model.plain_head_size + model.value_head_size
+        widths["the width of all keys and values,"] = (heads * both, mesh.size)
+        widths["the width of all queries,"] = (heads * model.query_head_size, mesh.size)
+    for name, (width, number) in widths.items():
+        if width % number:
+            raise ConfigError(
+                f"--mesh.fsdp spreads {name} {width} over {number} devices, which do not divide"
+                f" it: make it a multiple of {number}, or leave --mesh.fsdp out."
+            )
 
 
 def pin(x: jax.Array, name: str) -> jax.Array:

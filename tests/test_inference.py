@@ -33,6 +33,7 @@ from moejax.errors import RunError, UserError
 from moejax.generate import for_inference
 from moejax.inference import Generate, all_prompts
 from moejax.models.decoder import DecoderLM
+from moejax.routing.routers import ROUTERS
 from moejax.train.loop import train
 from moejax.train.pretrained import open_model
 
@@ -274,7 +275,10 @@ def test_what_a_run_needs_beside_its_directory_is_named(copy, tmp_path, figures)
         "ROUTERS['made_up_for_this_test'] = ROUTERS['deepseek_v3']\n"
         "get_config = Config\n"
     )
-    assert figures(copy, "--config", file)["loss"] == want
+    try:
+        assert figures(copy, "--config", file)["loss"] == want
+    finally:
+        del ROUTERS["made_up_for_this_test"]
 
 
 def test_a_run_of_another_tokenizer_is_refused(copy, monkeypatch):

@@ -160,7 +160,7 @@ REFUSED = {
     ),
     "part of the width": (
         lambda: fits(model({"fsdp": True}, width=100, num_heads=2)),
-        "--mesh.fsdp spreads --model.width 100 over data x expert = 8 devices",
+        "--mesh.fsdp spreads --model.width 100 over 8 devices",
         "make it a multiple of 8, or leave --mesh.fsdp out",
     ),
 }  # fmt: skip

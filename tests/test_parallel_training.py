@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from moejax import mesh as meshes
-from moejax.config import BalanceConfig, Config, MeshConfig, load_config_file
+from moejax.config import AttentionConfig, BalanceConfig, Config, MeshConfig, load_config_file
 from moejax.data.pipeline import train_batches
 from moejax.data.sources import TextFiles
 from moejax.data.stdlib_corpus import library_files, library_root
@@ -74,15 +74,23 @@ def assert_equal(got, want) -> None:
 EXPERTS = ("w_gate_EDF", "w_up_EDF", "w_down_EFD")
 WIDTHS = ("w_gate_DF", "w_up_DF", "w_down_FD", "w_query_DX", "w_key_DX", "w_value_DX", "w_out_XD")
 WHOLE = ("w_router_DE", "w_head_DV", "embedding_VD")
+UP = ("w_query_up_RX", "w_latent_up_RX")
+DOWN = ("w_query_down_DR", "w_latent_DX")
+OF_HEADS = ("b_query_X", "b_key_X", "b_value_X", "sink_H")
+OF_EXPERTS = ("b_gate_EF", "b_up_EF", "b_down_ED")
 
 
 def parts(name: str, data: int, expert: int, model: int, fsdp: bool) -> int:
     """Into how many parts the parameter of this name is cut."""
     if name in EXPERTS:
         return expert * model * (data if fsdp else 1)
-    if name in WIDTHS:
+    if name in WIDTHS + UP:
         return model * (data * expert if fsdp else 1)
-    return data * expert if name in WHOLE and fsdp else 1
+    if name in OF_HEADS:
+        return model
+    if name in OF_EXPERTS:
+        return expert
+    return data * expert if name in WHOLE + DOWN and fsdp else 1
 
 
 def numbers_of(tree) -> dict[str, list[int]]:
@@ -90,7 +98,7 @@ def numbers_of(tree) -> dict[str, list[int]]:
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        known = [name for name in names if name in (*EXPERTS, *WIDTHS, *WHOLE)]
+        known = [name for name in names if name in meshes.PARAMETERS]
         found.setdefault(known[-1] if known else "rest", []).append(leaf)
     return {name: [math.prod(leaf.shape) for leaf in leaves] for name, leaves in found.items()}
 
@@ -275,20 +283,44 @@ def abstract_state(config: Config):
     return jax.eval_shape(functools.partial(init_state, model, optimizer, config))
 
 
+def latent(tiny: Config) -> Config:
+    """DeepSeek's attention, too."""
+    attention = AttentionConfig(kv_rank=6, query_rank=10, rope_head_size=4)
+    return changed(deepseek(tiny), "model", attention=attention, qk_norm=False)
+
+
+def gpt_oss(tiny: Config) -> Config:
+    """Whatever can have a bias has one."""
+    attention = AttentionConfig(bias="all", sinks=True)
+    moe = dataclasses.replace(tiny.model.moe, num_experts=8, router="gpt_oss", expert_bias=True)
+    return changed(tiny, "model", attention=attention, moe=moe, activation="clamped_swiglu")
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
-@pytest.mark.parametrize("mesh", ["8x1", "1x8", "2x4", "2x2x2"])
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [(deepseek, m) for m in ("8x1", "1x8", "2x4", "2x2x2")]
+    + [(latent, "2x4"), (latent, "2x2x2"), (gpt_oss, "2x4"), (gpt_oss, "1x8")],
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_device_holds_its_part_of_parameters_and_of_their_moments(tiny, optimizer, mesh, fsdp):
-    config = changed(deepseek(tiny), "optim", optimizer=optimizer)
+def test_a_device_holds_its_part_of_parameters_and_of_their_moments(
+    tiny, optimizer, kind, mesh, fsdp
+):
+    config = changed(kind(tiny), "optim", optimizer=optimizer)
     config, grid = on(config, mesh, fsdp=fsdp)
     state = abstract_state(config)
     whole, here = numbers_of(state), numbers_of(on_one_device(grid, state, fsdp))
-    assert set(whole) == {*EXPERTS, *WIDTHS, *WHOLE, "rest"} == {*meshes.PARAMETERS, "rest"}
     for name, sizes in whole.items():
-        moments = 1 if optimizer == "muon" and name in EXPERTS + WIDTHS else 2
+        moments = 1 if optimizer == "muon" and name in EXPERTS + WIDTHS + UP + DOWN else 2
         assert name == "rest" or len(sizes) == 1 + moments  # none of which is forgotten
         cut = parts(name, *MESHES[mesh], fsdp)
         assert here[name] == [size // cut for size in sizes], name
+
+
+def test_every_parameter_that_is_spread_is_in_one_of_these_models(tiny):
+    kinds = (deepseek, latent, gpt_oss)
+    names = {name for kind in kinds for name in numbers_of(abstract_state(kind(tiny)))}
+    assert names == {*meshes.PARAMETERS, "rest"}
 
 
 def test_with_everything_spread_a_device_holds_an_eighth(tiny):

@@ -19,11 +19,9 @@ from moejax.hf.accounts import flat
 from moejax.hf.reading import as_batch
 from moejax.plan import cost
 
-# One of each family; all shapes are in the slow tests.
+# One of each family; the other shapes are in test_hf_parity.py.
 QUICK = ("mixtral_window_tied", "qwen2_moe_k1_every_second", "qwen3_moe", "olmoe_k1")
 QUICK += ("deepseek_v2_lite_yarn", "deepseek_v3", "gpt_oss", "granitemoe_scales", "llama")
-SLOW = tuple(name for name in hf_models.CASES if name not in QUICK)
-ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +37,7 @@ def checkpoint(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", QUICK)
 def test_logits_and_auxiliary_loss_are_those_of_transformers(case, checkpoint):
     model, want = moejax.hf.load(checkpoint(case)), hf_models.golden(case)
     logits_BNV = model.apply(model.params, hf_models.prompt())
@@ -54,7 +52,7 @@ def test_logits_and_auxiliary_loss_are_those_of_transformers(case, checkpoint):
     np.testing.assert_allclose(loss[0] if loss.ndim else loss, want["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", QUICK)
 def test_import_and_export_give_every_byte_back(case, checkpoint, tmp_path):
     """Also where the config.json is written from our settings alone; and the model's size is the
     one that its config says.

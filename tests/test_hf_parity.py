@@ -6,8 +6,10 @@ import hf_models
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import moejax.hf
+from moejax import balance
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, RunConfig
 from moejax.hf import accounts
 from moejax.hf.reading import array_shapes, as_batch
@@ -109,7 +111,7 @@ def of_name(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", hf_models.ROUTED)
-def test_every_token_chooses_the_same_experts_in_every_layer(case, tmp_path):
+def test_every_token_chooses_the_same_experts_and_the_auxiliary_loss_is_the_same(case, tmp_path):
 
     directory = hf_models.write(tmp_path, case)
     model, (peer, _) = moejax.hf.load(directory), theirs(directory)
@@ -124,6 +126,10 @@ def test_every_token_chooses_the_same_experts_in_every_layer(case, tmp_path):
     _, routed = jax.jit(
         lambda p: model.model.apply({"params": p}, as_batch(ids), False, model.bias_LE)
     )(model.params)
+    want = hf_models.golden(case)["loss"]
+    if not np.isnan(want):
+        stats = balance.sum_sequences(routed.stats)
+        np.testing.assert_allclose(balance.pooled_balance_loss(stats)[0], want, rtol=1e-5)
     chosen_LTE = np.asarray(routed.chosen_LBNE).reshape(
         len(chosen), -1, model.config.moe.num_experts
     )
@@ -134,14 +140,17 @@ def test_every_token_chooses_the_same_experts_in_every_layer(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", list(hf_models.CASES))
-def test_an_export_has_no_missing_and_no_unexpected_keys(case, tmp_path):
+def test_an_export_has_every_byte_and_no_missing_or_unexpected_keys(case, tmp_path):
     """Also one whose config.json was written from our settings alone."""
     model = moejax.hf.load(hf_models.write(tmp_path / "in", case))
     want = hf_models.golden(case)["logits_BNV"]
+    given = {name: x.tobytes() for name, x in hf_models.tensors(case).items()}
     for number, hf in enumerate((model.hf, None)):
         out = tmp_path / str(number)
         kind = model.hf["model_type"]
         moejax.hf.save(out, model.config, model.params, model.bias_LE, hf=hf, family=kind)
+        written = load_file(out / "model.safetensors")
+        assert {name: x.tobytes() for name, x in written.items()} == given
         peer, said = theirs(out)
         assert not said
         np.testing.assert_allclose(logits_of(peer, hf_models.prompt()), want, atol=1e-5)

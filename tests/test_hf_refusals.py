@@ -263,7 +263,7 @@ def test_layers_that_predict_a_second_token_are_left_out_and_said_to_be(tmp_path
     tensors["model.layers.3.eh_proj.weight"] = np.zeros((32, 64), np.float32)
     save_file(tensors, here / "model.safetensors")
     model = moejax.hf.load(here)
-    assert "left out: layer 3, which predicts a second token" in capsys.readouterr().out
+    assert "left out: layer 3, which predicts a second token" in capsys.readouterr().err
     assert write_config(model.config, model.hf)["num_nextn_predict_layers"] == 0
     tensors["model.layers.4.eh_proj.weight"] = np.zeros((32, 64), np.float32)
     save_file(tensors, here / "model.safetensors")

@@ -200,6 +200,7 @@ def test_sigterm_saves_and_says_so(config, tmp_path):
     assert (Path(config.run.directory) / "checkpoints" / str(step)).is_dir()
 
 
+@pytest.mark.slow
 def test_another_mesh_and_form_go_on_with_the_same_losses(config, tmp_path, monkeypatch):
     """Saved by eight devices on the data axis; resumed where everything is spread over all axes."""
     alone = with_run(config, directory=str(tmp_path / "alone"), sample_tokens=0)
@@ -281,6 +282,7 @@ def test_a_directory_that_cannot_be_written_is_named(config):
         quick(config, directory="/dev/null/run")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_a_message_and_harms_nothing(config, tmp_path):
     """Files may not grow past a limit, as on a full disk; what was saved before still resumes."""
     config = with_run(config, sample_tokens=0)

@@ -40,8 +40,11 @@ def changed(config: Config, section: str, **changes) -> Config:
     "weights",
     [
         {"loss_weight": 0.3},
-        {"loss_weight": 0.3, "z_loss_weight": 0.1},
-        {"loss_weight": 0.3, "convention": "hf", "importance_loss_weight": 0.2},
+        pytest.param({"loss_weight": 0.3, "z_loss_weight": 0.1}, marks=pytest.mark.slow),
+        pytest.param(
+            {"loss_weight": 0.3, "convention": "hf", "importance_loss_weight": 0.2},
+            marks=pytest.mark.slow,
+        ),
         {"loss_weight": 0.3, "scope": "sequence", "bias_update": "quantile"},
     ],
 )

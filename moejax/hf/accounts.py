@@ -104,8 +104,9 @@ def check(
     wrong.
     """
     shapes = {name: entry.shape for entry in wanted for name in entry.names}
-    left_out = tuple(name for name in there if name not in shapes and _known(name, hf, config))
-    unknown = [name for name in there if name not in shapes and name not in left_out]
+    others = [name for name in there if name not in shapes]
+    left_out = tuple(name for name in others if _known(name, hf, config))
+    unknown = [name for name in others if not _known(name, hf, config)]
     missing = [name for name in shapes if name not in there]
     misshapen = [
         f"{name} {list(there[name].shape)} instead of {list(shape)}"

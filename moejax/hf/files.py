@@ -4,11 +4,11 @@ only from inside the directory; nothing in a checkpoint is ever executed.
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from moejax.errors import CheckpointError
@@ -32,15 +32,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Its size."""
-        return math.prod(self.shape) * np.dtype(TYPES[self.kind]).itemsize
-
-    def read(self) -> np.ndarray:
-        """Its values, alone of all in the file."""
-        try:
-            with safe_open(self.file, "np") as opened:
-                return opened.get_tensor(self.name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.file}: {self.name} cannot be read: {error}.") from error
+        return math.prod(self.shape) * int(self.kind.lstrip("BF")) // 8
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -133,10 +125,9 @@ def _head(file: Path) -> list[Tensor]:
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         names = json.loads(opened.read(length), object_pairs_hook=lambda pairs: pairs)
-    names = [name for name, _ in names]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise CheckpointError(f"{file.name} has {twice} twice.")
+    name, count = Counter(name for name, _ in names).most_common(1)[0]
+    if count > 1:
+        raise CheckpointError(f"{file.name} has {name} twice.")
     for tensor in tensors:
         if tensor.kind not in TYPES:
             raise CheckpointError(

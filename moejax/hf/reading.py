@@ -1,9 +1,10 @@
 """Models from Hugging Face's checkpoints, tensor by tensor into where they shall lie."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def load(
 ) -> Pretrained:
     """Read a checkpoint: ``config.json`` and safetensors in one directory.
 
-    ``dtype``: of the parameters, ``float32``, ``bfloat16``, or ``auto`` for that on disk; products
-    are computed in it, too. On a ``mesh`` (see ``mesh.make_mesh``, with its ``layout``) every
-    device gets its own part, and no more of an expert is ever read into it. On the host there is
-    never more than one array of one layer. Nothing in the directory is executed.
+    ``dtype``: of the parameters, ``float32``, ``bfloat16``, or ``auto``, which keeps bfloat16 and
+    makes float32 of all else; products are computed in it, too. On a ``mesh`` (see
+    ``mesh.make_mesh``, with its ``layout``) every device gets its own part alone. The host never
+    holds more than the experts of one layer. Nothing in the directory is executed.
 
     Raises ``UserError`` for whatever is missing, unknown, misshapen, damaged or not supported.
     """
@@ -122,14 +123,15 @@ def load(
                         arrays[path] = _placed(shape, sharding, get)
                         continue
                     if path not in arrays:
-                        arrays[path] = _empty(shape, of, sharding)
+                        arrays[path] = _zeros(shape, of, sharding)()
                     one = _placed(of_layer, _of_layer(sharding), get)
                     # Waited for: what is still on its way would add up on the host.
                     arrays[path] = jax.block_until_ready(_filled(arrays[path], one, entry.index))
                     del one
                 progress.update(sum(source.nbytes for source in sources))
     if any(accounts.layer_of(name) is not None for name in left_out):
-        tqdm.write(f"left out: layer {config.num_layers}, which predicts a second token")
+        last = config.num_layers
+        print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)
     bias_LE = arrays.pop(BIAS, None)
     return Pretrained(config, accounts.nested(arrays), bias_LE, hf, directory, mesh, layout)
 
@@ -153,8 +155,7 @@ def _type(entry: Entry, tensors: dict[str, Tensor], dtype: str) -> np.dtype:
     if dtype != "auto":
         return np.dtype(getattr(ml_dtypes, dtype, dtype))
     kinds = {TYPES[tensors[name].kind] for name in entry.names}
-    name = kinds.pop() if len(kinds) == 1 else "float32"
-    return np.dtype(getattr(ml_dtypes, name, name))
+    return np.dtype(ml_dtypes.bfloat16 if kinds == {"bfloat16"} else "float32")
 
 
 def _check_tied(config: ModelConfig, tensors: dict[str, Tensor], read: Callable) -> None:
@@ -234,8 +235,9 @@ def _array(
     return array
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+@cache
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> Callable:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 @partial(jax.jit, donate_argnums=0)

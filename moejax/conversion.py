@@ -95,9 +95,6 @@ def export_model(settings: ExportSettings) -> None:
     opened = open_model(source, mesh=mesh, layout=settings.mesh)
     run = read_config_json(source / "config.json")
     original = _original(source, run)
-    tokenizer = Path(run.data.tokenizer).expanduser()
-    tokenizer = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    beside = source if imported.is_imported(source) else tokenizer
     more: dict[str, Any] = {}
     if original is None:
         edge = opened.tokenizer.boundary
@@ -111,13 +108,23 @@ def export_model(settings: ExportSettings) -> None:
         hf=original,
         family=settings.family,
         dtype=settings.dtype,
-        files_from=None if run.data.tokenizer == "bytes" else beside,
+        files_from=_files_from(source, run),
         more=more,
     )
     if run.data.tokenizer == "bytes" and original is None:
         for name, content in byte_tokenizer_json().items():
             (settings.target / name).write_text(json.dumps(content), encoding="utf-8")
     print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
+
+
+def _files_from(source: Path, run: Config) -> Path | None:
+    """The directory with the model's tokenizer; None if it has read bytes."""
+    if imported.is_imported(source):
+        return source
+    if run.data.tokenizer == "bytes":
+        return None
+    tokenizer = Path(run.data.tokenizer).expanduser()
+    return tokenizer if tokenizer.is_dir() else tokenizer.parent
 
 
 def _original(source: Path, run: Config) -> dict[str, Any] | None:

@@ -103,6 +103,21 @@ NO_EXPERTS = ALWAYS | {"moe.every": 0, "qk_norm": False}
 NO_WINDOW = {"use_sliding_window": False}
 LOSS = {"router_aux_loss_coef": "moe.balance.loss_weight"}
 CHOICES = {"num_experts_per_tok": "moe.top_k", "norm_topk_prob": "moe.renormalise"}
+QWEN = {
+    **SIZES,
+    **LOSS,
+    **CHOICES,
+    "intermediate_size": "dense_hidden_size",
+    "moe_intermediate_size": "moe.hidden_size",
+    "num_experts": "moe.num_experts",
+}
+ALL_ROUTED = {
+    **SIZES,
+    **LOSS,
+    "intermediate_size": "moe.hidden_size",
+    "num_local_experts": "moe.num_experts",
+    "num_experts_per_tok": "moe.top_k",
+}
 
 DEEPSEEK = {
     **SIZES,
@@ -134,13 +149,7 @@ DEEPSEEK_TENSORS = (
 FAMILIES: dict[str, Family] = {
     "mixtral": Family(
         architecture="MixtralForCausalLM",
-        fields={
-            **SIZES,
-            **LOSS,
-            "intermediate_size": "moe.hidden_size",
-            "num_local_experts": "moe.num_experts",
-            "num_experts_per_tok": "moe.top_k",
-        },
+        fields=ALL_ROUTED,
         defaults=GIVEN | {"rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "rope_theta": 1e6},
         fixed=SWIGLU,
         ours=ALWAYS | {"qk_norm": False, "moe.router": "mixtral"},
@@ -156,14 +165,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3_moe": Family(
         architecture="Qwen3MoeForCausalLM",
-        fields={
-            **SIZES,
-            **LOSS,
-            **CHOICES,
-            "intermediate_size": "dense_hidden_size",
-            "moe_intermediate_size": "moe.hidden_size",
-            "num_experts": "moe.num_experts",
-        },
+        fields=QWEN,
         defaults=GIVEN
         | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001, "rope_theta": 10_000.0},
         fixed=SWIGLU | NO_WINDOW,
@@ -173,14 +175,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2_moe": Family(
         architecture="Qwen2MoeForCausalLM",
-        fields={
-            **SIZES,
-            **LOSS,
-            **CHOICES,
-            "intermediate_size": "dense_hidden_size",
-            "moe_intermediate_size": "moe.hidden_size",
-            "num_experts": "moe.num_experts",
-        },
+        fields=QWEN,
         defaults=GIVEN
         | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001, "rope_theta": 10_000.0},
         fixed=SWIGLU | NO_WINDOW,
@@ -239,13 +234,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_oss": Family(
         architecture="GptOssForCausalLM",
-        fields={
-            **SIZES,
-            **LOSS,
-            "intermediate_size": "moe.hidden_size",
-            "num_local_experts": "moe.num_experts",
-            "num_experts_per_tok": "moe.top_k",
-        },
+        fields=ALL_ROUTED,
         defaults=GIVEN
         | {"rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "rope_theta": 150_000.0},
         fixed=SWIGLU | {"attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
@@ -274,12 +263,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "granitemoe": Family(
         architecture="GraniteMoeForCausalLM",
-        fields={
-            **SIZES,
-            **LOSS,
-            "intermediate_size": "moe.hidden_size",
-            "num_local_experts": "moe.num_experts",
-            "num_experts_per_tok": "moe.top_k",
+        fields=ALL_ROUTED
+        | {
             "embedding_multiplier": "embedding_scale",
             "residual_multiplier": "residual_scale",
             "attention_multiplier": "attention.scale",

@@ -13,15 +13,14 @@ from moejax.generate import Generator
 from moejax.models.decoder import cache_for
 from moejax.sampling import Sampling
 
-# One of each form of attention; all shapes are in the slow tests.
-QUICK = ("mixtral_window_tied", "olmoe_k1", "deepseek_v3_yarn", "gpt_oss")
-ALL = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in hf_models.CASES
-]
+
+def all_but_slow(*quick: str) -> list:
+    """All shapes, those not named here in the slow tests alone."""
+    cases = hf_models.CASES
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in cases]
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", all_but_slow("mixtral_window_tied"))
 def test_greedy_text_is_that_of_transformers(case, tmp_path):
     """Token for token, in a batch and alone."""
     layout = MeshConfig(data=1)
@@ -48,7 +47,10 @@ def test_greedy_text_is_that_of_transformers(case, tmp_path):
         np.testing.assert_array_equal(one.ids[: 10 - n], tokens[n:])
 
 
-@pytest.mark.parametrize("case", ALL)
+# One of each form of attention.
+@pytest.mark.parametrize(
+    "case", all_but_slow("mixtral_window_tied", "olmoe_k1", "deepseek_v3_yarn", "gpt_oss")
+)
 def test_decoding_equals_the_forward_pass_at_every_position(case, tmp_path):
     """Prompts of three lengths side by side, read at once and then token by token."""
     model = moejax.hf.load(hf_models.write(tmp_path, case))

@@ -32,7 +32,10 @@ def test_tokens_take_replicas_in_turn_and_capacity_is_that_of_the_expert():
     np.testing.assert_array_equal(seated_GSE[0], [[0, 1], [0, 1], [1, 0], [0, 1], [0, 0]])
 
 
-@pytest.mark.parametrize("capacity_factor", [None, 0.8], ids=["dropless", "with drops"])
+@pytest.mark.parametrize(
+    "capacity_factor",
+    [pytest.param(None, id="dropless", marks=pytest.mark.slow), pytest.param(0.8, id="with drops")],
+)
 @pytest.mark.parametrize("form", ["auto", "all_to_all", "ragged", "all_gather"])
 def test_replicas_change_no_output(tiny, batch, form, capacity_factor):
     """Four experts in eight places on four devices, where measured load puts them."""

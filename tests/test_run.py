@@ -158,8 +158,8 @@ def test_nothing_is_compiled_twice(config, monkeypatch):
 
 
 def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
-    quick(config, eval_every=100)
-    quick(config, eval_every=100, steps=15)
+    quick(config, eval_every=100, sample_tokens=0)
+    quick(config, eval_every=100, sample_tokens=0, steps=15)
     lines = metrics(config.run.directory)
     assert [x["step"] for x in lines if x["split"] == "train"] == [3, 6, 9, 12, 15]
 

@@ -39,7 +39,7 @@ def changed(config: Config, section: str, **changes) -> Config:
 @pytest.mark.parametrize(
     "weights",
     [
-        {"loss_weight": 0.3},
+        pytest.param({"loss_weight": 0.3}, marks=pytest.mark.slow),
         pytest.param({"loss_weight": 0.3, "z_loss_weight": 0.1}, marks=pytest.mark.slow),
         pytest.param(
             {"loss_weight": 0.3, "convention": "hf", "importance_loss_weight": 0.2},

@@ -46,6 +46,10 @@ class RouterStats:
     """Shazeer's smooth estimate of the load, of noisy routers in training."""
     sent_BQ: jax.Array | None = None
     """Tokens with a choice in each group of experts (Q), where experts have groups."""
+    asked_BW: jax.Array | None = None
+    """Choices before capacity in each stretch (W) of the sequence."""
+    seated_BW: jax.Array | None = None
+    """Choices that got a slot in each stretch of the sequence."""
     margin_1EM: jax.Array | None = None
     """Histogram over M bins of the bias that each token would need to choose each expert, over all
     sequences; for quantile balancing."""
@@ -69,6 +73,10 @@ def router_stats(
         x_GS = jnp.where(mask_GS, x_GS.astype(jnp.float32), 0)
         return x_GS.reshape(rows, -1, *extra).sum(1)
 
+    def by_stretch(x_GSE: jax.Array) -> jax.Array:
+        x_BN = jnp.where(real_GS, x_GSE.sum(-1), 0).reshape(rows, -1).astype(jnp.float32)
+        return sums_of(x_BN, stretches(x_BN.shape[1]))
+
     smooth = unbiased = None
     if isinstance(choice, TokenChoice):
         smooth, unbiased = choice.smooth_load_GSE, choice.unbiased_GSK
@@ -86,7 +94,24 @@ def router_stats(
         entropy_B=total(entropy_GS),
         unbiased_BE=unbiased,
         smooth_load_BE=None if smooth is None else total(smooth),
+        asked_BW=by_stretch(asked_GSE),
+        seated_BW=by_stretch(seated_GSE),
     )
+
+
+def stretches(positions: int, most: int = 16) -> np.ndarray:
+    """The stretch of the sequence that each position lies in: ``most`` as equal as can be, or one
+    for each position if there are fewer.
+    """
+    count = min(most, positions)
+    return np.arange(positions) * count // positions
+
+
+def sums_of(x_BN: jax.Array, stretch_N: np.ndarray) -> jax.Array:
+    """Add up positions by stretch, ``x_BW``; a product, as that stays where the sequences are."""
+    member_NW = stretch_N[:, None] == np.arange(stretch_N[-1] + 1)
+    member_NW = jnp.asarray(member_NW, jnp.float32)
+    return jnp.matmul(x_BN, member_NW, precision=jax.lax.Precision.HIGHEST)
 
 
 def sent_to_groups(choice: Choice, real_GS: jax.Array, expert_groups: int, rows: int) -> jax.Array:

@@ -30,7 +30,7 @@ from moejax.observe.report import write_report
 from moejax.observe.units import duration, short
 from moejax.plan import cost
 from moejax.sampling import Sampling
-from moejax.train import metrics
+from moejax.train import metrics, telemetry
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.pretrained import open_model
@@ -90,8 +90,9 @@ class Job:
     model: DecoderLM
     step: Callable
     eval_step: Callable
-    first_sequences: Callable
-    """Brings the first sequences of ``chosen_LBNE``, wherever they are, to all processes."""
+    first_choices: Callable
+    """Brings the first positions of the first sequences of ``chosen_LBNE`` to all processes."""
+    router_arrays: Callable
     checkpoints: Checkpoints
     batches: TrainBatches
     stop: StopSignals
@@ -170,9 +171,13 @@ def _train(
             in_shardings=(shardings.params, shardings.bias_LE, batch_sharding),
             out_shardings=(everywhere, None),
         ),
-        first_sequences=jax.jit(
-            lambda chosen_LBNE, count: chosen_LBNE[:, :count],
-            static_argnums=1,
+        first_choices=jax.jit(
+            lambda chosen_LBNE, rows, positions: chosen_LBNE[:, :rows, :positions],
+            static_argnums=(1, 2),
+            out_shardings=everywhere,
+        ),
+        router_arrays=jax.jit(
+            functools.partial(telemetry.router_arrays, config=config.model),
             out_shardings=everywhere,
         ),
         checkpoints=checkpoints,
@@ -345,6 +350,7 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
     progress = Progress(config.steps, progressed.step, quiet=not job.processes.first)
     first_step = progressed.step
     job.run.remove_report()
+    history = telemetry.History(job.run)
     progress.say("compiling the training step ...")
     job.stop.begin()
     waiting = None  # report and signal of the step before, fetched while the next one runs
@@ -398,7 +404,10 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
             signum = max(signum, account(*waiting))
             waiting = None
             if log:
-                progress.interval(log_interval(job, progressed, report), first_step)
+                line = log_interval(job, state, progressed, report, history)
+                progress.interval(line, first_step)
+                for alarm in line.get("alarms", ()):
+                    progress.say(f"alarm    {alarm['words']}")
             bits = None
             if evaluates:
                 bits = evaluate_all(job, state, progressed, progress.say)
@@ -421,7 +430,13 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
     return state
 
 
-def log_interval(job: Job, progressed: Progressed, report: Any) -> dict[str, Any]:
+def log_interval(
+    job: Job,
+    state: TrainState,
+    progressed: Progressed,
+    report: StepReport,
+    history: telemetry.History,
+) -> dict[str, Any]:
     """Write the line of training metrics and the load file of the interval that ends here."""
     totals = progressed.window
     line = {
@@ -436,16 +451,13 @@ def log_interval(job: Job, progressed: Progressed, report: Any) -> dict[str, Any
         "tokens_per_second": totals["targets"] / progressed.window_seconds,
         "seconds": progressed.seconds,
     }
-    job.run.append_metrics(line)
     if "asked_LE" in totals:
-        layers = np.flatnonzero(job.config.model.routed_layers)
-        job.run.write_load(
-            progressed.step,
-            asked_LE=totals["asked_LE"],
-            seated_LE=totals["seated_LE"],
-            tokens=np.int64(totals["targets"]),
-            layers=layers,
-        )
+        routers = job.router_arrays(state.params, state.bias_LE)
+        arrays = telemetry.interval_arrays(totals, routers, job.config.model)
+        job.run.write_load(progressed.step, **arrays)
+    if job.run.owner:
+        line = history.judged(line, totals.get("asked_LE"), job.config)
+    job.run.append_metrics(line)
     progressed.window, progressed.window_seconds = None, 0.0
     return line
 
@@ -487,15 +499,17 @@ def evaluate_all(
 
 
 def saturation(
-    job: Job, step: int, chosen_LBNE: jax.Array | None, tokens: int = 8192
+    job: Job, step: int, chosen_LBNE: jax.Array | None, tokens: int = 8192, bits: int = 2**23
 ) -> dict[str, float]:
-    """Keep who chose whom in the first ``tokens`` tokens of the validation text, and compare it
-    with the evaluation before: the share of choices that are the same, mean over layers.
+    """Keep who chose whom in the first ``tokens`` tokens of the validation text, or as many as make
+    1 MiB, and compare it with the evaluation before: the share of choices that are the same, mean
+    over layers.
     """
     if chosen_LBNE is None:
         return {}
-    sequences = max(1, tokens // chosen_LBNE.shape[2])
-    chosen_LBNE = np.asarray(job.first_sequences(chosen_LBNE, sequences))
+    L, _, N, E = chosen_LBNE.shape
+    tokens = max(1, min(tokens, bits // (L * E)))
+    chosen_LBNE = np.asarray(job.first_choices(chosen_LBNE, max(1, tokens // N), min(tokens, N)))
     if not job.run.owner:
         return {}
     earlier_LBNE = job.run.last_choices()

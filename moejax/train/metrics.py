@@ -38,14 +38,16 @@ def _wanted(report: BatchReport) -> dict[str, jax.Array]:
     wanted = {"nats": sums.nats, "targets": sums.targets, "text_bytes": sums.text_bytes}
     if router is None:
         return wanted
-    if router.sent_BQ is not None:
-        wanted["sent_LQ"] = router.sent_BQ
+    optional = {"sent_LQ": router.sent_BQ, "asked_LW": router.asked_BW}
+    optional["seated_LW"] = router.seated_BW
+    wanted |= {name: sums for name, sums in optional.items() if sums is not None}
     return wanted | {
         "asked_LE": router.asked_BE,
         "seated_LE": router.seated_BE,
         "routed_L": router.tokens_B,
         "bad_L": router.bad_B,
         "entropy_L": router.entropy_B,
+        "log_z_squared_L": router.log_z_squared_B,
         "max_violation": report.max_violation,
         **report.losses,
     }
@@ -53,7 +55,7 @@ def _wanted(report: BatchReport) -> dict[str, jax.Array]:
 
 def _totals(fetched: dict[str, np.ndarray]) -> Totals:
     """Fetched values in the types that add up exactly."""
-    counts = {"asked_LE", "seated_LE", "bad_L"}
+    counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
     totals: Totals = {"parts": 1}
     for name, value in fetched.items():
         if name in ("targets", "text_bytes"):

@@ -170,9 +170,13 @@ class RunDirectory:
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(line)) + "\n")
 
+    def metrics(self, split: str) -> list[dict[str, Any]]:
+        """All lines of a split (`train`, `validation`)."""
+        return [line for line in self._metrics() if line["split"] == split]
+
     def last_metrics(self, split: str) -> dict[str, Any] | None:
-        """The last line of a split (`train`, `validation`), or None."""
-        return next((line for line in reversed(self._metrics()) if line["split"] == split), None)
+        """The last line of a split, or None."""
+        return next(reversed(self.metrics(split)), None)
 
     def _metrics(self) -> list[dict[str, Any]]:
         """All whole lines: the last one may have been cut by a crash."""
@@ -190,8 +194,16 @@ class RunDirectory:
 
     @_by_the_owner
     def write_load(self, step: int, **arrays: np.ndarray) -> None:
-        """Write ``load/STEP.npz``: choices asked and seated by routed layer and expert."""
+        """Write ``load/STEP.npz``, the arrays of a logging interval."""
         self._write_arrays("load", step, arrays)
+
+    def last_loads(self, count: int) -> list[dict[str, np.ndarray]]:
+        """The arrays of the last intervals, in order."""
+        found = []
+        for file in self._arrays("load")[-count:]:
+            with np.load(file) as arrays:
+                found.append(dict(arrays))
+        return found
 
     @_by_the_owner
     def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
@@ -215,7 +227,7 @@ class RunDirectory:
         directory = self.path / kind
         directory.mkdir(exist_ok=True)
         temporary = directory / ".writing.npz"
-        np.savez(temporary, **arrays)
+        np.savez_compressed(temporary, **arrays)
         os.replace(temporary, directory / f"{step:08d}.npz")
 
 

@@ -1,0 +1,87 @@
+"""What is kept of a logging interval: one line of metrics, one small file of arrays by layer and
+expert, and the alarms that they raise.
+"""
+
+from collections import deque
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.config import Config, ModelConfig
+from moejax.models.decoder import scan_plan
+from moejax.observe.alarms import PATIENCE, Recent, alarms
+from moejax.train.metrics import Totals
+from moejax.train.run_directory import RunDirectory
+
+
+def router_arrays(
+    params: dict, bias_LE: jax.Array | None, config: ModelConfig
+) -> dict[str, jax.Array]:
+    """Of each routed layer: ``router_norm_LE``, the Euclidean norm of each expert's row of the
+    router, if it has weights; ``bias_LE``, if there is a selection bias.
+    """
+    found = {} if bias_LE is None else {"bias_LE": bias_LE}
+    norms = []
+    for i, (unit, _) in enumerate(scan_plan(config)):
+        blocks = [params[f"layers_{i}"][f"block_{j}"]["moe"] for j in np.flatnonzero(unit)]
+        of_unit = [_norms(block) for block in blocks if _weights(block)]
+        norms += [jnp.stack(of_unit, 1)] if of_unit else []  # [repeats, layers of the unit, E]
+    if norms:
+        found["router_norm_LE"] = jnp.concatenate(
+            [norm.reshape(-1, norm.shape[-1]) for norm in norms]
+        )
+    return found
+
+
+def _weights(block: dict) -> str | None:
+    return next((name for name in ("w_router_DE", "w_router_DEC") if name in block), None)
+
+
+def _norms(block: dict) -> jax.Array:
+    """[repeats, E]: over the width, and the slots of a soft router."""
+    w_RDE = block[_weights(block)].astype(jnp.float32)
+    return jnp.sqrt(jnp.square(w_RDE).sum(axis=(1, *range(3, w_RDE.ndim))))
+
+
+def interval_arrays(
+    totals: Totals, routers: dict[str, np.ndarray], config: ModelConfig
+) -> dict[str, Any]:
+    """The arrays of ``load/STEP.npz``: sums of the interval, means over its tokens, and what
+    ``router_arrays`` says at its end. At most 24 bytes for each layer and expert.
+    """
+    tokens_L = np.maximum(totals["routed_L"], 1)
+    stretches = {name: totals[name] for name in ("asked_LW", "seated_LW") if name in totals}
+    return {
+        "asked_LE": totals["asked_LE"],
+        "seated_LE": totals["seated_LE"],
+        **stretches,
+        "entropy_L": (totals["entropy_L"] / tokens_L).astype(np.float32),
+        "log_z_squared_L": (totals["log_z_squared_L"] / tokens_L).astype(np.float32),
+        "tokens": np.int64(totals["targets"]),
+        "layers": np.flatnonzero(config.routed_layers),
+        **{name: np.asarray(array, np.float32) for name, array in routers.items()},
+    }
+
+
+class History:
+    """The intervals so far, as alarms want them; in a process that does not own the run, none."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        """Take up those that the run has written."""
+        self._lines = run.metrics("train") if run.owner else []
+        loads = run.last_loads(PATIENCE) if run.owner else []
+        self._loads = deque((load["asked_LE"] for load in loads), PATIENCE)
+
+    def judged(
+        self, line: dict[str, Any], asked_LE: np.ndarray | None, config: Config
+    ) -> dict[str, Any]:
+        """The line of the next interval with its ``alarms``, if there are any."""
+        self._lines.append(line)
+        if asked_LE is not None:
+            self._loads.append(asked_LE)
+        layers = np.flatnonzero(config.model.routed_layers)
+        if found := alarms(Recent(self._lines, self._loads, layers), config):
+            self._lines[-1] = line = line | {"alarms": found}
+        return line

@@ -32,9 +32,13 @@ def ratios(load_RE: np.ndarray) -> np.ndarray:
 def ratio_levels(load_RE: np.ndarray) -> np.ndarray:
     """Load over its row's mean as levels of the ratio palette; a row without any load is fair."""
     ratio_RE = ratios(load_RE)
-    octaves_RE = np.log2(np.maximum(ratio_RE, 1e-9))
-    level_RE = np.clip(np.rint(REACH * (1 + octaves_RE / 2)), 0, 2 * REACH)
-    return np.where(ratio_RE > 0, level_RE, NOTHING).astype(np.uint8)
+    return np.where(ratio_RE > 0, lift_levels(ratio_RE), NOTHING).astype(np.uint8)
+
+
+def lift_levels(ratio_YX: np.ndarray) -> np.ndarray:
+    """Ratios as levels of the ratio palette."""
+    octaves_YX = np.log2(np.maximum(ratio_YX, 1e-9))
+    return np.clip(np.rint(REACH * (1 + octaves_YX / 2)), 0, 2 * REACH).astype(np.uint8)
 
 
 def fold_rows(level_YX: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:

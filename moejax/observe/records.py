@@ -4,12 +4,14 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from moejax import balance
 
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -30,6 +32,27 @@ class Load:
     """Choices that asked for the expert in the last log interval alone."""
     layers: tuple[int, ...]
     """Index in the model of each routed layer."""
+    asked_ILW: np.ndarray | None = None
+    """Choices before capacity by stretch of the sequence (W)."""
+    seated_ILW: np.ndarray | None = None
+    """Choices that got a slot, by stretch of the sequence."""
+    entropy_IL: np.ndarray | None = None
+    """Entropy of the router's distribution, nats a token."""
+    router_norm_ILE: np.ndarray | None = None
+    """Norm of each expert's row of the router, at the end of each stretch of training."""
+    bias_ILE: np.ndarray | None = None
+    """Selection bias at the end of each stretch of training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """Which experts the same tokens of held-out text asked for, in evaluations (I, in order)."""
+
+    step_I: np.ndarray
+    saturation_IL: np.ndarray
+    """The share of choices that the last evaluation's router makes, too."""
+    together_LEE: np.ndarray
+    """Tokens that chose both of two experts, in the last evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +65,7 @@ class Run:
     train: tuple[dict[str, Any], ...] = ()
     validation: tuple[dict[str, Any], ...] = ()
     load: Load | None = None
+    choices: Choices | None = None
     sample: str | None = None
     damage: tuple[str, ...] = ()
     """What could not be read, in words."""
@@ -76,6 +100,7 @@ def read_run(directory: Path, columns: int = 200) -> Run:
         train=_of_split(lines, "train"),
         validation=_of_split(lines, "validation"),
         load=_read_load(directory / "load", columns, damage),
+        choices=_read_choices(directory / "choices", damage),
         sample=_read_text(directory / "sample.txt"),
         damage=tuple(damage),
     )
@@ -140,39 +165,111 @@ def _of_split(lines: list[dict[str, Any]], split: str) -> tuple[dict[str, Any], 
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _read_load(directory: Path, columns: int, damage: list[str]) -> Load | None:
+def _numbered(directory: Path) -> list[Path]:
+    """The arrays of a directory, in the order of their steps."""
     found = (path for path in directory.glob("*.npz") if path.stem.isdecimal())
-    paths = sorted(found, key=lambda path: int(path.stem))
-    final = next((arrays for p in reversed(paths) if (arrays := _read_arrays(p))), None)
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+_JOINED: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
+    "asked_LE": sum,
+    "seated_LE": sum,
+    "asked_LW": sum,
+    "seated_LW": sum,
+    "entropy_L": lambda arrays: np.mean(arrays, axis=0),
+    "router_norm_LE": lambda arrays: arrays[-1],
+    "bias_LE": lambda arrays: arrays[-1],
+}
+"""The arrays of an interval, and what a stretch of several has instead."""
+
+
+def _read_load(directory: Path, columns: int, damage: list[str]) -> Load | None:
+    paths = _numbered(directory)
+    final = next((arrays for p in reversed(paths) if (arrays := _read_interval(p))), None)
     if final is None:
         if paths:
             damage.append("no file in load/ can be read")
         return None
-    steps, sums, unread = [], [], 0
+    steps, unread = [], 0
+    joined: dict[str, list[np.ndarray]] = {name: [] for name in _JOINED if name in final}
     for group in np.array_split(np.array(paths, dtype=object), min(columns, len(paths))):
-        read = [arrays for path in group if (arrays := _read_arrays(path))]
-        read = [arrays for arrays in read if arrays[0].shape == final[0].shape]
+        read = [arrays for path in group if (arrays := _read_interval(path))]
+        read = [one for one in read if all(_alike(one, final, name) for name in joined)]
         unread += len(group) - len(read)
         if read:
             steps.append(int(group[-1].stem))
-            sums.append([sum(arrays[i] for arrays in read) for i in (0, 1)])
+            for name, stretches in joined.items():
+                stretches.append(_JOINED[name]([arrays[name] for arrays in read]))
     if unread:
         damage.append(f"files in load/ that cannot be read, or are of another model: {unread}")
-    asked_ILE, seated_ILE = np.array(sums).swapaxes(0, 1)
     interval = int(paths[1].stem) - int(paths[0].stem) if len(paths) > 1 else int(paths[0].stem)
-    begin = max(int(paths[0].stem) - interval, 0)
-    layers = tuple(int(i) for i in final[2])
-    return Load(begin, np.array(steps), asked_ILE, seated_ILE, final[0], layers)
+    return Load(
+        begin=max(int(paths[0].stem) - interval, 0),
+        step_I=np.array(steps),
+        last_asked_LE=final["asked_LE"],
+        layers=tuple(int(i) for i in final["layers"]),
+        **{name.replace("_L", "_IL"): np.array(arrays) for name, arrays in joined.items()},
+    )
 
 
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """``asked_LE``, ``seated_LE`` and the routed layers' indices; None for a damaged file."""
+def _alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray], name: str) -> bool:
+    return name in one and one[name].shape == other[name].shape
+
+
+def _read_interval(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an interval by name; None for a damaged file."""
+    arrays = _read_arrays(path)
+    if arrays is None or not {"asked_LE", "seated_LE", "layers"} <= arrays.keys():
+        return None
+    asked_LE = arrays["asked_LE"]
+    right = asked_LE.ndim == 2 and asked_LE.size > 0
+    right = right and asked_LE.shape == arrays["seated_LE"].shape
+    return arrays if right and len(arrays["layers"]) == len(asked_LE) else None
+
+
+def _read_choices(directory: Path, damage: list[str], most: int = 60) -> Choices | None:
+    """Of at most ``most`` evaluations, spread evenly."""
+    paths = _numbered(directory)
+    if not paths:
+        return None
+    kept = np.unique(np.linspace(0, len(paths) - 1, most).astype(int))
+    last_LBNE = _read_chosen(paths[-1])
+    steps, saturation = [], []
+    for path in [paths[i] for i in kept] if last_LBNE is not None else []:
+        chosen_LBNE = _read_chosen(path)
+        if chosen_LBNE is not None and chosen_LBNE.shape == last_LBNE.shape:
+            steps.append(int(path.stem))
+            saturation.append(balance.saturation(chosen_LBNE, last_LBNE))
+    if len(steps) < len(kept):
+        damage.append(
+            f"files in choices/ that cannot be read, or are of another model:"
+            f" {len(kept) - len(steps)}"
+        )
+    if not steps:
+        return None
+    chosen_LTE = last_LBNE.reshape(len(last_LBNE), -1, last_LBNE.shape[-1]).astype(np.float32)
+    together_LEE = chosen_LTE.swapaxes(1, 2) @ chosen_LTE
+    return Choices(np.array(steps), np.array(saturation), together_LEE)
+
+
+def _read_chosen(path: Path) -> np.ndarray | None:
+    arrays = _read_arrays(path)
+    if arrays is None or not {"bits", "shape"} <= arrays.keys():
+        return None
+    return unpacked(arrays)
+
+
+def unpacked(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """``chosen_LBNE`` of a file in ``choices/``, whose bits are packed."""
+    shape = arrays["shape"]
+    bits = np.unpackbits(arrays["bits"], count=int(shape.prod()))
+    return bits.reshape(shape) > 0
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """All arrays of a file by name; None for a damaged one."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            asked_LE, seated_LE, layers = (
-                arrays[key] for key in ("asked_LE", "seated_LE", "layers")
-            )
+            return dict(arrays)
     except _DAMAGE:
         return None
-    right = asked_LE.ndim == 2 and asked_LE.shape == seated_LE.shape and asked_LE.size > 0
-    return (asked_LE, seated_LE, layers) if right and len(layers) == len(asked_LE) else None

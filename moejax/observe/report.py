@@ -19,14 +19,13 @@ from moejax.observe.heatmaps import (
     share_heatmap,
 )
 from moejax.observe.records import Load, Run, column, read_run
+from moejax.observe.router_figures import MOST_LINES, drops_by_position, pairs, routers
 from moejax.observe.verdict import key_numbers, notes, verdict
 
 MOST_CELLS = 600_000
 """Cells of all the heatmaps over time together, which bounds the page's size."""
 MOST_OPEN_LAYERS = 7
 """Heatmaps shown at once; those of more layers wait behind a click."""
-MOST_LINES = 6
-"""Layers told apart by lines; more become a heatmap."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -49,8 +48,8 @@ def write_report(run_directory: Path) -> Path:
 def report_html(run: Run) -> str:
     """The report as one page of HTML that stands alone."""
     parts = [_head(run), page.tiles(key_numbers(run)), _loss(run)]
-    parts += [_load(run.load) if run.load else "", _balance(run), _drops(run)]
-    parts += [_optimization(run), _sample(run), _settings(run)]
+    parts += [_load(run.load) if run.load else "", _balance(run), _drops(run), routers(run)]
+    parts += [pairs(run), _optimization(run), _sample(run), _settings(run)]
     return page.document(f"{run.name} – moejax", "\n".join(part for part in parts if part))
 
 
@@ -100,19 +99,14 @@ def _load(load: Load) -> str:
     size = -(-stretches // columns)
     asked_ILE = np.add.reduceat(load.asked_ILE, range(0, stretches, size))
     maps = [_layer_map(load, asked_ILE[:, i], i) for i in range(len(load.layers))]
-    more = "".join(maps[MOST_OPEN_LAYERS:])
-    if more:
-        more = (
-            f'<details class="more"><summary>{len(maps) - MOST_OPEN_LAYERS} more layers</summary>'
-            f'<div class="grid">{more}</div></details>'
-        )
     intro = (
         '<p class="intro">Colour is the choices an expert was asked for, over the mean of its'
         " layer. Blank is fair; a row that stays blue starves, one that stays orange is"
         " crowded.</p>"
     )
-    figures = [*maps[:MOST_OPEN_LAYERS], _final_map(load)]
-    return page.section("Load of the experts", [*figures, more], intro + ratio_key())
+    figures = page.folded(maps, MOST_OPEN_LAYERS, "layers")
+    figures.insert(MOST_OPEN_LAYERS, _final_map(load))
+    return page.section("Load of the experts", figures, intro + ratio_key())
 
 
 def _layer_map(load: Load, asked_IE: np.ndarray, index: int) -> str:
@@ -195,8 +189,8 @@ def _drops(run: Run) -> str:
     series = [_percent(one) for one in _both(run, "dropped_fraction")]
     guide = "Choices that found their expert full. Under 1 % by the end is good."
     figures = [page.figure("Dropped choices, %", line_chart(series, include=(0.0, 0.1)), guide)]
-    if run.load and (by_layer := _drops_by_layer(run.load)):
-        figures.append(by_layer)
+    if run.load:
+        figures += [_drops_by_layer(run.load), drops_by_position(run.load, run.config)]
     return page.section("Drops", figures)
 
 

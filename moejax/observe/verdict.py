@@ -1,6 +1,7 @@
 """What a run came to, in words and a few numbers."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def notes(run: Run) -> list[str]:
     skipped = last(run.train, "skipped_updates")
     if skipped > 0:
         found.append(f"{skipped:,.0f} updates were skipped because they were not finite.")
+    found += [_alarm(*told) for told in _alarms(run.train).items()]
     dead = last(run.train, "dead_experts")
     if dead > 0:
         experts = "expert was" if dead == 1 else "experts were"
@@ -49,6 +51,21 @@ def notes(run: Run) -> list[str]:
     if (run.train or run.validation) and not run.routed:
         found.append("This model is dense: it has no routed layers, so no figures about routing.")
     return found + [f"{damage[0].upper()}{damage[1:]}." for damage in run.damage]
+
+
+def _alarms(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
+    """Steps and words of each kind of alarm that training gave."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for line in lines:
+        for alarm in line.get("alarms") or ():
+            found.setdefault(alarm["kind"], []).append((line["step"], alarm["words"]))
+    return found
+
+
+def _alarm(kind: str, told: list[tuple[int, str]]) -> str:
+    (step, words), times = told[-1], len(told)
+    often = f", told {times} times since step {told[0][0]:,.0f}" if times > 1 else ""
+    return f"Alarm ({kind}) at step {step:,.0f}{often}: {words}"
 
 
 def key_numbers(run: Run) -> list[tuple[str, str, str]]:

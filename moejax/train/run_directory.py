@@ -13,6 +13,7 @@ import numpy as np
 
 from moejax.config import Config, differences, read_config_json, to_dict
 from moejax.errors import RunError
+from moejax.observe.records import unpacked
 
 # Settings that a run may change when it goes on; all others would make it another run.
 MAY_CHANGE = frozenset(
@@ -217,8 +218,7 @@ class RunDirectory:
         if not files:
             return None
         with np.load(files[-1]) as packed:
-            shape = packed["shape"]
-            return np.unpackbits(packed["bits"], count=int(shape.prod())).reshape(shape) > 0
+            return unpacked(dict(packed))
 
     def _arrays(self, kind: str) -> list[Path]:
         return sorted((self.path / kind).glob("[0-9]*.npz"))

@@ -14,6 +14,7 @@ import functools
 import gc
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ say = functools.partial(print, flush=True)
 
 DIVERGED = "diverged.txt"
 """In a run's directory: why it was given up. Without it the run would be taken up again."""
+DONE = ("finished", "diverged")
+"""A training with such a status is not taken up again."""
+COMPILED = ".compiled"
+"""In the study's directory until all is trained: what was compiled."""
 FILES = ("results.json", "table.md", "study.html")
 SET_BY_THE_STUDY = ("run.directory", "run.seed", "data.seed")
 
@@ -47,6 +52,9 @@ class Study:
     """The configs by name; their seeds and directories are set by the study."""
     seeds: tuple[int, ...] = (0,)
     """Each is the seed of the initial parameters and of the shuffle."""
+    baseline: str | None = None
+    """The run whose final bits per byte the others are to reach, often the dense twin: the table
+    says after how many steps they do."""
 
     def __post_init__(self) -> None:
         for name in ("title", "question"):
@@ -106,6 +114,12 @@ class Trial:
     def label(self) -> str:
         """The name of its directory."""
         return self.directory.name
+
+
+def with_moe(config: Config, **settings: Any) -> Config:
+    """The config with other settings of its routed layers, for the runs of a study."""
+    moe = dataclasses.replace(config.model.moe, **settings)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
 
 
 def load_study_file(path: str | Path) -> Study:
@@ -172,20 +186,23 @@ def _train_all(
     for number, trial in enumerate(chosen, 1):
         found = outcome(trial)
         where = f"run {number} of {len(chosen)}: {trial.label}"
-        if found.status in ("finished", "diverged"):
+        if found.status in DONE:
             say(f"{where} has {found.status}, in {trial.directory}")
             continue
         say(f"{where}, in {trial.directory}")
-        _train(trial, command)
+        _train(trial, command, directory / COMPILED)
         write_comparison(study, directory, trials, command)
+    if all(outcome(trial).status in DONE for trial in trials):
+        shutil.rmtree(directory / COMPILED, ignore_errors=True)
 
 
-def _train(trial: Trial, command: str) -> None:
+def _train(trial: Trial, command: str, compiled: Path) -> None:
     """Train to the end; that a run diverges is a result, kept in its directory."""
     import jax  # late: a study that is finished does not start it
 
     from moejax.train.loop import train
     from moejax.train.processes import joins
+    from moejax.train.reuse import keep_compiled
 
     if joins(trial.config.distributed, os.environ):
         raise ConfigError(
@@ -194,7 +211,8 @@ def _train(trial: Trial, command: str) -> None:
         )
     (trial.directory / DIVERGED).unlink(missing_ok=True)
     try:
-        train(trial.config, name=trial.label, command=command)
+        with keep_compiled(compiled):  # for the other seeds, whose steps are the same
+            train(trial.config, name=trial.label, command=command)
     except DivergedError as error:
         write_text(trial.directory / DIVERGED, f"{error}\n")
         say(f"{trial.label} diverged: {error}")

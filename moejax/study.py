@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moejax.conditions import check_conditions
 from moejax.config import Config, call_file, check, differences, read_config_json
 from moejax.errors import ConfigError, DivergedError, RunError, UserError
+from moejax.observe.baseline import make_baseline
 from moejax.observe.comparison import study_html
 from moejax.observe.records import Run, read_run
 from moejax.observe.results import Comparison, Outcome, Status, markdown, table, to_json
@@ -53,8 +55,12 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Each is the seed of the initial parameters and of the shuffle."""
     baseline: str | None = None
-    """The run whose final bits per byte the others are to reach, often the dense twin: the table
-    says after how many steps they do."""
+    """The run, often the dense twin, whose final bits per byte (the mean over its seeds) the others
+    are to reach: the table says after how many steps and seconds of training they do, by linear
+    interpolation between the first evaluation that is as good and the one before it."""
+    flops_tolerance: float | None = 0.05
+    """By how much of the smallest the runs' active FLOPs a token may differ; None for any, where
+    that is what is compared."""
 
     def __post_init__(self) -> None:
         for name in ("title", "question"):
@@ -95,6 +101,17 @@ class Study:
             "Study.seeds must be a tuple of different whole numbers in [0, 2**31), such as"
             f" (0, 1, 2), not {seeds!r}.",
         )
+        check(
+            self.baseline is None or self.baseline in self.runs,
+            f"Study.baseline must be the name of a run ({', '.join(self.runs)}) or None, not"
+            f" {self.baseline!r}.",
+        )
+        tolerance = self.flops_tolerance
+        check(
+            tolerance is None or (type(tolerance) in (int, float) and tolerance >= 0),
+            f"Study.flops_tolerance must be a share such as 0.05, or None, not {tolerance!r}.",
+        )
+        check_conditions(self.runs, tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,12 +298,23 @@ def write_comparison(
     study: Study, directory: Path, trials: Sequence[Trial], command: str
 ) -> Comparison:
     """Compare what there is, and write ``results.json``, ``table.md`` and ``study.html``."""
+    outcomes = [outcome(trial) for trial in trials]
+    reached = [one for one in outcomes if one.name == study.baseline and one.status == "finished"]
+    baseline = make_baseline(study.baseline, [one.run for one in reached]) if reached else None
+    if baseline:
+        outcomes = [
+            one
+            if one.name == baseline.name
+            else dataclasses.replace(one, target=baseline.bits_per_byte)
+            for one in outcomes
+        ]
     comparison = Comparison(
         title=study.title,
         question=study.question,
         command=command,
-        outcomes=tuple(outcome(trial) for trial in trials),
+        outcomes=tuple(outcomes),
         settings=differing_settings(study.runs),
+        baseline=baseline,
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "results.json", to_json(comparison))

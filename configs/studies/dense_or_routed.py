@@ -1,6 +1,6 @@
 """The routed quickstart against its dense twin of equal active size, in equal steps, three seeds.
 
-    moejax study configs/studies/dense_or_routed.py
+moejax study configs/studies/dense_or_routed.py
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""More experts at equal active FLOPs: the dense twin, then 4 to 32 experts of which a token meets 2.
+"""More experts at equal active FLOPs: the dense twin and 4 to 32 experts of which a token meets 2.
 
-    moejax study configs/studies/number_of_experts.py
+moejax study configs/studies/number_of_experts.py
 """
 
 from pathlib import Path

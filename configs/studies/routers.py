@@ -3,9 +3,9 @@
     moejax study configs/studies/routers.py
 
 A token meets 256 hidden numbers in each layer, shared experts included; balancing is what each
-paper uses. `switch`: one wide expert; `top_k`: two (Mixtral's); `olmoe`: four of 16; `deepseek_moe`:
-three and a shared one; `deepseek_v3`: the same by sigmoid scores with a selection bias, in groups;
-`sinkhorn`: even by assignment; `hash`: nothing learned.
+paper uses. `switch`: one wide expert. `top_k`: two. `olmoe`: four of 16. `deepseek_moe`:
+three and a shared one. `deepseek_v3`: the same by sigmoid scores with a selection bias, in groups.
+`sinkhorn`: even by assignment. `hash`: nothing learned.
 """
 
 from pathlib import Path

@@ -1,16 +1,18 @@
 """The runs of a study in figures: what each came to, over its seeds, and the table of all.
 
 A figure is a number of ``FIGURES``; one that a run does not have (a dense model's drops, the
-final bits per byte of a run that diverged) is NaN here, null in JSON and a dash in the table.
+final bits per byte of a run that diverged) is NaN here, null in JSON and a dash in the table. The
+steps of a run that never reaches the baseline are infinite here, null in JSON, and `never`.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from moejax.observe.baseline import Baseline, reach
 from moejax.observe.records import Run, column, last, number
 from moejax.observe.units import short
 
@@ -29,6 +31,8 @@ class Outcome:
     run: Run | None = None
     message: str = ""
     """Why it diverged."""
+    target: float = math.nan
+    """Bits per byte that the baseline has at its end, for this run to reach; NaN for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     settings: dict[str, dict[str, Any]]
     """The settings in which the runs differ: by field, then by run."""
+    baseline: Baseline | None = None
+    """What the other runs are to reach; None without a baseline, and until it has finished."""
 
     def by_run(self) -> dict[str, list[Outcome]]:
         """The outcomes of each run, one for each seed."""
@@ -79,19 +85,29 @@ FIGURES: dict[str, Callable[[Run], float]] = {
 are of the last interval, or of the last evaluation where their name says validation."""
 
 
+TO_BASELINE = ("steps_to_baseline", "seconds_to_baseline")
+
+
 def figures(outcome: Outcome) -> dict[str, float]:
-    """The figures of one training, by what it logged; bits per byte only of one that finished."""
+    """The figures of one training, by what it logged; bits per byte, and how soon they are the
+    baseline's, only of one that finished.
+    """
+    unknown = dict.fromkeys(TO_BASELINE, math.nan)
     if outcome.run is None:
-        return dict.fromkeys(FIGURES, math.nan)
-    found = {name: float(of(outcome.run)) for name, of in FIGURES.items()}
-    return found if outcome.status == "finished" else found | {"bits_per_byte": math.nan}
+        return dict.fromkeys(FIGURES, math.nan) | unknown
+    found = {name: float(of(outcome.run)) for name, of in FIGURES.items()} | unknown
+    if outcome.status != "finished":
+        return found | {"bits_per_byte": math.nan}
+    if math.isnan(outcome.target):
+        return found
+    return found | dict(zip(TO_BASELINE, reach(outcome.run, outcome.target), strict=True))
 
 
 def over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str, float]:
     """``reduce`` of each figure over the seeds that finished; over all of them if none has."""
     finished = [one for one in outcomes if one.status == "finished"]
     rows = [figures(one) for one in finished or outcomes]
-    known = {name: [r[name] for r in rows if math.isfinite(r[name])] for name in FIGURES}
+    known = {name: [r[name] for r in rows if not math.isnan(r[name])] for name in rows[0]}
     return {name: float(reduce(v)) if v else math.nan for name, v in known.items()}
 
 
@@ -104,6 +120,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "question": comparison.question,
         "command": comparison.command,
         "settings": comparison.settings,
+        "baseline": comparison.baseline and asdict(comparison.baseline),
         "runs": {
             name: {
                 "status": status(outcomes),
@@ -151,6 +168,8 @@ class Column:
     write: Callable[[float], str]
     optional: bool = False
     """Left out when no run has the figure."""
+    spread: bool = False
+    """With the least and the greatest value over the seeds, if there are several."""
 
 
 def _digits(digits: int) -> Callable[[float], str]:
@@ -164,7 +183,7 @@ def _percent(value: float) -> str:
 COLUMNS = (
     Column("first loss", "first_loss", _digits(3)),
     Column("last loss", "last_loss", _digits(3)),
-    Column("max violation", "max_violation_validation", _digits(2)),
+    Column("max violation", "max_violation_validation", _digits(2), spread=True),
     Column("max violation, global", "max_violation_global_validation", _digits(2), optional=True),
     Column("dead experts", "dead_experts", "{:,.3g}".format),
     Column("dropped, training", "dropped_fraction", _percent),
@@ -186,31 +205,81 @@ class Table:
 
 
 def table(comparison: Comparison) -> Table:
-    """One row for each run: means over its seeds, and the spread of the bits per byte."""
-    runs = comparison.by_run()
-    means = [over_seeds(outcomes, np.mean) for outcomes in runs.values()]
+    """One row for each run: means over its seeds, with the spread of what differs most."""
+    runs, baseline = comparison.by_run(), comparison.baseline
+    spreads = [Spread.of(outcomes) for outcomes in runs.values()]
     columns = [
         one
         for one in COLUMNS
-        if not one.optional or any(math.isfinite(mean[one.figure]) for mean in means)
+        if not one.optional or any(math.isfinite(spread.mean[one.figure]) for spread in spreads)
     ]
     rows = tuple(
-        (name, _quality(outcomes, mean), *(_cell(mean, c) for c in columns), _parameters(mean))
-        for (name, outcomes), mean in zip(runs.items(), means, strict=True)
+        (
+            name,
+            _quality(outcomes, spread),
+            *(_to_baseline(name, spread, baseline) if baseline else ()),
+            *(_cell(spread, one) for one in columns),
+            _parameters(spread.mean),
+        )
+        for (name, outcomes), spread in zip(runs.items(), spreads, strict=True)
     )
-    header = ("run", QUALITY, *(column.head for column in columns), "parameters (active)")
-    bits = np.array([mean["bits_per_byte"] for mean in means])
+    reached = (f"{unit} to {baseline.name}" for unit in ("steps", "seconds")) if baseline else ()
+    heads = (column.head for column in columns)
+    header = ("run", QUALITY, *reached, *heads, "parameters (active)")
+    bits = np.array([spread.mean["bits_per_byte"] for spread in spreads])
     several = np.isfinite(bits).sum() > 1
     best = (int(np.nanargmin(bits)), header.index(QUALITY)) if several else None
     return Table(header, rows, best)
 
 
-def _cell(mean: dict[str, float], column: Column) -> str:
-    value = mean[column.figure]
+@dataclass(frozen=True)
+class Spread:
+    """The figures of a run over its seeds."""
+
+    mean: dict[str, float]
+    least: dict[str, float]
+    greatest: dict[str, float]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> "Spread":
+        """Those of these outcomes."""
+        return cls(*(over_seeds(outcomes, reduce) for reduce in (np.mean, min, max)))
+
+    def write(self, figure: str, write: Callable[[float], str]) -> str:
+        """A figure as ``mean (least..greatest)``, or as its mean if all are the same."""
+        mean, least, greatest = (of[figure] for of in (self.mean, self.least, self.greatest))
+        edges = f"{write(least)}..{write(greatest)}"
+        if least == greatest:
+            return write(mean)
+        return f"{write(mean)} ({edges})" if math.isfinite(mean) else edges
+
+
+def _cell(spread: Spread, column: Column) -> str:
+    value = spread.mean[column.figure]
     if not math.isfinite(value):
         return "–"
-    of_all = column.figure == "dead_experts" and math.isfinite(mean["experts"])
-    return column.write(value) + (f" of {mean['experts']:,.0f}" if of_all else "")
+    if column.spread:
+        return spread.write(column.figure, column.write)
+    experts = spread.mean["experts"]
+    of_all = column.figure == "dead_experts" and math.isfinite(experts)
+    return column.write(value) + (f" of {experts:,.0f}" if of_all else "")
+
+
+def _to_baseline(name: str, spread: Spread, baseline: Baseline) -> list[str]:
+    """Steps and seconds until the baseline's bits per byte, and their share of the baseline's."""
+    wholes = (baseline.steps, baseline.seconds)
+    if name == baseline.name:
+        return [f"{whole:,.0f}, baseline" for whole in wholes]
+    cells = []
+    for figure, whole in zip(TO_BASELINE, wholes, strict=True):
+        mean = spread.mean[figure]
+        share = f", {mean / whole:.2f}x" if math.isfinite(mean) else ""
+        cells.append("–" if math.isnan(mean) else spread.write(figure, _or_never) + share)
+    return cells
+
+
+def _or_never(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "never"
 
 
 def _parameters(mean: dict[str, float]) -> str:
@@ -220,15 +289,13 @@ def _parameters(mean: dict[str, float]) -> str:
     return f"{short(total, 'kMBT')} ({short(active, 'kMBT')})"
 
 
-def _quality(outcomes: Sequence[Outcome], mean: dict[str, float]) -> str:
+def _quality(outcomes: Sequence[Outcome], spread: Spread) -> str:
     """Bits per byte with their spread, or why there are none."""
-    words, bits = status(outcomes), mean["bits_per_byte"]
-    if not math.isfinite(bits):
+    words = status(outcomes)
+    if not math.isfinite(spread.mean["bits_per_byte"]):
         return "not finite" if words == "finished" else words
-    least, greatest = (over_seeds(outcomes, of)["bits_per_byte"] for of in (min, max))
-    done = sum(one.status == "finished" for one in outcomes)
-    spread = f" ({least:.4f}..{greatest:.4f})" if done > 1 else ""
-    return f"{bits:.4f}{spread}" + (f"; {words}" if words != "finished" else "")
+    written = spread.write("bits_per_byte", _digits(4))
+    return written + (f"; {words}" if words != "finished" else "")
 
 
 def markdown(made: Table) -> str:

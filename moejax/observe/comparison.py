@@ -80,7 +80,8 @@ def _notes(comparison: Comparison) -> str:
 
 
 def _results(made: Table, baseline: Baseline | None) -> str:
-    shown = page.table(made.header, made.rows, best=made.best)
+    rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
+    shown = page.table(made.header, rows, best=made.best)
     words = _EXPLAINED + (
         f" Steps and seconds to {baseline.name}: of training, until held-out text costs the"
         f" {baseline.bits_per_byte:.4f} bits per byte that {baseline.name} ends with, interpolated"

@@ -190,7 +190,7 @@ td{overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:10px}
 .wide{margin:0}
 .wide th,.wide td{padding:7px 9px;text-align:right;width:auto;overflow-wrap:normal}
-.wide td{white-space:nowrap}
+.wide td{white-space:pre}
 .wide thead th{border-top:0;vertical-align:bottom;line-height:1.3}
 .wide th:first-child{text-align:left;position:sticky;left:0;background:var(--card);
 padding-left:14px;box-shadow:1px 0 var(--rule)}

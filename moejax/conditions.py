@@ -14,9 +14,9 @@ OF_RUN = ("run.steps", "run.eval_batches")
 
 
 def check_conditions(runs: Mapping[str, Config], flops_tolerance: float | None) -> None:
-    """All runs must train on the same batches, for as many steps, and be
-    evaluated on the same text; the largest active FLOPs of a token may exceed the smallest by
-    ``flops_tolerance``, a share of the smallest (None: by any). Raises ``ConfigError``.
+    """All runs must train on the same batches, for as many steps, and be evaluated on the same
+    text; the largest active FLOPs of a token may exceed the smallest by ``flops_tolerance``, a
+    share of the smallest (None: by any). Raises ``ConfigError``.
     """
     first, *others = runs
     for name in others:

@@ -14,7 +14,7 @@ import functools
 import gc
 import os
 import re
-import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from typing import Any
 from moejax.conditions import check_conditions
 from moejax.config import Config, call_file, check, differences, read_config_json
 from moejax.errors import ConfigError, DivergedError, RunError, UserError
-from moejax.observe.baseline import make_baseline
+from moejax.observe.baseline import Baseline, make_baseline
 from moejax.observe.comparison import study_html
 from moejax.observe.records import Run, read_run
-from moejax.observe.results import Comparison, Outcome, Status, markdown, table, to_json
+from moejax.observe.results import Comparison, Outcome, Status, to_json
+from moejax.observe.tables import markdown, table
 from moejax.train.run_directory import MAY_CHANGE, write_json, write_text
 from moejax.train.stop import Stopped, StopSignals
 
@@ -34,10 +35,6 @@ say = functools.partial(print, flush=True)
 
 DIVERGED = "diverged.txt"
 """In a run's directory: why it was given up. Without it the run would be taken up again."""
-DONE = ("finished", "diverged")
-"""A training with such a status is not taken up again."""
-COMPILED = ".compiled"
-"""In the study's directory until all is trained: what was compiled."""
 FILES = ("results.json", "table.md", "study.html")
 SET_BY_THE_STUDY = ("run.directory", "run.seed", "data.seed")
 
@@ -200,17 +197,16 @@ def _train_all(
     study: Study, directory: Path, trials: Sequence[Trial], command: str, only: Sequence[str]
 ) -> None:
     chosen = [trial for trial in trials if not only or trial.name in only]
-    for number, trial in enumerate(chosen, 1):
-        found = outcome(trial)
-        where = f"run {number} of {len(chosen)}: {trial.label}"
-        if found.status in DONE:
-            say(f"{where} has {found.status}, in {trial.directory}")
-            continue
-        say(f"{where}, in {trial.directory}")
-        _train(trial, command, directory / COMPILED)
-        write_comparison(study, directory, trials, command)
-    if all(outcome(trial).status in DONE for trial in trials):
-        shutil.rmtree(directory / COMPILED, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="moejax-") as compiled:
+        for number, trial in enumerate(chosen, 1):
+            found = outcome(trial)
+            where = f"run {number} of {len(chosen)}: {trial.label}"
+            if found.status in ("finished", "diverged"):
+                say(f"{where} has {found.status}, in {trial.directory}")
+                continue
+            say(f"{where}, in {trial.directory}")
+            _train(trial, command, Path(compiled))
+            write_comparison(study, directory, trials, command)
 
 
 def _train(trial: Trial, command: str, compiled: Path) -> None:
@@ -299,20 +295,12 @@ def write_comparison(
 ) -> Comparison:
     """Compare what there is, and write ``results.json``, ``table.md`` and ``study.html``."""
     outcomes = [outcome(trial) for trial in trials]
-    reached = [one for one in outcomes if one.name == study.baseline and one.status == "finished"]
-    baseline = make_baseline(study.baseline, [one.run for one in reached]) if reached else None
-    if baseline:
-        outcomes = [
-            one
-            if one.name == baseline.name
-            else dataclasses.replace(one, target=baseline.bits_per_byte)
-            for one in outcomes
-        ]
+    baseline = _baseline(study, outcomes)
     comparison = Comparison(
         title=study.title,
         question=study.question,
         command=command,
-        outcomes=tuple(outcomes),
+        outcomes=tuple(_aimed(one, baseline) for one in outcomes),
         settings=differing_settings(study.runs),
         baseline=baseline,
     )
@@ -321,6 +309,17 @@ def write_comparison(
     write_text(directory / "table.md", markdown(table(comparison)))
     write_text(directory / "study.html", study_html(comparison))
     return comparison
+
+
+def _baseline(study: Study, outcomes: Sequence[Outcome]) -> Baseline | None:
+    runs = [one.run for one in outcomes if one.name == study.baseline and one.status == "finished"]
+    return make_baseline(study.baseline, runs) if runs else None
+
+
+def _aimed(outcome: Outcome, baseline: Baseline | None) -> Outcome:
+    if baseline is None or outcome.name == baseline.name:
+        return outcome
+    return dataclasses.replace(outcome, target=baseline.bits_per_byte)
 
 
 def differing_settings(runs: dict[str, Config]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ from moejax.observe.heatmaps import (
 )
 from moejax.observe.ranks import Rank, rank_chart
 from moejax.observe.records import Load, column
-from moejax.observe.results import Comparison, Table, figures, over_seeds, table
+from moejax.observe.results import Comparison, figures, over_seeds
+from moejax.observe.tables import Table, table
 
 COLORS = 8
 """Colours of the page; the lines of further runs are dashed, then dotted."""

@@ -52,9 +52,10 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Each is the seed of the initial parameters and of the shuffle."""
     baseline: str | None = None
-    """The run, often the dense twin, whose final bits per byte (the mean over its seeds) the others
-    are to reach: the table says after how many steps and seconds of training they do, by linear
-    interpolation between the first evaluation that is as good and the one before it."""
+    """The run, often the dense twin, that the others are held against: the table has the difference
+    of bits per byte with the same seed, and the steps and seconds of training after which they are
+    as good as the baseline is at its end (the mean over its seeds), by linear interpolation between
+    the first evaluation that is and the one before it."""
     flops_tolerance: float | None = 0.05
     """By how much of the smallest the runs' active FLOPs a token may differ; None for any, where
     that is what is compared."""
@@ -300,7 +301,12 @@ def write_comparison(
         title=study.title,
         question=study.question,
         command=command,
-        outcomes=tuple(_aimed(one, baseline) for one in outcomes),
+        outcomes=tuple(
+            one
+            if baseline is None or one.name == baseline.name
+            else dataclasses.replace(one, baseline=baseline)
+            for one in outcomes
+        ),
         settings=differing_settings(study.runs),
         baseline=baseline,
     )
@@ -312,14 +318,8 @@ def write_comparison(
 
 
 def _baseline(study: Study, outcomes: Sequence[Outcome]) -> Baseline | None:
-    runs = [one.run for one in outcomes if one.name == study.baseline and one.status == "finished"]
-    return make_baseline(study.baseline, runs) if runs else None
-
-
-def _aimed(outcome: Outcome, baseline: Baseline | None) -> Outcome:
-    if baseline is None or outcome.name == baseline.name:
-        return outcome
-    return dataclasses.replace(outcome, target=baseline.bits_per_byte)
+    known = [one for one in outcomes if one.name == study.baseline and one.status == "finished"]
+    return make_baseline(study.baseline, {one.seed: one.run for one in known}) if known else None
 
 
 def differing_settings(runs: dict[str, Config]) -> dict[str, dict[str, Any]]:

@@ -308,7 +308,7 @@ def recorded(bits: dict[int, float], compiling: float = 8.0) -> Run:
 def test_a_run_is_as_good_as_the_baseline_between_two_evaluations():
     """The baseline ends with 2.0 on average, after 80 steps and 40 s, compiling left out."""
     seeds = [recorded({40: 3.0, 80: 1.9}), recorded({40: 3.0, 80: 2.1}, compiling=20.0)]
-    baseline = make_baseline("dense", seeds)
+    baseline = make_baseline("dense", dict(enumerate(seeds)))
     assert baseline.bits_per_byte == pytest.approx(2.0)
     assert (baseline.steps, baseline.seconds) == (80, pytest.approx(40))
     for bits, step in (
@@ -319,7 +319,7 @@ def test_a_run_is_as_good_as_the_baseline_between_two_evaluations():
     ):
         assert reach(recorded(bits), 2.0) == (pytest.approx(step), pytest.approx(step / 2))
     assert reach(recorded({40: 2.5, 80: 2.01}), 2.0) == (math.inf, math.inf)
-    assert make_baseline("dense", [recorded({80: math.nan})]) is None
+    assert make_baseline("dense", {0: recorded({80: math.nan})}) is None
 
 
 def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config, tmp_path, trainer):
@@ -341,6 +341,7 @@ def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config,
     assert json.loads((tmp_path / "results.json").read_text())["baseline"] == {
         "name": "dense",
         "bits_per_byte": pytest.approx(1.6),
+        "by_seed": {"0": pytest.approx(1.6), "1": pytest.approx(1.6)},
         "steps": 12,
         "seconds": pytest.approx(3),
     }
@@ -355,7 +356,14 @@ def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config,
         "good": "9 (8..10), 0.75x",
         "slow": "11..never",
         "poor": "never",
-        "dense": "12, baseline",
+        "dense": "12",
+    }
+    cells = {name: row["against dense"] for name, row in table_of(tmp_path).items()}
+    assert cells == {
+        "good": "-0.2500 (-0.3000..-0.2000)",
+        "slow": "+0.0500 (-0.1000..+0.2000)",
+        "poor": "+1.0000",
+        "dense": "baseline",
     }
     assert table_of(tmp_path)["good"]["seconds to dense"] == "2 (2..2), 0.75x"
     html = (tmp_path / "study.html").read_text()

@@ -34,5 +34,5 @@ def get_study() -> Study:
         " without a loss give?",
         runs=runs,
         seeds=(0, 1, 2),
-        baseline="alpha-0",
+        baseline="alpha-0.01",
     )

@@ -22,4 +22,5 @@ def get_study() -> Study:
         runs={f"capacity-{factor:g}": with_moe(short, capacity_factor=factor) for factor in factors}
         | {"dropless": with_moe(short, **ROOMY)},
         seeds=(0, 1, 2),
+        baseline="capacity-1.25",
     )

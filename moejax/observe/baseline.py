@@ -1,7 +1,7 @@
 """How soon a run is as good as another one is at its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +16,26 @@ class Baseline:
     name: str
     bits_per_byte: float
     """Of held-out text, at the end."""
+    by_seed: dict[int, float]
+    """The same with each seed. A seed gives all runs the same batches, so that differences between
+    runs with one seed vary less than the runs do."""
     steps: float
     seconds: float
     """Of training, as ``training_seconds`` counts them."""
 
 
-def make_baseline(name: str, runs: Sequence[Run]) -> Baseline | None:
-    """The mean of finished runs that differ in their seeds; None if there are none, or if one's
-    bits per byte are not finite.
+def make_baseline(name: str, run_of: Mapping[int, Run]) -> Baseline | None:
+    """The mean of finished runs, by their seeds; None if there are none, or if one's bits per byte
+    are not finite.
     """
+    runs = run_of.values()
     bits = [last(run.validation, "bits_per_byte") for run in runs]
     if not (bits and np.isfinite(bits).all()):
         return None
     return Baseline(
         name=name,
         bits_per_byte=float(np.mean(bits)),
+        by_seed=dict(zip(run_of, bits, strict=True)),
         steps=float(np.mean([last(run.train, "step") for run in runs])),
         seconds=float(np.mean([training_seconds(run)[1][-1] for run in runs])),
     )

@@ -84,6 +84,7 @@ def _results(made: Table, baseline: Baseline | None) -> str:
     rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
     shown = page.table(made.header, rows, best=made.best)
     words = _EXPLAINED + (
+        f" Against {baseline.name}: the difference with the same seed, and so with the same batches."
         f" Steps and seconds to {baseline.name}: of training, until held-out text costs the"
         f" {baseline.bits_per_byte:.4f} bits per byte that {baseline.name} ends with, interpolated"
         f" between evaluations; and their share of those of {baseline.name}. Compiling is left out."

@@ -30,8 +30,8 @@ class Outcome:
     run: Run | None = None
     message: str = ""
     """Why it diverged."""
-    target: float = math.nan
-    """Bits per byte that the baseline has at its end, for this run to reach; NaN for none."""
+    baseline: Baseline | None = None
+    """What it is held against; None for the baseline itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Comparison:
     settings: dict[str, dict[str, Any]]
     """The settings in which the runs differ: by field, then by run."""
     baseline: Baseline | None = None
-    """What the other runs are to reach; None without a baseline, and until it has finished."""
+    """What the other runs are held against; None without one, and until it has finished."""
 
     def by_run(self) -> dict[str, list[Outcome]]:
         """The outcomes of each run, one for each seed."""
@@ -84,22 +84,28 @@ FIGURES: dict[str, Callable[[Run], float]] = {
 are of the last interval, or of the last evaluation where their name says validation."""
 
 
-TO_BASELINE = ("steps_to_baseline", "seconds_to_baseline")
+TO_BASELINE = ("bits_per_byte_to_baseline", "steps_to_baseline", "seconds_to_baseline")
+"""Bits per byte less those of the baseline with the same seed; how soon the run is as good."""
 
 
 def figures(outcome: Outcome) -> dict[str, float]:
-    """The figures of one training, by what it logged; bits per byte, and how soon they are the
-    baseline's, only of one that finished.
+    """The figures of one training, by what it logged; bits per byte, and what is held against the
+    baseline, only of one that finished.
     """
-    unknown = dict.fromkeys(TO_BASELINE, math.nan)
     if outcome.run is None:
-        return dict.fromkeys(FIGURES, math.nan) | unknown
-    found = {name: float(of(outcome.run)) for name, of in FIGURES.items()} | unknown
+        return dict.fromkeys((*FIGURES, *TO_BASELINE), math.nan)
+    found = {name: float(of(outcome.run)) for name, of in FIGURES.items()}
     if outcome.status != "finished":
-        return found | {"bits_per_byte": math.nan}
-    if math.isnan(outcome.target):
-        return found
-    return found | dict(zip(TO_BASELINE, reach(outcome.run, outcome.target), strict=True))
+        found["bits_per_byte"] = math.nan
+    return found | dict(zip(TO_BASELINE, _to_baseline(outcome, found), strict=True))
+
+
+def _to_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, float, float]:
+    if outcome.baseline is None or outcome.status != "finished":
+        return math.nan, math.nan, math.nan
+    twin = outcome.baseline.by_seed.get(outcome.seed, math.nan)
+    soon = reach(outcome.run, outcome.baseline.bits_per_byte)
+    return found["bits_per_byte"] - twin, *soon
 
 
 def over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str, float]:

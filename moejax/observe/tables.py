@@ -75,9 +75,9 @@ def table(comparison: Comparison) -> Table:
         )
         for (name, outcomes), spread in zip(runs.items(), spreads, strict=True)
     )
-    reached = (f"{unit} to {baseline.name}" for unit in ("steps", "seconds")) if baseline else ()
-    heads = (column.head for column in columns)
-    header = ("run", QUALITY, *reached, *heads, "parameters (active)")
+    heads = [f"{what} {baseline.name}" for what in ("against", "steps to", "seconds to") if baseline]
+    heads += [column.head for column in columns]
+    header = ("run", QUALITY, *heads, "parameters (active)")
     bits = np.array([spread.mean["bits_per_byte"] for spread in spreads])
     several = np.isfinite(bits).sum() > 1
     best = (int(np.nanargmin(bits)), header.index(QUALITY)) if several else None
@@ -118,12 +118,16 @@ def _cell(spread: Spread, column: Column) -> str:
 
 
 def _to_baseline(name: str, spread: Spread, baseline: Baseline) -> list[str]:
-    """Steps and seconds until the baseline's bits per byte, and their share of the baseline's."""
+    """The difference to the baseline's bits per byte; the steps and seconds until they are reached,
+    and their share of the baseline's.
+    """
+    less, *soon = TO_BASELINE
     wholes = (baseline.steps, baseline.seconds)
     if name == baseline.name:
-        return [f"{whole:,.0f}, baseline" for whole in wholes]
-    cells = []
-    for figure, whole in zip(TO_BASELINE, wholes, strict=True):
+        return ["baseline", *(f"{whole:,.0f}" for whole in wholes)]
+    known = math.isfinite(spread.mean[less])
+    cells = [spread.write(less, "{:+.4f}".format) if known else "–"]
+    for figure, whole in zip(soon, wholes, strict=True):
         mean = spread.mean[figure]
         share = f", {mean / whole:.2f}x" if math.isfinite(mean) else ""
         cells.append("–" if math.isnan(mean) else spread.write(figure, _or_never) + share)

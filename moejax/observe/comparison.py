@@ -30,7 +30,8 @@ MOST_LOAD_ROWS = 104
 _EXPLAINED = (
     "Bits per byte of held-out text at the end: less is better. Losses are nats a token over the"
     " first and the last log interval. Max violation is the fullest expert over the mean, less 1,"
-    " in held-out batches. Dead experts, tokens and seconds are of training. In brackets: the least"
+    " in held-out batches; global: of all of them together, or of all in the last log interval of"
+    " training. Dead experts, tokens and seconds are of training. In brackets: the least"
     " and the greatest over the seeds. A dash: dense, or not known."
 )
 
@@ -84,7 +85,7 @@ def _results(made: Table, baseline: Baseline | None) -> str:
     rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
     shown = page.table(made.header, rows, best=made.best)
     words = _EXPLAINED + (
-        f" Against {baseline.name}: the difference with the same seed, and so with the same batches."
+        f" Against {baseline.name}: the difference with the same seed, and so on the same batches."
         f" Steps and seconds to {baseline.name}: of training, until held-out text costs the"
         f" {baseline.bits_per_byte:.4f} bits per byte that {baseline.name} ends with, interpolated"
         f" between evaluations; and their share of those of {baseline.name}. Compiling is left out."

@@ -65,6 +65,8 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "bits_per_byte": lambda run: last(run.validation, "bits_per_byte"),
     "first_loss": lambda run: last(run.train[:1], "loss"),
     "last_loss": lambda run: last(run.train, "loss"),
+    "max_violation": lambda run: last(run.train, "max_violation"),
+    "max_violation_global": lambda run: last(run.train, "max_violation_global"),
     "max_violation_validation": lambda run: last(run.validation, "max_violation"),
     "max_violation_global_validation": lambda run: last(run.validation, "max_violation_global"),
     "dead_experts": lambda run: last(run.train, "dead_experts"),

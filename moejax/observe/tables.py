@@ -33,18 +33,21 @@ def _percent(value: float) -> str:
 
 
 COLUMNS = (
-    Column("first loss", "first_loss", _digits(3)),
-    Column("last loss", "last_loss", _digits(3)),
     Column("max violation", "max_violation_validation", _digits(2), spread=True),
     Column("max violation, global", "max_violation_global_validation", _digits(2), optional=True),
+    Column("global, training", "max_violation_global", _digits(2), optional=True, spread=True),
     Column("dead experts", "dead_experts", "{:,.3g}".format),
     Column("dropped, training", "dropped_fraction", _percent),
     Column("dropped, validation", "dropped_fraction_validation", _percent),
     Column("tokens/s", "tokens_per_second", _digits(0)),
+    Column("first loss", "first_loss", _digits(3)),
+    Column("last loss", "last_loss", _digits(3)),
     Column("steps", "steps", _digits(0)),
     Column("seconds", "seconds", _digits(0)),
 )
 QUALITY = "bits per byte"
+AGAINST = ("against", "steps to", "seconds to")
+"""The columns of ``TO_BASELINE``, before the baseline's name."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,8 @@ def table(comparison: Comparison) -> Table:
         )
         for (name, outcomes), spread in zip(runs.items(), spreads, strict=True)
     )
-    heads = [f"{what} {baseline.name}" for what in ("against", "steps to", "seconds to") if baseline]
-    heads += [column.head for column in columns]
-    header = ("run", QUALITY, *heads, "parameters (active)")
+    against = [f"{what} {baseline.name}" for what in AGAINST] if baseline else []
+    header = ("run", QUALITY, *against, *(one.head for one in columns), "parameters (active)")
     bits = np.array([spread.mean["bits_per_byte"] for spread in spreads])
     several = np.isfinite(bits).sum() > 1
     best = (int(np.nanargmin(bits)), header.index(QUALITY)) if several else None

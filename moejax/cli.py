@@ -90,7 +90,8 @@ def study_arguments(parser: ArgumentParser) -> None:
 def study(arguments: Namespace) -> None:
     """Train the runs of a study and print the table that compares them."""
     keep_freed_memory()
-    from moejax.observe.results import markdown, table, to_json
+    from moejax.observe.results import to_json
+    from moejax.observe.tables import markdown, table
     from moejax.study import load_study_file, run_study
 
     directory = arguments.directory or Path("studies", arguments.file.stem)

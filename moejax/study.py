@@ -14,16 +14,20 @@ import functools
 import gc
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moejax.conditions import check_conditions
 from moejax.config import Config, call_file, check, differences, read_config_json
 from moejax.errors import ConfigError, DivergedError, RunError, UserError
+from moejax.observe.baseline import Baseline, make_baseline
 from moejax.observe.comparison import study_html
 from moejax.observe.records import Run, read_run
-from moejax.observe.results import Comparison, Outcome, Status, markdown, table, to_json
+from moejax.observe.results import Comparison, Outcome, Status, to_json
+from moejax.observe.tables import markdown, table
 from moejax.train.run_directory import MAY_CHANGE, write_json, write_text
 from moejax.train.stop import Stopped, StopSignals
 
@@ -47,6 +51,14 @@ class Study:
     """The configs by name; their seeds and directories are set by the study."""
     seeds: tuple[int, ...] = (0,)
     """Each is the seed of the initial parameters and of the shuffle."""
+    baseline: str | None = None
+    """The run, often the dense twin, that the others are held against: the table has the difference
+    of bits per byte with the same seed, and the steps and seconds of training after which they are
+    as good as the baseline is at its end (the mean over its seeds), by linear interpolation between
+    the first evaluation that is and the one before it."""
+    flops_tolerance: float | None = 0.05
+    """By how much of the smallest the runs' active FLOPs a token may differ; None for any, where
+    that is what is compared."""
 
     def __post_init__(self) -> None:
         for name in ("title", "question"):
@@ -87,6 +99,17 @@ class Study:
             "Study.seeds must be a tuple of different whole numbers in [0, 2**31), such as"
             f" (0, 1, 2), not {seeds!r}.",
         )
+        check(
+            self.baseline is None or self.baseline in self.runs,
+            f"Study.baseline must be the name of a run ({', '.join(self.runs)}) or None, not"
+            f" {self.baseline!r}.",
+        )
+        tolerance = self.flops_tolerance
+        check(
+            tolerance is None or (type(tolerance) in (int, float) and tolerance >= 0),
+            f"Study.flops_tolerance must be a share such as 0.05, or None, not {tolerance!r}.",
+        )
+        check_conditions(self.runs, tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +129,12 @@ class Trial:
     def label(self) -> str:
         """The name of its directory."""
         return self.directory.name
+
+
+def with_moe(config: Config, **settings: Any) -> Config:
+    """The config with other settings of its routed layers, for the runs of a study."""
+    moe = dataclasses.replace(config.model.moe, **settings)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
 
 
 def load_study_file(path: str | Path) -> Study:
@@ -169,23 +198,25 @@ def _train_all(
     study: Study, directory: Path, trials: Sequence[Trial], command: str, only: Sequence[str]
 ) -> None:
     chosen = [trial for trial in trials if not only or trial.name in only]
-    for number, trial in enumerate(chosen, 1):
-        found = outcome(trial)
-        where = f"run {number} of {len(chosen)}: {trial.label}"
-        if found.status in ("finished", "diverged"):
-            say(f"{where} has {found.status}, in {trial.directory}")
-            continue
-        say(f"{where}, in {trial.directory}")
-        _train(trial, command)
-        write_comparison(study, directory, trials, command)
+    with tempfile.TemporaryDirectory(prefix="moejax-") as compiled:
+        for number, trial in enumerate(chosen, 1):
+            found = outcome(trial)
+            where = f"run {number} of {len(chosen)}: {trial.label}"
+            if found.status in ("finished", "diverged"):
+                say(f"{where} has {found.status}, in {trial.directory}")
+                continue
+            say(f"{where}, in {trial.directory}")
+            _train(trial, command, Path(compiled))
+            write_comparison(study, directory, trials, command)
 
 
-def _train(trial: Trial, command: str) -> None:
+def _train(trial: Trial, command: str, compiled: Path) -> None:
     """Train to the end; that a run diverges is a result, kept in its directory."""
     import jax  # late: a study that is finished does not start it
 
     from moejax.train.loop import train
     from moejax.train.processes import joins
+    from moejax.train.reuse import keep_compiled
 
     if joins(trial.config.distributed, os.environ):
         raise ConfigError(
@@ -194,7 +225,8 @@ def _train(trial: Trial, command: str) -> None:
         )
     (trial.directory / DIVERGED).unlink(missing_ok=True)
     try:
-        train(trial.config, name=trial.label, command=command)
+        with keep_compiled(compiled):  # for the other seeds, whose steps are the same
+            train(trial.config, name=trial.label, command=command)
     except DivergedError as error:
         write_text(trial.directory / DIVERGED, f"{error}\n")
         say(f"{trial.label} diverged: {error}")
@@ -263,18 +295,31 @@ def write_comparison(
     study: Study, directory: Path, trials: Sequence[Trial], command: str
 ) -> Comparison:
     """Compare what there is, and write ``results.json``, ``table.md`` and ``study.html``."""
+    outcomes = [outcome(trial) for trial in trials]
+    baseline = _baseline(study, outcomes)
     comparison = Comparison(
         title=study.title,
         question=study.question,
         command=command,
-        outcomes=tuple(outcome(trial) for trial in trials),
+        outcomes=tuple(
+            one
+            if baseline is None or one.name == baseline.name
+            else dataclasses.replace(one, baseline=baseline)
+            for one in outcomes
+        ),
         settings=differing_settings(study.runs),
+        baseline=baseline,
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "results.json", to_json(comparison))
     write_text(directory / "table.md", markdown(table(comparison)))
     write_text(directory / "study.html", study_html(comparison))
     return comparison
+
+
+def _baseline(study: Study, outcomes: Sequence[Outcome]) -> Baseline | None:
+    known = [one for one in outcomes if one.name == study.baseline and one.status == "finished"]
+    return make_baseline(study.baseline, {one.seed: one.run for one in known}) if known else None
 
 
 def differing_settings(runs: dict[str, Config]) -> dict[str, dict[str, Any]]:

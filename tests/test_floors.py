@@ -27,6 +27,7 @@ FLOORS = {
     "layer": 4,
     "models": 5,
     "plan": 6,
+    "conditions": 6.5,  # of what the plan counts
     "generate": 6,
     "observe": 6,
     "hf": 6,

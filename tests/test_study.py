@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -11,15 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from test_run import TIMING, metrics, wait_for_step
 
 from moejax.config import Config, to_dict
 from moejax.errors import ConfigError, DivergedError, RunError
+from moejax.observe.baseline import make_baseline, reach
 from moejax.observe.charts import MOST_POINTS, Series, line_chart
 from moejax.observe.ranks import Rank, rank_chart
-from moejax.study import Study, load_study_file, run_study
-from moejax.train import loop
+from moejax.observe.records import Run
+from moejax.study import Study, load_study_file, run_study, with_moe
+from moejax.train import loop, reuse
 from moejax.train.run_directory import RunDirectory
 from moejax.train.stop import Stopped
 
@@ -45,13 +50,17 @@ def with_part(config: Config, part: str, **changes) -> Config:
 
 
 def dense(config: Config) -> Config:
-    moe = dataclasses.replace(config.model.moe, every=0)
-    return with_part(config, "model", moe=moe)
+    return with_moe(config, every=0)
 
 
-def study(config: Config, seeds=(0,), **more: Config) -> Study:
-    runs = {"dense": dense(config), "routed": config, **more}
-    return Study(title="Two of <them>", question="Which & why?", runs=runs, seeds=seeds)
+def study(config: Config, seeds=(0,), baseline: str | None = None, **more: Config) -> Study:
+    return Study(
+        title="Two of <them>",
+        question="Which & why?",
+        runs={"dense": dense(config), "routed": config, **more},
+        seeds=seeds,
+        baseline=baseline,
+    )
 
 
 def compare(made: Study, directory: Path, only=()) -> dict:
@@ -77,16 +86,20 @@ class Trainer:
 
     def __init__(self):
         self.trained: list[str] = []
+        self.evaluated: tuple[int, ...] = (12,)
 
     def __call__(self, config: Config, *, name: str, command: str) -> None:
         self.trained.append(name)
         with RunDirectory(Path(config.run.directory)) as run:
             run.check(config)
             run.write_config(config)
-            run.append_metrics(self.line(config, run, 6))
-            self.halfway(name)
-            run.append_metrics(self.line(config, run, 12))
-            run.append_metrics(self.line(config, run, 12) | {"split": "validation"})
+            for step in (6, 12):
+                line = self.line(config, run, step)
+                run.append_metrics(line)
+                if step in self.evaluated:
+                    run.append_metrics(line | {"split": "validation"})
+                if step == 6:
+                    self.halfway(name)
             run.report.write_text("done")
 
     def halfway(self, name: str) -> None:
@@ -119,13 +132,21 @@ def write_file(file: Path, made: Study) -> None:
         "if 'WITHOUT_JAX' in os.environ:\n    sys.modules['jax'] = None\n\n\n"
         f"def get_study():\n    configs = {configs!r}\n"
         "    runs = {name: from_dict(Config, config) for name, config in configs.items()}\n"
-        f"    return Study(title={made.title!r}, question={made.question!r}, runs=runs)\n"
+        f"    return Study(title={made.title!r}, question={made.question!r}, runs=runs,"
+        f" seeds={made.seeds!r}, baseline={made.baseline!r})\n"
     )
 
 
-def start(*words: str, **environment: str) -> subprocess.CompletedProcess:
+def begin(*words: str, **environment: str) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], env=env, **pipes)
+
+
+def start(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    process = begin(*words, **environment)
+    said, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(words, process.returncode, said, errors)
 
 
 def test_a_study_trains_each_run_once_and_its_figures_are_those_of_the_metrics(config, tmp_path):
@@ -223,6 +244,41 @@ def test_each_seed_is_a_training_and_the_table_has_their_spread(config, tmp_path
     assert "2 more seeds" in html
 
 
+@pytest.mark.slow
+def test_killed_twice_a_study_ends_with_the_results_of_one_left_alone(config, tmp_path):
+    """kill -9 in the first seed and in the last."""
+    config = with_part(config, "run", steps=24)
+    file = tmp_path / "mine.py"
+    write_file(file, study(config, seeds=(0, 1), baseline="dense"))
+    one_cpu = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+
+    def words(directory: str) -> tuple[str, ...]:
+        return ("-m", "moejax", "study", str(file), "--directory", str(tmp_path / directory))
+
+    for run in ("dense-seed0", "routed-seed1"):
+        process = begin(*words("killed"), **one_cpu)
+        wait_for_step(tmp_path / "killed" / run, 9, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done, alone = start(*words("killed"), **one_cpu), start(*words("alone"), **one_cpu)
+    assert (done.returncode, alone.returncode) == (0, 0), done.stderr + alone.stderr
+    assert "run 3 of 4: routed-seed0 has finished" in done.stdout
+    assert "from step" in done.stdout and "from step" not in alone.stdout
+    for run in ("dense-seed0", "dense-seed1", "routed-seed0", "routed-seed1"):
+        assert metrics(tmp_path / "killed" / run) == metrics(tmp_path / "alone" / run)
+    got, want = (untimed(tmp_path / name / "results.json") for name in ("killed", "alone"))
+    assert got == want and got["runs"]["routed"]["status"] == "finished"
+
+
+def untimed(file: Path) -> dict:
+    """Results without what time and place decide."""
+    keys = {*TIMING, "seconds_to_baseline", "command"}
+    return json.loads(
+        file.read_text(),
+        object_hook=lambda found: {k: v for k, v in found.items() if k not in keys},
+    )
+
+
 def test_a_stopped_study_keeps_what_it_has_and_goes_on(config, tmp_path, trainer, monkeypatch):
     def stop(name: str) -> None:
         if name == "routed":
@@ -237,6 +293,88 @@ def test_a_stopped_study_keeps_what_it_has_and_goes_on(config, tmp_path, trainer
     trainer.trained.clear()
     assert compare(study(config), tmp_path)["routed"]["status"] == "finished"
     assert trainer.trained == ["routed"]
+
+
+def recorded(bits: dict[int, float], compiling: float = 8.0) -> Run:
+    """A run of half a second a step, evaluated after these steps with these bits per byte."""
+    steps = range(10, max(bits) + 1, 10)
+    return Run(
+        directory=Path(),
+        train=tuple({"step": n, "seconds": compiling + n / 2} for n in steps),
+        validation=tuple({"step": n, "bits_per_byte": bits[n]} for n in bits),
+    )
+
+
+def test_a_run_is_as_good_as_the_baseline_between_two_evaluations():
+    """The baseline ends with 2.0 on average, after 80 steps and 40 s, compiling left out."""
+    seeds = [recorded({40: 3.0, 80: 1.9}), recorded({40: 3.0, 80: 2.1}, compiling=20.0)]
+    baseline = make_baseline("dense", dict(enumerate(seeds)))
+    assert baseline.bits_per_byte == pytest.approx(2.0)
+    assert (baseline.steps, baseline.seconds) == (80, pytest.approx(40))
+    for bits, step in (
+        ({40: 2.25, 80: 1.25}, 50),  # a quarter of the way from 40 to 80
+        ({20: 2.5, 40: 2.0, 60: 2.2, 80: 1.5}, 40),  # at an evaluation, the first that is as good
+        ({40: 1.5, 80: 1.0}, 40),  # before the first evaluation: nobody knows when
+        ({20: 2.5, 40: math.nan, 60: 1.5}, 40),  # over one that was not finite
+    ):
+        assert reach(recorded(bits), 2.0) == (pytest.approx(step), pytest.approx(step / 2))
+    assert reach(recorded({40: 2.5, 80: 2.01}), 2.0) == (math.inf, math.inf)
+    assert make_baseline("dense", {0: recorded({80: math.nan})}) is None
+
+
+def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config, tmp_path, trainer):
+    """Dense ends with 1.6 on average. The good run is there in step 8 or 9 (of 6 and 12), the slow
+    one with one seed only, the poor one never.
+    """
+    gains = {"good": (0.3, 0.2), "slow": (0.1, -0.2), "poor": (-1.0, -1.0), "dense": (0.0, 0.0)}
+
+    def line(run_config: Config, run: RunDirectory, step: int) -> dict:
+        name, _, _ = run.path.name.partition("-")
+        made = Trainer.line(trainer, run_config, run, step)
+        made["bits_per_byte"] = 2.6 - step / 12 - gains[name][run_config.run.seed]
+        return made
+
+    trainer.line, trainer.evaluated = line, (6, 12)
+    runs = {"good": config, "slow": config, "poor": config, "dense": dense(config)}
+    made = Study(title="T", question="Q", runs=runs, seeds=(0, 1), baseline="dense")
+    results = compare(made, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["baseline"] == {
+        "name": "dense",
+        "bits_per_byte": pytest.approx(1.6),
+        "by_seed": {"0": pytest.approx(1.6), "1": pytest.approx(1.6)},
+        "steps": 12,
+        "seconds": pytest.approx(3),
+    }
+    good, slow = results["good"], results["slow"]
+    assert [one["steps_to_baseline"] for one in good["seeds"]] == pytest.approx([8.4, 9.6])
+    assert [one["seconds_to_baseline"] for one in good["seeds"]] == pytest.approx([2.1, 2.4])
+    assert good["mean"]["steps_to_baseline"] == pytest.approx(9)
+    assert slow["seeds"][1]["steps_to_baseline"] is slow["mean"]["steps_to_baseline"] is None
+    assert slow["min"]["steps_to_baseline"] == pytest.approx(10.8)
+    cells = {name: row["steps to dense"] for name, row in table_of(tmp_path).items()}
+    assert cells == {
+        "good": "9 (8..10), 0.75x",
+        "slow": "11..never",
+        "poor": "never",
+        "dense": "12",
+    }
+    cells = {name: row["against dense"] for name, row in table_of(tmp_path).items()}
+    assert cells == {
+        "good": "-0.2500 (-0.3000..-0.2000)",
+        "slow": "+0.0500 (-0.1000..+0.2000)",
+        "poor": "+1.0000",
+        "dense": "baseline",
+    }
+    assert table_of(tmp_path)["good"]["seconds to dense"] == "2 (2..2), 0.75x"
+    html = (tmp_path / "study.html").read_text()
+    assert "the 1.6000 bits per byte that dense ends with" in html
+    assert '<span class="key dashed">dense, at its end</span>' in html
+
+
+def test_without_its_baseline_a_study_says_nothing_of_it(config, tmp_path, trainer):
+    results = compare(study(config, baseline="dense"), tmp_path, only=["routed"])
+    assert results["routed"]["mean"]["steps_to_baseline"] is None
+    assert "to dense" not in (tmp_path / "table.md").read_text()
 
 
 def test_what_diverged_is_tried_again_only_with_other_settings(
@@ -324,6 +462,8 @@ def test_a_loss_that_is_not_finite_shows(config, tmp_path, trainer):
         ("def get_study(): return s(runs={'a': c}, seeds=())", "Study.seeds must be a tuple of"),
         ("def get_study(): return s(runs={'a': c}, seeds=(1, 1))", "Study.seeds must be a tuple"),
         ("s(runs={'a': c}, title='')", "mine.py: Study.title must be a text"),
+        ("s(runs={'a': c}, baseline='b')", r"baseline must be .* \(a\) or None, not 'b'"),
+        ("s(runs={'a': c}, flops_tolerance='5%')", "flops_tolerance must be a share .*, not '5%'"),
     ],
 )
 def test_a_broken_study_file_is_explained(tmp_path, text, words):
@@ -336,6 +476,64 @@ def test_a_broken_study_file_is_explained(tmp_path, text, words):
         file.write_text(head + text)
     with pytest.raises(ConfigError, match=words):
         load_study_file(file)
+
+
+def test_runs_of_unequal_active_size_are_refused(config):
+    """Four experts a token instead of two; without a tolerance they may be compared."""
+    wider = with_moe(config, top_k=4)
+    with pytest.raises(
+        ConfigError, match=r"costs \d\d,\d{3} FLOPs in wide and \d\d,\d{3} in dense"
+    ):
+        study(config, wide=wider)
+    more = {"title": "T", "question": "Q", "runs": {"a": config, "wide": wider}}
+    assert Study(flops_tolerance=None, **more).runs["wide"] is wider
+    assert Study(flops_tolerance=0.2, **more).flops_tolerance == 0.2
+    finer = with_moe(config, num_experts=8, top_k=4, hidden_size=4)
+    assert study(config, finer=finer).runs["finer"] is finer
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("run", {"steps": 24}, "run.steps is 12 in dense and 24 in other"),
+        ("run", {"eval_batches": 3}, "run.eval_batches is None in dense and 3 in other"),
+        ("data", {"batch_size": 16}, "data.batch_size is 8 in dense and 16 in other"),
+        ("data", {"source": "stdlib"}, "data.source is 'files' in dense and 'stdlib' in other"),
+    ],
+)
+def test_runs_of_unequal_steps_or_text_are_refused(config, part, changes, words):
+    with pytest.raises(ConfigError, match=f"the runs do not compare: {words}"):
+        study(config, other=with_part(config, part, **changes))
+    study(config, other=with_part(config, "data", seed=5, prefetch=2))
+
+
+def test_what_one_seed_compiled_the_next_finds_and_the_setting_is_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(reuse, "QUICK", 0.0)
+    before = jax.config.jax_compilation_cache_dir
+    found = []
+    jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
+    try:
+        for _ in range(2):
+            with reuse.keep_compiled(tmp_path / "compiled"):
+                assert jax.jit(lambda x: x * 3 + 1)(2) == 7
+            jax.clear_caches()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    hits = [event for event in found if event == "/jax/compilation_cache/cache_hits"]
+    assert hits and any((tmp_path / "compiled").iterdir())
+    assert jax.config.jax_compilation_cache_dir == before
+    files = set((tmp_path / "compiled").iterdir())
+    assert jax.jit(lambda x: x * 5 + 2)(2) == 12
+    assert set((tmp_path / "compiled").iterdir()) == files
+
+
+def test_a_cache_of_the_users_own_stays_in_use(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    try:
+        with reuse.keep_compiled(tmp_path / "compiled"):
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def test_a_run_named_like_a_file_of_the_study_is_refused(config):
@@ -355,7 +553,8 @@ def test_wrong_input_ends_in_one_message_and_exit_code_two(tmp_path):
     "file", sorted((ROOT / "configs/studies").glob("*.py")), ids=lambda f: f.stem
 )
 def test_every_study_loads_and_tells_its_command(file):
-    assert load_study_file(file).runs
+    made = load_study_file(file)
+    assert len(made.seeds) >= 3 or file.stem == "all_routers"
     assert f"moejax study configs/studies/{file.name}" in file.read_text()
 
 

@@ -1,45 +1,38 @@
-"""Collapse, and what prevents it: one model, one seed, seven ways of balancing, and none.
-
-The last three drop nothing: capacity holds crowded experts back, and so hides a part of collapse.
+"""Collapse, and what prevents it: one model, the balance loss from none to much, two ways without a
+loss, and what remains of it all where nothing is dropped, as capacity holds crowded experts back.
 
     moejax study configs/studies/balancing.py
 """
 
-import dataclasses
 from pathlib import Path
 
-from moejax.config import BalanceConfig, Config, load_config_file
-from moejax.study import Study
+from moejax.config import BalanceConfig, load_config_file
+from moejax.study import Study, with_moe
 
 METHODS = {
-    "none": {},
+    "alpha-0": {},
     "alpha-0.001": {"loss_weight": 0.001},
     "alpha-0.01": {"loss_weight": 0.01},
-    "alpha-0.01-sequence": {"loss_weight": 0.01, "scope": "sequence"},
-    "importance": {"importance_loss_weight": 0.01},
+    "alpha-0.1": {"loss_weight": 0.1},
     "loss-free-sign": {"bias_update": "sign", "bias_rate": 0.01},
-    "loss-free-proportional": {"bias_update": "proportional", "bias_rate": 0.02},
     "quantile": {"bias_update": "quantile"},
 }
-DROPLESS = ("none", "alpha-0.01", "loss-free-sign")
+DROPLESS = ("alpha-0", "alpha-0.01")
+ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
 
 
 def get_study() -> Study:
-    base = load_config_file(Path(__file__).parents[1] / "quickstart.py")
-    run = dataclasses.replace(
-        base.run, steps=400, log_every=10, eval_every=400, eval_batches=20, sample_tokens=0
-    )
-
-    def config(settings: dict, **moe: object) -> Config:
-        balance = BalanceConfig(**{"loss_weight": 0.0} | settings)
-        moe = dataclasses.replace(base.model.moe, balance=balance, **moe)
-        return dataclasses.replace(base, model=dataclasses.replace(base.model, moe=moe), run=run)
-
-    roomy = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
-    runs = {name: config(settings) for name, settings in METHODS.items()}
-    runs |= {f"{name}-dropless": config(METHODS[name], **roomy) for name in DROPLESS}
+    short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
+    runs = {
+        name: with_moe(short, balance=BalanceConfig(**{"loss_weight": 0.0} | settings))
+        for name, settings in METHODS.items()
+    }
+    runs |= {f"{name}-dropless": with_moe(runs[name], **ROOMY) for name in DROPLESS}
     return Study(
         title="Balancing",
-        question="Do experts die without a balancing method, and what does each method cost?",
+        question="What does the balance loss cost, what happens without it, and what do ways"
+        " without a loss give?",
         runs=runs,
+        seeds=(0, 1, 2),
+        baseline="alpha-0.01",
     )

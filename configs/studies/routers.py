@@ -1,71 +1,30 @@
-"""Every router that a causal language model can use, 200 steps each on the quickstart's text.
+"""One router of each kind at equal active size, and the dense twin; `all_routers.py` has them all.
 
     moejax study configs/studies/routers.py
 
-All have the same active size (a token meets 256 hidden numbers in each layer, shared experts
-included), data, seed and optimizer; balancing is what each paper uses. Expert choice and Soft MoE
-are left out: they see the future, so their loss means something else. The README has the table.
+A token meets 256 hidden numbers in each layer, shared experts included; balancing is what each
+paper uses. `switch`: one wide expert. `top_k`: two. `olmoe`: four of 16. `deepseek_moe`:
+three and a shared one. `deepseek_v3`: the same by sigmoid scores with a selection bias, in groups.
+`sinkhorn`: even by assignment. `hash`: nothing learned.
 """
 
-import dataclasses
 from pathlib import Path
 
-from moejax.config import BalanceConfig, Config, MoEConfig, load_config_file
-from moejax.study import Study
+from all_routers import ROUTERS
 
-ONE = {"top_k": 1, "hidden_size": 256}
-SHARED = {"num_experts": 16, "top_k": 3, "hidden_size": 64, "shared_experts": 1}
-LOSS_FREE = BalanceConfig(loss_weight=0.0, bias_update="sign", bias_rate=0.01)
-SHAZEER = BalanceConfig(loss_weight=0.0, importance_loss_weight=0.1, load_loss_weight=0.1)
-DEEPSEEK_V2 = BalanceConfig(
-    loss_weight=0.003, device_loss_weight=0.05, communication_loss_weight=0.02
-)
-DEEPSEEK_V3 = BalanceConfig(
-    scope="sequence", loss_weight=0.0001, bias_update="sign", bias_rate=0.01
-)
-NOTHING = BalanceConfig(loss_weight=0.0)
+from moejax.config import load_config_file
+from moejax.study import Study, with_moe
 
-ROUTERS = {
-    "dense": {"top_k": 8, "hidden_size": 32, "balance": NOTHING},
-    "top_k": {},
-    "noisy_top_k": {"balance": SHAZEER},
-    "switch": ONE,
-    "gshard": {},
-    "v_moe": {},
-    "mixtral": {},
-    "jamba": {},
-    "granite": {},
-    "gpt_oss": {},
-    "qwen3_moe": {"num_experts": 16, "top_k": 4, "hidden_size": 64},
-    "olmoe": {"num_experts": 16, "top_k": 4, "hidden_size": 64},
-    "qwen2_moe": {**SHARED, "shared_gate": True},
-    "deepseek_moe": SHARED,
-    "deepseek_v2": {**SHARED, "expert_groups": 4, "kept_expert_groups": 2, "balance": DEEPSEEK_V2},
-    "deepseek_v3": {**SHARED, "expert_groups": 4, "kept_expert_groups": 2, "balance": DEEPSEEK_V3},
-    "glm4_moe": {**SHARED, "balance": DEEPSEEK_V3},
-    "ernie4_5": {**SHARED, "balance": LOSS_FREE},
-    "minimax_m2": {"balance": LOSS_FREE},
-    "llama4": {"top_k": 1, "shared_experts": 1},
-    "base": {**ONE, "balance": NOTHING},
-    "sinkhorn": {"balance": NOTHING},
-    "hash": {**ONE, "balance": NOTHING},
-    "random": {"balance": NOTHING},
-}
+KINDS = ("switch", "top_k", "olmoe", "deepseek_moe", "deepseek_v3", "sinkhorn", "hash")
 
 
 def get_study() -> Study:
-    base = load_config_file(Path(__file__).parents[1] / "quickstart.py")
-    run = dataclasses.replace(
-        base.run, steps=200, log_every=20, eval_every=200, eval_batches=20, sample_tokens=0
-    )
-
-    def config(router: str, settings: dict) -> Config:
-        common = {"num_experts": 8, "top_k": 2, "hidden_size": 128, "group_size": 64}
-        moe = MoEConfig(router=router, **common | settings)
-        return dataclasses.replace(base, model=dataclasses.replace(base.model, moe=moe), run=run)
-
+    short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
+    routed = {name: with_moe(short, router=name, **ROUTERS[name]) for name in KINDS}
     return Study(
         title="Routers",
-        question="Which router learns fastest at equal active size, and which stays balanced?",
-        runs={name: config(name, settings) for name, settings in ROUTERS.items()},
+        question="Which kind of router learns fastest at equal active size, and stays balanced?",
+        runs={"dense-twin": with_moe(short, every=0)} | routed,
+        seeds=(0, 1, 2),
+        baseline="dense-twin",
     )

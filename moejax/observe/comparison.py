@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moejax.observe import page
+from moejax.observe.baseline import Baseline
 from moejax.observe.charts import Series, falling_range, line_chart
 from moejax.observe.heatmaps import (
     fold_rows,
@@ -17,7 +18,8 @@ from moejax.observe.heatmaps import (
 )
 from moejax.observe.ranks import Rank, rank_chart
 from moejax.observe.records import Load, column
-from moejax.observe.results import Comparison, Table, figures, over_seeds, table
+from moejax.observe.results import Comparison, figures, over_seeds
+from moejax.observe.tables import Table, table
 
 COLORS = 8
 """Colours of the page; the lines of further runs are dashed, then dotted."""
@@ -28,15 +30,21 @@ MOST_LOAD_ROWS = 104
 _EXPLAINED = (
     "Bits per byte of held-out text at the end: less is better. Losses are nats a token over the"
     " first and the last log interval. Max violation is the fullest expert over the mean, less 1,"
-    " in held-out batches. Dead experts, tokens and seconds are of training. A dash: dense, or not"
-    " known."
+    " in held-out batches; global: of all of them together, or of all in the last log interval of"
+    " training. Dead experts, tokens and seconds are of training. In brackets: the least"
+    " and the greatest over the seeds. A dash: dense, or not known."
 )
 
 
 def study_html(comparison: Comparison) -> str:
     """The page of a study; it stands alone, as the report of a run does."""
     made = table(comparison)
-    parts = [_head(comparison), _results(made), _learning(comparison), _balance(comparison)]
+    parts = [
+        _head(comparison),
+        _results(made, comparison.baseline),
+        _learning(comparison),
+        _balance(comparison),
+    ]
     parts += [_loads(comparison), _settings(comparison)]
     return page.document(f"{comparison.title} – moejax", "\n".join(part for part in parts if part))
 
@@ -73,9 +81,18 @@ def _notes(comparison: Comparison) -> str:
     return f'<ul class="notes">{remarks}</ul>' if found else ""
 
 
-def _results(made: Table) -> str:
-    shown = page.table(made.header, made.rows, best=made.best)
-    intro = f'<p class="intro">{page.text(_EXPLAINED)}</p>'
+def _results(made: Table, baseline: Baseline | None) -> str:
+    rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
+    shown = page.table(made.header, rows, best=made.best)
+    words = _EXPLAINED + (
+        f" Against {baseline.name}: the difference with the same seed, and so on the same batches."
+        f" Steps and seconds to {baseline.name}: of training, until held-out text costs the"
+        f" {baseline.bits_per_byte:.4f} bits per byte that {baseline.name} ends with, interpolated"
+        f" between evaluations; and their share of those of {baseline.name}. Compiling is left out."
+        if baseline
+        else ""
+    )
+    intro = f'<p class="intro">{page.text(words)}</p>'
     return f"<section><h2>Results</h2>{shown}{intro}</section>"
 
 
@@ -91,7 +108,12 @@ def _learning(comparison: Comparison) -> str:
         charts.append(page.figure("Bits per byte, ranked", rank_chart(ranks), guide))
     if not charts or any(one.x.size > 1 for one in bits):
         guide = "Held-out text. Lower is better; compare at the right edge, where schedules end."
-        charts.append(_lines("Validation, bits per byte", bits, guide, y_range=falling_range(bits)))
+        base = comparison.baseline
+        guides = [(base.bits_per_byte, f"{base.name}, at its end")] if base else []
+        y_range = falling_range(bits)
+        charts.append(
+            _lines("Validation, bits per byte", bits, guide, y_range=y_range, guides=guides)
+        )
     guide = "Nats a token, mean over a log interval. A gap or a red tick: it was not finite."
     charts.append(_lines("Training loss", loss, guide, y_range=falling_range(loss)))
     end = max((one.x.max() for one in loss), default=0.0)

@@ -206,14 +206,17 @@ th,td{text-align:left;font-weight:400;padding:3px 0;border-top:1px solid var(--r
 vertical-align:top}
 th{color:var(--soft);width:50%;padding-right:10px}
 td{overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:10px}
+.scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;
+background:linear-gradient(var(--card),var(--card)) 100% 0/32px 100% no-repeat local,
+linear-gradient(270deg,var(--rule),transparent) 100% 0/24px 100% no-repeat,var(--card)}
 .wide{margin:0}
 .wide th,.wide td{padding:7px 9px;text-align:right;width:auto;overflow-wrap:normal}
-.wide td{white-space:nowrap}
+.wide td{white-space:pre}
 .wide thead th{border-top:0;vertical-align:bottom;line-height:1.3}
 .wide th:first-child{text-align:left;position:sticky;left:0;background:var(--card);
 padding-left:14px;box-shadow:1px 0 var(--rule)}
 .wide tbody th{color:var(--ink);font-weight:600}
+@media(min-width:600px){.wide tbody th{white-space:nowrap}}
 .best{font-weight:600}
 .scroll+.intro{margin-top:10px}
 header pre{margin-top:14px}

@@ -1,18 +1,19 @@
-"""The runs of a study in figures: what each came to, over its seeds, and the table of all.
+"""The runs of a study in figures: what each came to, over its seeds.
 
 A figure is a number of ``FIGURES``; one that a run does not have (a dense model's drops, the
-final bits per byte of a run that diverged) is NaN here, null in JSON and a dash in the table.
+final bits per byte of a run that diverged) is NaN here, null in JSON and a dash in the table. The
+steps of a run that never reaches the baseline are infinite here, null in JSON, and `never`.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from moejax.observe.baseline import Baseline, reach
 from moejax.observe.records import Run, column, last, number
-from moejax.observe.units import short
 
 Status = Literal["finished", "diverged", "not finished", "not trained"]
 
@@ -29,6 +30,8 @@ class Outcome:
     run: Run | None = None
     message: str = ""
     """Why it diverged."""
+    baseline: Baseline | None = None
+    """What it is held against; None for the baseline itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     settings: dict[str, dict[str, Any]]
     """The settings in which the runs differ: by field, then by run."""
+    baseline: Baseline | None = None
+    """What the other runs are held against; None without one, and until it has finished."""
 
     def by_run(self) -> dict[str, list[Outcome]]:
         """The outcomes of each run, one for each seed."""
@@ -60,6 +65,8 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "bits_per_byte": lambda run: last(run.validation, "bits_per_byte"),
     "first_loss": lambda run: last(run.train[:1], "loss"),
     "last_loss": lambda run: last(run.train, "loss"),
+    "max_violation": lambda run: last(run.train, "max_violation"),
+    "max_violation_global": lambda run: last(run.train, "max_violation_global"),
     "max_violation_validation": lambda run: last(run.validation, "max_violation"),
     "max_violation_global_validation": lambda run: last(run.validation, "max_violation_global"),
     "dead_experts": lambda run: last(run.train, "dead_experts"),
@@ -79,19 +86,35 @@ FIGURES: dict[str, Callable[[Run], float]] = {
 are of the last interval, or of the last evaluation where their name says validation."""
 
 
+TO_BASELINE = ("bits_per_byte_to_baseline", "steps_to_baseline", "seconds_to_baseline")
+"""Bits per byte less those of the baseline with the same seed; how soon the run is as good."""
+
+
 def figures(outcome: Outcome) -> dict[str, float]:
-    """The figures of one training, by what it logged; bits per byte only of one that finished."""
+    """The figures of one training, by what it logged; bits per byte, and what is held against the
+    baseline, only of one that finished.
+    """
     if outcome.run is None:
-        return dict.fromkeys(FIGURES, math.nan)
+        return dict.fromkeys((*FIGURES, *TO_BASELINE), math.nan)
     found = {name: float(of(outcome.run)) for name, of in FIGURES.items()}
-    return found if outcome.status == "finished" else found | {"bits_per_byte": math.nan}
+    if outcome.status != "finished":
+        found["bits_per_byte"] = math.nan
+    return found | dict(zip(TO_BASELINE, _to_baseline(outcome, found), strict=True))
+
+
+def _to_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, float, float]:
+    if outcome.baseline is None or outcome.status != "finished":
+        return math.nan, math.nan, math.nan
+    twin = outcome.baseline.by_seed.get(outcome.seed, math.nan)
+    soon = reach(outcome.run, outcome.baseline.bits_per_byte)
+    return found["bits_per_byte"] - twin, *soon
 
 
 def over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str, float]:
     """``reduce`` of each figure over the seeds that finished; over all of them if none has."""
     finished = [one for one in outcomes if one.status == "finished"]
     rows = [figures(one) for one in finished or outcomes]
-    known = {name: [r[name] for r in rows if math.isfinite(r[name])] for name in FIGURES}
+    known = {name: [r[name] for r in rows if not math.isnan(r[name])] for name in rows[0]}
     return {name: float(reduce(v)) if v else math.nan for name, v in known.items()}
 
 
@@ -104,6 +127,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "question": comparison.question,
         "command": comparison.command,
         "settings": comparison.settings,
+        "baseline": comparison.baseline and asdict(comparison.baseline),
         "runs": {
             name: {
                 "status": status(outcomes),
@@ -140,111 +164,3 @@ def status(outcomes: Sequence[Outcome]) -> str:
         return kinds[0]
     counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "finished"]
     return f"{kinds.count('finished')} of {len(kinds)} seeds finished, {', '.join(counts)}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: its head, its figure, and how to write a value."""
-
-    head: str
-    figure: str
-    write: Callable[[float], str]
-    optional: bool = False
-    """Left out when no run has the figure."""
-
-
-def _digits(digits: int) -> Callable[[float], str]:
-    return lambda value: f"{value:,.{digits}f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.2%}"
-
-
-COLUMNS = (
-    Column("first loss", "first_loss", _digits(3)),
-    Column("last loss", "last_loss", _digits(3)),
-    Column("max violation", "max_violation_validation", _digits(2)),
-    Column("max violation, global", "max_violation_global_validation", _digits(2), optional=True),
-    Column("dead experts", "dead_experts", "{:,.3g}".format),
-    Column("dropped, training", "dropped_fraction", _percent),
-    Column("dropped, validation", "dropped_fraction_validation", _percent),
-    Column("tokens/s", "tokens_per_second", _digits(0)),
-    Column("steps", "steps", _digits(0)),
-    Column("seconds", "seconds", _digits(0)),
-)
-QUALITY = "bits per byte"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; ``best`` is the row and column of the fewest bits per byte, of several."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    best: tuple[int, int] | None
-
-
-def table(comparison: Comparison) -> Table:
-    """One row for each run: means over its seeds, and the spread of the bits per byte."""
-    runs = comparison.by_run()
-    means = [over_seeds(outcomes, np.mean) for outcomes in runs.values()]
-    columns = [
-        one
-        for one in COLUMNS
-        if not one.optional or any(math.isfinite(mean[one.figure]) for mean in means)
-    ]
-    rows = tuple(
-        (name, _quality(outcomes, mean), *(_cell(mean, c) for c in columns), _parameters(mean))
-        for (name, outcomes), mean in zip(runs.items(), means, strict=True)
-    )
-    header = ("run", QUALITY, *(column.head for column in columns), "parameters (active)")
-    bits = np.array([mean["bits_per_byte"] for mean in means])
-    several = np.isfinite(bits).sum() > 1
-    best = (int(np.nanargmin(bits)), header.index(QUALITY)) if several else None
-    return Table(header, rows, best)
-
-
-def _cell(mean: dict[str, float], column: Column) -> str:
-    value = mean[column.figure]
-    if not math.isfinite(value):
-        return "–"
-    of_all = column.figure == "dead_experts" and math.isfinite(mean["experts"])
-    return column.write(value) + (f" of {mean['experts']:,.0f}" if of_all else "")
-
-
-def _parameters(mean: dict[str, float]) -> str:
-    total, active = mean["parameters_total"], mean["parameters_active"]
-    if not (math.isfinite(total) and math.isfinite(active)):
-        return "–"
-    return f"{short(total, 'kMBT')} ({short(active, 'kMBT')})"
-
-
-def _quality(outcomes: Sequence[Outcome], mean: dict[str, float]) -> str:
-    """Bits per byte with their spread, or why there are none."""
-    words, bits = status(outcomes), mean["bits_per_byte"]
-    if not math.isfinite(bits):
-        return "not finite" if words == "finished" else words
-    least, greatest = (over_seeds(outcomes, of)["bits_per_byte"] for of in (min, max))
-    done = sum(one.status == "finished" for one in outcomes)
-    spread = f" ({least:.4f}..{greatest:.4f})" if done > 1 else ""
-    return f"{bits:.4f}{spread}" + (f"; {words}" if words != "finished" else "")
-
-
-def markdown(made: Table) -> str:
-    """The table in Markdown, padded so that it reads well as it is; the best result is bold."""
-    rows = [
-        [f"**{cell}**" if (i, j) == made.best else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(made.rows)
-    ]
-    columns = list(zip(made.header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [
-            cell.rjust(width) if j else cell.ljust(width)
-            for cell in (column[0], rules[j], *column[1:])
-        ]
-        for j, (column, width) in enumerate(zip(columns, widths, strict=True))
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*padded, strict=True))

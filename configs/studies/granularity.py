@@ -1,0 +1,33 @@
+"""Finer experts, and shared ones, at equal active and equal total width: names are experts x hidden
+width, and the experts that a token meets.
+
+    moejax study configs/studies/granularity.py
+"""
+
+from pathlib import Path
+
+from moejax.config import load_config_file
+from moejax.study import Study, with_moe
+
+SIZES = {
+    "8x128-top2": {"num_experts": 8, "hidden_size": 128, "top_k": 2},
+    "16x64-top4": {"num_experts": 16, "hidden_size": 64, "top_k": 4},
+    "32x32-top8": {"num_experts": 32, "hidden_size": 32, "top_k": 8},
+    "15x64-top3-shared1": {
+        "num_experts": 15,
+        "hidden_size": 64,
+        "top_k": 3,
+        "shared_experts": 1,
+    },
+}
+
+
+def get_study() -> Study:
+    short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
+    return Study(
+        title="Granularity",
+        question="Do finer experts help, and does one that every token shares?",
+        runs={name: with_moe(short, **sizes) for name, sizes in SIZES.items()},
+        seeds=(0, 1, 2),
+        baseline="8x128-top2",
+    )

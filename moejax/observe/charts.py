@@ -77,8 +77,9 @@ def line_chart(
     guides: Sequence[tuple[float, str]] = (),
     log: bool = False,
     height: int = 190,
+    x_name: str = "step",
 ) -> str:
-    """Lines over steps, with a legend of their last values.
+    """Lines over steps, or whatever ``x_name`` is, with a legend of their last values.
 
     ``y_range`` is by default robust: far outliers lie beyond the axis, and the legend says so.
     ``include``: values that the y axis must reach. ``guides``: dashed lines at a value, with names.
@@ -97,9 +98,9 @@ def line_chart(
     shapes += [_line(x, y, *one) for one in thin]
     lines = [[_plain(one.x), _plain(one.y)] for one, *_ in thin]
     return chart_frame(
-        {"x": [x.low, x.high], "lines": lines},
+        {"x": [x.low, x.high], "columns": x_name, "lines": lines},
         "".join([_legend(one, y) for one in series] + names),
-        _grid(x, y) + plot_area("".join(shapes), height),
+        _grid(x, y, x_name) + plot_area("".join(shapes), height),
         height,
     )
 
@@ -133,12 +134,14 @@ def falling_range(series: Sequence[Series]) -> tuple[float, float] | None:
     return y.min() * 0.96, 1.02 * min(y.max(), max(1.25 * start, 1.5 * np.median(y)))
 
 
-def chart_frame(data: dict, legend: str, body: str, height: int) -> str:
-    """A legend over a drawing whose plot area is ``height`` units high, and its hover data."""
+def chart_frame(data: dict, legend: str, body: str, height: int, margin: int = 0) -> str:
+    """A legend over a drawing whose plot area is ``height`` units high, and its hover data;
+    ``margin``: more room on the left, for long names.
+    """
     carried = escape(json.dumps(data | {"left": LEFT, "plot": PLOT}, separators=(",", ":")))
     return (
         f'<div class="chart" data-chart="{carried}"><div class="legend"><span class="at"></span>'
-        f'{legend}</div><svg viewBox="0 0 {WIDTH} {height + TOP + BOTTOM}">'
+        f'{legend}</div><svg viewBox="{-margin} 0 {WIDTH + margin} {height + TOP + BOTTOM}">'
         f'{body}<line class="cursor" y1="{TOP}" y2="{TOP + height}"/></svg></div>'
     )
 
@@ -152,9 +155,10 @@ def plot_area(body: str, height: int) -> str:
     )
 
 
-def x_labels(x: Axis, height: int, name: str = "step") -> str:
+def x_labels(x: Axis, height: int, name: str) -> str:
     """The labels under the plot area."""
-    ticks, row = x.ticks(6), TOP + height + 22
+    ticks = [tick for tick in x.ticks(6) if abs(tick - round(tick)) < 1e-9]
+    row = TOP + height + 22
     labels = [f'<text x="{LEFT - 8}" y="{row}" class="end">{name}</text>']
     for at, label in zip(x.place(np.array(ticks)), tick_labels(ticks), strict=True):
         place = f'x="{WIDTH}" class="end"' if at > PLOT - 8 else f'x="{LEFT + at:.1f}" class="mid"'
@@ -240,7 +244,7 @@ def _guide(y: Axis, value: float) -> str:
     return f'<path class="guide" d="M0,{float(y.length - y.place(np.array(value))):.1f}h{PLOT}"/>'
 
 
-def _grid(x: Axis, y: Axis) -> str:
+def _grid(x: Axis, y: Axis, x_name: str) -> str:
     ticks = y.ticks()
     ups = TOP + y.length - y.place(np.array(ticks))
     rules = "".join(f"M{LEFT},{up:.1f}h{PLOT}" for up in ups)
@@ -248,7 +252,7 @@ def _grid(x: Axis, y: Axis) -> str:
         f'<text x="{LEFT - 8}" y="{up + 4:.1f}" class="end">{label}</text>'
         for up, label in zip(ups, tick_labels(ticks), strict=True)
     )
-    return f'<path class="rules" d="{rules}"/>{labels}{x_labels(x, int(y.length))}'
+    return f'<path class="rules" d="{rules}"/>{labels}{x_labels(x, int(y.length), x_name)}'
 
 
 def _legend(one: Series, y: Axis) -> str:

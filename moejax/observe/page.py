@@ -51,6 +51,18 @@ def section(title: str, figures: Sequence[str], intro: str = "", small: bool = F
     return f"<section><h2>{text(title)}</h2>{intro}{grid}</section>"
 
 
+def folded(figures: Sequence[str], most: int, what: str) -> list[str]:
+    """The first ``most`` figures, and the others behind a click that says how many more of
+    ``what`` there are.
+    """
+    more = "".join(figures[most:])
+    if not more:
+        return [*figures]
+    summary = f"<summary>{len(figures) - most} more {text(what)}</summary>"
+    grid = f'<div class="grid">{more}</div>'
+    return [*figures[:most], f'<details class="more">{summary}{grid}</details>']
+
+
 def tiles(items: Sequence[tuple[str, str, str]]) -> str:
     """Key numbers: (label, value, remark) each."""
     made = "".join(
@@ -180,6 +192,12 @@ pre{margin:0;padding:14px;background:var(--card);border:1px solid var(--rule);bo
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 white-space:pre-wrap;overflow-wrap:anywhere}
 pre b{color:var(--c1)}
+.snips{list-style:none;margin:8px 0 0;padding:0;white-space:pre-wrap;overflow-wrap:anywhere;
+font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.snips li{border-top:1px solid var(--rule);padding:4px 0;color:var(--soft)}
+.snips u{color:var(--ink);text-decoration-color:var(--c1);text-underline-offset:2px}
+.snips b{color:var(--card);background:var(--c1);border-radius:2px}
+.snips.row li{display:inline-block;border:0;margin-right:14px}.snips i{color:var(--ink);font-style:normal}
 .settings{columns:320px;column-gap:28px;margin-top:10px}
 table{width:100%;border-collapse:collapse;font-size:13px;margin:0 0 18px;break-inside:avoid}
 caption{text-align:left;font-weight:600;padding:4px 0}
@@ -221,7 +239,7 @@ for (const chart of document.querySelectorAll('.chart')) {
       values[i].textContent = ys[k] === null ? 'not finite' : ys[k].toLocaleString('en',
         Math.abs(ys[k]) < 1000 ? {maximumSignificantDigits: 4} : {});
     });
-    at.textContent = 'step ' + step.toLocaleString('en');
+    at.textContent = data.columns + ' ' + step.toLocaleString('en');
     return data.left + data.plot * (step - data.x[0]) / (data.x[1] - data.x[0]);
   };
   const readCells = (share, y) => {
@@ -235,12 +253,14 @@ for (const chart of document.querySelectorAll('.chart')) {
     const i = Math.min(columns - 1, Math.floor(share * columns));
     const j = Math.max(0, Math.min(rows - 1, Math.floor((y - data.top_edge) / data.height * rows)));
     const [red, , blue, alpha] = pixels.slice(4 * (j * columns + i));
-    const octaves = 2 * Math.pow(alpha / 255, 4 / 3) * (red < blue ? -1 : 1);
+    const chance = data.kind === 'lift' && alpha % 2;
+    const octaves = 2 * Math.pow(alpha * (chance ? 4 : 1) / 255, 4 / 3) * (red < blue ? -1 : 1);
     const value = data.kind === 'share' ? (100 * data.top * alpha / 255).toPrecision(2) + '%'
-      : alpha === 254 ? 'no token' : 'about ' + Math.pow(2, octaves).toPrecision(2) + '×';
+      : data.kind === 'ratio' && alpha === 254 ? 'no token'
+      : 'about ' + Math.pow(2, octaves).toPrecision(2) + '×' + (chance ? ', chance' : '');
     const x = Math.round(data.x[0] + (i + .5) / columns * (data.x[1] - data.x[0]));
     at.textContent = `${data.rows[0]} ${data.rows[j + 1]}, ${data.columns} ${
-      x.toLocaleString('en')}: ${value}`;
+      data.names ? data.names[i] : x.toLocaleString('en')}: ${value}`;
     return data.left + data.plot * (i + .5) / columns;
   };
   const move = event => {

@@ -100,19 +100,14 @@ def _load(load: Load) -> str:
     size = -(-stretches // columns)
     asked_ILE = np.add.reduceat(load.asked_ILE, range(0, stretches, size))
     maps = [_layer_map(load, asked_ILE[:, i], i) for i in range(len(load.layers))]
-    more = "".join(maps[MOST_OPEN_LAYERS:])
-    if more:
-        more = (
-            f'<details class="more"><summary>{len(maps) - MOST_OPEN_LAYERS} more layers</summary>'
-            f'<div class="grid">{more}</div></details>'
-        )
     intro = (
         '<p class="intro">Colour is the choices an expert was asked for, over the mean of its'
         " layer. Blank is fair; a row that stays blue starves, one that stays orange is"
         " crowded.</p>"
     )
-    figures = [*maps[:MOST_OPEN_LAYERS], _final_map(load)]
-    return page.section("Load of the experts", [*figures, more], intro + ratio_key())
+    figures = page.folded(maps, MOST_OPEN_LAYERS, "layers")
+    figures.insert(MOST_OPEN_LAYERS, _final_map(load))
+    return page.section("Load of the experts", figures, intro + ratio_key())
 
 
 def _layer_map(load: Load, asked_IE: np.ndarray, index: int) -> str:

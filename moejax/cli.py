@@ -256,6 +256,11 @@ COMMANDS: dict[str, Command | Group] = {
         "eval",
         "perplexity and bits per byte of a trained model on any text (RUN --data stdlib)",
     ),
+    "specialisation": of_model(
+        "specialisation",
+        "specialisation",
+        "what each expert of a trained model takes, as a page (RUN --data stdlib)",
+    ),
     "import": of_model(
         "conversion", "import", "a checkpoint of Hugging Face, to train on from (DIR NEW)"
     ),

@@ -79,8 +79,8 @@ class Generate(Inference):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Inference):
-    """The settings of `moejax eval`."""
+class OnText(Inference):
+    """Which model is run on which text, and how the text is cut."""
 
     data: str | None = None
     """The text: `stdlib`, the held-out part of the standard library; a quoted glob of files; or
@@ -96,11 +96,25 @@ class Evaluate(Inference):
     the model was trained on, and at most 2,048."""
     batch_size: int = 64
     """Sequences in a batch, over all devices."""
+
+    def __post_init__(self) -> None:
+        check_positive("", self, "sequence_length", "batch_size")
+
+    def length(self, model: OpenModel) -> int:
+        """Positions of a piece of text."""
+        return self.sequence_length or min(model.context, LONGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OnText):
+    """The settings of `moejax eval`."""
+
     batches: int | None = None
     """Evaluate so many batches only."""
 
     def __post_init__(self) -> None:
-        check_positive("", self, "sequence_length", "batch_size", "batches")
+        super().__post_init__()
+        check_positive("", self, "batches")
 
 
 def opened(settings: Inference) -> tuple[OpenModel, Mesh]:
@@ -195,7 +209,7 @@ def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[st
 def evaluate(settings: Evaluate) -> None:
     """Evaluate and print the figures."""
     model, mesh = opened(settings)
-    length = settings.sequence_length or min(model.context, LONGEST)
+    length = settings.length(model)
     config = for_inference(model.config)
     check_batch(config, length, settings.batch_size, mesh)
     documents, about = text_of(settings, model)
@@ -223,8 +237,8 @@ def evaluate(settings: Evaluate) -> None:
     print(text, flush=True)
 
 
-def text_of(settings: Evaluate, model: OpenModel) -> tuple[Documents, str]:
-    """The documents to evaluate on, and one line about them."""
+def text_of(settings: OnText, model: OpenModel) -> tuple[Documents, str]:
+    """The documents to run the model on, and one line about them."""
     if settings.data is not None:
         return open_text(
             settings.data,

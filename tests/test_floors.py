@@ -35,6 +35,7 @@ FLOORS = {
     "bench": 6.5,  # it draws with what observe has
     "train": 7,
     "inference": 8,
+    "specialisation": 8.5,  # its model is opened as for inference
     "study": 8,
     "conversion": 8,
     "cli": 9,

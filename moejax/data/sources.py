@@ -92,8 +92,8 @@ def _open_stdlib(config: DataConfig) -> Corpus:
     builder, files = prepare_stdlib(config.directory)
     size = {split: [f.size for f in files if f.split == split] for split in builder.info.splits}
     return Corpus(
-        train=TextField(builder.as_data_source("train"), "text"),
-        validation=TextField(builder.as_data_source("validation"), "text"),
+        train=TextField(builder.as_data_source("train"), "text", "path"),
+        validation=TextField(builder.as_data_source("validation"), "text", "path"),
         description=f"the standard library of Python {platform.python_version()}:"
         f" {_both_sides(size['train'], size['validation'])}",
     )
@@ -113,6 +113,16 @@ class TextFiles:
             return Path(self.paths[index]).read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot read {self.paths[index]}: {error.strerror}.") from error
+
+    def path(self, index: int) -> str:
+        """The path of a document."""
+        return self.paths[index]
+
+
+def path_of(documents: Documents, index: int) -> str | None:
+    """The path of the file that a document is or was; None if nobody knows of one."""
+    path = getattr(documents, "path", None)
+    return None if path is None else path(index)
 
 
 def _open_files(config: DataConfig) -> Corpus:

@@ -26,18 +26,32 @@ _EMPTY_LOOKED_AT = 1000  # empty documents in a row before a split is called emp
 
 
 class TextField:
-    """One text field of a random-access data source, as bytes."""
+    """One text field of a random-access data source, as bytes. ``path_field`` is the one with the
+    path of the file that the text was, if there is such a field.
+    """
 
-    def __init__(self, examples: Sequence[dict[str, Any]], field: str) -> None:
+    def __init__(
+        self, examples: Sequence[dict[str, Any]], field: str, path_field: str | None = None
+    ) -> None:
         self._examples = examples
         self._field = field
+        self._path_field = path_field
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> bytes:
-        text = self._examples[index][self._field]
-        return text.encode() if isinstance(text, str) else bytes(text)
+        return self._bytes(index, self._field)
+
+    def path(self, index: int) -> str | None:
+        """The path of the file that a document was; None if it was none."""
+        if self._path_field is None:
+            return None
+        return self._bytes(index, self._path_field).decode("utf-8", "replace")
+
+    def _bytes(self, index: int, field: str) -> bytes:
+        value = self._examples[index][field]
+        return value.encode() if isinstance(value, str) else bytes(value)
 
 
 def open_tfds(config: DataConfig) -> tuple[TextField, TextField]:

@@ -138,8 +138,8 @@ class HuggingFaceTokenizer:
         tokenizer drops (a normalizer may strip spaces) counts for the token after it, or at the
         end of the document for the last one.
         """
-        characters, byte_ends = _characters(text)
-        encoding = self._backend.encode(characters, add_special_tokens=False)
+        letters, byte_ends = characters(text)
+        encoding = self._backend.encode(letters, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
         if not len(ids):
             return ids, ids.copy()
@@ -156,7 +156,7 @@ class HuggingFaceTokenizer:
         return self._backend.decode(kept, skip_special_tokens=True)
 
 
-def _characters(text: bytes) -> tuple[str, np.ndarray]:
+def characters(text: bytes) -> tuple[str, np.ndarray]:
     """The characters of ``text``, and for each count of characters the bytes they take up.
 
     Each byte that is not UTF-8 becomes one U+FFFD that counts as one byte.

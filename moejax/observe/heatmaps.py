@@ -1,8 +1,9 @@
 """Heatmaps as inline SVG around a small PNG, whose transparency lets the page's colour through.
 
 A cell is a level of a palette. Levels of a *ratio* palette count tenths of an octave around 1:
-fair is transparent, more is warm, less is cold, nothing at all is a colour of its own. Levels of
-a *share* palette run from 0, transparent, to the largest value.
+fair is transparent, more is warm, less is cold, nothing at all is a colour of its own. A *lift*
+palette has these colours twice: the second ones, for what may be chance, are pale. Levels of a
+*share* palette run from 0, transparent, to the largest value.
 """
 
 import base64
@@ -21,6 +22,10 @@ NOTHING = 2 * REACH + 1
 """The level of no choice at all."""
 WARM, COLD, EMPTY = (232, 89, 12), (24, 119, 214), (190, 24, 148)
 MOST_ROWS = 64
+LONGEST_NAME = 16
+"""Letters of the name of a row; longer ones are cut off."""
+NAME_UNITS = 7
+"""Units of the drawing that a letter of such a name may take."""
 
 
 def ratios(load_RE: np.ndarray) -> np.ndarray:
@@ -32,11 +37,10 @@ def ratios(load_RE: np.ndarray) -> np.ndarray:
 def ratio_levels(load_RE: np.ndarray) -> np.ndarray:
     """Load over its row's mean as levels of the ratio palette; a row without any load is fair."""
     ratio_RE = ratios(load_RE)
-    return np.where(ratio_RE > 0, lift_levels(ratio_RE), NOTHING).astype(np.uint8)
+    return np.where(ratio_RE > 0, _levels(ratio_RE), NOTHING).astype(np.uint8)
 
 
-def lift_levels(ratio_YX: np.ndarray) -> np.ndarray:
-    """Ratios as levels of the ratio palette."""
+def _levels(ratio_YX: np.ndarray) -> np.ndarray:
     octaves_YX = np.log2(np.maximum(ratio_YX, 1e-9))
     return np.clip(np.rint(REACH * (1 + octaves_YX / 2)), 0, 2 * REACH).astype(np.uint8)
 
@@ -81,6 +85,29 @@ def ratio_heatmap(
     return _heatmap(level_YX, _ratio_palette(), data, x, labels, remark, words_YX)
 
 
+def lift_heatmap(
+    lift_YX: np.ndarray,
+    sure_YX: np.ndarray,
+    y_names: Sequence[str],
+    x_names: Sequence[str],
+    x_name: str,
+    y_name: str,
+    remark: str = "",
+) -> str:
+    """A map of ratios, of which those that are not ``sure`` are pale. Every row has its label; the
+    columns are numbered, and those that have another name are named where there is room.
+    """
+    count = len(x_names)
+    level_YX = _levels(lift_YX) + np.where(sure_YX, 0, 2 * REACH + 1).astype(np.uint8)
+    words_YX = np.where(sure_YX, np.char.mod("%.2f", lift_YX), "") if count <= 10 else None
+    data = {"kind": "lift", "rows": [y_name, *y_names], "columns": x_name, "names": [*x_names]}
+    labels = [
+        name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in y_names
+    ]
+    edges = (-0.5, count - 0.5)
+    return _heatmap(level_YX, _lift_palette(), data, edges, labels, remark, words_YX, named=True)
+
+
 def share_heatmap(
     share_YX: np.ndarray, x: tuple[float, float], y_names: Sequence[str], x_name: str, y_name: str
 ) -> str:
@@ -97,12 +124,24 @@ def share_heatmap(
 
 def ratio_key() -> str:
     """The scale of the ratio palette, as a strip."""
-    strip = _image(np.arange(2 * REACH + 1, dtype=np.uint8)[None], _ratio_palette(), 200, 12)
-    names = "".join(f"<span>{name}</span>" for name in ("¼×", "½×", "fair", "2×", "4×"))
+    names = ("¼×", "½×", "fair", "2×", "4×")
+    none = '<div class="none-key">no token</div>'
+    return f'<div class="scale">{none}{_strip(_ratio_palette(), 0, names)}</div>'
+
+
+def lift_key() -> str:
+    """The scales of the lift palette, sure and not, as strips."""
+    names = ("¼×", "½×", "1×", "2×", "4×")
+    pale = _strip(_lift_palette(), 2 * REACH + 1, ("may be chance",))
+    return f'<div class="scale">{_strip(_lift_palette(), 0, names)}{pale}</div>'
+
+
+def _strip(palette: np.ndarray, first: int, names: Sequence[str]) -> str:
+    level_YX = np.arange(first, first + 2 * REACH + 1, dtype=np.uint8)[None]
+    words = "".join(f"<span>{name}</span>" for name in names)
     return (
-        '<div class="scale"><div class="none-key">no token</div>'
-        f'<div><svg viewBox="0 0 200 12" preserveAspectRatio="none">{strip}</svg>'
-        f"<div>{names}</div></div></div>"
+        '<div><svg viewBox="0 0 200 12" preserveAspectRatio="none">'
+        f"{_image(level_YX, palette, 200, 12)}</svg><div>{words}</div></div>"
     )
 
 
@@ -115,6 +154,14 @@ def _ratio_palette() -> np.ndarray:
     return np.concatenate([np.concatenate([colors, alpha], 1), empty]).astype(np.uint8)
 
 
+def _lift_palette() -> np.ndarray:
+    """The colours of the ratio palette, sure and pale: the last bit of the alpha says which."""
+    color, alpha = np.split(_ratio_palette()[:NOTHING].astype(int), [3], axis=1)
+    sure, pale = alpha & ~1, alpha // 4 | 1
+    palettes = [np.concatenate([color, kind], 1) for kind in (sure, pale)]
+    return np.concatenate(palettes).astype(np.uint8)
+
+
 def _heatmap(
     level_YX: np.ndarray,
     palette: np.ndarray,
@@ -123,16 +170,23 @@ def _heatmap(
     labels: Sequence[str],
     remark: str = "",
     words_YX: np.ndarray | None = None,
+    named: bool = False,
 ) -> str:
-    """``labels`` divide the rows evenly, so there may be fewer of them than rows."""
+    """``labels`` divide the rows evenly, so there may be fewer of them than rows; if the rows are
+    ``named``, each has its label, and room for it.
+    """
     (rows, columns), count = level_YX.shape, len(labels)
     height = int(np.clip((16 if words_YX is None else 32) * rows, 64, 208))
+    margin = 0
+    if named:
+        height = 20 * rows
+        margin = max(0, NAME_UNITS * max(map(len, labels)) + 8 - LEFT)
     image = _image(level_YX, palette, PLOT, height)
     gaps = "".join(f"M0,{height * i / count:.1f}h{PLOT}" for i in range(1, count))
     kind = "gaps" if count == rows else "borders"
     image += f'<path class="{kind}" d="{gaps}"/>' if count <= 16 else ""
     image += "" if words_YX is None else _words(words_YX, height)
-    stride = max(1, round(count / (8 if count > 16 else 12)))
+    stride = 1 if named else max(1, round(count / (8 if count > 16 else 12)))
     words = "".join(
         f'<text x="{LEFT - 8}" y="{TOP + height * (i + 0.5) / count + 4:.1f}" class="end">'
         f"{escape(labels[i])}</text>"
@@ -142,7 +196,7 @@ def _heatmap(
     body = plot_area(image, height) + border + words
     body += x_labels(Axis(*x, PLOT), height, data["columns"])
     data |= {"x": list(x), "cells": [columns, rows], "top_edge": TOP, "height": height}
-    return chart_frame(data, f'<span class="rest">{escape(remark)}</span>', body, height)
+    return chart_frame(data, f'<span class="rest">{escape(remark)}</span>', body, height, margin)
 
 
 def _words(words_YX: np.ndarray, height: int) -> str:

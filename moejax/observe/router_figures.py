@@ -6,7 +6,7 @@ import numpy as np
 
 from moejax.observe import page
 from moejax.observe.charts import Series, line_chart
-from moejax.observe.heatmaps import MOST_ROWS, lift_levels, ratio_heatmap, ratio_key
+from moejax.observe.heatmaps import MOST_ROWS, lift_heatmap, ratio_key
 from moejax.observe.records import Load, Run
 
 MOST_LINES = 6
@@ -89,14 +89,13 @@ def _pair_map(layer: int, lift_EE: np.ndarray, load_E: np.ndarray) -> str:
     experts = len(load_E)
     shown = np.sort(np.argsort(-load_E, kind="stable")[:MOST_ROWS])
     names = [str(i) for i in shown]
-    level_YX = lift_levels(lift_EE[np.ix_(shown, shown)])
+    lift_YX = lift_EE[np.ix_(shown, shown)]
     i, j = np.unravel_index(np.argmax(np.triu(lift_EE, 1)), lift_EE.shape)
     remark = f"most: {i} and {j}, {lift_EE[i, j]:.2g}×"
-    chart = ratio_heatmap(level_YX, (-0.5, len(shown) - 0.5), names, "expert", "expert", remark)
-    guide = f"The {len(shown)} busiest of {experts} experts, renumbered to the right. " * (
-        len(shown) < experts
-    )
-    return page.figure(f"Layer {layer}", chart, guide + "Rows and columns are experts.")
+    everywhere_YX = np.ones(lift_YX.shape, bool)
+    chart = lift_heatmap(lift_YX, everywhere_YX, names, names, "expert", "expert", remark)
+    guide = "Rows and columns are experts" + (len(shown) < experts) * f", the {MOST_ROWS} busiest"
+    return page.figure(f"Layer {layer}", chart, f"{guide}; good: no pair stands out everywhere.")
 
 
 def drops_by_position(load: Load, config: dict[str, Any]) -> str:

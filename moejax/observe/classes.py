@@ -1,0 +1,152 @@
+"""Classes of the bytes and tokens of a text: what it is a part of.
+
+Python's own tokenizer says what each byte of a Python file is. A token's class is that of its first
+byte that is not a space, since many tokens begin with the space before a word. Text of another kind
+has its most frequent tokens for classes.
+"""
+
+import builtins
+import io
+import keyword
+import os
+import tokenize
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from token import EXACT_TOKEN_TYPES
+
+import numpy as np
+
+from moejax.data.tokenizer import characters
+
+CLASSES = (
+    "keyword",
+    "builtin",
+    "name",
+    "string",
+    "comment",
+    "number",
+    "operator",
+    "line",
+    "space",
+    "other",
+)
+"""`builtin`: a built-in name that does not follow a dot; `line`: the ends of lines and the
+indentation after them; `other`: what Python cannot read."""
+OTHER = CLASSES.index("other")
+REST = "the rest"
+"""The label of what is not among the most frequent."""
+
+_BY_TYPE = {
+    "STRING": "string",
+    "COMMENT": "comment",
+    "NUMBER": "number",
+    "OP": "operator",
+    "ERRORTOKEN": "other",
+}
+_BUILTINS = frozenset(dir(builtins))
+_OPENING = ("FSTRING_START", "TSTRING_START")
+_CLOSING = ("FSTRING_END", "TSTRING_END")
+_BOM = "\ufeff"
+
+Place = tuple[int, int]
+"""Row, from 1, and column, from 0, in characters."""
+
+
+def python_classes(text: bytes) -> np.ndarray | None:
+    """The class of each byte of a Python file, uint8 [n] into ``CLASSES``; None if it is none.
+
+    A string is one class from prefix to quote, also where Python 3.12 and later see the expressions
+    in an f-string. What no token covers is white space, and by its place on the line `line` or
+    `space`. Bytes that are not UTF-8 do no harm inside strings and comments.
+    """
+    letters, byte_ends = characters(text)
+    lines = letters.removeprefix(_BOM).split("\n")
+    starts = np.cumsum([letters.startswith(_BOM), *(len(line) + 1 for line in lines)])
+    class_of_letter = _white_space(letters)
+    try:
+        for name, (row, column), (end_row, end_column) in _spans(lines):
+            span = slice(starts[row - 1] + column, starts[end_row - 1] + end_column)
+            class_of_letter[span] = CLASSES.index(name)
+    except (tokenize.TokenError, SyntaxError, IndexError):
+        return None
+    return np.repeat(class_of_letter, np.diff(byte_ends))
+
+
+def _white_space(letters: str) -> np.ndarray:
+    """`line` for the ends of lines (continued ones, too) and the white space that begins them,
+    `space` for all else.
+    """
+    code = np.frombuffer(letters.encode("utf-32-le"), np.uint32)
+    ends = np.isin(code, [ord(letter) for letter in "\r\n\\"])
+    solid = ~np.isin(code, [ord(letter) for letter in " \t\f"])
+    # Indentation: the last thing before it that is not white is the end of a line, or nothing.
+    last = np.maximum.accumulate(np.where(solid, np.arange(code.size), -1), dtype=np.int64)
+    begins = (last < 0) | (code[np.maximum(last, 0)] == ord("\n"))
+    line, space = (np.uint8(CLASSES.index(name)) for name in ("line", "space"))
+    return np.where(ends | begins, line, space)
+
+
+def _spans(lines: Sequence[str]) -> Iterator[tuple[str, Place, Place]]:
+    """(class, begin, end) of all that is not white space; places are (row, column)."""
+    readline = io.StringIO("\n".join(lines), newline="\n").readline
+    depth, begin, before = 0, None, ""
+    for token in tokenize.generate_tokens(readline):
+        kind = tokenize.tok_name[token.type]
+        if kind in _OPENING:
+            begin, depth = begin if depth else token.start, depth + 1
+        elif kind in _CLOSING:
+            depth -= 1
+            if not depth:
+                yield "string", begin, token.end
+        elif not depth and kind == "NAME":
+            yield _of_name(token.string, before), token.start, token.end
+        elif not depth and kind in _BY_TYPE:
+            real = kind != "OP" or token.string in EXACT_TOKEN_TYPES  # a stray `$` is one in 3.12
+            yield _BY_TYPE[kind] if real else "other", token.start, token.end
+        before = token.string
+
+
+def _of_name(name: str, before: str) -> str:
+    if keyword.iskeyword(name):
+        return "keyword"
+    return "builtin" if name in _BUILTINS and before != "." else "name"
+
+
+def of_tokens(
+    class_of_byte: np.ndarray, text: bytes, begin_T: np.ndarray, end_T: np.ndarray
+) -> np.ndarray:
+    """The class of each token, from the bytes ``begin_T`` to ``end_T`` of the text: that of its
+    first byte that is not a space, or of its first if all are. A token without bytes (the later ones
+    of a character that several share) has the class of the byte before.
+    """
+    solid = np.flatnonzero(np.frombuffer(text, np.uint8) != ord(" "))
+    next_T = np.append(solid, len(text))[np.searchsorted(solid, begin_T)]
+    at_T = np.where(next_T < end_T, next_T, begin_T - (begin_T == end_T))
+    return class_of_byte[np.maximum(at_T, 0)]
+
+
+def domains(paths: Sequence[str], alone: str) -> list[str]:
+    """The first folder of each path below what all have in common; ``alone`` for files in none."""
+    folders = [os.path.dirname(path) for path in paths]
+    root = os.path.commonpath(folders) if all(folders) else ""
+    below = [os.path.relpath(folder or ".", root or ".") for folder in folders]
+    return [alone if folder == "." else folder.split(os.sep)[0] for folder in below]
+
+
+def most_frequent(labels: Sequence, most: int) -> tuple[np.ndarray, list]:
+    """The index of each label among the ``most`` frequent ones, and these, the first most frequent;
+    all others have the index after theirs.
+    """
+    kept = [label for label, _ in Counter(labels).most_common(most)]
+    index = {label: i for i, label in enumerate(kept)}
+    return np.array([index.get(label, len(kept)) for label in labels], np.int32), kept
+
+
+def shown(token: bytes) -> str:
+    """A token as a label: white space that can be seen, control characters by their number."""
+    letters = token.decode("utf-8", "backslashreplace")
+    visible = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+    return "".join(
+        visible.get(letter) or (letter if letter.isprintable() else ascii(letter)[1:-1])
+        for letter in letters
+    )

@@ -1,0 +1,203 @@
+"""How far experts specialise: what their choices tell of the class of a token.
+
+The counts are of choices, ``counts_EY``: how often a token of class y (Y of them) asked for expert
+e. P below is their distribution. Muennighoff et al. 2024 (OLMoE), section 5, and Jiang et al. 2024
+(Mixtral), section 5, show the share of a domain's, or of a token's, choices that each expert gets;
+lift is that share over the expert's share of all choices.
+
+What chance would give is found by shifting the classes around a circle against the routing: this
+keeps how long runs of a class and runs of an expert are. Neighbouring tokens are alike in both, so
+that a plain permutation would call almost anything significant.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SURE = 3.0
+"""Standard deviations from the mean of the shifted counts, from which a cell is not chance."""
+
+
+def counts(chosen_TE: np.ndarray, class_T: np.ndarray, classes: int) -> np.ndarray:
+    """``counts_EY``, int64, of tokens that chose (bool) experts; exact up to 2^24 tokens."""
+    return next(_counts(chosen_TE, class_T, classes, [0]))
+
+
+def shifted_counts(
+    chosen_TE: np.ndarray, class_T: np.ndarray, classes: int, shifts: Sequence[int]
+) -> np.ndarray:
+    """``counts_ZEY``: the counts with the classes moved so many tokens on, in a circle."""
+    return np.stack([*_counts(chosen_TE, class_T, classes, shifts)])
+
+
+def _counts(
+    chosen_TE: np.ndarray, class_T: np.ndarray, classes: int, shifts: Sequence[int]
+) -> Iterator[np.ndarray]:
+    chosen_ET = np.ascontiguousarray(chosen_TE.T, np.float32)
+    one_hot_TY = np.eye(classes, dtype=np.float32)[class_T]
+    return ((chosen_ET @ np.roll(one_hot_TY, by, 0)).astype(np.int64) for by in shifts)
+
+
+def draw_shifts(tokens: int, least: int, count: int, seed: int = 0) -> list[int]:
+    """Random shifts of a circle of so many tokens, none of them by fewer than ``least`` (or a
+    quarter of the circle) either way.
+    """
+    least = min(least, tokens // 4)
+    return np.random.default_rng(seed).integers(least, tokens - least + 1, count).tolist()
+
+
+def lift(counts_EY: np.ndarray) -> np.ndarray:
+    """P(expert | class) / P(expert), ``lift_EY``: 1 where the class has nothing to do with it, or
+    there is nothing. Leading dimensions are kept.
+    """
+    total = counts_EY.sum((-2, -1), keepdims=True)
+    expected_EY = counts_EY.sum(-1, keepdims=True) * counts_EY.sum(-2, keepdims=True)
+    out_EY = np.ones(counts_EY.shape)
+    return np.divide(counts_EY * total, expected_EY, out=out_EY, where=expected_EY > 0)
+
+
+def z_scores(counts_EY: np.ndarray, null_ZEY: np.ndarray) -> np.ndarray:
+    """Distance of the counts from the mean of the shifted ones, in their standard deviations; 0
+    where these are all the same.
+    """
+    sd_EY = null_ZEY.std(0, ddof=1)
+    away_EY = counts_EY - null_ZEY.mean(0)
+    return np.divide(away_EY, sd_EY, out=np.zeros(sd_EY.shape), where=sd_EY > 0)
+
+
+def contributions(counts_EY: np.ndarray) -> np.ndarray:
+    """P(e, y) log2 lift, ``bits_EY``: the parts of the mutual information; see there."""
+    share_EY = counts_EY / np.maximum(counts_EY.sum((-2, -1), keepdims=True), 1)
+    return share_EY * np.log2(np.where(counts_EY > 0, lift(counts_EY), 1))
+
+
+def mutual_information(counts_EY: np.ndarray) -> np.ndarray:
+    """Bits that one choice of a token tells of its class: sum of P(e, y) log2 lift. Leading
+    dimensions are kept. Of few tokens it is too large (what shifted classes give says by how much).
+    """
+    return contributions(counts_EY).sum((-2, -1))
+
+
+def entropy(count_Y: np.ndarray) -> float:
+    """Bits that it takes to tell the class: no routing can tell more."""
+    share_Y = count_Y[count_Y > 0] / count_Y.sum()
+    return float(-(share_Y * np.log2(share_Y)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """Who chose whom, of all tokens and layers: a bit for each expert."""
+
+    packed_LTE: np.ndarray
+    """uint8; eight experts in a byte."""
+    experts: int
+
+    def __len__(self) -> int:
+        return len(self.packed_LTE)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """``chosen_TE`` (bool) of each layer."""
+        return map(self.layer, range(len(self)))
+
+    def layer(self, index: int) -> np.ndarray:
+        """``chosen_TE`` (bool) of a layer."""
+        return np.unpackbits(self.packed_LTE[index], axis=-1, count=self.experts).astype(bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Association:
+    """What the routing has to do with one kind of class; L are the routed layers."""
+
+    names: tuple[str, ...]
+    """Of the classes (Y)."""
+    counts_LEY: np.ndarray
+    z_LEY: np.ndarray
+    bits_L: np.ndarray
+    """Mutual information of expert and class."""
+    chance_L: np.ndarray
+    """Its mean over the shifts."""
+    chance_sd_L: np.ndarray
+    """Its standard deviation over the shifts."""
+    shuffled_L: np.ndarray
+    """The same of the shuffled text: what tokens tell without their order."""
+    entropy: float
+    """Of the class of a token, in bits."""
+
+    @property
+    def lift_LEY(self) -> np.ndarray:
+        """P(expert | class) / P(expert)."""
+        return lift(self.counts_LEY)
+
+    @property
+    def sure_LEY(self) -> np.ndarray:
+        """Whether a cell is not chance."""
+        return np.abs(self.z_LEY) >= SURE
+
+
+def associate(
+    choices: Choices,
+    shuffled: Choices,
+    class_T: np.ndarray,
+    order_T: np.ndarray,
+    names: Sequence[str],
+    shifts: Sequence[int],
+) -> Association:
+    """Compare the choices of the tokens of a text with their classes. In the shuffled text, token t
+    is the one that was ``order_T[t]``.
+    """
+    Y, found = len(names), []
+    for chosen_TE, moved_TE in zip(choices, shuffled, strict=True):
+        own_EY = counts(chosen_TE, class_T, Y)
+        null_ZEY = shifted_counts(chosen_TE, class_T, Y, shifts)
+        chance_Z = mutual_information(null_ZEY)
+        moved_EY = counts(moved_TE, class_T[order_T], Y)
+        found.append(
+            (
+                own_EY,
+                z_scores(own_EY, null_ZEY),
+                mutual_information(own_EY),
+                chance_Z.mean(),
+                chance_Z.std(ddof=1),
+                mutual_information(moved_EY),
+            )
+        )
+    stacked = (np.stack(values) for values in zip(*found, strict=True))
+    return Association(tuple(names), *stacked, entropy(np.bincount(class_T, minlength=Y)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An expert and a class that it takes more of than its share."""
+
+    layer: int
+    """Among the routed ones."""
+    expert: int
+    label: int
+    lift: float
+    z: float
+    bits: float
+    """What it adds to the mutual information."""
+    of_class: float
+    """Share of the class's choices that the expert has."""
+    of_expert: float
+    """Share of the expert's choices that the class has."""
+
+
+def strongest(of: Association, count: int) -> list[Cell]:
+    """The cells with more than their share that add most to their layer's mutual information, of
+    those that are not chance.
+    """
+    bits_LEY, lift_LEY = contributions(of.counts_LEY), of.lift_LEY
+    worth_LEY = np.where(of.z_LEY >= SURE, bits_LEY, 0)
+    best = np.argsort(-worth_LEY, axis=None, kind="stable")[:count]
+    places = zip(*np.unravel_index(best, worth_LEY.shape), strict=True)
+    found = []
+    for layer, expert, label in (map(int, place) for place in places):
+        at, counted_EY = (layer, expert, label), of.counts_LEY[layer]
+        if worth_LEY[at] > 0:
+            count_ = counted_EY[expert, label]
+            shares = count_ / counted_EY[:, label].sum(), count_ / counted_EY[expert].sum()
+            values = (x_LEY[at] for x_LEY in (lift_LEY, of.z_LEY, bits_LEY))
+            found.append(Cell(*at, *map(float, values), *map(float, shares)))
+    return found

@@ -108,6 +108,50 @@ def study(arguments: Namespace) -> None:
     print(f"results  {directory / 'results.json'}", flush=True)
 
 
+def report_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `moejax report`."""
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, finished or not"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the page is written; by default report.html in RUN, or comparison.html here for"
+        " several",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures as JSON; write only to --output"
+    )
+
+
+def report(arguments: Namespace) -> None:
+    """Write the page of a run, or of several side by side."""
+    from moejax.config import check
+    from moejax.observe.comparison import study_html
+    from moejax.observe.report import report_html
+    from moejax.observe.results import to_json
+    from moejax.observe.side_by_side import read_trained, side_by_side
+    from moejax.observe.tables import markdown, table
+    from moejax.train.run_directory import write_text
+
+    runs, output = arguments.runs, arguments.output
+    check(output is None or not output.is_dir(), f"--output {output} is a directory: name a file.")
+    command = shlex.join(["moejax", *sys.argv[1:]])
+    comparison = side_by_side(runs, command)
+    if output is None and not arguments.json:
+        output = runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
+    if output is not None:
+        there = output.parent.is_dir()
+        check(there, f"--output {output}: there is no directory {output.parent}.")
+        one = len(runs) == 1
+        write_text(output, report_html(read_trained(runs[0])) if one else study_html(comparison))
+    if arguments.json:
+        print(json.dumps(to_json(comparison), indent=2), flush=True)
+        return
+    print(f"{markdown(table(comparison))}\npage     {output}", flush=True)
+
+
 def compile_on_the_cpu() -> None:
     """Let JAX look for no TPU: libtpu is here to compile."""
     import jax
@@ -247,6 +291,11 @@ def no_arguments(parser: ArgumentParser) -> None:
 COMMANDS: dict[str, Command | Group] = {
     "study": Command(
         "train a set of configs under equal conditions and compare them", study_arguments, study
+    ),
+    "report": Command(
+        "the page of a run, or of several runs side by side (RUN [RUN ...])",
+        report_arguments,
+        report,
     ),
     "generate": of_model(
         "inference", "generate", "text from a trained model (RUN --prompt 'def ')"

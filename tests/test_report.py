@@ -11,8 +11,9 @@ import pytest
 from moejax.config import Config, to_dict
 from moejax.observe.charts import Axis, Series, line_chart, robust_range
 from moejax.observe.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
-from moejax.observe.records import Load, Run, read_run
+from moejax.observe.records import Choices, Load, Run, read_run
 from moejax.observe.report import report_html, write_report
+from moejax.observe.router_figures import together
 from moejax.observe.units import duration, exact, short, tick_labels
 from moejax.observe.verdict import verdict
 
@@ -27,6 +28,11 @@ ROUTING_FIGURES = (
     "Entropy of the router, nats",
     "Dropped choices, %",
     "Dropped choices by layer, %",
+    "Dropped choices by position, %",
+    "Entropy by layer, nats",
+    "Norm of router weights",
+    "Selection bias",
+    "Router saturation, %",
     "Z-loss",
 )
 OTHER_FIGURES = (
@@ -106,6 +112,8 @@ def write_run(directory, routed=True):
         lines.append(train_line(i) | (routing_values(i) if routed else {}))
         if i % 4 == 0:
             lines.append(validation_line(lines[-1]))
+            if routed:
+                write_choices(directory, i)
         if routed:
             write_load(directory / "load", i)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -132,9 +140,27 @@ def write_load(directory, i: int, experts=EXPERTS):
         directory / f"{i * EVERY:08d}.npz",
         asked_LE=asked_LE,
         seated_LE=np.minimum(asked_LE, 1050),
+        asked_LW=np.full((LAYERS, 4), 100),
+        seated_LW=np.array([[100, 90, 80, 70]] * LAYERS),
+        entropy_L=np.linspace(1.0, 1.5, LAYERS),
+        router_norm_LE=np.full((LAYERS, experts), 1 + i / 10),
+        bias_LE=np.linspace(-0.1, 0.1, LAYERS * experts).reshape(LAYERS, experts),
         tokens=4096,
         layers=np.arange(1, LAYERS + 1),
     )
+
+
+def write_choices(directory, i: int):
+    """Two experts for each of 64 tokens; more of them are the last ones, the later it is."""
+    final_LT = np.random.default_rng(0).integers(0, EXPERTS, (LAYERS, 64))
+    other_LT = np.random.default_rng(i).integers(0, EXPERTS, (LAYERS, 64))
+    first_LT = np.where(np.arange(64) < 64 * i / INTERVALS, final_LT, other_LT)
+    chosen_LBNE = np.zeros((LAYERS, 2, 32, EXPERTS), bool)
+    for choice_LT in (first_LT, (first_LT + 1) % EXPERTS):
+        np.put_along_axis(chosen_LBNE, choice_LT.reshape(LAYERS, 2, 32, 1), True, -1)
+    (directory / "choices").mkdir(exist_ok=True)
+    arrays = {"bits": np.packbits(chosen_LBNE), "shape": np.array(chosen_LBNE.shape)}
+    np.savez(directory / "choices" / f"{i * EVERY:08d}.npz", **arrays)
 
 
 @pytest.fixture
@@ -150,6 +176,7 @@ def page_of(directory) -> tuple[str, Tags]:
 def test_an_moe_run_has_every_figure_and_a_reading_guide_for_each(moe_run):
     html, tags = page_of(moe_run)
     assert set(tags.titles) == {*ROUTING_FIGURES, *OTHER_FIGURES, "Layer 2"}
+    assert tags.titles.count("Layer 2") == 2  # the load, and the experts chosen together
     assert html.count("<figcaption>") == html.count("<figure>") == len(tags.titles)
     assert "None" not in html.split("<details>")[0] and "nan" not in html.split("<script>")[0]
     assert [path.name for path in moe_run.glob(".*")] == []
@@ -194,7 +221,7 @@ def test_missing_files_are_survived(moe_run, missing):
             path.rmdir() if path.is_dir() else path.unlink()
     html, tags = page_of(moe_run)
     assert ("Max violation" in tags.titles) == (missing != "all")
-    assert ("Layer 1" in tags.titles) == (missing not in ("all", "load"))
+    assert ("Selection bias" in tags.titles) == (missing not in ("all", "load"))
     assert ("No metrics have been logged" in html) == (missing == "all")
     assert ("<h2>Sample</h2>" in html) == (missing not in ("all", "sample.txt"))
 
@@ -215,10 +242,23 @@ def test_damaged_files_are_survived_and_named(moe_run):
 def test_a_large_run_stays_small():
     asked_ILE = np.random.default_rng(0).integers(0, 1000, (200, 61, 256))
     step_I = np.arange(1, 201) * 250
-    load = Load(0, step_I, asked_ILE, asked_ILE // 2, asked_ILE[-1], tuple(range(3, 64)))
+    load = Load(
+        begin=0,
+        step_I=step_I,
+        asked_ILE=asked_ILE,
+        seated_ILE=asked_ILE // 2,
+        last_asked_LE=asked_ILE[-1],
+        layers=tuple(range(3, 64)),
+        entropy_IL=asked_ILE[..., 0] / 100,
+        router_norm_ILE=asked_ILE / 10,
+        bias_ILE=asked_ILE / 1000,
+    )
+    together_LEE = np.random.default_rng(1).integers(1, 50, (61, 256, 256))
+    choices = Choices(step_I[::10], asked_ILE[::10, :, 0] / 1000, together_LEE)
     train = tuple(train_line(i) | routing_values(i) for i in range(1, 3001))
-    html = report_html(Run(directory=None, summary={"name": "large"}, train=train, load=load))
-    assert len(html.encode()) < 1_000_000
+    run = Run(directory=None, summary={"name": "large"}, train=train, load=load, choices=choices)
+    html = report_html(run)
+    assert len(html.encode()) < 1_500_000
     titles = Tags(html).titles
     assert {"Layer 3", "Layer 63", "Dropped choices by layer"} <= set(titles)
 
@@ -229,6 +269,36 @@ def test_load_is_summed_over_stretches_of_training(moe_run):
     np.testing.assert_array_equal(fine.asked_ILE.sum(0), coarse.asked_ILE.sum(0))
     np.testing.assert_array_equal(fine.asked_ILE[-1], coarse.last_asked_LE)
     assert (coarse.begin, coarse.step_I[-1], coarse.layers) == (0, INTERVALS * EVERY, (1, 2, 3))
+
+
+def test_choices_are_held_against_those_of_the_last_evaluation(moe_run):
+    """By hand: a third of the tokens choose as in the end after a third of the training."""
+    choices = read_run(moe_run).choices
+    np.testing.assert_array_equal(choices.step_I, [200, 400, 600])
+    assert (choices.saturation_IL[0] < choices.saturation_IL[1]).all()
+    assert (choices.saturation_IL[0] >= 1 / 3).all() and (choices.saturation_IL[2] == 1).all()
+    assert choices.together_LEE.sum((1, 2)).tolist() == [4 * 64] * LAYERS  # ordered pairs and loads
+
+
+def test_pairs_are_held_against_what_loads_suggest():
+    """Loads 4, 4, 2, 2: experts 0 and 1 share all their tokens, as 2 and 3 do."""
+    count_EE = np.array([[4, 4, 0, 0], [4, 4, 0, 0], [0, 0, 2, 2], [0, 0, 2, 2]])
+    lift_EE = together(count_EE[None])[0]
+    # Of 12 ordered pairs, 16 / 104 each way are expected of 0 and 1: products of loads 16, 8, 4.
+    np.testing.assert_allclose(lift_EE[0], [1, 4 / (12 * 16 / 104), 0, 0])
+    np.testing.assert_allclose(lift_EE[2], [0, 0, 1, 2 / (12 * 4 / 104)])
+    assert (together(np.diag([3, 2])[None]) == 1).all()  # no token chose two
+
+
+def test_alarms_stand_at_the_head_of_the_report(moe_run):
+    alarm = {"kind": "drops", "words": "30% of <all> choices are dropped."}
+    for i in (13, 14):
+        line = train_line(i) | routing_values(i) | {"alarms": [alarm]}
+        with (moe_run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    html, _ = page_of(moe_run)
+    words = "Alarm (drops) at step 700, told 2 times since step 650: 30% of &lt;all&gt; choices"
+    assert words in html.split("</header>")[0]
 
 
 def test_a_resumed_run_counts_a_step_once(moe_run):

@@ -11,6 +11,7 @@ from moejax.config.distributed import DistributedConfig
 from moejax.config.files import (
     call_file,
     differences,
+    flat,
     from_dict,
     load_config_file,
     read_config_json,
@@ -42,6 +43,7 @@ __all__ = [
     "check_types",
     "differences",
     "flag",
+    "flat",
     "from_dict",
     "load_config_file",
     "read_config_json",

@@ -109,3 +109,12 @@ def differences(old: Any, new: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
         elif before != after:
             found[at + item.name] = (before, after)
     return found
+
+
+def flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested dicts as one: ``{"optim": {"beta1": 0.9}}`` as ``{"optim.beta1": 0.9}``."""
+    found = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{at}{name}.") if inner else {at + name: value}
+    return found

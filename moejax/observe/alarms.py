@@ -131,9 +131,11 @@ def _drops(recent: Recent, config: Config) -> str | None:
     if not recent.lasting(lambda line: number(line.get("dropped_fraction")) > MOST_DROPPED):
         return None
     share, factor = recent.lines[-1]["dropped_fraction"], config.model.moe.capacity_factor
-    flag = "--model.moe.capacity-factor"
-    larger = f"{flag} {max(1.25, 1.25 * (factor or 1)):g} (now {factor}) makes room, {flag} None"
-    return f"{share:.0%} of all choices are dropped. {larger} drops nothing; so does balance."
+    flag, larger = "--model.moe.capacity-factor", max(1.25, 1.25 * (factor or 1))
+    return (
+        f"{share:.0%} of all choices are dropped. There is more room with {flag} {larger:.3g} (now"
+        f" {factor}), or None, which drops nothing; an even load needs less."
+    )
 
 
 def _logits(recent: Recent, config: Config) -> str | None:

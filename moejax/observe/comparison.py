@@ -54,7 +54,7 @@ def _head(comparison: Comparison) -> str:
     known = (runs[0].summary.get(key) for key in ("data", "devices")) if runs else ()
     about = [str(words) for words in known if words]
     return (
-        f'<header><div class="mark">moejax study</div><h1>{page.text(comparison.title)}</h1>'
+        f'<header><div class="mark">moejax comparison</div><h1>{page.text(comparison.title)}</h1>'
         f'<p class="verdict">{page.text(comparison.question)}</p>'
         f'<p class="about">{page.text(" · ".join(about))}</p>'
         f"<pre>{page.text(comparison.command)}</pre>{_notes(comparison)}</header>"

@@ -66,7 +66,7 @@ def pairs(run: Run) -> str:
         " take each other's place.</p>"
     )
     figures = page.folded(maps, MOST_OPEN_PAIRS, "layers")
-    return page.section("Experts chosen together", figures, intro + ratio_key(), small=True)
+    return page.section("Experts chosen together", figures, intro + ratio_key())
 
 
 def together(count_LEE: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def _pair_map(layer: int, lift_EE: np.ndarray, load_E: np.ndarray) -> str:
     everywhere_YX = np.ones(lift_YX.shape, bool)
     chart = lift_heatmap(lift_YX, everywhere_YX, names, names, "expert", "expert", remark)
     guide = "Rows and columns are experts" + (len(shown) < experts) * f", the {MOST_ROWS} busiest"
-    return page.figure(f"Layer {layer}", chart, f"{guide}; good: no pair stands out everywhere.")
+    return page.figure(f"Layer {layer}", chart, f"{guide}; the diagonal means nothing.")
 
 
 def drops_by_position(load: Load, config: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 import moejax
 from moejax import balance
 from moejax import mesh as meshes
-from moejax.config import Config, to_dict
+from moejax.config import Config, flat, to_dict
 from moejax.data.pipeline import TrainBatches, join_states, train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
@@ -223,15 +223,6 @@ def settings(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, 
         "the version of jax": jax.__version__,
         "the version of moejax": moejax.__version__,
     }
-
-
-def flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested dicts as one: ``{"optim": {"beta1": 0.9}}`` as ``{"optim.beta1": 0.9}``."""
-    found = {}
-    for name, value in values.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{at}{name}.") if inner else {at + name: value}
-    return found
 
 
 def warn_of_decoding(config: Config) -> None:

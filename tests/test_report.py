@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from moejax.config import Config, to_dict
+from moejax.errors import RunError
 from moejax.observe.charts import Axis, Series, line_chart, robust_range
 from moejax.observe.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
 from moejax.observe.records import Choices, Load, Run, read_run
 from moejax.observe.report import report_html, write_report
 from moejax.observe.router_figures import together
+from moejax.observe.side_by_side import side_by_side
 from moejax.observe.units import duration, exact, short, tick_labels
 from moejax.observe.verdict import verdict
 
@@ -385,3 +387,32 @@ def test_numbers_read_well():
     ]
     assert [exact(v) for v in (1.65432, 23_406.2, math.nan)] == ["1.654", "23,406", "not finite"]
     assert [duration(s) for s in (12.5, 192, 20_400)] == ["12.5 s", "3 min 12 s", "5 h 40 min"]
+
+
+def test_runs_side_by_side_have_the_names_of_their_directories(tmp_path):
+    runs = [tmp_path / "x" / "one", tmp_path / "x" / "two", tmp_path / "y" / "one"]
+    for run in runs:
+        run.mkdir(parents=True)
+        write_run(run)
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["optim"]["learning_rate"] = 0.5
+    config["run"]["steps"] = 600
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    both = side_by_side(runs[:2], "")
+    assert [(one.name, one.status) for one in both.outcomes] == [
+        ("one", "not finished"),
+        ("two", "finished"),
+    ]
+    assert both.settings["optim.learning_rate"] == {"one": 3e-3, "two": 0.5}
+    assert set(both.settings) == {"optim.learning_rate", "run.steps"}
+    assert [one.name for one in side_by_side(runs, "").outcomes] == [str(run) for run in runs]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="there is no directory .*nowhere"):
+        side_by_side([tmp_path / "nowhere"], "")
+    with pytest.raises(RunError, match="no metrics of a run"):
+        side_by_side([tmp_path], "")
+    write_run(tmp_path)
+    with pytest.raises(RunError, match="given twice"):
+        side_by_side([tmp_path, tmp_path], "")

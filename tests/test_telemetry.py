@@ -24,7 +24,7 @@ def test_stretches_are_as_equal_as_can_be():
 
 @pytest.mark.parametrize("group_size", [8, 32])
 def test_drops_are_counted_where_they_happen(tiny, batch, group_size):
-    """One slot for each expert, in groups that are half a sequence, or two; padding asks for none."""
+    """One slot for each expert, in groups of half a sequence or of two; padding asks for none."""
     moe = dataclasses.replace(tiny.model.moe, group_size=group_size, capacity_factor=0.1)
     config = dataclasses.replace(tiny.model, moe=moe)
     model = DecoderLM(config, 257)

@@ -27,13 +27,13 @@ def read_trained(directory: Path) -> Run:
 
 
 def side_by_side(directories: Sequence[Path], command: str) -> Comparison:
-    """Compare the runs in these directories, each under its own name. Raises ``RunError`` if one is
-    not a run's, or is given twice.
+    """Compare the runs in these directories, each under the name of its own. Raises ``RunError`` if
+    one is not a run's, or is given twice.
     """
     runs = {directory: read_trained(directory) for directory in directories}
     if len(runs) < len(directories):
         raise RunError("a run is given twice: each must have a directory of its own.")
-    names = [run.name for run in runs.values()]
+    names = [directory.resolve().name for directory in runs]
     if len(set(names)) < len(names):
         names = [str(directory) for directory in runs]
     return Comparison(

@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moejax.config import BalanceConfig, Config, ModelConfig, MoEConfig
 from moejax.observe.alarms import PATIENCE, SILENCE, Recent, alarms, dead, effective_experts
+from moejax.train.run_directory import RunDirectory
 
+ROOT = Path(__file__).parents[1]
 LAYERS = (1, 3)
 EVEN = np.full((2, 4), 1000)
 
@@ -116,3 +121,38 @@ def test_a_dense_model_and_a_run_that_has_just_begun_are_silent(loads):
     dense = dataclasses.replace(config(), model=ModelConfig(num_layers=1, width=16, num_heads=2))
     only = {"loss": 2.0, "skipped_updates": 0}
     assert alarms(Recent([only], loads, LAYERS), dense) == []
+
+
+# Runs made to fail.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        (["--model.moe.balance.loss-weight", "0"], {"collapse", "drops"}),
+        (["--model.moe.capacity-factor", "0.5"], {"drops"}),
+        (
+            ["--optim.learning-rate", "2", "--optim.muon-learning-rate", "3"]
+            + ["--optim.router-learning-rate", "0.3"],
+            {"router logits"},
+        ),
+    ],
+)
+def test_alarms_fire_on_runs_made_to_fail(tmp_path, flags, kinds):
+    """The quickstart without balance (whose routers are biased from the start), with too few slots,
+    and with 100 times the learning rate. The quickstart as it is, is silent: CI looks at it.
+    """
+    command = [sys.executable, "train.py", "--config", "configs/quickstart.py", *flags]
+    command += ["--run.steps", "60", "--run.log-every", "10", "--run.eval-batches", "1"]
+    command += ["--run.sample-tokens", "0", "--run.directory", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
+    )
+    with RunDirectory(tmp_path) as run:
+        lines = run.metrics("train")
+    told = [alarm for line in lines for alarm in line.get("alarms", ())]
+    assert kinds <= {alarm["kind"] for alarm in told}
+    said = [line for line in done.stdout.splitlines() if line.startswith("alarm    ")]
+    assert said == [f"alarm    {alarm['words']}" for alarm in told]
+    assert f"Alarm ({min(kinds)})" in (tmp_path / "report.html").read_text()

@@ -192,12 +192,13 @@ pre{margin:0;padding:14px;background:var(--card);border:1px solid var(--rule);bo
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 white-space:pre-wrap;overflow-wrap:anywhere}
 pre b{color:var(--c1)}
-.snips{list-style:none;margin:8px 0 0;padding:0;white-space:pre-wrap;overflow-wrap:anywhere;
+.snips{list-style:none;margin:8px 0 0;padding:0;white-space:break-spaces;overflow-wrap:anywhere;
 font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .snips li{border-top:1px solid var(--rule);padding:4px 0;color:var(--soft)}
 .snips u{color:var(--ink);text-decoration-color:var(--c1);text-underline-offset:2px}
 .snips b{color:var(--card);background:var(--c1);border-radius:2px}
-.snips.row li{display:inline-block;border:0;margin-right:14px}.snips i{color:var(--ink);font-style:normal}
+.snips.row li{display:inline-block;border:0;margin-right:14px}
+.snips i{color:var(--ink);font-style:normal}
 .settings{columns:320px;column-gap:28px;margin-top:10px}
 table{width:100%;border-collapse:collapse;font-size:13px;margin:0 0 18px;break-inside:avoid}
 caption{text-align:left;font-weight:600;padding:4px 0}

@@ -22,6 +22,7 @@ from moejax.observe.classes import (
     python_classes,
     shown,
 )
+from moejax.observe.heatmaps import _lift_palette, lift_heatmap
 from moejax.observe.sample import Sample, draw_sample
 from moejax.observe.snippets import snippet, spread_over
 from moejax.observe.specialisation import (
@@ -306,6 +307,18 @@ def test_chance_is_what_it_should_be_also_for_runs():
     assert z.size == 320
     assert (z >= SURE).mean() < 0.02 and 0.8 < np.std(shifted) < 1.25
     assert (naive >= SURE).mean() > 0.25
+
+
+def test_a_map_says_of_each_cell_whether_it_is_sure():
+    """By the last bit of its alpha, which the hover script reads; numbers are of sure cells."""
+    palette = _lift_palette()
+    sure, pale = np.split(palette, 2)
+    assert (sure[:, 3] % 2 == 0).all() and (pale[:, 3] % 2 == 1).all()
+    assert (pale[:, 3] <= np.maximum(1, sure[:, 3] // 4 + 1)).all()
+    lift_YX, sure_YX = np.array([[1.25, 3.5], [0.5, 0.75]]), np.array([[1, 0], [0, 1]], bool)
+    html = lift_heatmap(lift_YX, sure_YX, ["<a>", "b" * 30], ["0", "null 0"], "expert", "class")
+    assert "1.25" in html and "0.75" in html and "3.50" not in html and "0.50" not in html
+    assert "<a>" not in html and ">" + "b" * 15 + "…<" in html and "null 0" in html
 
 
 # --- the command

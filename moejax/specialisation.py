@@ -136,7 +136,6 @@ def look(
         data=about,
         layers=layers,
         experts=names,
-        top_k=config.moe.top_k,
         tokens=tokens,
         documents=sample.documents,
         not_python=sample.not_python,

@@ -116,8 +116,8 @@ def of_tokens(
     class_of_byte: np.ndarray, text: bytes, begin_T: np.ndarray, end_T: np.ndarray
 ) -> np.ndarray:
     """The class of each token, from the bytes ``begin_T`` to ``end_T`` of the text: that of its
-    first byte that is not a space, or of its first if all are. A token without bytes (the later ones
-    of a character that several share) has the class of the byte before.
+    first byte that is not a space, or of its first if all are. A token without bytes (where several
+    share a character, all but the first) has the class of the byte before.
     """
     solid = np.flatnonzero(np.frombuffer(text, np.uint8) != ord(" "))
     next_T = np.append(solid, len(text))[np.searchsorted(solid, begin_T)]

@@ -24,8 +24,8 @@ WARM, COLD, EMPTY = (232, 89, 12), (24, 119, 214), (190, 24, 148)
 MOST_ROWS = 64
 LONGEST_NAME = 16
 """Letters of the name of a row; longer ones are cut off."""
-NAME_UNITS = 7
-"""Units of the drawing that a letter of such a name may take."""
+NAME_UNITS = 9
+"""Units of the drawing that a letter of such a name may take, on a phone."""
 
 
 def ratios(load_RE: np.ndarray) -> np.ndarray:

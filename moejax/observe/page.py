@@ -192,7 +192,7 @@ pre{margin:0;padding:14px;background:var(--card);border:1px solid var(--rule);bo
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 white-space:pre-wrap;overflow-wrap:anywhere}
 pre b{color:var(--c1)}
-.snips{list-style:none;margin:8px 0 0;padding:0;white-space:pre-wrap;overflow-wrap:anywhere;
+.snips{list-style:none;margin:8px 0 0;padding:0;white-space:break-spaces;overflow-wrap:anywhere;
 font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .snips li{border-top:1px solid var(--rule);padding:4px 0;color:var(--soft)}
 .snips u{color:var(--ink);text-decoration-color:var(--c1);text-underline-offset:2px}

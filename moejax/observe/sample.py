@@ -86,9 +86,9 @@ class Sample:
 def draw_sample(
     documents: Documents, tokenizer: Tokenizer, length: int, tokens: int, whole: int = 1
 ) -> Sample:
-    """About ``tokens`` tokens in pieces of at most ``length``; see ``data.spread``. Rows are as long
-    as the longest piece, up to a multiple of ``whole``. What is kept grows with ``tokens``, not with
-    the text.
+    """About ``tokens`` tokens in pieces of at most ``length``; see ``data.spread``. Rows are as
+    long as the longest piece, up to a multiple of ``whole``. What is kept grows with ``tokens``,
+    not with the text. Raises ``ConfigError`` for a text without any.
     """
     kept: list[_Kept] = []
     for _, group in itertools.groupby(

@@ -18,6 +18,16 @@ _LIFT = (
     " text (the share that Muennighoff et al. 2024, OLMoE, and Jiang et al. 2024, Mixtral, show in"
     " their sections 5, over the expert's share of all choices)."
 )
+_PYTHON = (
+    "Classes are those of Python's own tokenizer; a token has that of its first byte that is not a"
+    " space. Name: a name that is not built in, or follows a dot; line: ends of lines, and the"
+    " indentation after them."
+)
+_TOKENS = "Classes are the most frequent tokens."
+_DOMAINS = (
+    "A domain is the folder that a file is in (the package of a module). Documents are few and"
+    " each is one piece of its domain: chance reaches far. Lift and colours as above."
+)
 _NULL = (
     "Chance is what is left when the classes are shifted in a circle against the routing, {shifts}"
     f" times; pale cells lie within {SURE:g} standard deviations of it (about 3 in 1,000 others lie"
@@ -40,7 +50,6 @@ class Findings:
     layers: tuple[int, ...]
     """Their numbers in the model."""
     experts: tuple[str, ...]
-    top_k: int
     tokens: int
     documents: int
     not_python: int | None
@@ -55,9 +64,11 @@ def specialisation_html(found: Findings) -> str:
     layers times that of experts in its maps, and by the number of portraits.
     """
     parts = [_head(found), page.tiles(_key_numbers(found)), _information(found)]
-    parts.append(_maps(found, found.classes, "Classes", "class"))
+    classes = _TOKENS if found.not_python is None else _PYTHON
+    intro = f"{classes} {_LIFT} {_NULL.format(shifts=found.shifts)}"
+    parts.append(_maps(found, found.classes, "Classes", "class", intro))
     if found.domains is not None:
-        parts.append(_maps(found, found.domains, "Domains", "domain"))
+        parts.append(_maps(found, found.domains, "Domains", "domain", _DOMAINS))
     parts += [_strongest(found), _portraits(found)]
     return page.document(f"{found.name}: specialisation – moejax", "\n".join(parts))
 
@@ -86,7 +97,7 @@ def _verdict(found: Findings) -> str:
     return (
         f"In layer {found.layers[best]} a choice of expert tells {of.bits_L[best]:.2f} of the"
         f" {of.entropy:.2f} bits of a token's class; {kept:.0%} of that remains when the text is"
-        " shuffled, so much comes from the token alone."
+        " shuffled, and so comes from the token itself."
     )
 
 
@@ -108,7 +119,7 @@ def _information(found: Findings) -> str:
     if found.domains is not None:
         figures.append(_bits(found, found.domains, "domain"))
     intro = f'<p class="intro">{page.text(_BITS)}</p>'
-    return page.section("What a choice tells", figures, intro) + _bits_table(found)
+    return page.section("What a choice tells", [*figures, _bits_table(found)], intro)
 
 
 def _bits(found: Findings, of: Association, what: str) -> str:
@@ -146,12 +157,12 @@ def _bits_table(found: Findings) -> str:
         for i, layer in enumerate(found.layers)
     ]
     return (
-        "<section><details><summary>The figures, in bits</summary>"
-        f"{page.table(header, rows)}</details></section>"
+        '<details class="more"><summary>The figures, in bits</summary>'
+        f"{page.table(header, rows)}</details>"
     )
 
 
-def _maps(found: Findings, of: Association, title: str, what: str) -> str:
+def _maps(found: Findings, of: Association, title: str, what: str, intro: str) -> str:
     guide = f"One column per expert: orange takes more of a {what} than its share, blue less."
     figures = [
         page.figure(
@@ -164,11 +175,9 @@ def _maps(found: Findings, of: Association, title: str, what: str) -> str:
         )
         for i, layer in enumerate(found.layers)
     ]  # fmt: skip
-    intro = (
-        f'<p class="intro">{page.text(_LIFT)} {page.text(_NULL.format(shifts=found.shifts))}</p>'
-    )
+    words = f'<p class="intro">{page.text(intro)}</p>'
     shown = page.folded(figures, MOST_OPEN_LAYERS, "layers")
-    return page.section(title, shown, intro + lift_key())
+    return page.section(title, shown, words + lift_key())
 
 
 def _strongest(found: Findings) -> str:
@@ -176,7 +185,7 @@ def _strongest(found: Findings) -> str:
     header = ("expert", "class", "lift", "z", "of the class", "of the expert", "bits")
     rows = [
         (
-            f"layer {found.layers[cell.layer]}, {found.experts[cell.expert]}",
+            f"layer {found.layers[cell.layer]}, expert {found.experts[cell.expert]}",
             of.names[cell.label],
             f"{cell.lift:.2f}×",
             f"{cell.z:.1f}",

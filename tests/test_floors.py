@@ -26,7 +26,7 @@ FLOORS = {
     "dispatch": 2,
     "layer": 4,
     "models": 5,
-    "plan": 6,
+    "plan": 6.2,  # it reads config.json and runs
     "generate": 6,
     "observe": 6,
     "hf": 6,

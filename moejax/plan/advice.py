@@ -173,6 +173,10 @@ def of_mesh(config: Config, vocab_size: int, grid: AbstractMesh, kind: str) -> s
         return f"The step fits: {short(peak)}B of the {short(room)}B of a {kind}. {kinds}"
     said = f"The step takes {short(peak)}B, more than nine tenths of a {kind}'s {short(room)}B."
     for flags, other, devices in larger(config, grid):
+        data = other.data
+        if data.eval_batch_size % devices:  # evaluation is to be spread as well
+            other = replace(other, data=replace(data, eval_batch_size=data.batch_size))
+            flags += f" --data.eval-batch-size {data.batch_size}"
         try:
             mesh_of_other = paper_mesh(other.mesh, devices, kind)
             mesh.check_fits(other, mesh_of_other)

@@ -124,7 +124,7 @@ def active_parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
 
 def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, int]:
     """FLOPs a token of each part's products, forward. A multiply-add is 2 FLOPs; embedding
-    look-ups, norms, biases, softmax and dispatch are left out, attention scores are counted in full.
+    look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full.
     """
     D, L, moe, routed = model.width, model.num_layers, model.moe, sum(model.routed_layers)
     widths = model.num_heads * (model.query_head_size + model.value_head_size)

@@ -3,8 +3,10 @@
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
@@ -242,22 +244,61 @@ def _residuals(model: ModelConfig, routed: bool, rows: int, length: int) -> floa
     ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
     context = jax.eval_shape(lambda batch: seen(model, batch, None, None)[0], batch)
-    biased = routed and model.moe.has_selection_bias
-    bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)
-    own = {"bias_E": bias_E} if biased else {}
     each = {"layer": jnp.int32(0)}
     if model.attention.window is not None:
         each["window"] = jnp.int32(0)
+    bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)
+    own = {"bias_E": bias_E} if routed and model.moe.has_selection_bias else {}
 
-    def kept(key: jax.Array, x: jax.Array, context: dict, own: dict) -> tuple:
-        params = block.init(key, x, {}, context, each, own)
-        run = lambda params, x: block.apply(params, x, {}, context, each, own)[::2]  # noqa: E731
-        return params, jax.vjp(run, params, x)[1]
+    def init(key: jax.Array, x: jax.Array, context: dict, own: dict) -> dict:
+        return block.init(key, x, {}, context, each, own)
 
-    params, pull = jax.eval_shape(kept, jax.random.key(0), x_BND, context, own)
-    matrices_of = {leaf.shape for leaf in jax.tree.leaves(params)}
-    kept_leaves = [leaf for leaf in jax.tree.leaves(pull) if leaf.shape not in matrices_of]
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in kept_leaves))
+    def pull(params: dict, x: jax.Array, context: dict, own: dict) -> object:
+        def run(params: dict, x: jax.Array) -> object:
+            return block.apply(params, x, {}, context, each, own)[::2]
+
+        return jax.vjp(run, params, x)[1]  # its leaves are what is kept
+
+    params = jax.eval_shape(init, jax.random.key(0), x_BND, context, own)
+    traced = jax.make_jaxpr(pull)(params, x_BND, context, own).jaxpr
+    return kept_bytes(traced, given=len(jax.tree.leaves(params)))
+
+
+VIEWS = (
+    "reshape",
+    "squeeze",
+    "transpose",
+    "expand_dims",
+    "broadcast_in_dim",
+    "convert_element_type",
+)
+
+
+def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
+    """Bytes of a program's results, each but once in all its shapes, types and multiples, in the
+    smallest of them; what follows from the first ``given`` arguments alone is left out.
+    """
+    made = {variable: equation for equation in traced.eqns for variable in equation.outvars}
+
+    def origin(variable: Any) -> Any:
+        while variable in made:
+            equation = made[variable]
+            name, big = equation.primitive.name, [v for v in equation.invars if v.aval.shape]
+            scaled = name in ("mul", "add") and len(big) == 1
+            if not big or name not in VIEWS and not scaled:
+                break
+            variable = big[0]
+        return variable
+
+    there = set(traced.invars[:given])
+    sizes: dict[Any, int] = {}
+    for variable in traced.outvars:
+        if isinstance(variable, jax.extend.core.Literal):
+            continue
+        size, source = variable.aval.size * variable.aval.dtype.itemsize, origin(variable)
+        if source not in there:
+            sizes[source] = min(size, sizes.get(source, size))
+    return float(sum(sizes.values()))
 
 
 @dataclass(frozen=True)

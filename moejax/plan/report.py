@@ -201,7 +201,7 @@ def of_inference(asked: Asked) -> Section:
             "kv_cache",
             (gigabytes(size),),
             size,
-            f"{asked.sequences} sequences x {asked.context:,} positions x {short(each)}B a position,"
+            f"{asked.sequences:,} x {asked.context:,} positions x {short(each)}B a position,"
             f" in {config.model.dtype} (--sequences, --context)",
         ),
     ]

@@ -48,9 +48,7 @@ def wider(config, **model):
 
 @pytest.mark.parametrize("remat", ["none", "layer"])
 def test_a_step_is_what_the_compiler_counts(tiny, remat):
-    """Its arithmetic within 5 %, also where layers outside a loop are computed again: XLA would
-    find the copy, if it were allowed to. And what lies in memory before and after it to the byte.
-    """
+    """Its arithmetic within 5 %, and what lies in memory before and after it to the byte."""
     config = wider(tiny, remat=remat)
     model, optimizer = DecoderLM(config.model, V), make_optimizer(config.optim)
     state = jax.eval_shape(functools.partial(init_state, model, optimizer, config))

@@ -187,9 +187,10 @@ def experts_kept(config: Config, step: Step) -> float:
 
 def experts_workspace(config: Config, step: Step) -> float:
     """What the gradient of the experts holds for a moment: that of what they gave, before and after
-    it travelled, or that of hidden numbers.
+    it travelled, or that of hidden numbers. ``gather`` weights what they gave in float32.
     """
-    return step.slots * max(2 * step.D, step.hidden) * step.itemsize
+    ends = (FLOAT if step.dispatch == "gather" else step.itemsize) + step.itemsize
+    return step.slots * max(ends * step.D, step.hidden * step.itemsize)
 
 
 def dense_bytes(config: Config, step: Step, hidden: float) -> float:

@@ -188,7 +188,11 @@ def plan_arguments(parser: ArgumentParser) -> None:
     """The arguments of `moejax plan` beside those of a config."""
     from moejax.plan import command
 
-    parser.epilog = "every setting of a config can follow as a flag: --mesh.expert 8"
+    parser.epilog = (
+        "Every setting of a config can follow as a flag, --mesh.expert 8 say:"
+        " python train.py --config FILE --help lists them."
+    )
+    parser.add_argument("-h", "--help", action="help")
     parser.add_argument("--config", metavar="FILE", help="a config of moejax")
     command.add_flags(parser)
 

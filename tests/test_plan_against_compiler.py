@@ -119,7 +119,9 @@ def test_a_plan_agrees(shape, mesh):
     assert abs(planned / found.cost_analysis()["flops"] - 1) < 0.05
 
     held, there = memory(config, V, paper), found.memory_analysis()
-    assert abs(sum(held.state.values()) / there.argument_size_in_bytes - 1) < 0.06
+    batch = len(compiled.BATCH) * 4 * step.T
+    state = there.argument_size_in_bytes - batch
+    assert abs(sum(held.state.values()) / state - 1) < 0.01
     assert abs(held.peak / there.peak_memory_in_bytes - 1) < 0.15
 
     if layout.expert > 1:  # slots, by what `auto` takes on such a mesh

@@ -30,8 +30,10 @@ class Parameter:
     """Numbers of it that lie here."""
     gathered: float
     """Numbers of it that products need here: without FSDP, the same."""
+    layer: tuple[str, ...]
+    """Which layers' it is; empty for those outside the layers."""
     layers: int
-    """How many layers' it is; 0 for those outside the layers."""
+    """How many they are."""
     copies: int
     """How many devices with other tokens have the same numbers."""
 
@@ -56,11 +58,12 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
         return math.prod(sizes[axis] for axis in axes if axis in of)
 
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
-        name, stacked = path[-1].key, path[0].key.startswith("layers_")
+        name, layer = path[-1].key, tuple(key.key for key in path[:2])
+        layer = layer if layer[0].startswith("layers_") else ()
         here, whole = leaf.size / parts(name, config.mesh.fsdp), leaf.size / parts(name, False)
         alike = math.prod(sizes[axis] for axis in mesh.TOKENS)
         copies = alike // parts(name, config.mesh.fsdp, mesh.TOKENS)
-        return Parameter(name, here, whole, leaf.shape[0] if stacked else 0, copies)
+        return Parameter(name, here, whole, layer, leaf.shape[0] if layer else 0, copies)
 
     found = jax.tree_util.tree_map_with_path(one, params)
     return jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, Parameter))
@@ -335,6 +338,14 @@ def saved_bytes(config: Config, step: Step, remat: str) -> float:
     return found + (dense * block_residuals(config, step, False) if dense else 0.0)
 
 
+def largest_layer(parameters: list[Parameter], field: str) -> float:
+    """The most numbers that one layer has of these parameters."""
+    of_layer: dict[tuple[str, ...], float] = {}
+    for p in parameters:
+        of_layer[p.layer] = of_layer.get(p.layer, 0.0) + getattr(p, field) / p.layers
+    return max(of_layer.values(), default=0.0)
+
+
 def memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     """What a training step holds on a device of the mesh.
 
@@ -354,11 +365,10 @@ def memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     state = {"weights": weights}
     state |= {f"optimizer, {k}": v for k, v in optimizer_bytes(config, parameters).items()}
     copies = narrow * (sum(p.size for p in layers) + rest)
-    largest = sum(p.gathered / p.layers for p in layers)
-    gathered = 2 * B * largest if config.mesh.fsdp else 0.0
-    added_up = FLOAT * sum(p.size / p.layers for p in layers if p.copies > 1)
+    gathered = 2 * B * largest_layer(layers, "gathered") if config.mesh.fsdp else 0.0
+    added_up = FLOAT * largest_layer([p for p in layers if p.copies > 1], "size")
     saved = saved_bytes(config, step, remat)
-    logits = step.T * step.V * (FLOAT + B)
+    logits = step.T * step.V * (FLOAT + narrow)
     moments = {
         "logits": {"saved for backward": saved, "copies of weights": copies, "logits": logits},
         "backward": {

@@ -93,6 +93,6 @@ MEMORY = {
     "experts": "inputs, hidden numbers and gradients of all slots or rows here",
     "shared experts": "hidden numbers and their gradients",
     "dense": "hidden numbers and their gradients",
-    "logits": "tokens x vocabulary, in float32 and in the type of products",
+    "logits": "tokens x vocabulary, in float32, and in the type of products if it is another",
 }
 """Of what lies in memory."""

@@ -31,18 +31,29 @@ class Group:
 
     summary: str
     commands: dict[str, Command]
+    default: str | None = None
+    """The one that is meant where none is named."""
 
 
 def main() -> None:
     """Parse the command line and run the subcommand; exit codes are those of ``train.py``."""
     parser = make_parser()
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(with_default(sys.argv[1:]))
     if rest and not arguments.command.own_flags:
         parser.error(f"unrecognized arguments: {shlex.join(rest)}")
     arguments.rest = rest
     from moejax.command_line import run_main  # late: --help should not wait for what it imports
 
     run_main(lambda: arguments.command.run(arguments))
+
+
+def with_default(argv: list[str]) -> list[str]:
+    """The command line, with the name of its group's default command where none is named."""
+    group = COMMANDS.get(argv[0]) if argv else None
+    if not isinstance(group, Group) or group.default is None:
+        return argv
+    named = argv[1:2] and (argv[1] in group.commands or argv[1] in ("-h", "--help"))
+    return argv if named else [argv[0], group.default, *argv[1:]]
 
 
 def make_parser() -> ArgumentParser:
@@ -218,6 +229,29 @@ def of_model(module: str, name: str, summary: str) -> Command:
     return Command(summary, no_arguments, run, own_flags=True)
 
 
+def plan_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `moejax plan` beside those of a config."""
+    from moejax.plan import command
+
+    parser.epilog = (
+        "Every setting of a config can follow as a flag, --mesh.expert 8 say:"
+        " python train.py --config FILE --help lists them."
+    )
+    parser.add_argument("-h", "--help", action="help")
+    parser.add_argument("--config", metavar="FILE", help="a config of moejax")
+    command.add_flags(parser)
+
+
+def plan(arguments: Namespace) -> None:
+    """Print what a config will cost, from its settings alone."""
+    compile_on_the_cpu()
+    from moejax.plan import command
+
+    if arguments.config is not None:
+        arguments.rest = ["--config", arguments.config, *arguments.rest]
+    command.run(arguments)
+
+
 def placement_arguments(parser: ArgumentParser) -> None:
     """The arguments of `moejax plan placement`."""
     parser.add_argument(
@@ -320,8 +354,16 @@ COMMANDS: dict[str, Command | Group] = {
         "conversion", "upcycle", "a routed model of a dense one that computes the same (DIR NEW)"
     ),
     "plan": Group(
-        "what can be said before anything runs",
+        "what a config will cost, before anything runs: --config FILE [flags of the config], or"
+        " --hf config.json",
         {
+            "cost": Command(
+                "parameters, FLOPs, memory, what is sent, drops, and advice, by arithmetic on the"
+                " settings; this is what `moejax plan` does where no command is named",
+                plan_arguments,
+                plan,
+                own_flags=True,
+            ),
             "placement": Command(
                 "which device holds which experts, and which of them twice, from measured load",
                 placement_arguments,
@@ -335,6 +377,7 @@ COMMANDS: dict[str, Command | Group] = {
                 own_flags=True,
             ),
         },
+        default="cost",
     ),
     "bench": Group(
         "what a routed layer costs",

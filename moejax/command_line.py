@@ -16,8 +16,6 @@ def parse(argv: list[str], program: str) -> tuple[Config, str]:
 
     Help and misspelt or mistyped flags end the process (exit codes 0 and 2) with a message.
     """
-    import tyro  # late: a message about a config file should not wait for it
-
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     known, rest = first.parse_known_args(argv)
@@ -30,16 +28,23 @@ def parse(argv: list[str], program: str) -> tuple[Config, str]:
             + "."
         )
     config = load_config_file(known.config) if known.config else Config()
-    config = tyro.cli(
+    config = overridden(config, rest, f"{program} --config {known.config or 'FILE'}")
+    # One config.json is like another: its directory has the name.
+    return config, known.config.parent.name if known.config.suffix == ".json" else known.config.stem
+
+
+def overridden(config: Config, flags: list[str], program: str) -> Config:
+    """The config with what ``flags`` say; help and wrong flags end the process as in ``parse``."""
+    import tyro  # late: a message about a config file should not wait for it
+
+    return tyro.cli(
         Config,
-        args=rest,
+        args=flags,
         default=config,
-        prog=f"{program} --config {known.config or 'FILE'}",
+        prog=program,
         description="Every setting below can be overridden; the defaults are those of the file.",
         config=(tyro.conf.FlagConversionOff,),  # --mesh.fsdp True, as for truths that may be None
     )
-    # One config.json is like another: its directory has the name.
-    return config, known.config.parent.name if known.config.suffix == ".json" else known.config.stem
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -26,8 +26,8 @@ FLOORS = {
     "dispatch": 2,
     "layer": 4,
     "models": 5,
-    "plan": 6,
     "conditions": 6.5,  # of what the plan counts
+    "plan": 6.2,  # it reads config.json and runs
     "generate": 6,
     "observe": 6,
     "hf": 6,

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from moejax.config import Config, to_dict
+from moejax.config import Config, RunConfig, to_dict
 from moejax.errors import RunError
 from moejax.observe.charts import Axis, Series, line_chart, robust_range
 from moejax.observe.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
@@ -108,7 +108,8 @@ def validation_line(line: dict) -> dict:
 
 def write_run(directory, routed=True):
     """A run directory as the trainer would write it."""
-    (directory / "config.json").write_text(json.dumps(to_dict(Config())))
+    run = RunConfig(steps=INTERVALS * EVERY)
+    (directory / "config.json").write_text(json.dumps(to_dict(Config(run=run))))
     lines = []
     for i in range(1, INTERVALS + 1):
         lines.append(train_line(i) | (routing_values(i) if routed else {}))
@@ -396,12 +397,12 @@ def test_runs_side_by_side_have_the_names_of_their_directories(tmp_path):
         write_run(run)
     config = json.loads((runs[1] / "config.json").read_text())
     config["optim"]["learning_rate"] = 0.5
-    config["run"]["steps"] = 600
+    config["run"]["steps"] = 1000
     (runs[1] / "config.json").write_text(json.dumps(config))
     both = side_by_side(runs[:2], "")
     assert [(one.name, one.status) for one in both.outcomes] == [
-        ("one", "not finished"),
-        ("two", "finished"),
+        ("one", "finished"),
+        ("two", "not finished"),
     ]
     assert both.settings["optim.learning_rate"] == {"one": 3e-3, "two": 0.5}
     assert set(both.settings) == {"optim.learning_rate", "run.steps"}

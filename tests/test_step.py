@@ -13,7 +13,7 @@ from moejax import balance
 from moejax import mesh as meshes
 from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig
 from moejax.models.decoder import DecoderLM
-from moejax.train.optimizer import kind_of, make_optimizer, orthogonalised, schedule
+from moejax.train.optimizer import make_optimizer, orthogonalised, schedule
 from moejax.train.step import gradients, init_state, train_step
 
 
@@ -124,7 +124,9 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(tiny, batch):
 def test_muon_takes_the_matrices_inside_the_layers(tiny):
     config = changed(tiny, "optim", optimizer="muon")
     _, state, _ = start(config)
-    kinds = jax.tree_util.tree_map_with_path(lambda p, _: kind_of(p, config.optim), state.params)
+    kinds = jax.tree_util.tree_map_with_path(
+        lambda p, _: config.optim.kind_of(p[-1].key), state.params
+    )
     block = kinds["layers_0"]["block_0"]
     assert set(block["attention"][name] for name in ("w_query_DX", "w_out_XD")) == {"muon"}
     assert block["moe"]["w_up_EDF"] == "muon"

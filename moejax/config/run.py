@@ -125,6 +125,14 @@ class OptimConfig:
             f" {self.decay_fraction} must be shares of the run that sum to at most 1.",
         )
 
+    def kind_of(self, name: str) -> str:
+        """Which transformation a parameter of this name takes: muon, router, matrix or rest."""
+        if name.startswith(("w_router_", "w_noise_", "w_shared_gate_")):
+            return "router"
+        if not name.startswith("w_"):
+            return "rest"  # norms, biases and the embedding: no weight decay
+        return "muon" if self.optimizer == "muon" and name != "w_head_DV" else "matrix"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

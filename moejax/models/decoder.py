@@ -79,6 +79,7 @@ class Unit(nn.Module):
     layout: MeshConfig
     routed: tuple[bool, ...]
     training: bool
+    in_loop: bool
 
     @nn.compact
     def __call__(
@@ -86,7 +87,10 @@ class Unit(nn.Module):
     ) -> tuple[tuple[jax.Array, Cache], Any]:
         """``each`` has a number for each block, ``own`` arrays for each routed one."""
         x_BND, cache = carry
-        block = nn.remat(Block, prevent_cse=False) if self.config.remat == "layer" else Block
+        block = Block
+        if self.config.remat == "layer":
+            # Outside a loop, XLA would find what is computed again and keep it instead.
+            block = nn.remat(Block, prevent_cse=not self.in_loop)
         said = []
         for i, routed in enumerate(self.routed):
             of_layer = {name: x[len(said)] for name, x in own.items()} if routed else {}
@@ -221,6 +225,7 @@ class DecoderLM(nn.Module):
                 if count_routed
             }
             done, done_routed = done + count, done_routed + count_routed
+            in_loop = repeats > 1 and not unroll
             run = nn.scan(
                 Unit,
                 variable_axes={"params": 0},
@@ -228,7 +233,7 @@ class DecoderLM(nn.Module):
                 in_axes=(nn.broadcast, 0, 0),
                 length=repeats,
                 unroll=repeats if unroll else 1,
-            )(config, self.layout, unit, training, name=f"layers_{i}")
+            )(config, self.layout, unit, training, in_loop, name=f"layers_{i}")
             cache = caches[i] if caches else {}
             (x_BND, cache), one = run((x_BND, cache), context, each, here)
             layers.append(cache)

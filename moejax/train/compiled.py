@@ -17,8 +17,8 @@ from moejax.config import Config, ModelConfig
 from moejax.errors import UserError
 from moejax.models.decoder import DecoderLM
 from moejax.observe.units import short
-from moejax.plan import step_flops
-from moejax.train.optimizer import make_optimizer, muon_flops, schedule
+from moejax.plan import muon_flops, step_flops
+from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.step import TrainState, init_state, train_step
 
 WITHOUT_LOOPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}

@@ -1,13 +1,10 @@
 """The optimizer: one optax transformation for each kind of parameter, and one schedule for all."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from moejax import mesh
 from moejax.config import OptimConfig
 
 
@@ -29,16 +26,6 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         rise = optax.linear_schedule(1 / warmup, 1.0, max(1, warmup - 1))
         parts, borders = [rise, *parts], [warmup, *borders]
     return optax.join_schedules(parts, borders)
-
-
-def kind_of(path: tuple, config: OptimConfig) -> str:
-    """Which transformation a parameter takes, by its name: muon, router, matrix or rest."""
-    name = path[-1].key
-    if name.startswith(("w_router_", "w_noise_", "w_shared_gate_")):
-        return "router"
-    if not name.startswith("w_"):
-        return "rest"  # norms, biases and the embedding: no weight decay
-    return "muon" if config.optimizer == "muon" and name != "w_head_DV" else "matrix"
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
@@ -74,7 +61,9 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     }
 
     def kinds(params: optax.Params) -> optax.Params:
-        return jax.tree_util.tree_map_with_path(lambda path, _: kind_of(path, config), params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: config.kind_of(path[-1].key), params
+        )
 
     update = optax.partition(groups, kinds)
     if config.clip_norm is None:
@@ -100,20 +89,3 @@ def orthogonalised(x: jax.Array, iterations: int) -> jax.Array:
             x, square = x * scale, square * scale * scale.mT
         x = c0 * x + (c1 * square + c2 * square @ square) @ x
     return (x.mT if m > n else x) * max(1, n / m) ** 0.5
-
-
-def muon_flops(params: optax.Params, config: OptimConfig) -> float:
-    """FLOPs of the Newton-Schulz iterations over all matrices that Muon takes, on one device of the
-    mesh in use: experts are its own, other matrices those of all.
-    """
-
-    def of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
-        if kind_of(path, config) != "muon":
-            return 0.0
-        *stacked, rows, columns = leaf.shape
-        m, n = sorted((rows, columns))
-        devices = mesh.expert_devices() if "expert" in mesh.PARAMETERS.get(path[-1].key, ()) else 1
-        # X X^T, its square, and the product with X.
-        return math.prod(stacked) / devices * config.muon_iterations * (4 * m * m * n + 2 * m**3)
-
-    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params)))

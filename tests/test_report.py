@@ -125,6 +125,10 @@ def write_run(directory, routed=True):
         "parameters_total": 3_400_000,
         "parameters_active": 1_200_000,
         "flops_per_token": 8_200_000,
+        "parts": {
+            "head": dict(parameters_total=1000, parameters_active=1000, flops_per_token=6000),
+            "experts": dict(parameters_total=3000, parameters_active=0, flops_per_token=0),
+        },
         "devices": "1 CPU",
         "data": "text",
         "versions": {"python": "3.11"},
@@ -183,6 +187,8 @@ def test_an_moe_run_has_every_figure_and_a_reading_guide_for_each(moe_run):
     assert html.count("<figcaption>") == html.count("<figure>") == len(tags.titles)
     assert "None" not in html.split("<details>")[0] and "nan" not in html.split("<script>")[0]
     assert [path.name for path in moe_run.glob(".*")] == []
+    for cell in ("1k (25.0%)", "3k (75.0%)", "4k (100.0%)", "6k (100.0%)"):
+        assert cell in html.split("What it costs")[1].split("</section>")[0]
 
 
 def test_a_dense_run_has_no_routing_figures_and_says_so(tmp_path):

@@ -1,6 +1,9 @@
 """What is kept of a logging interval: sums by position, norms of routers in the order of layers."""
 
 import dataclasses
+import math
+import struct
+import sys
 
 import jax
 import numpy as np
@@ -8,9 +11,11 @@ import pytest
 
 from moejax.balance import stretches, sums_of
 from moejax.config import ModelConfig, MoEConfig
+from moejax.errors import ConfigError
 from moejax.models.decoder import DecoderLM
 from moejax.train.run_directory import RunDirectory
 from moejax.train.telemetry import History, interval_arrays, router_arrays
+from moejax.train.tensorboard import TensorBoard
 
 
 def test_stretches_are_as_equal_as_can_be():
@@ -117,3 +122,56 @@ def test_history_goes_on_where_the_run_was_left(tiny, tmp_path):
         (alarm,) = judge(History(run), 9)["alarms"]
         assert alarm["kind"] == "drops"
         assert "alarms" not in judge(History(run), 12)  # told already
+
+
+def line_at(step: int, loss: float) -> dict:
+    return {"split": "train", "step": step, "loss": loss, "z_loss": math.nan, "alarms": []}
+
+
+def test_tensorboard_has_the_numbers_of_the_lines(tmp_path):
+    """As a reader of its files finds them; what a resumed run writes again is taken back first."""
+    pytest.importorskip("tensorboardX")
+    load_LE = np.array([[1.0, 3.0], [2.0, 2.0]])
+    board = TensorBoard(tmp_path)
+    for step in (3, 6, 9):
+        board.write(line_at(step, step / 10), load_LE)
+    board.close()
+    resumed = TensorBoard(tmp_path)
+    resumed.write(line_at(9, 0.5) | {"split": "validation"})
+    resumed.close()
+    scalars, histograms, starts = {}, set(), []
+    for file in sorted(tmp_path.glob("events*")):
+        for event in events(file):
+            if event.HasField("session_log"):
+                starts.append(event.step)
+            for value in event.summary.value:
+                if value.HasField("histo"):
+                    histograms.add(value.tag)
+                else:
+                    scalars[value.tag, event.step] = round(value.simple_value, 6)
+    assert scalars == {
+        ("train/loss", 3): 0.3,
+        ("train/loss", 6): 0.6,
+        ("train/loss", 9): 0.9,
+        ("validation/loss", 9): 0.5,
+    }
+    assert histograms == {"train/load/routed_layer_0", "train/load/routed_layer_1"}
+    assert 9 in starts
+
+
+def events(file):
+    """The events of a file: length, checksum, body, checksum, one after the other."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = file.read_bytes()
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        yield Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+
+
+def test_without_tensorboardx_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    TensorBoard(None).write(line_at(1, 2.0))
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[tensorboard\]'"):
+        TensorBoard(tmp_path)

@@ -157,6 +157,8 @@ class RunConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Latest checkpoints kept, besides the best one."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too, to `tensorboard/` in the run's directory."""
     max_skipped_in_a_row: int = 10
     """Stop after so many updates in a row that were skipped because they were not finite."""
     sample_prompt: str = "def "

@@ -18,8 +18,9 @@ from moejax.observe.heatmaps import (
     ratios,
     share_heatmap,
 )
-from moejax.observe.records import Load, Run, column, read_run
+from moejax.observe.records import Load, Run, column, number, read_run
 from moejax.observe.router_figures import MOST_LINES, drops_by_position, pairs, routers
+from moejax.observe.units import short
 from moejax.observe.verdict import key_numbers, notes, verdict
 
 MOST_CELLS = 600_000
@@ -49,7 +50,7 @@ def report_html(run: Run) -> str:
     """The report as one page of HTML that stands alone."""
     parts = [_head(run), page.tiles(key_numbers(run)), _loss(run)]
     parts += [_load(run.load) if run.load else "", _balance(run), _drops(run), routers(run)]
-    parts += [pairs(run), _optimization(run), _sample(run), _settings(run)]
+    parts += [pairs(run), _optimization(run), _costs(run), _sample(run), _settings(run)]
     return page.document(f"{run.name} – moejax", "\n".join(part for part in parts if part))
 
 
@@ -255,6 +256,26 @@ def _optimization(run: Run) -> str:
 def _spread(values: np.ndarray) -> float:
     positive = values[np.isfinite(values) & (values > 0)]
     return positive.max() / positive.min() if positive.size else 1.0
+
+
+def _costs(run: Run) -> str:
+    """What each part of the model holds, and what a token pays for it."""
+    parts = run.summary.get("parts")
+    if not isinstance(parts, dict):
+        return ""
+    keys = ("parameters_total", "parameters_active", "flops_per_token")
+    sums = {key: sum(number(part.get(key)) for part in parts.values()) for key in keys}
+    rows = [
+        (name, *(_with_share(number(part.get(key)), sums[key]) for key in keys))
+        for name, part in (parts | {"all": sums}).items()
+    ]
+    shown = page.table(("part", "parameters", "a token meets", "FLOPs a token"), rows)
+    words = "FLOPs are of training, forward and backward. Shares are of the column."
+    return f'<section><h2>What it costs</h2>{shown}<p class="intro">{words}</p></section>'
+
+
+def _with_share(value: float, total: float) -> str:
+    return f"{short(value, 'kMBT')} ({value / total:.1%})" if total else "0"
 
 
 def _sample(run: Run) -> str:

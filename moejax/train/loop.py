@@ -28,7 +28,7 @@ from moejax.hf.configs import differing, essence
 from moejax.models.decoder import DecoderLM
 from moejax.observe.report import write_report
 from moejax.observe.units import duration, short
-from moejax.plan import cost
+from moejax.plan import active_parameters, cost, forward_flops, parameters
 from moejax.sampling import Sampling
 from moejax.train import metrics, telemetry
 from moejax.train.checkpoint import Checkpoints
@@ -46,6 +46,7 @@ from moejax.train.step import (
     train_step,
 )
 from moejax.train.stop import Stopped, StopSignals
+from moejax.train.tensorboard import TensorBoard
 
 
 @dataclass
@@ -84,6 +85,7 @@ class Job:
     name: str
     command: str
     run: RunDirectory
+    board: TensorBoard
     mesh: Mesh
     corpus: Corpus
     tokenizer: Tokenizer
@@ -130,6 +132,8 @@ def _train(
     stop: StopSignals,
     processes: Processes,
 ) -> None:
+    boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None
+    board = TensorBoard(boards)
     tokenizer = load_tokenizer(config.data.tokenizer)
     corpus = processes.first_then_others(lambda: open_documents(config.data))
     processes.check_same("settings or text", settings(config, tokenizer, corpus))
@@ -149,6 +153,7 @@ def _train(
         name=name,
         command=command,
         run=run,
+        board=board,
         mesh=mesh,
         corpus=corpus,
         tokenizer=tokenizer,
@@ -204,6 +209,7 @@ def _train(
             say_result(job)
     finally:
         checkpoints.close()
+        board.close()
 
 
 def step_and_vote(
@@ -323,6 +329,7 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
         "parameters_total": price.parameters_total,
         "parameters_active": price.parameters_active,
         "flops_per_token": price.flops_per_token,
+        "parts": parts_of(config, job.model.vocab_size),
         "devices": devices,
         "data": job.corpus.description,
         "versions": {
@@ -333,6 +340,22 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
         "command": job.command,
     }
     job.run.write_summary(summary)
+
+
+def parts_of(config: Config, vocab_size: int) -> dict[str, dict[str, int]]:
+    """Parameters of each part of the model, those that a token meets, and its FLOPs in training."""
+    model = config.model
+    active = active_parameters(model, vocab_size)
+    flops = forward_flops(model, vocab_size, config.data.sequence_length)
+    total = parameters(model, vocab_size)
+    return {
+        part: {
+            "parameters_total": total.get(part, 0),
+            "parameters_active": active.get(part, 0),
+            "flops_per_token": 3 * flops.get(part, 0),
+        }
+        for part in total | flops
+    }
 
 
 def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState:
@@ -449,6 +472,7 @@ def log_interval(
     if job.run.owner:
         line = history.judged(line, totals.get("asked_LE"), job.config)
     job.run.append_metrics(line)
+    job.board.write(line, totals.get("asked_LE"))
     progressed.window, progressed.window_seconds = None, 0.0
     return line
 
@@ -481,6 +505,7 @@ def evaluate_all(
         "seconds": time.monotonic() - started,
     }
     job.run.append_metrics(line)
+    job.board.write(line)
     say(
         f"step {progressed.step}  validation: {line['bits_per_byte']:.4f} bits/byte,"
         f" perplexity {line['perplexity']:.3f} a token"

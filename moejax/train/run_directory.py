@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
         "run.eval_every",
         "run.checkpoint_every",
         "run.keep_checkpoints",
+        "run.tensorboard",
         "run.max_skipped_in_a_row",
         "run.sample_prompt",
         "run.sample_tokens",

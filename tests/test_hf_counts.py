@@ -152,19 +152,20 @@ GPT_OSS_20B = {
 }
 
 
-@pytest.mark.parametrize(
-    ("hf", "total", "active", "digits"),
-    [
-        pytest.param(MIXTRAL, 46.703, 12.880, 3, id="Mixtral-8x7B"),
-        pytest.param(MIXTRAL | LARGER, 140.630, 39.161, 3, id="Mixtral-8x22B"),
-        pytest.param(OLMOE, 6.919, 1.282, 3, id="OLMoE-1B-7B"),
-        pytest.param(QWEN3, 30.532, 3.353, 3, id="Qwen3-30B-A3B"),
-        pytest.param(DEEPSEEK_V3, 671.0, 37.6, 1, id="DeepSeek-V3"),  # the card says 37
-        pytest.param(DEEPSEEK_V2_LITE, 15.7, 2.7, 1, id="DeepSeek-V2-Lite"),
-        pytest.param(QWEN2, 14.3, 2.7, 1, id="Qwen1.5-MoE-A2.7B"),
-        pytest.param(GPT_OSS_20B, 20.9, 4.2, 1, id="gpt-oss-20b"),
-    ],
-)
+CARDS = [
+    pytest.param(MIXTRAL, 46.703, 12.880, 3, id="Mixtral-8x7B"),
+    pytest.param(MIXTRAL | LARGER, 140.630, 39.161, 3, id="Mixtral-8x22B"),
+    pytest.param(OLMOE, 6.919, 1.282, 3, id="OLMoE-1B-7B"),
+    pytest.param(QWEN3, 30.532, 3.353, 3, id="Qwen3-30B-A3B"),
+    pytest.param(DEEPSEEK_V3, 671.0, 37.6, 1, id="DeepSeek-V3"),  # the card says 37
+    pytest.param(DEEPSEEK_V2_LITE, 15.7, 2.7, 1, id="DeepSeek-V2-Lite"),
+    pytest.param(QWEN2, 14.3, 2.7, 1, id="Qwen1.5-MoE-A2.7B"),
+    pytest.param(GPT_OSS_20B, 20.9, 4.2, 1, id="gpt-oss-20b"),
+]
+"""Settings, parameters and active parameters in billions, and the digits that the card has."""
+
+
+@pytest.mark.parametrize(("hf", "total", "active", "digits"), CARDS)
 def test_parameters_equal_the_card(hf, total, active, digits):
     model = read_config(hf)
     price = cost(model, model.vocab_size, sequence_length=1)

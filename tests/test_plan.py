@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_hf_counts import DEEPSEEK_V3, MIXTRAL
+from test_hf_counts import CARDS, DEEPSEEK_V3, MIXTRAL
 
 from moejax import cli
 from moejax.config import ConfigError, MeshConfig, load_config_file
@@ -81,9 +81,16 @@ def test_mixtral_is_explained(tmp_path):
     assert "8 x 5.64G of experts + 1.61G of the rest = 46.7G" in text
     assert "8 whole models of one expert each, 7.24G, would be 57.9G" in text
     assert "2 x 5.64G of experts + 1.61G of the rest = 12.9G" in text
-    found = to_json(asked, [section])
-    assert round(found["parameters_total"] / 1e9, 3) == 46.703
-    assert round(found["parameters_active"] / 1e9, 3) == 12.880
+
+
+@pytest.mark.parametrize(("hf", "total", "active", "digits"), CARDS)
+def test_the_plan_of_a_released_model_equals_its_card(tmp_path, hf, total, active, digits):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(hf))
+    asked = asked_for(flags(hf=file), [])
+    found = to_json(asked, [of_parameters(asked)])
+    assert round(found["parameters_total"] / 1e9, digits) == total
+    assert round(found["parameters_active"] / 1e9, digits) == active
     assert found["parameters"]["total"]["total"] == found["parameters_total"]
     parts = [part["total"] for part in found["parameters"].values() if isinstance(part, dict)]
     assert sum(parts) == 2 * found["parameters_total"]

@@ -110,7 +110,7 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
     count = asked_LW.shape[1]
     x = (np.arange(count) + 0.5) * (length if isinstance(length, int) else count) / count
     series = by_layer(x, 100 * share_LW.T, load.layers)
-    chart = line_chart(series, include=(0.0, 0.1), x_name="position")
+    chart = line_chart(series, include=(0.0, 0.1), x_name="place")
     guide = (
         "Last quarter of training. Where seats go by order, late positions of a group lose theirs:"
         " a rise to the right, or a sawtooth of groups."

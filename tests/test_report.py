@@ -187,7 +187,7 @@ def test_an_moe_run_has_every_figure_and_a_reading_guide_for_each(moe_run):
     assert html.count("<figcaption>") == html.count("<figure>") == len(tags.titles)
     assert "None" not in html.split("<details>")[0] and "nan" not in html.split("<script>")[0]
     assert [path.name for path in moe_run.glob(".*")] == []
-    for cell in ("1k (25.0%)", "3k (75.0%)", "4k (100.0%)", "6k (100.0%)"):
+    for cell in ("1k (25.0%)", "3k (75.0%)", "4k (100.0%)", "6k (100.0%)", "–"):
         assert cell in html.split("What it costs")[1].split("</section>")[0]
 
 

@@ -266,8 +266,9 @@ def _costs(run: Run) -> str:
     keys = ("parameters_total", "parameters_active", "flops_per_token")
     sums = {key: sum(number(part.get(key)) for part in parts.values()) for key in keys}
     rows = [
-        (name, *(_with_share(number(part.get(key)), sums[key]) for key in keys))
+        (name.replace("_", " "), *(_with_share(number(part.get(key)), sums[key]) for key in keys))
         for name, part in (parts | {"all": sums}).items()
+        if any(part.values())
     ]
     shown = page.table(("part", "parameters", "a token meets", "FLOPs a token"), rows)
     words = "FLOPs are of training, forward and backward. Shares are of the column."
@@ -275,7 +276,7 @@ def _costs(run: Run) -> str:
 
 
 def _with_share(value: float, total: float) -> str:
-    return f"{short(value, 'kMBT')} ({value / total:.1%})" if total else "0"
+    return f"{short(value, 'kMBT')} ({value / total:.1%})" if value else "–"
 
 
 def _sample(run: Run) -> str:

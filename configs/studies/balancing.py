@@ -2,6 +2,11 @@
 loss, and what remains of it all where nothing is dropped, as capacity holds crowded experts back.
 
     moejax study configs/studies/balancing.py
+
+26 minutes on two CPU cores, shared (2026-11-22, Python 3.11.7, jax 0.10.2). Bits per
+byte against alpha 0.01 (2.178), with the same seed, and the fullest expert over the mean, less 1:
+alpha 0 +0.026..+0.057 and 1.75, alpha 0.001 +0.010..+0.031 and 1.17, alpha 0.1 -0.029..+0.020 and
+0.17, loss-free -0.018..+0.007 and 0.28, quantile -0.023..-0.014 and 0.19; alpha 0.01 itself 0.26.
 """
 
 from pathlib import Path

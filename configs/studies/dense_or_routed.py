@@ -1,6 +1,10 @@
 """The routed quickstart against its dense twin of equal active size, in equal steps, three seeds.
 
-moejax study configs/studies/dense_or_routed.py
+    moejax study configs/studies/dense_or_routed.py
+
+16 minutes on two CPU cores, shared (2026-11-22, Python 3.11.7, jax 0.10.2): 1.754 bits
+per byte dense (1.749..1.764) and 1.710 routed (1.704..1.713) after 600 steps. The routed model is
+where the dense one ends after 505 steps (492..517), 0.84 of its steps.
 """
 
 import dataclasses

@@ -1,6 +1,10 @@
 """More experts at equal active FLOPs: the dense twin and 4 to 32 experts of which a token meets 2.
 
-moejax study configs/studies/number_of_experts.py
+    moejax study configs/studies/number_of_experts.py
+
+13 minutes on two CPU cores, shared (2026-11-22, Python 3.11.7, jax 0.10.2). Bits per
+byte against dense (2.214), with the same seed: 4 experts -0.028..+0.019, 8 -0.054..-0.020, 16
+-0.082..-0.018, 32 -0.078..-0.019.
 """
 
 from pathlib import Path

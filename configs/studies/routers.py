@@ -6,6 +6,11 @@ A token meets 256 hidden numbers in each layer, shared experts included; balanci
 paper uses. `switch`: one wide expert. `top_k`: two. `olmoe`: four of 16. `deepseek_moe`:
 three and a shared one. `deepseek_v3`: the same by sigmoid scores with a selection bias, in groups.
 `sinkhorn`: even by assignment. `hash`: nothing learned.
+
+Two CPU cores, shared (2026-11-22, Python 3.11.7, jax 0.10.2): bits per byte against dense (2.214),
+with the same seed, are -0.030..+0.037 for switch, -0.054..-0.020 for top_k, -0.107..-0.064 for
+olmoe, -0.039..-0.008 for deepseek_moe, +0.122..+0.134 for deepseek_v3, -0.031..+0.025 for sinkhorn
+and -0.122..-0.055 for hash.
 """
 
 from pathlib import Path

@@ -311,6 +311,10 @@ def plan_compile(arguments: Namespace) -> None:
     config, _ = parse(arguments.rest, f"moejax plan compile {flags}")
     check(arguments.target is not None, "--target is missing: a TPU and its layout, v5p:4x4x8 say.")
     check(arguments.slices > 0, f"--slices must be greater than 0, not {arguments.slices}.")
+    check(
+        not config.model.sees_images or config.model.vocab_size is not None,
+        "--model.vocab-size is missing: the number of classes of the images.",
+    )
     size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     result = compiled.measure(config, arguments.target, arguments.slices, size)
     print(json.dumps(result, indent=2) if arguments.json else compiled.report(result), flush=True)

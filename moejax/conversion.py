@@ -90,10 +90,14 @@ def export_model(settings: ExportSettings) -> None:
         f"{source} is neither a run (config.json and checkpoints/) nor an imported model"
         f" (config.json and model/).",
     )
+    run = read_config_json(source / "config.json")
+    check(
+        not run.model.sees_images,
+        f"{source} is a classifier of images: only language models are exported.",
+    )
     begin(settings.target)
     mesh = meshes.make_mesh(settings.mesh)
     opened = open_model(source, mesh=mesh, layout=settings.mesh)
-    run = read_config_json(source / "config.json")
     original = _original(source, run)
     more: dict[str, Any] = {}
     if original is None:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,10 +23,12 @@ from moejax.config import (
     check_positive,
     load_config_file,
 )
+from moejax.data.image_batches import image_validation_batches
+from moejax.data.images import open_images
 from moejax.data.pipeline import Batch, validation_batches
 from moejax.data.sources import Documents, open_documents, open_text
 from moejax.generate import Generated, Generator, for_inference, undivided
-from moejax.models.decoder import DecoderLM
+from moejax.models.by_kind import build
 from moejax.observe.units import duration
 from moejax.sampling import Sampling
 from moejax.train import metrics
@@ -94,8 +96,8 @@ class OnText(Inference):
     sequence_length: int | None = None
     """Positions of the pieces that the text is cut into, each read by itself; by default as many as
     the model was trained on, and at most 2,048."""
-    batch_size: int = 64
-    """Sequences in a batch, over all devices."""
+    batch_size: int | None = None
+    """Sequences in a batch, over all devices; by default 64. Of images, as many as in training."""
 
     def __post_init__(self) -> None:
         check_positive("", self, "sequence_length", "batch_size")
@@ -111,13 +113,53 @@ class Evaluate(OnText):
 
     batches: int | None = None
     """Evaluate so many batches only."""
+    capacity_factor: float | None = None
+    """Slots of an expert in a group, over its fair share; by default nothing is dropped."""
+    seating: Literal["position", "priority"] | None = None
+    """With --capacity-factor: who gets a slot; by default as in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("", self, "batches")
+        check_positive("", self, "batches", "capacity_factor")
+        check(
+            self.seating is None or self.capacity_factor is not None,
+            "--seating says who gets a slot where there are too few: give --capacity-factor, too.",
+        )
+
+    def under(self, config: ModelConfig) -> ModelConfig:
+        """The model as it is to be evaluated."""
+        if self.capacity_factor is None:
+            return for_inference(config)
+        router, moe = config.moe.built_router, config.moe
+        check(
+            not router.experts_choose and not router.slots,
+            f"--capacity-factor limits the tokens' choices, but with --model.moe.router"
+            f" {moe.router} tokens do not choose: leave it out.",
+        )
+        return replace(
+            for_inference(config),
+            moe=replace(
+                moe,
+                eval_capacity_factor=self.capacity_factor,
+                seating=self.seating or moe.seating,
+                dispatch="auto",
+                expert_dropout=0.0,
+            ),
+        )
 
 
 def opened(settings: Inference) -> tuple[OpenModel, Mesh]:
+    """A language model, and the mesh that it lies on."""
+    model, mesh = opened_any(settings)
+    check(
+        not model.config.sees_images,
+        f"{settings.path} is a classifier of images: `moejax eval` evaluates it; what is about text"
+        f" needs a language model.",
+    )
+    return model, mesh
+
+
+def opened_any(settings: Inference) -> tuple[OpenModel, Mesh]:
     """The model, and the mesh that it lies on."""
     if settings.config is not None:
         load_config_file(settings.config)
@@ -125,7 +167,7 @@ def opened(settings: Inference) -> tuple[OpenModel, Mesh]:
     layout, path = settings.mesh, settings.path.expanduser()
     model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
     check(
-        model.tokenizer is not None,
+        model.tokenizer is not None or model.config.sees_images,
         f"there is no tokenizer.json in {path}: put that of the model there.",
     )
     return model, mesh
@@ -208,33 +250,51 @@ def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[st
 
 def evaluate(settings: Evaluate) -> None:
     """Evaluate and print the figures."""
-    model, mesh = opened(settings)
-    length = settings.length(model)
-    config = for_inference(model.config)
-    check_batch(config, length, settings.batch_size, mesh)
-    documents, about = text_of(settings, model)
+    model, mesh = opened_any(settings)
+    of_images = model.config.sees_images
+    length = model.context if of_images else settings.length(model)
+    config, rows = settings.under(model.config), settings.batch_size or model.rows
+    check_batch(config, length, rows, mesh)
     started = time.monotonic()
-    batches = validation_batches(
-        documents,
-        model.tokenizer,
-        DataConfig(sequence_length=length),
-        batch_size=settings.batch_size,
-        limit=settings.batches,
-    )
+    batches, about = (images if of_images else texts)(settings, model, length, rows)
     totals = totals_of(model, config, mesh, batches)
     figures = {
         "model": model.description,
         "data": about,
-        "sequence_length": length,
+        **({} if of_images else {"sequence_length": length, "tokens": totals["targets"]}),
         "batches": len(batches),
-        "tokens": totals["targets"],
-        "text_bytes": totals["text_bytes"],
+        **metrics.size(totals),
         **metrics.loss_metrics(totals),
         **metrics.router_metrics(totals, config.moe.num_experts),
         "seconds": time.monotonic() - started,
     }
     text = json.dumps(finite(figures), indent=2) if settings.json else report(figures, config)
     print(text, flush=True)
+
+
+def texts(settings: Evaluate, model: OpenModel, length: int, rows: int) -> tuple[list[Batch], str]:
+    """The batches of text to evaluate on, and one line about them."""
+    documents, about = text_of(settings, model)
+    batches = validation_batches(
+        documents,
+        model.tokenizer,
+        DataConfig(sequence_length=length),
+        batch_size=rows,
+        limit=settings.batches,
+    )
+    return batches, about
+
+
+def images(settings: Evaluate, model: OpenModel, length: int, rows: int) -> tuple[list[Batch], str]:
+    """The batches of images to evaluate on, and one line about them."""
+    check(
+        settings.data is None and settings.sequence_length is None,
+        f"{settings.path} sees images, and is evaluated on those that were held out: leave out"
+        f" --data and --sequence-length.",
+    )
+    found = open_images(model.data)
+    source, limit = found.validation, settings.batches
+    return image_validation_batches(source, batch_size=rows, limit=limit), found.description
 
 
 def text_of(settings: OnText, model: OpenModel) -> tuple[Documents, str]:
@@ -272,10 +332,10 @@ def totals_of(
     model: OpenModel, config: ModelConfig, mesh: Mesh, batches: list[Batch]
 ) -> metrics.Totals:
     """The sums over all batches, with a bar that shows how far it is."""
-    decoder = DecoderLM(config, model.vocab_size, undivided(model.layout))
+    built = build(config, model.vocab_size, undivided(model.layout))
     everywhere = meshes.named(mesh, "everywhere")
     step = jax.jit(
-        lambda *arguments: eval_step(*arguments, model=decoder)[0], out_shardings=everywhere
+        lambda *arguments: eval_step(*arguments, model=built)[0], out_shardings=everywhere
     )
     totals = None
     with jax.set_mesh(mesh):
@@ -288,11 +348,14 @@ def totals_of(
 
 def report(figures: dict[str, Any], config: ModelConfig) -> str:
     """The figures in words."""
+    of_images = "accuracy" in figures
+    rows = "images"
+    if not of_images:
+        rows = f"sequences of {figures['sequence_length']:,} positions"
     lines = [
         f"model      {figures['model']}",
-        f"text       {figures['data']}",
-        f"           {figures['batches']:,} batches of sequences of {figures['sequence_length']:,}"
-        f" positions, in {duration(figures['seconds'])}",
+        f"{'images' if of_images else 'text':<11}{figures['data']}",
+        f"           {figures['batches']:,} batches of {rows}, in {duration(figures['seconds'])}",
     ]
     if "max_violation" in figures:
         experts = sum(config.routed_layers) * config.moe.num_choices
@@ -301,6 +364,13 @@ def report(figures: dict[str, Any], config: ModelConfig) -> str:
             f" ({figures['max_violation']:.2f} in a batch), dead experts"
             f" {figures['dead_experts']} of {experts}, dropped {figures['dropped_fraction']:.1%}"
         )
+    if of_images:
+        right = round(figures["accuracy"] * figures["images"])
+        lines.append(
+            f"accuracy   {figures['accuracy']:.2%} ({right:,} of {figures['images']:,} images),"
+            f" loss {figures['loss']:.4f}"
+        )
+        return "\n".join(lines)
     lines += [
         f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)",
         f"bits/byte  {figures['bits_per_byte']:.4f} ({figures['text_bytes']:,} bytes)",

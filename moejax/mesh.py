@@ -144,17 +144,17 @@ def check_fits(config: Config, mesh: Mesh) -> None:
         ("--data.eval-batch-size", config.data.eval_batch_size),
     ):
         if rows % unit:
+            group = f"{sequences} {config.row_name}{'s' * (sequences > 1)}"
             raise ConfigError(
-                f"{name} = {rows} sequences cannot be spread over {devices} devices in routing"
-                f" groups of {sequences} sequence{'s' * (sequences > 1)}: make it a multiple of"
-                f" {unit}."
+                f"{name} = {rows} {config.row_name}s cannot be spread over {devices} devices in"
+                f" routing groups of {group}: make it a multiple of {unit}."
             )
-        groups = rows // devices * config.data.sequence_length // config.model.moe.group_size
+        groups = rows // devices * config.positions // config.model.moe.group_size
         if config.model.moe.every and groups % config.mesh.chunks:
             raise ConfigError(
                 f"--mesh.chunks {config.mesh.chunks} does not divide the {groups} routing"
-                f" group{'s' * (groups > 1)} of a device ({name} = {rows} sequences over {devices}"
-                f" devices): make it a divisor of {groups}, or the batch larger."
+                f" group{'s' * (groups > 1)} of a device ({name} = {rows} {config.row_name}s over"
+                f" {devices} devices): make it a divisor of {groups}, or the batch larger."
             )
     check_fsdp(config.model, config.mesh, mesh)
 

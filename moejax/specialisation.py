@@ -43,7 +43,7 @@ STRONGEST = 12
 class Specialisation(OnText):
     """The settings of `moejax specialisation`."""
 
-    batch_size: int = 16
+    batch_size: int | None = 16
     """Sequences in a batch, over all devices."""
     tokens: int = 65_536
     """Tokens to look at, spread evenly over all documents."""

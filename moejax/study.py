@@ -25,6 +25,7 @@ from moejax.config import Config, call_file, check, differences, read_config_jso
 from moejax.errors import ConfigError, DivergedError, RunError, UserError
 from moejax.observe.baseline import Baseline, make_baseline
 from moejax.observe.comparison import study_html
+from moejax.observe.measures import measure_of
 from moejax.observe.records import Run, read_run
 from moejax.observe.results import Comparison, Outcome, Status, to_json
 from moejax.observe.tables import markdown, table
@@ -249,6 +250,7 @@ def outcome(trial: Trial) -> Outcome:
         status=kind,
         run=run,
         message=why.strip(),
+        measure=measure_of(trial.config.model.kind),
     )
 
 

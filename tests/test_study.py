@@ -309,7 +309,7 @@ def test_a_run_is_as_good_as_the_baseline_between_two_evaluations():
     """The baseline ends with 2.0 on average, after 80 steps and 40 s, compiling left out."""
     seeds = [recorded({40: 3.0, 80: 1.9}), recorded({40: 3.0, 80: 2.1}, compiling=20.0)]
     baseline = make_baseline("dense", dict(enumerate(seeds)))
-    assert baseline.bits_per_byte == pytest.approx(2.0)
+    assert baseline.value == pytest.approx(2.0)
     assert (baseline.steps, baseline.seconds) == (80, pytest.approx(40))
     for bits, step in (
         ({40: 2.25, 80: 1.25}, 50),  # a quarter of the way from 40 to 80
@@ -317,8 +317,11 @@ def test_a_run_is_as_good_as_the_baseline_between_two_evaluations():
         ({40: 1.5, 80: 1.0}, 40),  # before the first evaluation: nobody knows when
         ({20: 2.5, 40: math.nan, 60: 1.5}, 40),  # over one that was not finite
     ):
-        assert reach(recorded(bits), 2.0) == (pytest.approx(step), pytest.approx(step / 2))
-    assert reach(recorded({40: 2.5, 80: 2.01}), 2.0) == (math.inf, math.inf)
+        assert reach(recorded(bits), "bits_per_byte", 2.0) == (
+            pytest.approx(step),
+            pytest.approx(step / 2),
+        )
+    assert reach(recorded({40: 2.5, 80: 2.01}), "bits_per_byte", 2.0) == (math.inf, math.inf)
     assert make_baseline("dense", {0: recorded({80: math.nan})}) is None
 
 

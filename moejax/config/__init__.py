@@ -17,6 +17,7 @@ from moejax.config.files import (
     read_config_json,
     to_dict,
 )
+from moejax.config.images import ImageConfig, ImageDataConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.moe import BalanceConfig, MoEConfig
@@ -30,6 +31,8 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DistributedConfig",
+    "ImageConfig",
+    "ImageDataConfig",
     "MeshConfig",
     "MoEConfig",
     "ModelConfig",

@@ -55,10 +55,8 @@ class MeshConfig:
 def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
     """What is shared out over an axis must divide by it, and the form must carry the router."""
     moe = model.moe
-    shared_out = {
-        "--model.num-heads": model.num_heads,
-        "--model.num-kv-heads": model.key_value_heads,
-    }
+    heads = {"--model.num-heads": model.num_heads, "--model.num-kv-heads": model.key_value_heads}
+    shared_out = {} if model.kind == "mlp" else heads
     if not all(model.routed_layers):
         shared_out["--model.dense-hidden-size"] = model.dense_hidden
     if moe.every:

@@ -5,13 +5,18 @@ from typing import Literal
 
 from moejax.config.attention import AttentionConfig, RopeConfig
 from moejax.config.checks import check, check_positive, check_types
+from moejax.config.images import ImageConfig
 from moejax.config.moe import MoEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer."""
+    """A decoder-only transformer, or a classifier of images."""
 
+    kind: Literal["decoder", "vit", "mlp"] = "decoder"
+    """`decoder`: a language model. Of images: `vit`, a vision transformer, whose tokens are
+    patches; `mlp`, feed-forward layers alone, in which an image is one token."""
+    image: ImageConfig = field(default_factory=ImageConfig)
     num_layers: int = 3
     """Layers (L)."""
     width: int = 128
@@ -35,7 +40,8 @@ class ModelConfig:
     """Hidden width of dense layers; by default the active width of a routed one, which is
     (top_k + shared_experts) * hidden_size."""
     vocab_size: int | None = None
-    """Size of the vocabulary (V); by default the tokenizer's."""
+    """Size of the vocabulary (V), by default the tokenizer's; or the number of classes, by default
+    those of the data set."""
     tie_embeddings: bool = False
     """Use the embedding matrix as the output head, too."""
     embedding_scale: float = 1.0
@@ -61,12 +67,21 @@ class ModelConfig:
         check_positive(at, self, "dense_hidden_size", "vocab_size", "rope_theta", "norm_epsilon")
         check_positive(at, self, "embedding_scale", "residual_scale", "logit_scale")
         check(
-            self.head_size is not None or self.width % self.num_heads == 0,
+            not self.sees_images or self.attention == AttentionConfig(),
+            f"--model.attention.* is for texts: leave it as it is with --model.kind {self.kind}.",
+        )
+        check(
+            self.kind != "vit" or self.image.size % self.image.patch_size == 0,
+            f"--model.image.patch-size {self.image.patch_size} does not divide --model.image.size"
+            f" {self.image.size}: an image is cut into whole patches.",
+        )
+        check(
+            self.head_size is not None or self.kind == "mlp" or self.width % self.num_heads == 0,
             f"--model.width {self.width} is not divisible by --model.num-heads {self.num_heads}:"
             f" make it a multiple, or give --model.head-size.",
         )
         check(
-            self.rotary_size % 2 == 0,
+            self.rotary_size % 2 == 0 or self.kind == "mlp",
             f"rotary positions need an even head size, not {self.rotary_size}"
             f" (--model.width / --model.num-heads, or --model.head-size).",
         )
@@ -87,6 +102,16 @@ class ModelConfig:
             f" --model.moe.every {self.moe.every} leave none of the {self.num_layers} layers."
             f" For a dense model say --model.moe.every 0.",
         )
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it is a classifier of images."""
+        return self.kind != "decoder"
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image (N)."""
+        return (self.image.size // self.image.patch_size) ** 2 if self.kind == "vit" else 1
 
     @property
     def is_latent(self) -> bool:

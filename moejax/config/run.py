@@ -3,21 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moejax.config.checks import check, check_not_negative, check_positive, check_types
+from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.config.distributed import DistributedConfig
+from moejax.config.images import ImageDataConfig
 from moejax.config.mesh import MeshConfig, check_mesh
 from moejax.config.model import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The text, and how it becomes batches."""
+    """The text or the images, and how they become batches."""
 
-    source: Literal["stdlib", "tfds", "files"] = "stdlib"
-    """`stdlib`: the Python standard library of this interpreter. `tfds`: a TensorFlow Datasets text
-    data set by name. `files`: local files by glob."""
+    source: Literal["stdlib", "tfds", "files", "digits"] = "stdlib"
+    """`stdlib`: the Python standard library of this interpreter. `tfds`: a data set of TensorFlow
+    Datasets by name, of text or of labelled images. `files`: local text files by glob. `digits`:
+    scikit-learn's handwritten digits."""
     tfds_name: str | None = None
-    """Name of the TFDS data set, such as `lm1b` or `tiny_shakespeare`."""
+    """Name of the TFDS data set, such as `lm1b` or `tiny_shakespeare`; `mnist` or `cifar10`."""
     tfds_text_field: str = "text"
     """The feature of the TFDS data set that holds the text."""
     tfds_train_split: str = "train"
@@ -35,11 +37,13 @@ class DataConfig:
     tokenizer: str = "bytes"
     """`bytes`, or the path of a Hugging Face `tokenizer.json`."""
     sequence_length: int = 128
-    """Positions in a sequence (N)."""
+    """Positions in a sequence (N) of text."""
+    images: ImageDataConfig = field(default_factory=ImageDataConfig)
     batch_size: int = 16
-    """Sequences in one optimizer step (B), over all devices and accumulated micro-batches."""
+    """Sequences, or images, in one optimizer step (B), over all devices and accumulated
+    micro-batches."""
     eval_batch_size: int = 64
-    """Sequences in one evaluation batch, over all devices."""
+    """Sequences, or images, in one evaluation batch, over all devices."""
     seed: int = 0
     """Seed of the shuffle."""
     shuffle_window: int = 8192
@@ -67,7 +71,7 @@ class DataConfig:
         )
         check(
             self.source != "tfds" or bool(self.tfds_name),
-            "--data.source tfds needs --data.tfds-name, such as lm1b or tiny_shakespeare.",
+            "--data.source tfds needs --data.tfds-name, such as lm1b, or mnist for images.",
         )
         check(
             self.source != "files" or bool(self.files),
@@ -104,6 +108,9 @@ class OptimConfig:
     """Decay of AdamW's first moment."""
     beta2: float = 0.95
     """Decay of AdamW's second moment."""
+    label_smoothing: float = 0.0
+    """In training, the share of the target probability that is spread evenly over all classes (or
+    the vocabulary)."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; `None` for no clipping."""
     accumulate: int = 1
@@ -115,9 +122,9 @@ class OptimConfig:
         check_positive(at, self, "learning_rate", "muon_learning_rate", "router_learning_rate")
         check_positive(at, self, "clip_norm", "accumulate", "muon_iterations")
         check_not_negative(at, self, "weight_decay", "warmup_fraction", "final_fraction")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "label_smoothing"):
             value = getattr(self, name)
-            check(0 <= value < 1, f"--optim.{name} must lie in [0, 1), not {value}.")
+            check(0 <= value < 1, f"{flag(at, name)} must lie in [0, 1), not {value}.")
         decay = self.decay_fraction if self.schedule == "wsd" else 0.0
         check(
             self.warmup_fraction + decay <= 1 and decay >= 0,
@@ -190,13 +197,14 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types("", self)
-        length = self.data.sequence_length
+        self._check_kind()
+        length = self.positions
         # A dense model has no groups.
         group = self.model.moe.group_size if self.model.moe.every else 1
+        whole = "the tokens of an image," if self.model.sees_images else "--data.sequence-length"
         check(
             length % group == 0 or group % length == 0,
-            f"--model.moe.group-size {group} must divide --data.sequence-length {length}, or be a"
-            f" multiple of it.",
+            f"--model.moe.group-size {group} must divide {whole} {length}, or be a multiple of it.",
         )
         accumulate, batch = self.optim.accumulate, self.data.batch_size
         check(
@@ -210,9 +218,43 @@ class Config:
             check(
                 rows * length % group == 0,
                 f"--model.moe.group-size {group} does not divide the {rows * length} tokens of a"
-                f" batch of {name} = {rows} sequences of {length}.",
+                f" batch of {name} = {rows} {self.row_name}s of {length}.",
             )
         check_mesh(self.model, self.mesh)
+
+    def _check_kind(self) -> None:
+        """Language models need text, classifiers images."""
+        kind, source = self.model.kind, self.data.source
+        if not self.model.sees_images:
+            check(
+                source != "digits",
+                "--data.source digits are images: they go with --model.kind mlp or vit.",
+            )
+            return
+        check(
+            source in ("digits", "tfds"),
+            f"--model.kind {kind} sees images, but --data.source {source} is text: take digits, or"
+            f" tfds with the name of a data set of images, such as --data.tfds-name mnist.",
+        )
+        check(
+            self.run.init_from is None,
+            f"--run.init-from begins from language models, and --model.kind {kind} is none.",
+        )
+        check(
+            self.model.moe.router != "hash" or not self.model.moe.every,
+            f"--model.moe.router hash looks at the ids of tokens, which images have not: choose"
+            f" another for --model.kind {kind}, such as top_k.",
+        )
+
+    @property
+    def positions(self) -> int:
+        """Tokens in a row of a batch (N): of a sequence, or of an image."""
+        return self.model.image_tokens if self.model.sees_images else self.data.sequence_length
+
+    @property
+    def row_name(self) -> str:
+        """What a row of a batch is."""
+        return "image" if self.model.sees_images else "sequence"
 
     @property
     def sequences_per_group(self) -> int:
@@ -221,4 +263,4 @@ class Config:
         """
         if not self.model.moe.every:
             return 1
-        return max(1, self.model.moe.group_size // self.data.sequence_length)
+        return max(1, self.model.moe.group_size // self.positions)

@@ -191,17 +191,8 @@ def train_batches(
     ``rows`` are read. Raises ``ConfigError`` if there are fewer documents than streams.
     """
     shards = config.shards
-    check(
-        len(source) >= shards,
-        f"{len(source)} training documents do not go round --data.shards {shards}: each stream"
-        f" needs one.",
-    )
+    own_rows = own_rows_by_stream(len(source), shards, batch_size, rows)
     part = batch_size // shards
-    rows = np.arange(batch_size) if rows is None else rows
-    own_rows = {int(number): rows[rows // part == number] % part for number in set(rows // part)}
-    own_rows = {
-        number: slice(None) if len(own) == part else own for number, own in sorted(own_rows.items())
-    }
     layout = {
         "shards": shards,
         "sequence_length": config.sequence_length,
@@ -213,6 +204,24 @@ def train_batches(
     }
     streams = {number: _stream(source, tokenizer, config, number, part) for number in own_rows}
     return TrainBatches(streams, own_rows, layout)
+
+
+def own_rows_by_stream(
+    count: int, shards: int, batch_size: int, rows: np.ndarray | None
+) -> dict[int, slice | np.ndarray]:
+    """Which rows of the part of each stream one process has; streams of which it has none are left
+    out. Raises ``ConfigError`` if the ``count`` documents, or images, are fewer than the streams.
+    """
+    check(
+        count >= shards,
+        f"{count} training examples do not go round --data.shards {shards}: each stream needs one.",
+    )
+    part = batch_size // shards
+    rows = np.arange(batch_size) if rows is None else rows
+    own_rows = {int(number): rows[rows // part == number] % part for number in set(rows // part)}
+    return {
+        number: slice(None) if len(own) == part else own for number, own in sorted(own_rows.items())
+    }
 
 
 def _stream(
@@ -251,12 +260,12 @@ def validation_batches(
     packed = iter(_packed(pieces, config.sequence_length).batch(batch_size))
     own = slice(None) if rows is None else rows
     return [
-        {name: x_BN[own] for name, x_BN in _filled(_batch(packed_rows), batch_size).items()}
+        {name: x_BN[own] for name, x_BN in filled(_batch(packed_rows), batch_size).items()}
         for packed_rows in itertools.islice(packed, limit)
     ]
 
 
-def _filled(batch: Batch, batch_size: int) -> Batch:
+def filled(batch: Batch, batch_size: int) -> Batch:
     """The batch, filled up with rows of padding."""
-    missing = batch_size - len(batch["inputs"])
-    return {name: np.pad(x_BN, ((0, missing), (0, 0))) for name, x_BN in batch.items()}
+    missing = batch_size - len(batch["segments"])
+    return {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for name, x in batch.items()}

@@ -1,4 +1,4 @@
-"""Any text data set of TensorFlow Datasets by name, prepared on first use.
+"""Data sets of TensorFlow Datasets by name, of text or of labelled images, prepared on first use.
 
 Whatever can go wrong there (an unknown name, no network, TensorFlow missing) ends in a
 ``ConfigError`` within seconds, where TFDS itself would retry for minutes.
@@ -11,7 +11,7 @@ import importlib
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from moejax.config import ConfigError, DataConfig, check
 from moejax.data.stdlib_corpus import quiet
 
 _PROBE_SECONDS = 5.0
+SPLITS = ("tfds_train_split", "tfds_validation_split")
 _EMPTY_LOOKED_AT = 1000  # empty documents in a row before a split is called empty
 
 
@@ -54,21 +55,67 @@ class TextField:
         return value.encode() if isinstance(value, str) else bytes(value)
 
 
+class ImageAndLabel:
+    """The images of a random-access data source, with their classes."""
+
+    def __init__(self, examples: Sequence[dict[str, Any]], image: str, label: str) -> None:
+        self._examples, self._image, self._label = examples, image, label
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        example = self._examples[index]
+        return np.asarray(example[self._image], np.uint8), int(example[self._label])
+
+
 def open_tfds(config: DataConfig) -> tuple[TextField, TextField]:
     """The training and the validation documents of ``config.tfds_name``.
 
     Raises ``ConfigError`` for an unknown name, field or split, and when the data set is not
     prepared and cannot be.
     """
+    builder = _prepared(config, _check_text_field)
+    found = []
+    for setting in SPLITS:
+        documents = TextField(_open_split(builder, config, setting), config.tfds_text_field)
+        first = range(min(len(documents), _EMPTY_LOOKED_AT))
+        at = f"--data.{setting.replace('_', '-')} {getattr(config, setting)}"
+        check(any(documents[i] for i in first), f"{at}: its documents are all empty.")
+        found.append(documents)
+    return found[0], found[1]
+
+
+def open_tfds_images(
+    config: DataConfig,
+) -> tuple[ImageAndLabel, ImageAndLabel, tuple[str, ...], tuple[int, int, int]]:
+    """The training and the validation images of ``config.tfds_name``, the names of their classes,
+    and their height, width and channels. Raises ``ConfigError`` as ``open_tfds`` does.
+    """
+    builder = _prepared(config, _check_image_fields)
+    image, label = config.images.image_field, config.images.label_field
+    sides = [ImageAndLabel(_open_split(builder, config, s), image, label) for s in SPLITS]
+    for setting, side in zip(SPLITS, sides, strict=True):
+        at = f"--data.{setting.replace('_', '-')} {getattr(config, setting)}"
+        check(len(side) > 0, f"{at} has no images.")
+    try:
+        sides[0][0]
+    except ImportError as error:
+        raise ConfigError(
+            "images of TFDS are decoded by Pillow, which is missing: pip install -e '.[images]'"
+        ) from error
+    features = builder.info.features
+    return *sides, tuple(features[label].names), features[image].shape
+
+
+def _prepared(config: DataConfig, check_fields: Callable) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that is ready to be read."""
     builder = _find(config)
-    _check_text_field(builder, config)  # before a long download
+    check_fields(builder, config)  # before a long download
     if not _is_prepared(builder):
         _prepare(builder, config)
         builder = _find(config)
-    return (
-        _open_split(builder, config, "tfds_train_split"),
-        _open_split(builder, config, "tfds_validation_split"),
-    )
+    return builder
 
 
 def _find(config: DataConfig) -> tfds.core.DatasetBuilder:
@@ -96,13 +143,19 @@ def _find(config: DataConfig) -> tfds.core.DatasetBuilder:
 
 
 def _register(name: str) -> None:
-    """Make TFDS know its older text data sets.
+    """Make TFDS know its older data sets.
 
     Without TensorFlow, TFDS stops importing them at the first module that needs it, and then
     denies that ``c4`` or ``wikipedia`` exist.
     """
     if name not in tfds.list_builders(with_community_datasets=False):
-        for group in ("text", "summarization", "translate", "question_answering"):
+        for group in (
+            "text",
+            "summarization",
+            "translate",
+            "question_answering",
+            "image_classification",
+        ):
             with contextlib.suppress(ImportError):
                 importlib.import_module(f"tensorflow_datasets.{group}")
 
@@ -122,6 +175,26 @@ def _check_text_field(builder: tfds.core.DatasetBuilder, config: DataConfig) -> 
     )
 
 
+def _check_image_fields(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
+    features, name, settings = builder.info.features, config.tfds_name, config.images
+    for field, kind, what in (
+        (settings.image_field, tfds.features.Image, "image"),
+        (settings.label_field, tfds.features.ClassLabel, "label"),
+    ):
+        there = [field for field, feature in features.items() if isinstance(feature, kind)]
+        check(
+            field in there,
+            f"--data.images.{what}-field {field}: {name} has no {what} there. Its {what} fields"
+            f" are: {', '.join(there) or 'none'}.",
+        )
+    shape = features[settings.image_field].shape
+    check(
+        None not in shape,
+        f"--data.tfds-name {name}: its images are not all of one size ({shape}), which they must"
+        f" be; mnist, fashion_mnist and cifar10 are.",
+    )
+
+
 def _is_text(feature: tfds.features.FeatureConnector) -> bool:
     return feature.shape == () and feature.np_dtype in (np.object_, np.str_, np.bytes_)
 
@@ -134,7 +207,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
         url is None or _reachable(url, _PROBE_SECONDS),
         f"{at} is neither prepared in {builder.data_dir} nor can it be downloaded: no answer from"
         f" {url}. Prepare it where there is a network and point --data.directory at a copy, or"
-        f" train on --data.source stdlib or files.",
+        f" train on what needs none: --data.source stdlib or files; of images, digits.",
     )
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
@@ -185,12 +258,14 @@ def _explained(at: str, error: Exception) -> ConfigError:
     return ConfigError(f"{at}: {reason}")
 
 
-def _open_split(builder: tfds.core.DatasetBuilder, config: DataConfig, setting: str) -> TextField:
+def _open_split(
+    builder: tfds.core.DatasetBuilder, config: DataConfig, setting: str
+) -> Sequence[dict[str, Any]]:
     split = getattr(config, setting)
     at = f"--data.{setting.replace('_', '-')} {split}"
     try:
         with quiet():
-            documents = TextField(builder.as_data_source(split), config.tfds_text_field)
+            return builder.as_data_source(split)
     except NotImplementedError as error:
         raise ConfigError(
             f"{config.tfds_name} in {builder.data_dir} was prepared in a format without random"
@@ -202,6 +277,3 @@ def _open_split(builder: tfds.core.DatasetBuilder, config: DataConfig, setting: 
             f"{at}: {config.tfds_name} has the splits {', '.join(builder.info.splits)}; a share of"
             f" one is written 'train[:99%]' or 'train[99%:]'. ({reason})"
         ) from error
-    first = range(min(len(documents), _EMPTY_LOOKED_AT))
-    check(any(documents[i] for i in first), f"{at}: its documents are all empty.")
-    return documents

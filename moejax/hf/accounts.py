@@ -12,7 +12,7 @@ from moejax.errors import CheckpointError
 from moejax.hf.families import FAMILIES, WHOLE
 from moejax.hf.files import Tensor
 from moejax.hf.tensors import Rule
-from moejax.models.decoder import scan_plan
+from moejax.models.layers import scan_plan
 
 Path = tuple[str, ...]
 """Where an array stands in the tree of parameters; ``("bias_LE",)`` is the selection bias."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from moejax.config import ModelConfig, check
 from moejax.hf import accounts
-from moejax.models.decoder import scan_plan
+from moejax.models.layers import scan_plan
 
 BANK = {"w_gate_DF": "w_gate_EDF", "w_up_DF": "w_up_EDF", "w_down_FD": "w_down_EFD"}
 

@@ -1,120 +1,18 @@
 """A decoder-only transformer language model with routed layers."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from moejax import mesh
-from moejax.balance import RouterStats
 from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import FeedForward, MoELayer, weight
-from moejax.models.attention import Attention, Context, RMSNorm, may_see
-from moejax.models.kv_cache import Cache, KVCache, empty_cache
-from moejax.models.latent_attention import LatentAttention
+from moejax.layer import weight
+from moejax.models.attention import Context, RMSNorm, may_see
+from moejax.models.kv_cache import KVCache, empty_cache
+from moejax.models.layers import Routed, run_layers, scan_plan
 from moejax.models.rotary import rotary
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Routed:
-    """What the routed layers say, with a leading L over them."""
-
-    stats: RouterStats
-    chosen_LBNE: jax.Array
-    """Which experts each token asked for (bool)."""
-
-
-Own = dict[str, jax.Array]
-"""What a layer has for itself."""
-
-
-class Block(nn.Module):
-    """Attention and a feed-forward network, each on a normalised copy of the residual stream."""
-
-    config: ModelConfig
-    layout: MeshConfig
-    routed: bool
-    training: bool
-
-    @nn.compact
-    def __call__(
-        self, x_BND: jax.Array, cache: Cache, context: Context, each: Own, own: Own
-    ) -> tuple[jax.Array, Cache, Routed | None]:
-        config = self.config
-        normed_BND = RMSNorm(config.norm_epsilon, name="attention_norm")(x_BND)
-        if "window" in each:
-            near_B1NM = context["distance_B1NM"] < each["window"]
-            context = context | {"mask_B1NM": context["mask_B1NM"] & near_B1NM}
-        form = LatentAttention if config.is_latent else Attention
-        attention = form(config, self.layout, name="attention")
-        y_BND, cache = attention(normed_BND, context, cache, each["layer"])
-        x_BND = self._add(x_BND, y_BND)
-        normed_BND = RMSNorm(config.norm_epsilon, name="feed_forward_norm")(x_BND)
-        if not self.routed:
-            width, name = config.dense_hidden, "feed_forward"
-            dense = FeedForward(width, config.activation, self.layout, name=name)
-            return self._add(x_BND, dense(normed_BND)), cache, None
-        layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
-        y_BND, stats, chosen_BNE = layer(
-            normed_BND,
-            context["real_BN"],
-            training=self.training,
-            token_BN=context["token_BN"],
-            **own,
-        )
-        return self._add(x_BND, y_BND), cache, Routed(stats, chosen_BNE)
-
-    def _add(self, x_BND: jax.Array, y_BND: jax.Array) -> jax.Array:
-        scale = self.config.residual_scale
-        return mesh.pin(x_BND + (y_BND if scale == 1 else y_BND * scale), "tokens_BND")
-
-
-class Unit(nn.Module):
-    """The blocks that one step of the scan runs; what the routed ones say is stacked."""
-
-    config: ModelConfig
-    layout: MeshConfig
-    routed: tuple[bool, ...]
-    training: bool
-    in_loop: bool
-
-    @nn.compact
-    def __call__(
-        self, carry: tuple[jax.Array, Cache], context: Context, each: Own, own: Own
-    ) -> tuple[tuple[jax.Array, Cache], Any]:
-        """``each`` has a number for each block, ``own`` arrays for each routed one."""
-        x_BND, cache = carry
-        block = Block
-        if self.config.remat == "layer":
-            # Outside a loop, XLA would find what is computed again and keep it instead.
-            block = nn.remat(Block, prevent_cse=not self.in_loop)
-        said = []
-        for i, routed in enumerate(self.routed):
-            of_layer = {name: x[len(said)] for name, x in own.items()} if routed else {}
-            of_block = {name: x[i] for name, x in each.items()}
-            layer = block(self.config, self.layout, routed, self.training, name=f"block_{i}")
-            x_BND, cache, one = layer(x_BND, cache, context, of_block, of_layer)
-            said += [one] if routed else []
-        return (x_BND, cache), jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
-
-
-def scan_plan(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
-    """Split the layers into runs of a repeated unit: [(the unit's layers, repetitions), ...].
-
-    With every second layer of 7 routed after 2 dense ones: D D | D R, D R | D.
-    """
-    routed, moe = config.routed_layers, config.moe
-    first_dense = moe.first_dense if moe.every else 0
-    period, rest = moe.every or 1, len(routed) - first_dense
-    runs = [
-        ((False,), first_dense),
-        (routed[first_dense : first_dense + period], rest // period),
-        ((False,), rest % period),
-    ]
-    return [(unit, repeats) for unit, repeats in runs if repeats]
 
 
 def cache_for(config: ModelConfig, rows: int, slots: int) -> KVCache:
@@ -183,8 +81,14 @@ class DecoderLM(nn.Module):
             x_BND *= config.embedding_scale
         context, cache = seen(config, batch, cache, reach)
         own = {name: x for name, x in own.items() if x is not None}
-        x_BND, routed, layers = self._layers(
-            x_BND, [] if cache is None else cache.layers, context, training, own
+        x_BND, routed, layers = run_layers(
+            config,
+            self.layout,
+            x_BND,
+            context,
+            training=training,
+            own=own,
+            caches=[] if cache is None else cache.layers,
         )
         if cache is not None:
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
@@ -196,52 +100,6 @@ class DecoderLM(nn.Module):
         logits_BNV = (x_BND @ w_DV).astype(jnp.float32)
         scale = config.logit_multiplier
         return logits_BNV if scale == 1 else logits_BNV * scale, routed, cache
-
-    def _layers(
-        self,
-        x_BND: jax.Array,
-        caches: list[Cache],
-        context: Context,
-        training: bool,
-        own: Own,
-    ) -> tuple[jax.Array, Routed | None, list[Cache]]:
-        """``own`` is what each routed layer has for itself, with a leading L."""
-        config = self.config
-        unroll = mesh.platform() == "cpu" if config.unroll is None else config.unroll
-        windows = [2**30 if window is None else window for window in config.windows]
-        said, layers, done, done_routed = [], [], 0, 0
-        for i, (unit, repeats) in enumerate(scan_plan(config)):
-            # Of this run: [repeats, layers of the unit, ...], or routed layers of the unit.
-            count, count_routed = repeats * len(unit), repeats * sum(unit)
-            each = {"layer": jnp.arange(count)}
-            if config.attention.window is not None:
-                each["window"] = jnp.array(windows[done : done + count])
-            each = {name: x.reshape(repeats, len(unit)) for name, x in each.items()}
-            here = {
-                name: x[done_routed : done_routed + count_routed].reshape(
-                    repeats, sum(unit), *x.shape[1:]
-                )
-                for name, x in own.items()
-                if count_routed
-            }
-            done, done_routed = done + count, done_routed + count_routed
-            in_loop = repeats > 1 and not unroll
-            run = nn.scan(
-                Unit,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "router": True},
-                in_axes=(nn.broadcast, 0, 0),
-                length=repeats,
-                unroll=repeats if unroll else 1,
-            )(config, self.layout, unit, training, in_loop, name=f"layers_{i}")
-            cache = caches[i] if caches else {}
-            (x_BND, cache), one = run((x_BND, cache), context, each, here)
-            layers.append(cache)
-            if one is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
-                said.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), one))
-        if not said:
-            return x_BND, None, layers
-        return x_BND, jax.tree.map(lambda *s: jnp.concatenate(s), *said), layers
 
 
 def seen(

@@ -5,7 +5,7 @@ import numpy as np
 
 from moejax.config import ModelConfig, check
 from moejax.experts import bank_shapes
-from moejax.models.decoder import scan_plan
+from moejax.models.layers import scan_plan
 from moejax.parallel.placement import Placement
 from moejax.parallel.replicas import places_of
 

@@ -14,8 +14,8 @@ class Baseline:
     """What the other runs are to reach: means over the seeds that the baseline has finished."""
 
     name: str
-    bits_per_byte: float
-    """Of held-out text, at the end."""
+    value: float
+    """Of its measure, at the end."""
     by_seed: dict[int, float]
     """The same with each seed. A seed gives all runs the same batches, so that differences between
     runs with one seed vary less than the runs do."""
@@ -25,17 +25,17 @@ class Baseline:
 
 
 def make_baseline(name: str, run_of: Mapping[int, Run]) -> Baseline | None:
-    """The mean of finished runs, by their seeds; None if there are none, or if one's bits per byte
-    are not finite.
+    """The mean of finished runs, by their seeds; None if there are none, or if the measure of one
+    is not finite.
     """
     runs = run_of.values()
-    bits = [last(run.validation, "bits_per_byte") for run in runs]
-    if not (bits and np.isfinite(bits).all()):
+    values = [last(run.validation, run.measure.key) for run in runs]
+    if not (values and np.isfinite(values).all()):
         return None
     return Baseline(
         name=name,
-        bits_per_byte=float(np.mean(bits)),
-        by_seed=dict(zip(run_of, bits, strict=True)),
+        value=float(np.mean(values)),
+        by_seed=dict(zip(run_of, values, strict=True)),
         steps=float(np.mean([last(run.train, "step") for run in runs])),
         seconds=float(np.mean([training_seconds(run)[1][-1] for run in runs])),
     )
@@ -52,20 +52,20 @@ def training_seconds(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return np.append(0.0, step), np.concatenate([[0.0], first, first + seconds[1:] - seconds[:1]])
 
 
-def reach(run: Run, bits_per_byte: float) -> tuple[float, float]:
-    """The step and the seconds of training after which a finished run has at most these bits per
-    byte of held-out text; infinite if it never has.
+def reach(run: Run, key: str, value: float) -> tuple[float, float]:
+    """The step and the seconds of training after which a finished run has at most this value of
+    what validation calls ``key``; infinite if it never has.
 
     The first evaluation at or below them counts, and from the evaluation before it both are
     interpolated linearly; a run that is there at its first evaluation counts with that one.
     """
-    step, bits = column(run.validation, "bits_per_byte")
-    step, bits = step[np.isfinite(bits)], bits[np.isfinite(bits)]
-    there = np.flatnonzero(bits <= bits_per_byte)
+    step, values = column(run.validation, key)
+    step, values = step[np.isfinite(values)], values[np.isfinite(values)]
+    there = np.flatnonzero(values <= value)
     if not there.size:
         return math.inf, math.inf
     end = there[0]
     pair = slice(max(end - 1, 0), end + 1)
-    # np.interp wants rising values: less bits, the other way round.
-    at = np.interp(-bits_per_byte, -bits[pair], step[pair])
+    # np.interp wants rising values, and these fall.
+    at = np.interp(-value, -values[pair], step[pair])
     return float(at), float(np.interp(at, *training_seconds(run)))

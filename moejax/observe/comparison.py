@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from moejax.observe import page
-from moejax.observe.baseline import Baseline
 from moejax.observe.charts import Series, falling_range, line_chart
 from moejax.observe.heatmaps import (
     fold_rows,
@@ -28,10 +27,10 @@ MOST_LOAD_ROWS = 104
 """Rows of one map of load, all layers together: two units of the drawing each."""
 
 _EXPLAINED = (
-    "Bits per byte of held-out text at the end: less is better. Losses are nats a token over the"
+    "{title} of held-out {material} at the end: less is better. Losses are nats a target over the"
     " first and the last log interval. Max violation is the fullest expert over the mean, less 1,"
     " in held-out batches; global: of all of them together, or of all in the last log interval of"
-    " training. Dead experts, tokens and seconds are of training. In brackets: the least"
+    " training. Dead experts, {unit} and seconds are of training. In brackets: the least"
     " and the greatest over the seeds. A dash: dense, or not known."
 )
 
@@ -41,7 +40,7 @@ def study_html(comparison: Comparison) -> str:
     made = table(comparison)
     parts = [
         _head(comparison),
-        _results(made, comparison.baseline),
+        _results(made, comparison),
         _learning(comparison),
         _balance(comparison),
     ]
@@ -81,14 +80,18 @@ def _notes(comparison: Comparison) -> str:
     return f'<ul class="notes">{remarks}</ul>' if found else ""
 
 
-def _results(made: Table, baseline: Baseline | None) -> str:
+def _results(made: Table, comparison: Comparison) -> str:
+    baseline, measure = comparison.baseline, comparison.measure
     rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
     shown = page.table(made.header, rows, best=made.best)
-    words = _EXPLAINED + (
+    title = measure.name[0].upper() + measure.name[1:]
+    words = _EXPLAINED.format(title=title, material=measure.material, unit=measure.unit)
+    words += (
         f" Against {baseline.name}: the difference with the same seed, and so on the same batches."
-        f" Steps and seconds to {baseline.name}: of training, until held-out text costs the"
-        f" {baseline.bits_per_byte:.4f} bits per byte that {baseline.name} ends with, interpolated"
-        f" between evaluations; and their share of those of {baseline.name}. Compiling is left out."
+        f" Steps and seconds to {baseline.name}: of training, until held-out {measure.material}"
+        f" give the {measure.name} of {measure.digits(baseline.value)} that {baseline.name} ends"
+        f" with, interpolated between evaluations; and their share of those of {baseline.name}."
+        " Compiling is left out."
         if baseline
         else ""
     )
@@ -97,23 +100,24 @@ def _results(made: Table, baseline: Baseline | None) -> str:
 
 
 def _learning(comparison: Comparison) -> str:
-    """What the runs learned: held-out bits per byte, and the training loss."""
-    bits = _curves(comparison, "validation", "bits_per_byte", dots=True)
+    """What the runs learned: the measure on what is held out, and the training loss."""
+    measure = comparison.measure
+    curves = _curves(comparison, "validation", measure.key, measure.scale, dots=True)
     loss = _curves(comparison, "train", "loss")
     ranks = _ranks(comparison)
     charts = []
     if len(ranks) > 2:
-        guide = "Held-out text at the end, the best on top. Differences as small as those between"
-        guide += " seeds mean nothing."
-        charts.append(page.figure("Bits per byte, ranked", rank_chart(ranks), guide))
-    if not charts or any(one.x.size > 1 for one in bits):
-        guide = "Held-out text. Lower is better; compare at the right edge, where schedules end."
+        guide = f"Held-out {measure.material} at the end, the best on top. Differences as small as"
+        guide += " those between seeds mean nothing."
+        charts.append(page.figure(f"{measure.title}, ranked", rank_chart(ranks), guide))
+    if not charts or any(one.x.size > 1 for one in curves):
+        guide = f"Held-out {measure.material}. Lower is better; compare at the right edge, where"
+        guide += " schedules end."
         base = comparison.baseline
-        guides = [(base.bits_per_byte, f"{base.name}, at its end")] if base else []
-        y_range = falling_range(bits)
-        charts.append(
-            _lines("Validation, bits per byte", bits, guide, y_range=y_range, guides=guides)
-        )
+        guides = [(base.value * measure.scale, f"{base.name}, at its end")] if base else []
+        title, y_range = f"Validation, {measure.name}", falling_range(curves)
+        title += ", %" * measure.percent
+        charts.append(_lines(title, curves, guide, y_range=y_range, guides=guides))
     guide = "Nats a token, mean over a log interval. A gap or a red tick: it was not finite."
     charts.append(_lines("Training loss", loss, guide, y_range=falling_range(loss)))
     end = max((one.x.max() for one in loss), default=0.0)
@@ -153,12 +157,13 @@ def _lines(title: str, series: Sequence[Series], guide: str, **options: Any) -> 
 
 
 def _ranks(comparison: Comparison) -> list[Rank]:
-    """The bits per byte of every run that has finished."""
+    """The measure of every run that has finished."""
     found = []
     for i, (name, outcomes) in enumerate(comparison.by_run().items()):
-        bits = [over_seeds(outcomes, of)["bits_per_byte"] for of in (np.mean, min, max)]
-        if np.isfinite(bits[0]):
-            found.append(Rank(name, *bits, i % COLORS))
+        key, scale = comparison.measure.key, comparison.measure.scale
+        values = [scale * over_seeds(outcomes, of)[key] for of in (np.mean, min, max)]
+        if np.isfinite(values[0]):
+            found.append(Rank(name, *values, i % COLORS))
     return found
 
 

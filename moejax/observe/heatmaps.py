@@ -101,11 +101,12 @@ def lift_heatmap(
     level_YX = _levels(lift_YX) + np.where(sure_YX, 0, 2 * REACH + 1).astype(np.uint8)
     words_YX = np.where(sure_YX, np.char.mod("%.2f", lift_YX), "") if count <= 10 else None
     data = {"kind": "lift", "rows": [y_name, *y_names], "columns": x_name, "names": [*x_names]}
-    labels = [
-        name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in y_names
-    ]
-    edges = (-0.5, count - 0.5)
+    edges, labels = (-0.5, count - 0.5), _cut(y_names)
     return _heatmap(level_YX, _lift_palette(), data, edges, labels, remark, words_YX, named=True)
+
+
+def _cut(names: Sequence[str]) -> list[str]:
+    return [n if len(n) <= LONGEST_NAME else n[: LONGEST_NAME - 1] + "…" for n in names]
 
 
 def share_heatmap(
@@ -113,13 +114,35 @@ def share_heatmap(
 ) -> str:
     """A map of shares from 0, transparent, to their maximum, which the line above it names."""
     top = float(share_YX.max()) or 1.0
-    levels = np.rint(share_YX / top * 63).astype(np.uint8)
-    alpha = np.rint(np.linspace(0, 1, 64) * 255)[:, None]
-    palette = np.concatenate([np.full((64, 3), WARM), alpha], 1).astype(np.uint8)
     data = {"kind": "share", "top": top, "rows": [y_name, *y_names], "columns": x_name}
     remark = f"blank is none, full colour {share_YX.max():.3%}"
     labels = [name.partition("–")[0] for name in y_names]
-    return _heatmap(levels, palette, data, x, labels, remark)
+    return _heatmap(_share_levels(share_YX, top), _share_palette(), data, x, labels, remark)
+
+
+def named_share_heatmap(
+    share_YX: np.ndarray,
+    y_names: Sequence[str],
+    x_names: Sequence[str],
+    x_name: str,
+    y_name: str,
+    words_YX: np.ndarray | None = None,
+) -> str:
+    """A map of shares of a row, from 0 to 1, whose rows and columns have names."""
+    count = len(x_names)
+    data = {"kind": "share", "top": 1.0, "rows": [y_name, *y_names]}
+    data |= {"columns": x_name, "names": [*x_names]}
+    edges, levels = (-0.5, count - 0.5), _share_levels(share_YX, 1.0)
+    return _heatmap(levels, _share_palette(), data, edges, _cut(y_names), "", words_YX, named=True)
+
+
+def _share_levels(share_YX: np.ndarray, top: float) -> np.ndarray:
+    return np.rint(share_YX / top * 63).astype(np.uint8)
+
+
+def _share_palette() -> np.ndarray:
+    alpha = np.rint(np.linspace(0, 1, 64) * 255)[:, None]
+    return np.concatenate([np.full((64, 3), WARM), alpha], 1).astype(np.uint8)
 
 
 def ratio_key() -> str:

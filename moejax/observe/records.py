@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moejax import balance
+from moejax.observe.measures import Measure, measure_of_settings
 
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -55,6 +56,16 @@ class Choices:
     """Tokens that chose both of two experts, in the last evaluation."""
 
 
+@dataclass(frozen=True, eq=False)
+class Sorted:
+    """How the last evaluation sorted images into classes (V)."""
+
+    confusion_VV: np.ndarray
+    """Images by their class, and by what they were taken for."""
+    asked_LEV: np.ndarray | None
+    """Choices of each expert by the image's class; None for a dense model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run directory in memory. Lines are dicts of plain values, in order of their steps."""
@@ -66,6 +77,7 @@ class Run:
     validation: tuple[dict[str, Any], ...] = ()
     load: Load | None = None
     choices: Choices | None = None
+    sorted: Sorted | None = None
     sample: str | None = None
     damage: tuple[str, ...] = ()
     """What could not be read, in words."""
@@ -74,6 +86,11 @@ class Run:
     def name(self) -> str:
         """The run's name: the summary's, or else the directory's."""
         return str(self.summary.get("name") or self.directory.resolve().name)
+
+    @property
+    def measure(self) -> Measure:
+        """What it is judged by."""
+        return measure_of_settings(self.config)
 
     @property
     def routed(self) -> bool:
@@ -101,6 +118,7 @@ def read_run(directory: Path, columns: int = 200) -> Run:
         validation=_of_split(lines, "validation"),
         load=_read_load(directory / "load", columns, damage),
         choices=_read_choices(directory / "choices", damage),
+        sorted=_read_sorted(directory / "classes", damage),
         sample=_read_text(directory / "sample.txt"),
         damage=tuple(damage),
     )
@@ -250,6 +268,17 @@ def _read_choices(directory: Path, damage: list[str], most: int = 60) -> Choices
     chosen_LTE = last_LBNE.reshape(len(last_LBNE), -1, last_LBNE.shape[-1]).astype(np.float32)
     together_LEE = chosen_LTE.swapaxes(1, 2) @ chosen_LTE
     return Choices(np.array(steps), np.array(saturation), together_LEE)
+
+
+def _read_sorted(directory: Path, damage: list[str]) -> Sorted | None:
+    paths = sorted(directory.glob("[0-9]*.npz"))
+    if not paths:
+        return None
+    arrays = _read_arrays(paths[-1])
+    if arrays is None or "confusion_VV" not in arrays:
+        damage.append(f"classes/{paths[-1].name} is damaged")
+        return None
+    return Sorted(arrays["confusion_VV"], arrays.get("asked_LEV"))
 
 
 def _read_chosen(path: Path) -> np.ndarray | None:

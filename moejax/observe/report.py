@@ -8,6 +8,7 @@ import numpy as np
 
 from moejax.observe import page
 from moejax.observe.charts import Series, falling_range, line_chart
+from moejax.observe.class_figures import classes
 from moejax.observe.heatmaps import (
     MOST_ROWS,
     fold_rows,
@@ -50,7 +51,8 @@ def report_html(run: Run) -> str:
     """The report as one page of HTML that stands alone."""
     parts = [_head(run), page.tiles(key_numbers(run)), _loss(run)]
     parts += [_load(run.load) if run.load else "", _balance(run), _drops(run), routers(run)]
-    parts += [pairs(run), _optimization(run), _costs(run), _sample(run), _settings(run)]
+    parts += [pairs(run), classes(run), _optimization(run), _costs(run), _sample(run)]
+    parts.append(_settings(run))
     return page.document(f"{run.name} – moejax", "\n".join(part for part in parts if part))
 
 
@@ -78,18 +80,21 @@ def _both(run: Run, key: str) -> list[Series]:
 
 
 def _loss(run: Run) -> str:
-    series = _both(run, "bits_per_byte")
+    title = run.measure.title
+    series = _both(run, run.measure.key)
+    series = [_percent(one) for one in series] if run.measure.percent else series
     steps = np.concatenate([one.x for one in series])
     if not steps.size:
         return ""
     whole = falling_range(series)
     first = "Falls steeply, then slowly. Held out far above training means learning by heart."
-    figures = [page.figure("Bits per byte", line_chart(series, y_range=whole), first)]
+    figures = [page.figure(title, line_chart(series, y_range=whole), first)]
     late = (steps.max() / 2, steps.max())
     if np.sum(series[0].x >= late[0]) >= 4:
         guide = "Still falling at the right edge: more steps would help. Flat: it is done."
-        title = "Bits per byte, second half"
-        figures.append(page.figure(title, line_chart(series, x_range=late), guide))
+        figures.append(
+            page.figure(f"{title}, second half", line_chart(series, x_range=late), guide)
+        )
     return page.section("Loss", figures)
 
 
@@ -223,12 +228,13 @@ def _fold_shares(share_LI: np.ndarray) -> np.ndarray:
 def _optimization(run: Run) -> str:
     if not run.train:
         return ""
+    unit = run.measure.unit
     norm, rate, speed = (
         Series(name, *column(run.train, key), 0)
         for name, key in (
             ("gradient norm", "gradient_norm"),
             ("learning rate", "learning_rate"),
-            ("tokens a second", "tokens_per_second"),
+            (f"{unit} a second", f"{unit}_per_second"),
         )
     )
     figures = [
@@ -241,7 +247,7 @@ def _optimization(run: Run) -> str:
             "Learning rate", line_chart([rate], include=(0.0,)), "The schedule as it was run."
         ),
         page.figure(
-            "Throughput, tokens a second",
+            f"Throughput, {unit} a second",
             line_chart([speed], include=(0.0,)),
             "Level is good. A dip: a busy machine or slow data; the first may hold compiling.",
         ),

@@ -1,7 +1,7 @@
 """The runs of a study in figures: what each came to, over its seeds.
 
-A figure is a number of ``FIGURES``; one that a run does not have (a dense model's drops, the
-final bits per byte of a run that diverged) is NaN here, null in JSON and a dash in the table. The
+A figure is a number of ``figures``; one that a run does not have (a dense model's drops, the
+measure of a run that diverged) is NaN here, null in JSON and a dash in the table. The
 steps of a run that never reaches the baseline are infinite here, null in JSON, and `never`.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moejax.observe.baseline import Baseline, reach
+from moejax.observe.measures import OF_TEXT, Measure
 from moejax.observe.records import Run, column, last, number
 
 Status = Literal["finished", "diverged", "not finished", "not trained"]
@@ -32,6 +33,7 @@ class Outcome:
     """Why it diverged."""
     baseline: Baseline | None = None
     """What it is held against; None for the baseline itself."""
+    measure: Measure = OF_TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,11 @@ class Comparison:
     baseline: Baseline | None = None
     """What the other runs are held against; None without one, and until it has finished."""
 
+    @property
+    def measure(self) -> Measure:
+        """What the runs are judged by."""
+        return self.outcomes[0].measure
+
     def by_run(self) -> dict[str, list[Outcome]]:
         """The outcomes of each run, one for each seed."""
         runs: dict[str, list[Outcome]] = {}
@@ -55,14 +62,13 @@ class Comparison:
         return runs
 
 
-def _median_speed(run: Run) -> float:
+def _median_speed(run: Run, unit: str) -> float:
     """Over the log intervals after the first, which has the compiling in it."""
-    _, speed = column(run.train[1:], "tokens_per_second")
+    _, speed = column(run.train[1:], f"{unit}_per_second")
     return float(np.median(speed)) if speed.size else math.nan
 
 
 FIGURES: dict[str, Callable[[Run], float]] = {
-    "bits_per_byte": lambda run: last(run.validation, "bits_per_byte"),
     "first_loss": lambda run: last(run.train[:1], "loss"),
     "last_loss": lambda run: last(run.train, "loss"),
     "max_violation": lambda run: last(run.train, "max_violation"),
@@ -73,10 +79,8 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "dead_experts_validation": lambda run: last(run.validation, "dead_experts"),
     "dropped_fraction": lambda run: last(run.train, "dropped_fraction"),
     "dropped_fraction_validation": lambda run: last(run.validation, "dropped_fraction"),
-    "tokens_per_second": _median_speed,
     "skipped_updates": lambda run: last(run.train, "skipped_updates"),
     "steps": lambda run: last(run.train, "step"),
-    "tokens": lambda run: last(run.train, "tokens"),
     "seconds": lambda run: last(run.train, "seconds"),
     "experts": lambda run: run.load.last_asked_LE.size if run.load else math.nan,
     "parameters_total": lambda run: number(run.summary.get("parameters_total")),
@@ -86,28 +90,37 @@ FIGURES: dict[str, Callable[[Run], float]] = {
 are of the last interval, or of the last evaluation where their name says validation."""
 
 
-TO_BASELINE = ("bits_per_byte_to_baseline", "steps_to_baseline", "seconds_to_baseline")
-"""Bits per byte less those of the baseline with the same seed; how soon the run is as good."""
+def to_baseline(measure: Measure) -> tuple[str, str, str]:
+    """The figures against a baseline: the measure less that of the baseline with the same seed; how
+    soon the run is as good.
+    """
+    return f"{measure.key}_to_baseline", "steps_to_baseline", "seconds_to_baseline"
 
 
 def figures(outcome: Outcome) -> dict[str, float]:
-    """The figures of one training, by what it logged; bits per byte, and what is held against the
-    baseline, only of one that finished.
+    """The figures of one training, by what it logged: its measure, ``FIGURES``, its speed and size,
+    and what is held against the baseline. The measure, and the last, only of one that finished.
     """
-    if outcome.run is None:
-        return dict.fromkeys((*FIGURES, *TO_BASELINE), math.nan)
-    found = {name: float(of(outcome.run)) for name, of in FIGURES.items()}
+    measure, run, against = outcome.measure, outcome.run, to_baseline(outcome.measure)
+    of_measure = {
+        measure.key: lambda run: last(run.validation, measure.key),
+        f"{measure.unit}_per_second": lambda run: _median_speed(run, measure.unit),
+        measure.unit: lambda run: last(run.train, measure.unit),
+    }
+    if run is None:
+        return dict.fromkeys((*of_measure, *FIGURES, *against), math.nan)
+    found = {name: float(of(run)) for name, of in (of_measure | FIGURES).items()}
     if outcome.status != "finished":
-        found["bits_per_byte"] = math.nan
-    return found | dict(zip(TO_BASELINE, _to_baseline(outcome, found), strict=True))
+        found[measure.key] = math.nan
+    return found | dict(zip(against, _to_baseline(outcome, found), strict=True))
 
 
 def _to_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, float, float]:
     if outcome.baseline is None or outcome.status != "finished":
         return math.nan, math.nan, math.nan
     twin = outcome.baseline.by_seed.get(outcome.seed, math.nan)
-    soon = reach(outcome.run, outcome.baseline.bits_per_byte)
-    return found["bits_per_byte"] - twin, *soon
+    soon = reach(outcome.run, outcome.measure.key, outcome.baseline.value)
+    return found[outcome.measure.key] - twin, *soon
 
 
 def over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str, float]:
@@ -127,7 +140,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "question": comparison.question,
         "command": comparison.command,
         "settings": comparison.settings,
-        "baseline": comparison.baseline and asdict(comparison.baseline),
+        "baseline": _baseline_json(comparison),
         "runs": {
             name: {
                 "status": status(outcomes),
@@ -148,6 +161,13 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             for name, outcomes in comparison.by_run().items()
         },
     }
+
+
+def _baseline_json(comparison: Comparison) -> dict[str, Any] | None:
+    if comparison.baseline is None:
+        return None
+    values = asdict(comparison.baseline)
+    return {comparison.measure.key: values.pop("value"), **values}
 
 
 def _plain(values: dict[str, float]) -> dict[str, float | int | None]:

@@ -33,6 +33,8 @@ def side_by_side(directories: Sequence[Path], command: str) -> Comparison:
     runs = {directory: read_trained(directory) for directory in directories}
     if len(runs) < len(directories):
         raise RunError("a run is given twice: each must have a directory of its own.")
+    if len({run.measure.key for run in runs.values()}) > 1:
+        raise RunError("some of these runs are of text and some of images: they do not compare.")
     names = [directory.resolve().name for directory in runs]
     if len(set(names)) < len(names):
         names = [str(directory) for directory in runs]
@@ -47,6 +49,7 @@ def side_by_side(directories: Sequence[Path], command: str) -> Comparison:
                 label=name,
                 status="finished" if _is_finished(run) else "not finished",
                 run=run,
+                measure=run.measure,
             )
             for name, run in zip(names, runs.values(), strict=True)
         ),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moejax.observe.baseline import Baseline
-from moejax.observe.results import TO_BASELINE, Comparison, Outcome, over_seeds, status
+from moejax.observe.measures import Measure
+from moejax.observe.results import Comparison, Outcome, over_seeds, status, to_baseline
 from moejax.observe.units import short
 
 
@@ -32,27 +33,34 @@ def _percent(value: float) -> str:
     return f"{value:.2%}"
 
 
-COLUMNS = (
+def all_columns(measure: Measure) -> tuple[Column, ...]:
+    """What the table has of each run beside its measure."""
+    unit = measure.unit
+    speed = Column(f"{unit}/s", f"{unit}_per_second", _digits(0))
+    return *OF_ROUTERS, speed, *OF_TRAINING
+
+
+OF_ROUTERS = (
     Column("max violation", "max_violation_validation", _digits(2), spread=True),
     Column("max violation, global", "max_violation_global_validation", _digits(2), optional=True),
     Column("global, training", "max_violation_global", _digits(2), optional=True, spread=True),
     Column("dead experts", "dead_experts", "{:,.3g}".format),
     Column("dropped, training", "dropped_fraction", _percent),
     Column("dropped, validation", "dropped_fraction_validation", _percent),
-    Column("tokens/s", "tokens_per_second", _digits(0)),
+)
+OF_TRAINING = (
     Column("first loss", "first_loss", _digits(3)),
     Column("last loss", "last_loss", _digits(3)),
     Column("steps", "steps", _digits(0)),
     Column("seconds", "seconds", _digits(0)),
 )
-QUALITY = "bits per byte"
 AGAINST = ("against", "steps to", "seconds to")
-"""The columns of ``TO_BASELINE``, before the baseline's name."""
+"""The columns of ``to_baseline``, before the baseline's name."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``best`` is the row and column of the fewest bits per byte, of several."""
+    """Cells as text; ``best`` is the row and column of the best measure, of several."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -61,28 +69,28 @@ class Table:
 
 def table(comparison: Comparison) -> Table:
     """One row for each run: means over its seeds, with the spread of what differs most."""
-    runs, baseline = comparison.by_run(), comparison.baseline
+    runs, baseline, measure = comparison.by_run(), comparison.baseline, comparison.measure
     spreads = [Spread.of(outcomes) for outcomes in runs.values()]
     columns = [
         one
-        for one in COLUMNS
+        for one in all_columns(measure)
         if not one.optional or any(math.isfinite(spread.mean[one.figure]) for spread in spreads)
     ]
     rows = tuple(
         (
             name,
-            _quality(outcomes, spread),
-            *(_to_baseline(name, spread, baseline) if baseline else ()),
+            _quality(outcomes, spread, measure),
+            *(_to_baseline(name, spread, baseline, measure) if baseline else ()),
             *(_cell(spread, one) for one in columns),
             _parameters(spread.mean),
         )
         for (name, outcomes), spread in zip(runs.items(), spreads, strict=True)
     )
     against = [f"{what} {baseline.name}" for what in AGAINST] if baseline else []
-    header = ("run", QUALITY, *against, *(one.head for one in columns), "parameters (active)")
-    bits = np.array([spread.mean["bits_per_byte"] for spread in spreads])
-    several = np.isfinite(bits).sum() > 1
-    best = (int(np.nanargmin(bits)), header.index(QUALITY)) if several else None
+    header = ("run", measure.name, *against, *(one.head for one in columns), "parameters (active)")
+    values = np.array([spread.mean[measure.key] for spread in spreads])
+    several = np.isfinite(values).sum() > 1
+    best = (int(np.nanargmin(values)), 1) if several else None
     return Table(header, rows, best)
 
 
@@ -119,16 +127,16 @@ def _cell(spread: Spread, column: Column) -> str:
     return column.write(value) + (f" of {experts:,.0f}" if of_all else "")
 
 
-def _to_baseline(name: str, spread: Spread, baseline: Baseline) -> list[str]:
-    """The difference to the baseline's bits per byte; the steps and seconds until they are reached,
-    and their share of the baseline's.
+def _to_baseline(name: str, spread: Spread, baseline: Baseline, measure: Measure) -> list[str]:
+    """The difference to the baseline's measure; the steps and seconds until it is reached, and
+    their share of the baseline's.
     """
-    less, *soon = TO_BASELINE
+    less, *soon = to_baseline(measure)
     wholes = (baseline.steps, baseline.seconds)
     if name == baseline.name:
         return ["baseline", *(f"{whole:,.0f}" for whole in wholes)]
     known = math.isfinite(spread.mean[less])
-    cells = [spread.write(less, "{:+.4f}".format) if known else "–"]
+    cells = [spread.write(less, measure.difference) if known else "–"]
     for figure, whole in zip(soon, wholes, strict=True):
         mean = spread.mean[figure]
         share = f", {mean / whole:.2f}x" if math.isfinite(mean) else ""
@@ -147,12 +155,12 @@ def _parameters(mean: dict[str, float]) -> str:
     return f"{short(total, 'kMBT')} ({short(active, 'kMBT')})"
 
 
-def _quality(outcomes: Sequence[Outcome], spread: Spread) -> str:
-    """Bits per byte with their spread, or why there are none."""
+def _quality(outcomes: Sequence[Outcome], spread: Spread, measure: Measure) -> str:
+    """The measure with its spread, or why there is none."""
     words = status(outcomes)
-    if not math.isfinite(spread.mean["bits_per_byte"]):
+    if not math.isfinite(spread.mean[measure.key]):
         return "not finite" if words == "finished" else words
-    written = spread.write("bits_per_byte", _digits(4))
+    written = spread.write(measure.key, measure.digits)
     return written + (f"; {words}" if words != "finished" else "")
 
 

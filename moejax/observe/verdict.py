@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moejax.observe.measures import OF_TEXT, Measure
 from moejax.observe.records import Run, column, last, number
 from moejax.observe.units import duration, exact, short
 
@@ -15,27 +16,45 @@ def verdict(run: Run) -> str:
     lines = run.validation or run.train
     if not lines:
         return "No metrics have been logged yet."
-    final, kind = last(lines, "bits_per_byte"), "held-out" if run.validation else "training"
-    if math.isfinite(final):
-        quality = f"{final:.4g} bits per byte of {kind} text"
-        quality += f" (perplexity {exact(last(lines, 'perplexity'))} per token)"
+    measure, kind = run.measure, "held-out" if run.validation else "training"
+    if math.isfinite(last(lines, measure.key)):
+        quality = _quality(lines, measure, kind)
     else:
-        quality = f"Diverged: the last loss on {kind} text is not finite"
+        quality = f"Diverged: the last loss on {kind} {measure.material} is not finite"
     last_step = max(line["step"] for line in run.train + run.validation)
     if lines[-1]["step"] < last_step:
         quality += f", measured at step {lines[-1]['step']:,.0f},"
-    best = min((line for line in lines if _bits(line) < math.inf), key=_bits, default=lines[-1])
+
+    def value(line: dict[str, Any]) -> float:
+        return _value(line, measure)
+
+    best = min((line for line in lines if value(line) < math.inf), key=value, default=lines[-1])
     words = f"{quality} after {_effort(run)}."
     if best["step"] != lines[-1]["step"] and run.validation:
-        words += f" It was best at step {best['step']:,.0f}, with {_bits(best):.4g} bits per byte."
+        words += f" It was best at step {best['step']:,.0f}, with {_best(best, measure)}."
     return words
+
+
+def _quality(lines: Sequence[dict[str, Any]], measure: Measure, kind: str) -> str:
+    if measure is OF_TEXT:
+        quality = f"{last(lines, measure.key):.4g} bits per byte of {kind} text"
+        return quality + f" (perplexity {exact(last(lines, 'perplexity'))} per token)"
+    images = last(lines, "images") if kind == "held-out" else math.nan
+    count = f"{images:,.0f} " if math.isfinite(images) else ""
+    return f"{last(lines, 'accuracy'):.2%} of {count}{kind} images right (top-1 accuracy)"
+
+
+def _best(line: dict[str, Any], measure: Measure) -> str:
+    if measure is OF_TEXT:
+        return f"{number(line[measure.key]):.4g} bits per byte"
+    return measure.words(number(line[measure.key]))
 
 
 def notes(run: Run) -> list[str]:
     """What a reader should know before trusting the curves."""
     found = []
-    known = [line for line in run.train + run.validation if "bits_per_byte" in line]
-    bad = [line["step"] for line in known if _bits(line) == math.inf]
+    known = [line for line in run.train + run.validation if run.measure.key in line]
+    bad = [line["step"] for line in known if _value(line, run.measure) == math.inf]
     if bad:
         found.append(
             f"The logged loss was not finite {len(bad)} times, first at step {min(bad):,.0f}."
@@ -72,17 +91,23 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
     """The few numbers that a reader wants first: (label, value, remark) each."""
     summary = run.summary
     total, active = summary.get("parameters_total"), summary.get("parameters_active")
-    flops, (_, speed) = summary.get("flops_per_token"), column(run.train, "tokens_per_second")
-    items = []
+    unit = run.measure.unit
+    flops, (_, speed) = summary.get("flops_per_token"), column(run.train, f"{unit}_per_second")
+    right, items = last(run.validation, "accuracy"), []
+    if math.isfinite(right):
+        items.append(("Top-1 accuracy", f"{right:.2%}", "of held-out images"))
     if isinstance(total, int | float):
         items.append(("Parameters", short(total, "kMBT"), "in total"))
     if isinstance(active, int | float):
-        share = f"{active / total:.0%} of the total" if items and total else "a token"
+        known = isinstance(total, int | float) and total
+        share = f"{active / total:.0%} of the total" if known else "a token"
         items.append(("Active parameters", short(active, "kMBT"), share))
     if isinstance(flops, int | float):
         items.append(("FLOPs a token", short(flops), "forward and backward"))
     if np.isfinite(speed).any():
-        items.append(("Tokens a second", short(float(np.nanmedian(speed)), "kMBT"), "median"))
+        items.append(
+            (f"{unit.title()} a second", short(float(np.nanmedian(speed)), "kMBT"), "median")
+        )
     return items + (_routing_numbers(run) if run.routed else [])
 
 
@@ -103,16 +128,16 @@ def _routing_numbers(run: Run) -> list[tuple[str, str, str]]:
     return [item for item, value in zip(items, finite, strict=True) if math.isfinite(value)]
 
 
-def _bits(line: dict[str, Any]) -> float:
-    """Bits per byte, infinite when unknown: what ``min`` wants."""
-    value = number(line.get("bits_per_byte"))
+def _value(line: dict[str, Any], measure: Measure) -> float:
+    """The measure, infinite when unknown: what ``min`` wants."""
+    value = number(line.get(measure.key))
     return value if math.isfinite(value) else math.inf
 
 
 def _effort(run: Run) -> str:
     steps = max(line["step"] for line in run.train + run.validation)
-    tokens, seconds = last(run.train, "tokens"), last(run.train, "seconds")
+    count, seconds = last(run.train, run.measure.unit), last(run.train, "seconds")
     parts = [f"{steps:,.0f} steps"]
-    parts += [f"{short(tokens, 'kMBT')} tokens"] if math.isfinite(tokens) else []
+    parts += [f"{short(count, 'kMBT')} {run.measure.unit}"] if math.isfinite(count) else []
     parts += [f"{duration(seconds)} of training"] if math.isfinite(seconds) else []
     return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]

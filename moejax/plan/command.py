@@ -86,6 +86,11 @@ def asked_for(flags: Flags, rest: list[str]) -> Asked:
     check(not given or flags.hf is None, "--config and --hf exclude each other: leave one out.")
     config = parse(rest, "moejax plan")[0] if given else of_released(flags, rest)
     model = config.model
+    check(
+        not model.sees_images,
+        f"--model.kind {model.kind}: a plan is of a language model. What an image classifier costs"
+        f" stands at the head of its training, and by part in its summary.json.",
+    )
     size = model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     grid = paper_mesh(config.mesh, flags.devices, flags.device)
     mesh.check_fits(config, grid)

@@ -19,7 +19,9 @@ class Cost:
 
 
 def attention_products(model: ModelConfig) -> int:
-    """Numbers in the matrices of one attention layer."""
+    """Numbers in the matrices of one attention layer; an ``mlp`` has none."""
+    if model.kind == "mlp":
+        return 0
     D, H, J = model.width, model.num_heads, model.key_value_heads
     A, U = model.query_head_size, model.value_head_size
     if not model.is_latent:
@@ -54,6 +56,8 @@ def attention_biases(model: ModelConfig) -> int:
 
 def layer_norms(model: ModelConfig) -> int:
     """Numbers in the norms of one layer."""
+    if model.kind == "mlp":
+        return model.width
     H, J, A, settings = (
         model.num_heads,
         model.key_value_heads,
@@ -100,12 +104,27 @@ def router_parameters(model: ModelConfig) -> int:
     return each * (1 + noise) + moe.num_choices * router.linear_bias
 
 
+def patch_numbers(model: ModelConfig) -> int:
+    """Numbers in a patch of a classifier's images (X)."""
+    image = model.image
+    side = image.patch_size if model.kind == "vit" else image.size
+    return side * side * image.channels
+
+
+def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of what makes tokens vectors: a table; or the product and positions of patches."""
+    if not model.sees_images:
+        return vocab_size * model.width
+    positions = model.image_tokens if model.image_tokens > 1 else 0
+    return (patch_numbers(model) + positions) * model.width
+
+
 def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
-    """Parameters of each part of a decoder; a head that is the embedding counts there."""
+    """Parameters of each part of a model; a head that is the embedding counts there."""
     L, routed, head = model.num_layers, sum(model.routed_layers), vocab_size * model.width
     dense = feed_forward_parameters(model, model.dense_hidden)
     return {
-        "embedding": head,
+        "embedding": embedding_parameters(model, vocab_size),
         "attention": L * (attention_products(model) + attention_biases(model)),
         "dense_feed_forward": (L - routed) * dense,
         "experts": routed * model.moe.num_experts * expert_parameters(model) if routed else 0,
@@ -124,25 +143,29 @@ def active_parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
 
 def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, int]:
     """FLOPs a token of each part's products, forward. A multiply-add is 2 FLOPs; embedding
-    look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full.
+    look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full. The
+    one head of an image is shared out among its tokens.
     """
     D, L, moe, routed = model.width, model.num_layers, model.moe, sum(model.routed_layers)
     widths = model.num_heads * (model.query_head_size + model.value_head_size)
+    widths *= model.kind != "mlp"
+    patch = {"embedding": 2 * patch_numbers(model) * D} if model.sees_images else {}
     network = feed_forward_parameters(model, moe.hidden_size)
     dense = feed_forward_parameters(model, model.dense_hidden)
     return {
+        **patch,
         "attention": 2 * L * attention_products(model),
         "attention_scores": 2 * L * sequence_length * widths,
         "dense_feed_forward": 2 * (L - routed) * dense,
         "experts": 2 * routed * moe.top_k * network,
         "shared_experts": 2 * routed * shared_parameters(model),
         "routers": 2 * routed * router_parameters(model) if routed else 0,
-        "head": 2 * vocab_size * D,
+        "head": 2 * vocab_size * D // (sequence_length if model.sees_images else 1),
     }
 
 
 def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
-    """Count a decoder's parameters and FLOPs; see ``forward_flops``. A token counts as meeting K
+    """Count a model's parameters and FLOPs; see ``forward_flops``. A token counts as meeting K
     experts, also where zero-computation experts or the router make that fewer.
     """
     return Cost(

@@ -14,7 +14,8 @@ from moejax import mesh
 from moejax.config import Config, MeshConfig, ModelConfig
 from moejax.experts import matrices
 from moejax.mesh import parameter_spec
-from moejax.models.decoder import Block, DecoderLM, cache_for, seen
+from moejax.models.decoder import DecoderLM, cache_for, seen
+from moejax.models.layers import Block
 from moejax.plan.products import dispatch_of, slots_of
 
 FLOAT = 4

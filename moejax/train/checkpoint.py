@@ -25,7 +25,11 @@ class Checkpoints:
     All processes call its methods alike, and share the directory; the JSON is that of process 0.
     """
 
-    def __init__(self, directory: Path, keep_latest: int, processes: Processes) -> None:
+    def __init__(
+        self, directory: Path, keep_latest: int, processes: Processes, measure: str
+    ) -> None:
+        """``measure`` is the name of what ranks checkpoints: less is better."""
+        self._measure = measure
         self.directory = directory.absolute()
         self._processes = processes
         # Orbax logs the whole traceback of a failed save; what the user needs is in our message.
@@ -34,7 +38,7 @@ class Checkpoints:
             [
                 keep.LatestN(n=keep_latest),
                 keep.BestN(
-                    get_metric_fn=lambda metrics: -metrics["bits_per_byte"],
+                    get_metric_fn=lambda metrics: -metrics[measure],
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 ),
@@ -48,15 +52,15 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
-        self, step: int, state: Any, extra: dict[str, Any], bits_per_byte: float | None = None
+        self, step: int, state: Any, extra: dict[str, Any], score: float | None = None
     ) -> None:
         """Save in the background; ``extra`` must be JSON. A save that fails raises ``RunError``,
-        here or at the next call. ``bits_per_byte`` ranks the checkpoint among the best.
+        here or at the next call. ``score`` ranks the checkpoint among the best.
         """
         if step in self._manager.all_steps():
             return
-        ranked = bits_per_byte is not None and math.isfinite(bits_per_byte)
-        metrics = {"bits_per_byte": bits_per_byte} if ranked else None
+        ranked = score is not None and math.isfinite(score)
+        metrics = {self._measure: score} if ranked else None
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )

@@ -9,13 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from moejax import mesh as meshes
 from moejax import targets
 from moejax.config import Config, ModelConfig
 from moejax.errors import UserError
-from moejax.models.decoder import DecoderLM
+from moejax.models.by_kind import batch_shapes, build
 from moejax.observe.units import short
 from moejax.plan import muon_flops, step_flops
 from moejax.train.optimizer import make_optimizer, schedule
@@ -23,8 +22,6 @@ from moejax.train.step import TrainState, init_state, train_step
 
 WITHOUT_LOOPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 """Products of gathered arrays would else be loops that overlap with the gathering."""
-
-BATCH = ("inputs", "targets", "segments", "positions", "bytes")
 
 
 def measure(config: Config, target: str, slices: int, vocab_size: int) -> dict[str, Any]:
@@ -75,7 +72,7 @@ def compile_step(
     """
     step = functools.partial(
         train_step,
-        model=DecoderLM(config.model, vocab_size, config.mesh),
+        model=build(config.model, vocab_size, config.mesh),
         optimizer=make_optimizer(config.optim),
         shape=schedule(config.optim, config.run.steps),
         config=config,
@@ -86,10 +83,13 @@ def compile_step(
         state = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )
-        shape = (config.data.batch_size, config.data.sequence_length)
-        rows_BN = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=meshes.named(grid, "batch_BN"))
+        rows = meshes.named(grid, "batch_BN")
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
+            batch_shapes(config, config.data.batch_size),
+        )
         jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-        traced = jitted.trace(state, dict.fromkeys(BATCH, rows_BN))
+        traced = jitted.trace(state, batch)
         try:
             ours = meshes.compiler_options(config.mesh, "tpu")
             return traced.lower(lowering_platforms=("tpu",)).compile(ours | (options or {}))
@@ -101,7 +101,7 @@ def compile_step(
 
 def shapes_of(config: Config, vocab_size: int) -> TrainState:
     """The shapes and types of the state of a run."""
-    model, optimizer = DecoderLM(config.model, vocab_size), make_optimizer(config.optim)
+    model, optimizer = build(config.model, vocab_size), make_optimizer(config.optim)
     return jax.eval_shape(functools.partial(init_state, model, optimizer, config))
 
 

@@ -19,13 +19,14 @@ import moejax
 from moejax import balance
 from moejax import mesh as meshes
 from moejax.config import Config, flat, to_dict
-from moejax.data.pipeline import TrainBatches, join_states, train_batches, validation_batches
-from moejax.data.sources import Corpus, open_documents
-from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
+from moejax.data.pipeline import TrainBatches, join_states
 from moejax.errors import ConfigError, DivergedError, RunError
 from moejax.generate import Generator
 from moejax.hf.configs import differing, essence
+from moejax.models.by_kind import build
+from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
+from moejax.observe.measures import Measure, measure_of
 from moejax.observe.report import write_report
 from moejax.observe.units import duration, short
 from moejax.plan import active_parameters, cost, forward_flops, parameters
@@ -46,6 +47,7 @@ from moejax.train.step import (
     train_step,
 )
 from moejax.train.stop import Stopped, StopSignals
+from moejax.train.tasks import LanguageTask, Task, open_task
 from moejax.train.tensorboard import TensorBoard
 
 
@@ -55,11 +57,11 @@ class Progressed:
 
     step: int = 0
     tokens: int = 0
-    """Target tokens trained on."""
+    """Target tokens, or images, trained on."""
     seconds: float = 0.0
     """Training time, over all starts."""
     best: float = math.inf
-    """Lowest validation bits per byte so far."""
+    """Lowest validation bits per byte, or error rate, so far."""
     window: metrics.Totals | None = None
     """Sums since the last line of training metrics."""
     window_seconds: float = 0.0
@@ -87,9 +89,9 @@ class Job:
     run: RunDirectory
     board: TensorBoard
     mesh: Mesh
-    corpus: Corpus
-    tokenizer: Tokenizer
-    model: DecoderLM
+    task: Task
+    measure: Measure
+    model: DecoderLM | ImageClassifier
     step: Callable
     eval_step: Callable
     first_choices: Callable
@@ -134,12 +136,12 @@ def _train(
 ) -> None:
     boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None
     board = TensorBoard(boards)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    corpus = processes.first_then_others(lambda: open_documents(config.data))
-    processes.check_same("settings or text", settings(config, tokenizer, corpus))
-    model = DecoderLM(config.model, vocabulary(config.model, tokenizer), config.mesh)
+    task = processes.first_then_others(lambda: open_task(config))
+    processes.check_same("settings or data", settings(config, task))
+    model = build(config.model, task.vocab_size, config.mesh)
     optimizer = make_optimizer(config.optim)
-    checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints, processes)
+    measure = measure_of(config.model.kind)
+    checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints, processes, measure.key)
     run.write_config(config)
 
     begin = functools.partial(init_state, model, optimizer, config)
@@ -155,8 +157,8 @@ def _train(
         run=run,
         board=board,
         mesh=mesh,
-        corpus=corpus,
-        tokenizer=tokenizer,
+        task=task,
+        measure=measure,
         model=model,
         step=jax.jit(
             functools.partial(
@@ -174,7 +176,7 @@ def _train(
         eval_step=jax.jit(
             functools.partial(eval_step, model=model),
             in_shardings=(shardings.params, shardings.bias_LE, batch_sharding),
-            out_shardings=(everywhere, None),
+            out_shardings=(everywhere, None, everywhere),
         ),
         first_choices=jax.jit(
             lambda chosen_LBNE, rows, positions: chosen_LBNE[:, :rows, :positions],
@@ -186,13 +188,7 @@ def _train(
             out_shardings=everywhere,
         ),
         checkpoints=checkpoints,
-        batches=train_batches(
-            corpus.train,
-            tokenizer,
-            config.data,
-            batch_size=config.data.batch_size,
-            rows=meshes.process_rows(mesh, config.data.batch_size),
-        ),
+        batches=task.train_batches(meshes.process_rows(mesh, config.data.batch_size)),
         stop=stop,
         processes=processes,
     )
@@ -219,13 +215,12 @@ def step_and_vote(
     return *train_step(state, batch, **fixed), signals_B.max()
 
 
-def settings(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, Any]:
+def settings(config: Config, task: Task) -> dict[str, Any]:
     """What must be the same in all processes, or they would train different runs."""
     values = to_dict(config)
     del values["distributed"], values["data"]["directory"]
     return flat(values) | {
-        "the tokenizer": tokenizer.fingerprint,
-        "the text": corpus.description,
+        **task.identity,
         "the version of jax": jax.__version__,
         "the version of moejax": moejax.__version__,
     }
@@ -234,7 +229,7 @@ def settings(config: Config, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, 
 def warn_of_decoding(config: Config) -> None:
     """Say once that a router which looks at later tokens is no language model's."""
     moe = config.model.moe
-    if not any(config.model.routed_layers):
+    if not any(config.model.routed_layers) or config.model.sees_images:
         return
     router, name, generation = moe.built_router, f"--model.moe.router {moe.router}", ""
     if not router.causal:
@@ -268,10 +263,10 @@ def restore_or_begin(
             return jax.jit(begin, out_shardings=shardings)(), Progressed()
         return begin_from_model(job, shardings), Progressed()
     step, state, saved = restored
-    if saved["text"] != job.corpus.description:
+    if saved["text"] != job.task.description:
         raise RunError(
             f"{job.run.path} was trained on {saved['text']}, but now there is"
-            f" {job.corpus.description}. Give it the same text, or start a new run with another"
+            f" {job.task.description}. Give it the same text, or start a new run with another"
             f" --run.directory."
         )
     job.batches.set_state(saved["place"])
@@ -303,11 +298,12 @@ def begin_from_model(job: Job, shardings: Any) -> TrainState:
 def say_what_is_trained(job: Job, progressed: Progressed) -> None:
     """The head of what is printed, and ``summary.json``."""
     config, data = job.config, job.config.data
-    price = cost(config.model, job.model.vocab_size, data.sequence_length)
+    price = cost(config.model, job.model.vocab_size, config.positions)
     kind = jax.devices()[0].device_kind
     axes = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
     devices = f"{job.mesh.size} x {kind} ({axes}), {jax.default_backend()}"
-    tokens = data.batch_size * data.sequence_length
+    tokens = data.batch_size * config.positions
+    of_images = f" of {data.batch_size:,} images" if config.model.sees_images else ""
     routed = sum(config.model.routed_layers)
     moe = config.model.moe
     experts = f"{routed} of {config.model.num_layers} layers routed"
@@ -319,9 +315,9 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
     )
     say(
         f"cost     {short(price.flops_per_token)} FLOPs a token in training,"
-        f" {tokens:,} tokens a step, {config.run.steps:,} steps"
+        f" {tokens:,} tokens{of_images} a step, {config.run.steps:,} steps"
     )
-    say(f"data     {job.corpus.description}")
+    say(f"data     {job.task.description}")
     say(f"devices  {devices}")
     say(f"run      {job.run.path}" + (f", from step {progressed.step}" * bool(progressed.step)))
     summary = {
@@ -331,7 +327,8 @@ def say_what_is_trained(job: Job, progressed: Progressed) -> None:
         "flops_per_token": price.flops_per_token,
         "parts": parts_of(config, job.model.vocab_size),
         "devices": devices,
-        "data": job.corpus.description,
+        "data": job.task.description,
+        **job.task.facts,
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
@@ -346,7 +343,7 @@ def parts_of(config: Config, vocab_size: int) -> dict[str, dict[str, int]]:
     """Parameters of each part of the model, those that a token meets, and its FLOPs in training."""
     model = config.model
     active = active_parameters(model, vocab_size)
-    flops = forward_flops(model, vocab_size, config.data.sequence_length)
+    flops = forward_flops(model, vocab_size, config.positions)
     total = parameters(model, vocab_size)
     return {
         part: {
@@ -361,7 +358,8 @@ def parts_of(config: Config, vocab_size: int) -> dict[str, dict[str, int]]:
 def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState:
     """Train to the last step; log, evaluate and save on the way. Returns the final state."""
     config = job.config.run
-    progress = Progress(config.steps, progressed.step, quiet=not job.processes.first)
+    quiet = not job.processes.first
+    progress = Progress(config.steps, progressed.step, job.measure, quiet=quiet)
     first_step = progressed.step
     job.run.remove_report()
     history = telemetry.History(job.run)
@@ -398,7 +396,7 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
     try:
         while progressed.step < config.steps:
             batch = next(job.batches)
-            signals_B = np.full(len(batch["inputs"]), job.stop.check() or 0, np.int32)
+            signals_B = np.full(len(batch["segments"]), job.stop.check() or 0, np.int32)
             placed = meshes.place(job.mesh, batch | {"signals_B": signals_B})
             signals_B = placed.pop("signals_B")
             state, report, signal = job.step(state, placed, signals_B)
@@ -422,14 +420,14 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
                 progress.interval(line, first_step)
                 for alarm in line.get("alarms", ()):
                     progress.say(f"alarm    {alarm['words']}")
-            bits = None
+            score = None
             if evaluates:
-                bits = evaluate_all(job, state, progressed, progress.say)
+                score = evaluate_all(job, state, progressed, progress.say)
                 signum = max(signum, job.processes.largest(job.stop.check() or 0))
-            if saves or signum or (bits is not None and bits <= progressed.best):
+            if saves or signum or (score is not None and score <= progressed.best):
                 place = join_states(job.processes.gather(job.batches.get_state()))
-                data = {"text": job.corpus.description, "place": place}
-                job.checkpoints.save(progressed.step, state, progressed.to_json(data), bits)
+                data = {"text": job.task.description, "place": place}
+                job.checkpoints.save(progressed.step, state, progressed.to_json(data), score)
             if signum:
                 job.checkpoints.wait()
                 job.processes.leave()
@@ -456,13 +454,13 @@ def log_interval(
     line = {
         "step": progressed.step,
         "split": "train",
-        "tokens": progressed.tokens,
+        job.measure.unit: progressed.tokens,
         **metrics.loss_metrics(totals),
         **metrics.router_metrics(totals, job.config.model.moe.num_experts),
         "gradient_norm": totals["gradient_norm"] / max(1, totals["parts"]),
         "learning_rate": float(report.learning_rate),
         "skipped_updates": int(report.skipped),
-        "tokens_per_second": totals["targets"] / progressed.window_seconds,
+        f"{job.measure.unit}_per_second": totals["targets"] / progressed.window_seconds,
         "seconds": progressed.seconds,
     }
     if "asked_LE" in totals:
@@ -480,19 +478,16 @@ def log_interval(
 def evaluate_all(
     job: Job, state: TrainState, progressed: Progressed, say: Callable[[str], None]
 ) -> float:
-    """Evaluate on the validation text and write the line; returns bits per byte."""
-    started, totals, chosen_LBNE = time.monotonic(), None, None
-    for batch in validation_batches(
-        job.corpus.validation,
-        job.tokenizer,
-        job.config.data,
-        batch_size=job.config.data.eval_batch_size,
-        rows=meshes.process_rows(job.mesh, job.config.data.eval_batch_size),
-        limit=job.config.run.eval_batches,
+    """Evaluate on what is held out and write the line; returns the measure."""
+    started, totals, chosen_LBNE, counts = time.monotonic(), None, None, None
+    for batch in job.task.validation_batches(
+        meshes.process_rows(job.mesh, job.config.data.eval_batch_size)
     ):
-        report, chosen = job.eval_step(state.params, state.bias_LE, meshes.place(job.mesh, batch))
+        placed = meshes.place(job.mesh, batch)
+        report, chosen, of_batch = job.eval_step(state.params, state.bias_LE, placed)
         chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
         totals = metrics.add(totals, metrics.totals_of_batch(report))
+        counts = metrics.add_counts(counts, of_batch)
     if totals is None:
         raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
     line = {
@@ -501,17 +496,17 @@ def evaluate_all(
         **metrics.loss_metrics(totals),
         **metrics.router_metrics(totals, job.config.model.moe.num_experts),
         **saturation(job, progressed.step, chosen_LBNE),
-        "text_bytes": totals["text_bytes"],
+        **metrics.size(totals),
         "seconds": time.monotonic() - started,
     }
     job.run.append_metrics(line)
     job.board.write(line)
-    say(
-        f"step {progressed.step}  validation: {line['bits_per_byte']:.4f} bits/byte,"
-        f" perplexity {line['perplexity']:.3f} a token"
-    )
-    progressed.best = min(progressed.best, line["bits_per_byte"])
-    return line["bits_per_byte"]
+    if counts is not None:
+        job.run.write_classes(progressed.step, **counts)
+    say(f"step {progressed.step}  validation: {metrics.in_words(line)}")
+    score = line[job.measure.key]
+    progressed.best = min(progressed.best, score)
+    return score
 
 
 def saturation(
@@ -538,11 +533,12 @@ def saturation(
 def finish(job: Job, state: TrainState, progressed: Progressed) -> None:
     """Write the sample and the report, and say where all is."""
     job.checkpoints.wait()
-    job.run.write_sample(sample(job, state) if job.config.run.sample_tokens else None)
+    talks = isinstance(job.task, LanguageTask) and job.config.run.sample_tokens
+    job.run.write_sample(sample(job, state) if talks else None)
     if job.run.owner:
         write_report(job.run.path)
     say(
-        f"Trained {progressed.step:,} steps, {short(progressed.tokens)} tokens, in"
+        f"Trained {progressed.step:,} steps, {short(progressed.tokens)} {job.measure.unit}, in"
         f" {duration(progressed.seconds)}."
     )
     say_result(job)
@@ -552,7 +548,7 @@ def sample(job: Job, state: TrainState) -> str | None:
     """The text of the report: the prompt and what the model makes of it; None, and a line that says
     why, if it cannot.
     """
-    run, length, tokenizer = job.config.run, job.config.data.sequence_length, job.tokenizer
+    run, length, tokenizer = job.config.run, job.config.data.sequence_length, job.task.tokenizer
     try:
         generator = Generator(
             job.config.model,
@@ -589,7 +585,4 @@ def say_result(job: Job) -> None:
         f" another --run.directory starts afresh"
     )
     if line and line["loss"] is not None:
-        say(
-            f"validation bits per byte: {line['bits_per_byte']:.4f}"
-            f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)"
-        )
+        say(metrics.result_in_words(line))

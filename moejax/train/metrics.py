@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from moejax import balance
-from moejax.train.step import BatchReport, StepReport
+from moejax.train.step import BatchReport, ClassCounts, StepReport
 
 Totals = dict[str, Any]
 """Sums over steps or batches: numbers, and arrays by routed layer (and expert)."""
@@ -35,7 +35,9 @@ def totals_of_batch(report: BatchReport) -> Totals:
 def _wanted(report: BatchReport) -> dict[str, jax.Array]:
     """What is looked at: each array costs a moment of every step to fetch."""
     sums, router = report.sums, report.sums.router
-    wanted = {"nats": sums.nats, "targets": sums.targets, "text_bytes": sums.text_bytes}
+    wanted = {"nats": sums.nats, "targets": sums.targets}
+    counted = {"text_bytes": sums.text_bytes, "correct": sums.correct}
+    wanted |= {name: count for name, count in counted.items() if count is not None}
     if router is None:
         return wanted
     optional = {"sent_LQ": router.sent_BQ, "asked_LW": router.asked_BW}
@@ -58,7 +60,7 @@ def _totals(fetched: dict[str, np.ndarray]) -> Totals:
     counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
     totals: Totals = {"parts": 1}
     for name, value in fetched.items():
-        if name in ("targets", "text_bytes"):
+        if name in ("targets", "text_bytes", "correct"):
             totals[name] = int(value)
         elif name in counts:
             totals[name] = np.rint(value).astype(np.int64)
@@ -86,16 +88,65 @@ def from_json(totals: dict | None) -> Totals | None:
     return {k: np.asarray(v) if isinstance(v, list) else v for k, v in totals.items()}
 
 
+def add_counts(
+    one: dict[str, np.ndarray] | None, counts: ClassCounts | None
+) -> dict[str, np.ndarray] | None:
+    """Counts by class of one more batch of images; None for text."""
+    if counts is None:
+        return None
+    fetched = {
+        k: np.rint(v).astype(np.int64)
+        for k, v in vars(jax.device_get(counts)).items()
+        if v is not None
+    }
+    return fetched if one is None else {name: one[name] + fetched[name] for name in fetched}
+
+
 def loss_metrics(totals: Totals) -> dict[str, float]:
-    """Loss in nats a token, bits a byte of text, and perplexity a token; NaN if all was skipped."""
+    """Loss in nats a target. Of text, bits a byte and perplexity a token; of images, the share that
+    was sorted right (top-1 accuracy) and wrong. NaN if all was skipped.
+    """
+    of_images = "correct" in totals
+    names = ("accuracy", "error_rate") if of_images else ("bits_per_byte", "perplexity")
     loss = totals["nats"] / totals["targets"] if totals["targets"] else math.nan
     if not math.isfinite(loss):
-        return dict.fromkeys(("loss", "bits_per_byte", "perplexity"), math.nan)
+        return dict.fromkeys(("loss", *names), math.nan)
+    if of_images:
+        right = totals["correct"] / totals["targets"]
+        return {"loss": loss, "accuracy": right, "error_rate": 1 - right}
     return {
         "loss": loss,
         "bits_per_byte": totals["nats"] / math.log(2) / max(1, totals["text_bytes"]),
         "perplexity": math.exp(min(loss, 700.0)),
     }
+
+
+def size(totals: Totals) -> dict[str, int]:
+    """How much was evaluated."""
+    if "correct" in totals:
+        return {"images": totals["targets"]}
+    return {"text_bytes": totals["text_bytes"]}
+
+
+def in_words(line: dict[str, Any]) -> str:
+    """The quality in a line of validation."""
+    if "accuracy" in line:
+        return f"{line['accuracy']:.2%} of {line['images']:,} images right, loss {line['loss']:.4f}"
+    bits, perplexity = line["bits_per_byte"], line["perplexity"]
+    return f"{bits:.4f} bits/byte, perplexity {perplexity:.3f} a token"
+
+
+def result_in_words(line: dict[str, Any]) -> str:
+    """The last line that a training prints."""
+    if "accuracy" in line:
+        right = round(line["accuracy"] * line["images"])
+        return (
+            f"validation accuracy: {line['accuracy']:.2%} ({right:,} of {line['images']:,} images)"
+        )
+    return (
+        f"validation bits per byte: {line['bits_per_byte']:.4f}"
+        f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)"
+    )
 
 
 def router_metrics(totals: Totals, num_experts: int) -> dict[str, float]:

@@ -18,15 +18,17 @@ class Sums:
     nats: jax.Array
     """Cross-entropy over all targets."""
     targets: jax.Array
-    """Target tokens, padding left out."""
-    text_bytes: jax.Array
-    """Bytes of text that the targets stand for."""
+    """Target tokens (images: one each), padding left out."""
+    text_bytes: jax.Array | None
+    """Bytes of text that the targets stand for; None for images."""
     router: RouterStats | None
     """Router sums of each routed layer (a leading L, no sequences)."""
     scoped_loss_L: jax.Array | None = None
     """Balance losses of sequences or devices, added up, where the scope is not the batch."""
     scopes: jax.Array | None = None
     """Sequences or devices that had tokens."""
+    correct: jax.Array | None = None
+    """Images whose class was the most probable one; None for text."""
 
 
 def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:

@@ -1,5 +1,6 @@
 """A trained model from the directory that holds it, without what only training needs."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
 from moejax.errors import ConfigError, RunError
 from moejax.generate import for_inference
 from moejax.hf.files import read_json
-from moejax.models.decoder import DecoderLM
+from moejax.models.by_kind import build
 from moejax.observe.units import short
 from moejax.plan import cost
 from moejax.train import imported
@@ -39,9 +40,9 @@ class OpenModel:
     """On the mesh; see ``as_used`` for their types."""
     bias_LE: jax.Array | None
     tokenizer: Tokenizer | None
-    """None if a released model came without its own."""
+    """None if a released model came without its own, and for images."""
     context: int
-    """Positions of the sequences that it was trained on."""
+    """Positions of the sequences that it was trained on; tokens of an image."""
     beginning: tuple[int, ...]
     """The tokens before every text."""
     ends: frozenset[int]
@@ -49,7 +50,9 @@ class OpenModel:
     description: str
     """One line: what it is, and of what size."""
     data: DataConfig | None
-    """The text that it was trained on, with a part held out; None if nobody says."""
+    """The text or images that it was trained on, with a part held out; None if nobody says."""
+    rows: int = 64
+    """Sequences, or images, in a batch, where nobody says."""
 
     def begin(self, text: str) -> np.ndarray:
         """The tokens of a text that is to go on, int32 [n]."""
@@ -100,7 +103,7 @@ def open_run(
     config, tokenizer = read_run(path)
     model_config = config.model if dtype is None else replace(config.model, dtype=dtype)
     check_layout(model_config, layout, mesh)
-    V = vocabulary(model_config, tokenizer)
+    V = vocabulary(model_config, tokenizer) if tokenizer else classes_of(path)
     like = as_used(parts_of_state(replace(config, mesh=MeshConfig()), V), model_config)
     shardings = meshes.tree_shardings(mesh, like, layout.fsdp)
     like = jax.tree.map(
@@ -109,15 +112,15 @@ def open_run(
         shardings,
     )
     step, parts, extra = read_parts(path / "checkpoints", like, step)
-    trained_with = extra["place"]["layout"]["tokenizer"]
-    if trained_with != tokenizer.fingerprint:
+    trained_with = extra["place"]["layout"].get("tokenizer")
+    if tokenizer and trained_with != tokenizer.fingerprint:
         raise RunError(
             f"{path} was trained with another tokenizer than the one that is now at"
             f" {config.data.tokenizer} ({trained_with}, not {tokenizer.fingerprint}): put the old"
             f" one back there."
         )
-    length = config.data.sequence_length
-    price = cost(config.model, V, length)
+    price = cost(config.model, V, config.positions)
+    boundary = (tokenizer.boundary,) if tokenizer else ()
     return OpenModel(
         config=model_config,
         layout=layout,
@@ -125,17 +128,30 @@ def open_run(
         params=parts["params"],
         bias_LE=parts.get("bias_LE"),
         tokenizer=tokenizer,
-        context=length,
-        beginning=(tokenizer.boundary,),
-        ends=frozenset([tokenizer.boundary]),
+        context=config.positions,
+        beginning=boundary,
+        ends=frozenset(boundary),
         description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",
         data=config.data,
+        rows=config.data.eval_batch_size if config.model.sees_images else OpenModel.rows,
     )
 
 
-def read_run(path: Path) -> tuple[Config, Tokenizer]:
-    """The settings and the tokenizer of a run; ``RunError`` says which of them is missing."""
+def classes_of(path: Path) -> int:
+    """The number of classes of a run on images."""
+    try:
+        return len(json.loads((path / "summary.json").read_text(encoding="utf-8"))["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path / 'summary.json'} does not say what the classes of the images are: {error}."
+        ) from error
+
+
+def read_run(path: Path) -> tuple[Config, Tokenizer | None]:
+    """The settings and the tokenizer of a run, which a classifier of images has not; ``RunError``
+    says which of them is missing.
+    """
     try:
         config = read_config_json(path / "config.json")
     except ConfigError as error:
@@ -143,6 +159,8 @@ def read_run(path: Path) -> tuple[Config, Tokenizer]:
         if "--model.moe.router" in str(error):
             own = " If it is a router of your own, give --config and the file that has it."
         raise RunError(f"{error}{own}") from error
+    if config.model.sees_images:
+        return config, None
     try:
         return config, load_tokenizer(config.data.tokenizer)
     except ConfigError as error:
@@ -157,7 +175,7 @@ def check_layout(config: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
 
 def parts_of_state(config: Config, vocab_size: int) -> dict:
     """Shapes of the parts of a train state that a trained model needs."""
-    model = DecoderLM(config.model, vocab_size)
+    model = build(config.model, vocab_size)
     state = jax.eval_shape(partial(init_state, model, make_optimizer(config.optim), config))
     biased = state.bias_LE is not None
     return {"params": state.params} | ({"bias_LE": state.bias_LE} if biased else {})

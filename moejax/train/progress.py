@@ -5,6 +5,7 @@ import time
 
 from tqdm import tqdm
 
+from moejax.observe.measures import Measure
 from moejax.observe.units import duration
 
 
@@ -13,7 +14,7 @@ class Progress:
     ``quiet``, nothing.
     """
 
-    def __init__(self, steps: int, done: int, quiet: bool = False) -> None:
+    def __init__(self, steps: int, done: int, measure: Measure, quiet: bool = False) -> None:
         self.quiet = quiet
         self.live = sys.stdout.isatty() and not quiet
         self._bar = tqdm(
@@ -25,14 +26,14 @@ class Progress:
             bar_format="{n_fmt}/{total_fmt} steps |{bar}| {remaining} left{postfix}",
             leave=False,
         )
-        self._steps, self._done = steps, done
+        self._steps, self._done, self._measure = steps, done, measure
         self._started = time.monotonic()
 
-    def update(self, loss: float, tokens_per_second: float) -> None:
+    def update(self, loss: float, per_second: float) -> None:
         """One more step is done."""
         self._done += 1
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False
+            f"loss {loss:.3f}, {per_second:,.0f} {self._measure.unit}/s", refresh=False
         )
         self._bar.update(1)
 
@@ -55,7 +56,7 @@ class Progress:
         steps_done = max(1, self._done - done_before)
         seconds = time.monotonic() - self._started
         left = seconds / steps_done * (self._steps - self._done)
-        routing = ""
+        routing, unit = "", self._measure.unit
         if "dropped_fraction" in line:
             routing = (
                 f"  dropped {line['dropped_fraction']:.1%}"
@@ -63,8 +64,8 @@ class Progress:
             )
         print(
             f"step {line['step']}/{self._steps}  loss {line['loss']:.4f}"
-            f"  {line['bits_per_byte']:.4f} bits/byte{routing}"
-            f"  {line['tokens_per_second']:,.0f} tokens/s  {duration(left)} left",
+            f"  {self._measure.words(line[self._measure.key])}{routing}"
+            f"  {line[f'{unit}_per_second']:,.0f} {unit}/s  {duration(left)} left",
             flush=True,
         )
 

@@ -159,7 +159,7 @@ class RunDirectory:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
         """
-        for file in (*self._arrays("load"), *self._arrays("choices")):
+        for file in (*self._arrays("load"), *self._arrays("choices"), *self._arrays("classes")):
             if int(file.stem) > step:
                 file.unlink()
         kept = [line for line in self._metrics() if line["step"] <= step]
@@ -212,6 +212,11 @@ class RunDirectory:
         """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
         packed = {"bits": np.packbits(chosen_LBNE), "shape": np.asarray(chosen_LBNE.shape)}
         self._write_arrays("choices", step, packed)
+
+    @_by_the_owner
+    def write_classes(self, step: int, **counts: np.ndarray) -> None:
+        """Write ``classes/STEP.npz``: how an evaluation sorted images, and who took them."""
+        self._write_arrays("classes", step, counts)
 
     def last_choices(self) -> np.ndarray | None:
         """``chosen_LBNE`` of the last evaluation, or None."""

@@ -11,7 +11,8 @@ import optax
 
 from moejax import balance, mesh, selection_bias
 from moejax.config import Config, MoEConfig
-from moejax.models.decoder import Routed
+from moejax.models.by_kind import batch_shapes
+from moejax.models.layers import Routed
 from moejax.train.objective import Sums, losses, objective, scoped_loss
 
 Batch = dict[str, jax.Array]
@@ -61,8 +62,8 @@ def init_params(model: nn.Module, config: Config) -> dict:
     """Parameters before the first step, drawn from ``config.run.seed``."""
     # Of the smallest batch that can be spread over the mesh.
     rows = config.sequences_per_group * config.mesh.chunks * mesh.token_devices()
-    tokens = jnp.zeros((rows, config.data.sequence_length), jnp.int32)
-    batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
+    shapes = batch_shapes(config, rows)
+    batch = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     return model.init(jax.random.key(config.run.seed), batch, True)["params"]
 
 
@@ -95,14 +96,15 @@ def batch_sums(
     bias_LE: jax.Array | None,
     batch: Batch,
     key: jax.Array | None,
-) -> tuple[Sums, Routed | None]:
-    """Run the model on ``batch`` (int32 [B, N] each) and add up its losses and statistics.
+    label_smoothing: float = 0.0,
+) -> tuple[Sums, Routed | None, jax.Array]:
+    """Run the model on ``batch`` and add up its losses and statistics; and the logits.
 
     With a ``key`` as in training, without one as in evaluation.
     """
     training, rngs = key is not None, {} if key is None else {"router": key}
     logits_BNV, routed = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs)
-    nats_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, batch["targets"])
+    nats_BN = cross_entropy(logits_BNV, batch["targets"], label_smoothing)
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = model.config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":
@@ -110,16 +112,36 @@ def batch_sums(
     sums = Sums(
         nats=jnp.where(real_BN, nats_BN, 0).sum(),
         targets=real_BN.sum(dtype=jnp.float32),
-        text_bytes=batch["bytes"].sum(dtype=jnp.float32),
+        text_bytes=batch["bytes"].sum(dtype=jnp.float32) if "bytes" in batch else None,
+        correct=right(logits_BNV, batch) if model.config.sees_images else None,
         router=balance.sum_sequences(routed.stats) if routed is not None else None,
         scoped_loss_L=scoped,
         scopes=scopes,
     )
-    return sums, routed
+    return sums, routed, logits_BNV
+
+
+def cross_entropy(
+    logits_BNV: jax.Array, targets_BN: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+    """Nats of each target; with ``smoothing``, of a target that is spread over all classes to that
+    share (Szegedy et al. 2016, section 7).
+    """
+    nats_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, targets_BN)
+    if not smoothing:
+        return nats_BN
+    mean_BN = jax.nn.logsumexp(logits_BNV, -1) - logits_BNV.mean(-1)  # of all classes
+    return (1 - smoothing) * nats_BN + smoothing * mean_BN
+
+
+def right(logits_BNV: jax.Array, batch: Batch) -> jax.Array:
+    """How many targets are the most probable class."""
+    found_BN = (logits_BNV.argmax(-1) == batch["targets"]) & (batch["segments"] > 0)
+    return found_BN.sum(dtype=jnp.float32)
 
 
 def micro_batches(batch: Batch, config: Config) -> Batch:
-    """Cut [B, N] arrays into [accumulate, B / accumulate, N].
+    """Cut [B, ...] arrays into [accumulate, B / accumulate, ...].
 
     Each part takes rows from all over the batch, so that every device keeps its share, and takes
     routing groups whole, so that the same choices are dropped as in one large batch.
@@ -127,9 +149,9 @@ def micro_batches(batch: Batch, config: Config) -> Batch:
     parts = config.optim.accumulate
     group = config.sequences_per_group
 
-    def cut(x_BN: jax.Array) -> jax.Array:
-        x = x_BN.reshape(-1, parts, group, x_BN.shape[-1])
-        return x.swapaxes(0, 1).reshape(parts, -1, x_BN.shape[-1])
+    def cut(x: jax.Array) -> jax.Array:
+        groups = x.reshape(-1, parts, group, *x.shape[1:])
+        return groups.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
 
     return jax.tree.map(cut, batch)
 
@@ -149,7 +171,7 @@ def gradients(
     """
 
     def run(params: dict, part: Batch, key: jax.Array) -> Sums:
-        return batch_sums(model, params, bias_LE, part, key)[0]
+        return batch_sums(model, params, bias_LE, part, key, config.optim.label_smoothing)[0]
 
     def loss(
         params: dict, part: Batch, key: jax.Array, whole: Sums | None
@@ -246,10 +268,35 @@ def report_batch(sums: Sums, moe: MoEConfig) -> BatchReport:
     return BatchReport(sums, found, balance.max_violation(sums.router.asked_BE).mean())
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ClassCounts:
+    """How a batch of images was sorted."""
+
+    confusion_VV: jax.Array
+    """Images by their class, and by what they were taken for."""
+    asked_LEV: jax.Array | None
+    """Choices of each expert by the image's class; None for a dense model."""
+
+
+def class_counts(logits_B1V: jax.Array, batch: Batch, routed: Routed | None) -> ClassCounts:
+    """Count real images by class."""
+    real_B = (batch["segments"][:, 0] > 0).astype(jnp.float32)
+    class_BV = jax.nn.one_hot(batch["targets"][:, 0], logits_B1V.shape[-1]) * real_B[:, None]
+    found_BV = jax.nn.one_hot(logits_B1V[:, 0].argmax(-1), logits_B1V.shape[-1])
+    if routed is None:
+        return ClassCounts(class_BV.T @ found_BV, None)
+    asked_LBE = routed.chosen_LBNE.sum(2, dtype=jnp.float32)
+    return ClassCounts(class_BV.T @ found_BV, jnp.einsum("LBE,BV->LEV", asked_LBE, class_BV))
+
+
 def eval_step(
     params: dict, bias_LE: jax.Array | None, batch: Batch, *, model: nn.Module
-) -> tuple[BatchReport, jax.Array | None]:
-    """One validation batch, under the evaluation capacity; and who chose whom, ``chosen_LBNE``."""
-    sums, routed = batch_sums(model, params, bias_LE, batch, None)
+) -> tuple[BatchReport, jax.Array | None, ClassCounts | None]:
+    """One validation batch, under the evaluation capacity; who chose whom, ``chosen_LBNE``; and
+    counts by class, if it is of images.
+    """
+    sums, routed, logits_BNV = batch_sums(model, params, bias_LE, batch, None)
     chosen_LBNE = None if routed is None else routed.chosen_LBNE
-    return report_batch(sums, model.config.moe), chosen_LBNE
+    counts = class_counts(logits_BNV, batch, routed) if model.config.sees_images else None
+    return report_batch(sums, model.config.moe), chosen_LBNE, counts

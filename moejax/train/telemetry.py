@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import Config, ModelConfig
-from moejax.models.decoder import scan_plan
+from moejax.models.layers import scan_plan
 from moejax.observe.alarms import PATIENCE, Recent, alarms
 from moejax.train.metrics import Totals
 from moejax.train.run_directory import RunDirectory

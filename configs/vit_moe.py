@@ -1,0 +1,55 @@
+"""A small V-MoE (Riquelme et al. 2021) on handwritten digits.
+
+pip install -e '.[images]'
+python train.py --config configs/vit_moe.py
+"""
+
+from moejax.config import (
+    BalanceConfig,
+    Config,
+    DataConfig,
+    ImageConfig,
+    ImageDataConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    RunConfig,
+)
+
+LAYERS, LAST = 6, 2
+"""Of every second layer the last two are routed (last-n placement, section 3.4)."""
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            kind="vit",
+            image=ImageConfig(size=8, patch_size=2),
+            num_layers=LAYERS,
+            width=48,
+            num_heads=4,
+            activation="gelu",
+            dense_hidden_size=96,
+            moe=MoEConfig(
+                router="v_moe",
+                num_experts=8,
+                top_k=2,
+                hidden_size=96,
+                every=2,
+                first_dense=LAYERS - 2 * LAST,
+                group_size=16 * 12,  # the patches of twelve images
+                capacity_factor=1.05,
+                eval_capacity_factor=1.05,
+                seating="priority",
+                balance=BalanceConfig(loss_weight=0.01, importance_loss_weight=0.005),
+            ),
+        ),
+        data=DataConfig(
+            source="digits",
+            batch_size=96,
+            eval_batch_size=120,
+            images=ImageDataConfig(shift=1),
+        ),
+        optim=OptimConfig(learning_rate=3e-3, weight_decay=0.01, label_smoothing=0.1),
+        run=RunConfig(steps=600, log_every=50, eval_every=200, checkpoint_every=200),
+    )

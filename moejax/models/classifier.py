@@ -1,0 +1,75 @@
+"""Classifiers of images: a vision transformer, and feed-forward layers alone."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax import mesh
+from moejax.config import ImageConfig, MeshConfig, ModelConfig
+from moejax.layer import weight
+from moejax.models.attention import Context, RMSNorm
+from moejax.models.layers import Routed, run_layers
+
+
+class ImageClassifier(nn.Module):
+    """``batch -> (logits_B1V, routed)``: an image is a row with one target, its class.
+
+    ``batch`` has ``images`` (uint8 [B, height, width, channels]) and ``segments`` (int32 [B, 1]; 0
+    is padding, which takes no expert's slot). Logits are float32. For ``vit`` (Dosovitskiy et al.
+    2020) tokens are the patches, which all see each other, and the mean of the last layer's goes to
+    the head; for ``mlp`` an image is one token, and there is no attention. Both depart from the
+    papers in what all models here share: RMS norms on the way into each layer, on queries and on
+    keys, and no biases. Other arguments are those of ``DecoderLM``.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    layout: MeshConfig = MeshConfig()
+
+    @nn.compact
+    def __call__(
+        self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
+    ) -> tuple[jax.Array, Routed | None]:
+        config, D, V = self.config, self.config.width, self.vocab_size
+        dtype = jnp.dtype(config.dtype)
+        whole = ImageConfig(size=config.image.size, patch_size=config.image.size)
+        cut = config.image if config.kind == "vit" else whole
+        x_BNX = patches(batch["images"], cut.patch_size).astype(jnp.float32) / 127.5 - 1
+        N, X = x_BNX.shape[1:]
+        x_BND = x_BNX.astype(dtype) @ weight(self, "w_patch_XD", (X, D), dtype)
+        if N > 1:
+            normal = nn.initializers.normal(0.02)
+            x_BND += self.param("position_ND", normal, (N, D), jnp.float32).astype(dtype)
+        x_BND, routed, _ = run_layers(
+            config,
+            self.layout,
+            mesh.pin(x_BND, "tokens_BND"),
+            self._context(batch["segments"], N),
+            training=training,
+            own={} if bias_LE is None else {"bias_E": bias_LE},
+        )
+        x_B1D = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND).mean(1, keepdims=True)
+        logits_B1V = (x_B1D @ weight(self, "w_head_DV", (D, V), dtype)).astype(jnp.float32)
+        return logits_B1V, routed
+
+    def _context(self, segments_B1: jax.Array, N: int) -> Context:
+        """All positions of an image see each other, and none is rotated."""
+        config, rows = self.config, len(segments_B1)
+        context = {"real_BN": jnp.broadcast_to(segments_B1 > 0, (rows, N)), "token_BN": None}
+        if config.kind == "mlp":
+            return context
+        still = jnp.ones((1, 1, 1, 2, config.rotary_size // 2), jnp.float32)
+        return context | {
+            "mask_B1NM": jnp.ones((1, 1, N, N), bool),
+            "cos": still,
+            "sin": jnp.zeros_like(still),
+        }
+
+
+def patches(images: jax.Array, size: int) -> jax.Array:
+    """Cut images [B, height, width, channels] into patches of ``size`` x ``size`` pixels, row by
+    row: ``x_BNX``, in which X counts the numbers of a patch.
+    """
+    B, height, width, channels = images.shape
+    grid = images.reshape(B, height // size, size, width // size, size, channels)
+    return grid.swapaxes(2, 3).reshape(B, -1, size * size * channels)

@@ -1,0 +1,70 @@
+"""What a run is judged by on what it has not seen: less is better."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of quality, and how people speak of it."""
+
+    key: str
+    """Its name in ``metrics.jsonl``."""
+    name: str
+    unit: str
+    """What the data are counted in."""
+    material: str
+    """What the data are."""
+    words: Callable[[float], str]
+    """A value for people."""
+    digits: Callable[[float], str]
+    """A value in a table."""
+    difference: Callable[[float], str]
+    """A difference in a table."""
+    percent: bool = False
+    """Whether figures show it in per cent."""
+
+    @property
+    def title(self) -> str:
+        """Its name at the head of a figure."""
+        return self.name[0].upper() + self.name[1:] + ", %" * self.percent
+
+    @property
+    def scale(self) -> float:
+        """What figures multiply it by."""
+        return 100.0 if self.percent else 1.0
+
+
+OF_TEXT = Measure(
+    key="bits_per_byte",
+    name="bits per byte",
+    unit="tokens",
+    material="text",
+    words="{:.4f} bits/byte".format,
+    digits="{:,.4f}".format,
+    difference="{:+.4f}".format,
+)
+OF_IMAGES = Measure(
+    key="error_rate",
+    name="error rate",
+    unit="images",
+    material="images",
+    words=lambda value: f"{1 - value:.2%} right",
+    digits="{:.2%}".format,
+    difference="{:+.2%}".format,
+    percent=True,
+)
+
+
+def measure_of(kind: str | None) -> Measure:
+    """The measure of a model of this ``ModelConfig.kind``; runs from before there were kinds are of
+    text.
+    """
+    return OF_TEXT if kind in (None, "decoder") else OF_IMAGES
+
+
+def measure_of_settings(config: dict[str, Any]) -> Measure:
+    """The measure of a run with this ``config.json``, which may be damaged."""
+    model = config.get("model")
+    return measure_of(model.get("kind") if isinstance(model, dict) else None)

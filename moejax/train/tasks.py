@@ -1,0 +1,118 @@
+"""What a run learns: the next token of texts, or the class of images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moejax.config import Config
+from moejax.data.image_batches import image_train_batches, image_validation_batches
+from moejax.data.images import ImageSet, check_images, open_images
+from moejax.data.pipeline import Batch, TrainBatches, train_batches, validation_batches
+from moejax.data.sources import Corpus, open_documents
+from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageTask:
+    """Texts, cut into tokens."""
+
+    config: Config
+    corpus: Corpus
+    tokenizer: Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a target (V)."""
+        return vocabulary(self.config.model, self.tokenizer)
+
+    @property
+    def description(self) -> str:
+        """One line about the data; other data have another."""
+        return self.corpus.description
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ``summary.json`` says of the data beside."""
+        return {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in all processes."""
+        return {"the tokenizer": self.tokenizer.fingerprint, "the text": self.description}
+
+    def train_batches(self, rows: np.ndarray) -> TrainBatches:
+        """These rows of the training batches."""
+        data = self.config.data
+        source, size = self.corpus.train, data.batch_size
+        return train_batches(source, self.tokenizer, data, batch_size=size, rows=rows)
+
+    def validation_batches(self, rows: np.ndarray) -> list[Batch]:
+        """These rows of the evaluation batches."""
+        data = self.config.data
+        return validation_batches(
+            self.corpus.validation,
+            self.tokenizer,
+            data,
+            batch_size=data.eval_batch_size,
+            rows=rows,
+            limit=self.config.run.eval_batches,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTask:
+    """Images and their classes."""
+
+    config: Config
+    images: ImageSet
+
+    @property
+    def vocab_size(self) -> int:
+        """Classes (V)."""
+        return len(self.images.classes)
+
+    @property
+    def description(self) -> str:
+        """One line about the data; other data have another."""
+        return self.images.description
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ``summary.json`` says of the data beside."""
+        return {"classes": list(self.images.classes)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in all processes."""
+        return {"the images": self.description, "the classes": self.images.classes}
+
+    def train_batches(self, rows: np.ndarray) -> TrainBatches:
+        """These rows of the training batches."""
+        data = self.config.data
+        return image_train_batches(self.images.train, data, batch_size=data.batch_size, rows=rows)
+
+    def validation_batches(self, rows: np.ndarray) -> list[Batch]:
+        """These rows of the evaluation batches."""
+        return image_validation_batches(
+            self.images.validation,
+            batch_size=self.config.data.eval_batch_size,
+            rows=rows,
+            limit=self.config.run.eval_batches,
+        )
+
+
+Task = LanguageTask | ImageTask
+
+
+def open_task(config: Config) -> Task:
+    """What ``config`` trains on, prepared first if TFDS has to. Raises ``ConfigError`` if it cannot
+    be had, or does not fit the model.
+    """
+    if not config.model.sees_images:
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        corpus = open_documents(config.data)
+        return LanguageTask(config=config, corpus=corpus, tokenizer=tokenizer)
+    images = open_images(config.data)
+    check_images(images, config.model)
+    return ImageTask(config=config, images=images)

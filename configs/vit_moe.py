@@ -50,6 +50,13 @@ def get_config() -> Config:
             eval_batch_size=120,
             images=ImageDataConfig(shift=1),
         ),
-        optim=OptimConfig(learning_rate=3e-3, weight_decay=0.01, label_smoothing=0.1),
-        run=RunConfig(steps=600, log_every=50, eval_every=200, checkpoint_every=200),
+        optim=OptimConfig(
+            optimizer="muon",
+            learning_rate=0.01,
+            muon_learning_rate=0.03,
+            router_learning_rate=0.003,
+            weight_decay=0.01,
+            label_smoothing=0.1,
+        ),
+        run=RunConfig(steps=800, log_every=50, eval_every=200, checkpoint_every=400),
     )

@@ -9,8 +9,8 @@ from moejax.observe.records import Run, Sorted
 MOST_CLASSES = 100
 """Beyond these the pictures would be too fine to read: the most frequent ones are shown."""
 MOST_OPEN_LAYERS = 7
-SURE_CHOICES = 30.0
-"""Choices that a cell would have if chance dealt them, below which its colour is pale."""
+SURE = 3.0
+"""Standard deviations from chance, below which a cell is pale."""
 
 
 def classes(run: Run) -> str:
@@ -22,11 +22,19 @@ def classes(run: Run) -> str:
     if found.asked_LEV is None:
         return page.section("Classes", figures)
     layers = run.load.layers if run.load else range(len(found.asked_LEV))
-    maps = [_of_layer(a, i, names) for a, i in zip(found.asked_LEV, layers, strict=True)]
+    images = max(found.confusion_VV.sum(), 1)
+    maps = [
+        _of_layer(asked_EV, layer, images, names)
+        for asked_EV, layer in zip(found.asked_LEV, layers, strict=True)
+        if not (lift(asked_EV)[0] == 1).all()  # routers that give every token to every expert
+    ]
+    if not maps:
+        return page.section("Classes", figures)
     figures += page.folded(maps, MOST_OPEN_LAYERS, "layers")
     intro = (
-        '<p class="intro">Of the last evaluation. For experts, colour is how much more often than'
-        " by chance one is chosen for images of a class: P(class | expert) / P(class).</p>"
+        '<p class="intro">Of the last evaluation. For experts, numbers are the share of a class'
+        " in per cent that goes to each, and colour is how much more often than by chance that is:"
+        " P(class | expert) / P(class).</p>"
     )
     return page.section("Classes", figures, intro + lift_key())
 
@@ -53,7 +61,7 @@ def _confusion(found: Sorted, names: list[str]) -> str:
     if len(names) <= 12:
         words_VV = np.where(found.confusion_VV > 0, found.confusion_VV.astype(str), "")
     chart = named_share_heatmap(
-        found.confusion_VV / images_V1, names, names, "taken for", "class", words_VV
+        found.confusion_VV / images_V1, names, names, "guess", "class", words_VV
     )
     worst = _worst(found.confusion_VV, names)
     guide = f"One row per class, images counted; off the diagonal are mistakes{worst}."
@@ -68,12 +76,14 @@ def _worst(confusion_VV: np.ndarray, names: list[str]) -> str:
     return f", most often {names[row]} taken for {names[column]} ({wrong_VV[row, column]:,})"
 
 
-def _of_layer(asked_EV: np.ndarray, layer: int, names: list[str]) -> str:
+def _of_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
     lift_EV, expected_EV = lift(asked_EV)
-    sure_EV = expected_EV >= SURE_CHOICES
-    experts = [f"{expert}" for expert in range(len(asked_EV))]
-    chart = lift_heatmap(lift_EV, sure_EV, experts, names, "class", "expert")
+    # As if all choices of an image were one, made several times: those of its patches are alike.
+    deviation_EV = np.sqrt(expected_EV * asked_EV.sum() / images)
+    sure_EV = np.abs(asked_EV - expected_EV) > SURE * deviation_EV
     share_EV = asked_EV / np.maximum(asked_EV.sum(0, keepdims=True), 1)
+    experts, words_EV = [f"{e}" for e in range(len(asked_EV))], np.char.mod("%.0f", 100 * share_EV)
+    chart = lift_heatmap(lift_EV, sure_EV, experts, names, "class", "expert", words_YX=words_EV)
     expert, one = np.unravel_index(share_EV.argmax(), share_EV.shape)
     guide = f"One row per expert. Expert {expert} takes {share_EV[expert, one]:.0%} of the choices"
     return page.figure(f"Classes by expert, layer {layer}", chart, f"{guide} for {names[one]}.")

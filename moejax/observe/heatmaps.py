@@ -93,13 +93,17 @@ def lift_heatmap(
     x_name: str,
     y_name: str,
     remark: str = "",
+    words_YX: np.ndarray | None = None,
 ) -> str:
     """A map of ratios, of which those that are not ``sure`` are pale. Every row has its label; the
-    columns are numbered, and those that have another name are named where there is room.
+    columns are numbered, and those that have another name are named where there is room. In the
+    cells stand ``words_YX``, by default those ratios that are sure; nothing if there are many.
     """
     count = len(x_names)
     level_YX = _levels(lift_YX) + np.where(sure_YX, 0, 2 * REACH + 1).astype(np.uint8)
-    words_YX = np.where(sure_YX, np.char.mod("%.2f", lift_YX), "") if count <= 10 else None
+    if words_YX is None:
+        words_YX = np.where(sure_YX, np.char.mod("%.2f", lift_YX), "")
+    words_YX = words_YX if count <= 10 else None
     data = {"kind": "lift", "rows": [y_name, *y_names], "columns": x_name, "names": [*x_names]}
     edges, labels = (-0.5, count - 0.5), _cut(y_names)
     return _heatmap(level_YX, _lift_palette(), data, edges, labels, remark, words_YX, named=True)

@@ -7,6 +7,7 @@ import numpy as np
 from moejax.observe import page
 from moejax.observe.charts import Series, line_chart
 from moejax.observe.heatmaps import MOST_ROWS, lift_heatmap, ratio_key
+from moejax.observe.measures import OF_TEXT, measure_of_settings
 from moejax.observe.records import Load, Run
 
 MOST_LINES = 6
@@ -37,9 +38,7 @@ def routers(run: Run) -> str:
         layers = load.layers if load else range(choices.saturation_IL.shape[1])
         percent_IL = 100 * choices.saturation_IL
         chart = line_chart(by_layer(choices.step_I, percent_IL, layers, dots=True))
-        guide = (
-            "Choices on held-out text that the last router makes, too. High early: routing froze."
-        )
+        guide = "Held-out choices that the last router makes, too. High early: routing froze."
         figures.append(page.figure("Router saturation, %", chart, guide))
     return page.section("Routers", figures) if figures else ""
 
@@ -61,7 +60,7 @@ def pairs(run: Run) -> str:
     if not maps:
         return ""
     intro = (
-        '<p class="intro">How often tokens of held-out text chose both experts, over what their'
+        '<p class="intro">How often held-out tokens chose both experts, over what their'
         " loads suggest. Blank: as often as any pair. Orange pairs do one job together, blue ones"
         " take each other's place.</p>"
     )
@@ -105,10 +104,13 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
     late = slice(-max(1, len(load.step_I) // 4), None)
     asked_LW, seated_LW = load.asked_ILW[late].sum(0), load.seated_ILW[late].sum(0)
     share_LW = 1 - np.divide(seated_LW, asked_LW, out=np.ones(asked_LW.shape), where=asked_LW > 0)
+    count = asked_LW.shape[1]
+    if count == 1:
+        return ""  # an image is one token
     data = config.get("data")
     length = data.get("sequence_length") if isinstance(data, dict) else None
-    count = asked_LW.shape[1]
-    x = (np.arange(count) + 0.5) * (length if isinstance(length, int) else count) / count
+    of_text = measure_of_settings(config) is OF_TEXT and isinstance(length, int)
+    x = (np.arange(count) + 0.5) * (length if of_text else count) / count
     series = by_layer(x, 100 * share_LW.T, load.layers)
     chart = line_chart(series, include=(0.0, 0.1), x_name="place")
     guide = (

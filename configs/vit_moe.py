@@ -37,7 +37,7 @@ def get_config() -> Config:
                 hidden_size=96,
                 every=2,
                 first_dense=LAYERS - 2 * LAST,
-                group_size=16 * 12,  # the patches of twelve images
+                group_size=16 * 8,  # the patches of eight images
                 capacity_factor=1.05,
                 eval_capacity_factor=1.05,
                 seating="priority",
@@ -46,8 +46,8 @@ def get_config() -> Config:
         ),
         data=DataConfig(
             source="digits",
-            batch_size=96,
-            eval_batch_size=120,
+            batch_size=64,
+            eval_batch_size=384,
             images=ImageDataConfig(shift=1),
         ),
         optim=OptimConfig(
@@ -58,5 +58,5 @@ def get_config() -> Config:
             weight_decay=0.01,
             label_smoothing=0.1,
         ),
-        run=RunConfig(steps=800, log_every=50, eval_every=200, checkpoint_every=400),
+        run=RunConfig(steps=1000, log_every=50, eval_every=250, checkpoint_every=500),
     )

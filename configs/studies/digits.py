@@ -1,0 +1,32 @@
+"""Routers on handwritten digits: a first study, in minutes. Here tokens are images.
+
+    pip install -e '.[images]'
+    moejax study configs/studies/digits.py
+
+@@
+"""
+
+import dataclasses
+from pathlib import Path
+
+from moejax.config import load_config_file
+from moejax.study import Study, with_moe
+
+
+def get_study() -> Study:
+    digits = load_config_file(Path(__file__).parents[1] / "digits.py")
+    short = dataclasses.replace(digits.run, steps=300, eval_every=30, checkpoint_every=300)
+    digits = dataclasses.replace(digits, run=short)
+    return Study(
+        title="Routers on digits",
+        question="Does routing help a small classifier, and does it matter how?",
+        runs={
+            "dense": with_moe(digits, every=0),
+            "top_k": digits,
+            "switch": with_moe(digits, router="switch", top_k=1, hidden_size=128),
+            "fine-grained": with_moe(digits, num_experts=16, top_k=4, hidden_size=32),
+            "expert_choice": with_moe(digits, router="expert_choice", capacity_factor=1.0),
+        },
+        seeds=(0, 1, 2),
+        baseline="dense",
+    )

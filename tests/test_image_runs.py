@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from test_inference import moejax, validation
 from test_run import metrics
 
@@ -24,6 +25,7 @@ from moejax.config import (
     load_config_file,
     to_dict,
 )
+from moejax.data import tfds_source
 from moejax.errors import ConfigError, RunError, UserError
 from moejax.observe.class_figures import lift
 from moejax.observe.records import read_run
@@ -107,6 +109,7 @@ def test_lift_by_hand():
     assert lift_EV.tolist() == [[0, 2], [2, 0]] and (expected_EV == 2).all()
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_ends_as_if_never_stopped(run, tmp_path):
     config = tiny(tmp_path / "again", router="v_moe", seating="priority")
     short = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4))
@@ -156,6 +159,7 @@ def test_what_is_for_texts_says_so(run, tmp_path, words, message):
         moejax(*(places.get(word, word) for word in words))
 
 
+@pytest.mark.slow
 def test_where_tokens_do_not_choose_nothing_limits_their_choices(tmp_path, capsys):
     soft = {"router": "soft", "group_size": 4, "capacity_factor": 1.0}
     directory = tmp_path / "soft"
@@ -168,6 +172,7 @@ def test_where_tokens_do_not_choose_nothing_limits_their_choices(tmp_path, capsy
     assert got["loss"] == pytest.approx(validation(directory)[8]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_study_of_images_is_judged_by_the_error_rate(tmp_path):
     routed = tiny(tmp_path)
     dense_model = dataclasses.replace(
@@ -195,6 +200,19 @@ def test_runs_of_text_and_of_images_do_not_compare(run, tmp_path):
     (text / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
     with pytest.raises(RunError, match="some of these runs are of text and some of images"):
         side_by_side([run, text], command="test")
+
+
+@pytest.mark.slow
+def test_mnist_is_trained_on_what_tfds_gives(tmp_path, monkeypatch):
+    """The config as it is, but for two steps on TFDS's own mock data."""
+    monkeypatch.setattr(tfds_source, "_is_prepared", lambda builder: True)  # mock data always are
+    config = load_config_file(ROOT / "configs/mnist.py")
+    run = dataclasses.replace(config.run, directory=str(tmp_path / "run"), steps=2)
+    with tfds.testing.mock_data(num_examples=300):
+        train(dataclasses.replace(config, run=run), name="mnist", command="test")
+    assert metrics(tmp_path / "run")[-1]["images"] == 300
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["data"] == "TFDS mnist: 300 images to train on, 300 held out"
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "vit_moe", "soft_moe"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,8 +13,10 @@ import pytest
 from moejax.config import load_config_file
 from moejax.layer import MoELayer
 from moejax.routing.routers import ROUTERS
+from moejax.study import load_study_file
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -54,6 +57,18 @@ def test_the_gradient_reaches_the_router_of_the_readme(own_router):
         jax.grad(lambda p: jnp.square(layer.apply(p, x, real, training=True)[0]).sum())
     )(params)
     assert np.abs(grads["params"]["w_router_DE"]).max() > 1e-3
+
+
+def test_the_study_of_the_readme_is_complete(own_router, tmp_path, monkeypatch):
+    """It finds the router, and its runs are of equal active size."""
+    for name in ("digits", "quickstart"):
+        shutil.copy(ROOT / f"configs/{name}.py", tmp_path)
+    (tmp_path / "studies").mkdir()
+    text = re.search(r"```python\n(.*?)```", README.split("### A student's path")[1], re.S)[1]
+    file = tmp_path / "studies" / "mine.py"
+    file.write_text(text.replace('"configs/', f'"{tmp_path}/'))
+    monkeypatch.chdir(ROOT)
+    assert set(load_study_file(file).runs) == {"top_k", "top_p"}
 
 
 def test_the_table_of_routers_is_whole():

@@ -85,7 +85,7 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw` for every parameter; or `muon` for the matrices inside the layers, with AdamW for the
-    rest (embedding, head, norms, routers)."""
+    rest (embedding, patches, head, norms, routers)."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.03
@@ -138,7 +138,8 @@ class OptimConfig:
             return "router"
         if not name.startswith("w_"):
             return "rest"  # norms, biases and the embedding: no weight decay
-        return "muon" if self.optimizer == "muon" and name != "w_head_DV" else "matrix"
+        inside = name not in ("w_head_DV", "w_patch_XD")
+        return "muon" if self.optimizer == "muon" and inside else "matrix"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ class ImageTask:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes."""
-        return {"the images": self.description, "the classes": self.images.classes}
+        return {"the images": self.description, "the classes": list(self.images.classes)}
 
     def train_batches(self, rows: np.ndarray) -> TrainBatches:
         """These rows of the training batches."""

@@ -270,7 +270,7 @@ def test_small_corpora_fill_a_batch_by_repeating():
     (batch,) = take(batches, 1)
     assert batch["inputs"][3].tolist() == [EDGE, *b"abc"] * 4
     assert batch["segments"][3].tolist() == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
-    with pytest.raises(ConfigError, match="2 training documents do not go round --data.shards 3"):
+    with pytest.raises(ConfigError, match="2 training examples do not go round --data.shards 3"):
         train_batches([b"a", b"b"], TOKENIZER, settings(batch_size=6, shards=3), batch_size=6)
 
 

@@ -24,7 +24,7 @@ def get_study() -> Study:
             "dense": with_moe(digits, every=0),
             "top_k": digits,
             "switch": with_moe(digits, router="switch", top_k=1, hidden_size=128),
-            "fine-grained": with_moe(digits, num_experts=16, top_k=4, hidden_size=32),
+            "top_4": with_moe(digits, top_k=4, hidden_size=32),
             "expert_choice": with_moe(digits, router="expert_choice", capacity_factor=1.0),
         },
         seeds=(0, 1, 2),

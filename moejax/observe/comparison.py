@@ -88,9 +88,9 @@ def _results(made: Table, comparison: Comparison) -> str:
     words = _EXPLAINED.format(title=title, material=measure.material, unit=measure.unit)
     words += (
         f" Against {baseline.name}: the difference with the same seed, and so on the same batches."
-        f" Steps and seconds to {baseline.name}: of training, until held-out {measure.material}"
-        f" give the {measure.name} of {measure.digits(baseline.value)} that {baseline.name} ends"
-        f" with, interpolated between evaluations; and their share of those of {baseline.name}."
+        f" Steps and seconds to {baseline.name}: of training, until held-out"
+        f" {measure.reached.format(measure.digits(baseline.value))} that {baseline.name} ends with,"
+        f" interpolated between evaluations; and their share of those of {baseline.name}."
         " Compiling is left out."
         if baseline
         else ""

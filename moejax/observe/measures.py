@@ -22,6 +22,8 @@ class Measure:
     """A value in a table."""
     difference: Callable[[float], str]
     """A difference in a table."""
+    reached: str
+    """What held-out data do that come to a value: a verb and its object."""
     percent: bool = False
     """Whether figures show it in per cent."""
 
@@ -44,6 +46,7 @@ OF_TEXT = Measure(
     words="{:.4f} bits/byte".format,
     digits="{:,.4f}".format,
     difference="{:+.4f}".format,
+    reached="text costs the {} bits per byte",
 )
 OF_IMAGES = Measure(
     key="error_rate",
@@ -53,6 +56,7 @@ OF_IMAGES = Measure(
     words=lambda value: f"{1 - value:.2%} right",
     digits="{:.2%}".format,
     difference="{:+.2%}".format,
+    reached="images have the error rate of {}",
     percent=True,
 )
 

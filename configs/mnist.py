@@ -3,7 +3,8 @@
     pip install -e '.[images,tensorflow]'
     python train.py --config configs/mnist.py
 
-The first run downloads 11 MB and prepares them (with TensorFlow, which is not needed afterwards).
+The first run downloads 11 MB and prepares them with TensorFlow, which is not needed afterwards. Not
+trained yet on the real images: the machines that this was written on are offline.
 """
 
 from dataclasses import replace

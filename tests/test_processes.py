@@ -117,7 +117,8 @@ def assert_close(got: Path | str, want: Path | str) -> None:
         assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
 def test_two_processes_train_as_one_does(small, tmp_path, shards):
     """And write the same files; the sample is generated in the slow case alone."""
     small = with_shards(with_run(small, sample_tokens=0 if shards == 1 else 4), shards)

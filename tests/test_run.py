@@ -143,6 +143,7 @@ def test_a_router_that_is_not_causal_trains_under_a_warning(config, capsys, sett
     assert Path(config.run.directory, "sample.txt").exists() == ("seating" in settings)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_twice(config, monkeypatch):
     """Logging, evaluation, checkpoints and the change of the state's source compile nothing."""
     jobs = []
@@ -157,6 +158,7 @@ def test_nothing_is_compiled_twice(config, monkeypatch):
         assert job.eval_step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
     quick(config, eval_every=100, sample_tokens=0)
     quick(config, eval_every=100, sample_tokens=0, steps=15)
@@ -164,7 +166,8 @@ def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
     assert [x["step"] for x in lines if x["split"] == "train"] == [3, 6, 9, 12, 15]
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_path, devices):
     """kill -9 twice; every line of metrics is that of a run left alone. The router draws random
     numbers, and its selection bias is a part of the state."""
@@ -224,6 +227,7 @@ def test_another_mesh_and_form_go_on_with_the_same_losses(config, tmp_path, monk
         assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_short_is_set_aside_and_the_one_before_it_used(config, tmp_path, capsys):
     config = with_run(config, eval_every=100, sample_tokens=0)
     quick(config)

@@ -22,6 +22,7 @@ from moejax.config import (
     MoEConfig,
     load_config_file,
 )
+from moejax.models.by_kind import batch_shapes
 from moejax.plan import muon_flops, step_flops
 from moejax.plan.devices import paper_mesh
 from moejax.plan.memory import local_parameters, memory, parameter_shapes, step_of
@@ -113,7 +114,7 @@ def test_a_plan_agrees(shape, mesh):
     assert abs(planned / found.cost_analysis()["flops"] - 1) < 0.05
 
     held, there = memory(config, V, paper), found.memory_analysis()
-    batch = len(compiled.BATCH) * 4 * step.T
+    batch = len(batch_shapes(config, 1)) * 4 * step.T
     state = there.argument_size_in_bytes - batch
     assert abs(sum(held.state.values()) / state - 1) < 0.01
     assert abs(held.peak / there.peak_memory_in_bytes - 1) < 0.15

@@ -1,16 +1,14 @@
-"""One router of each kind at equal active size, and the dense twin; `all_routers.py` has them all.
+"""Routers of five kinds at equal active size, and the dense twin; `all_routers.py` has them all.
 
     moejax study configs/studies/routers.py
 
 A token meets 256 hidden numbers in each layer, shared experts included; balancing is what each
-paper uses. `switch`: one wide expert. `top_k`: two. `olmoe`: four of 16. `deepseek_moe`:
-three and a shared one. `deepseek_v3`: the same by sigmoid scores with a selection bias, in groups.
-`sinkhorn`: even by assignment. `hash`: nothing learned.
+paper uses. `switch`: one wide expert. `top_k`: two. `olmoe`: four of 16. `deepseek_v3`: three and a
+shared one, by sigmoid scores with a selection bias, in groups. `hash`: nothing learned.
 
 Two CPU cores, shared (2026-11-22, Python 3.11.7, jax 0.10.2): bits per byte against dense (2.214),
 with the same seed, are -0.030..+0.037 for switch, -0.054..-0.020 for top_k, -0.107..-0.064 for
-olmoe, -0.039..-0.008 for deepseek_moe, +0.122..+0.134 for deepseek_v3, -0.031..+0.025 for sinkhorn
-and -0.122..-0.055 for hash.
+olmoe, +0.122..+0.134 for deepseek_v3 and -0.122..-0.055 for hash.
 """
 
 from pathlib import Path
@@ -20,7 +18,7 @@ from all_routers import ROUTERS
 from moejax.config import load_config_file
 from moejax.study import Study, with_moe
 
-KINDS = ("switch", "top_k", "olmoe", "deepseek_moe", "deepseek_v3", "sinkhorn", "hash")
+KINDS = ("switch", "top_k", "olmoe", "deepseek_v3", "hash")
 
 
 def get_study() -> Study:

@@ -136,16 +136,10 @@ class Evaluate(OnText):
             f"--capacity-factor limits the tokens' choices, but with --model.moe.router"
             f" {moe.router} tokens do not choose: leave it out.",
         )
-        return replace(
-            for_inference(config),
-            moe=replace(
-                moe,
-                eval_capacity_factor=self.capacity_factor,
-                seating=self.seating or moe.seating,
-                dispatch="auto",
-                expert_dropout=0.0,
-            ),
-        )
+        config = for_inference(config)
+        changes = {"eval_capacity_factor": self.capacity_factor, "group_size": moe.group_size}
+        changes["seating"] = self.seating or moe.seating
+        return replace(config, moe=replace(config.moe, **changes))
 
 
 def opened(settings: Inference) -> tuple[OpenModel, Mesh]:
@@ -365,11 +359,7 @@ def report(figures: dict[str, Any], config: ModelConfig) -> str:
             f" {figures['dead_experts']} of {experts}, dropped {figures['dropped_fraction']:.1%}"
         )
     if of_images:
-        right = round(figures["accuracy"] * figures["images"])
-        lines.append(
-            f"accuracy   {figures['accuracy']:.2%} ({right:,} of {figures['images']:,} images),"
-            f" loss {figures['loss']:.4f}"
-        )
+        lines.append(f"accuracy   {metrics.right(figures)}, loss {figures['loss']:.4f}")
         return "\n".join(lines)
     lines += [
         f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)",

@@ -53,3 +53,12 @@ def batch() -> dict[str, np.ndarray]:
         "positions": positions[None].repeat(8, 0).astype(np.int32) * real,
         "bytes": real.astype(np.int32),
     }
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every connection is refused, whether the machine has a network or not."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)

@@ -52,22 +52,13 @@ def settings(tmp_path, name="tiny_texts", **changes):
     return DataConfig(source="tfds", tfds_name=name, directory=str(tmp_path), **changes)
 
 
-def failure(config):
+def failure(config, opened=open_documents):
     """The message of the error that opening ends in, which takes less than 10 seconds."""
     start = time.monotonic()
     with pytest.raises(ConfigError) as caught:
-        open_documents(config)
+        opened(config)
     assert time.monotonic() - start < 10
     return str(caught.value)
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Every connection is refused, whether the machine has a network or not."""
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
 
 
 def test_prepared_on_first_use_and_read_again(tmp_path, no_network):

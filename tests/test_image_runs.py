@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,10 @@ from moejax.config import (
 )
 from moejax.data import tfds_source
 from moejax.errors import ConfigError, RunError, UserError
-from moejax.observe.class_figures import lift
+from moejax.observe.class_figures import by_chance
 from moejax.observe.records import read_run
 from moejax.observe.side_by_side import side_by_side
+from moejax.observe.specialisation import lift
 from moejax.study import Study, run_study
 from moejax.train.loop import train
 
@@ -105,25 +107,32 @@ def test_the_report_shows_classes(run):
 
 def test_lift_by_hand():
     """Expert 0 has half of all choices, and all of class 1: twice as many as chance gives it."""
-    lift_EV, expected_EV = lift(np.array([[0, 4], [4, 0]]))
-    assert lift_EV.tolist() == [[0, 2], [2, 0]] and (expected_EV == 2).all()
+    asked_EV = np.array([[0, 4], [4, 0]])
+    assert lift(asked_EV).tolist() == [[0, 2], [2, 0]] and (by_chance(asked_EV) == 2).all()
 
 
 @pytest.mark.slow
 def test_the_same_command_goes_on_and_ends_as_if_never_stopped(run, tmp_path):
-    config = tiny(tmp_path / "again", router="v_moe", seating="priority")
-    short = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4))
-    train(short, name="tiny", command="test")
-    (tmp_path / "again" / "report.html").unlink()
-    # The schedule is that of eight steps, as in the run beside, only from the fifth step on.
+    """From the checkpoint in the middle, as if all that came after it had been lost."""
+    again = shutil.copytree(run, tmp_path / "again")
+    shutil.rmtree(again / "checkpoints" / "8")
+    (again / "report.html").unlink()
+    (again / "classes" / "00000008.npz").unlink()
+    config = tiny(again, router="v_moe", seating="priority")
     train(config, name="tiny", command="test")
-    lines = metrics(tmp_path / "again")
-    assert [line["step"] for line in lines] == [4, 4, 8, 8]
-    assert read_run(tmp_path / "again").sorted.confusion_VV.sum() == 360
+    assert untimed(again) == untimed(run)
+    got, want = (read_run(directory).sorted for directory in (again, run))
+    np.testing.assert_array_equal(got.confusion_VV, want.confusion_VV)
+    np.testing.assert_array_equal(got.asked_LEV, want.asked_LEV)
     with pytest.raises(RunError, match="data.images.shift: 1 -> 0"):
         images = ImageDataConfig(shift=0)
         data = dataclasses.replace(config.data, images=images)
         train(dataclasses.replace(config, data=data), name="tiny", command="test")
+
+
+def untimed(directory: Path) -> list[dict]:
+    """The lines of metrics without what the clock says."""
+    return [{k: v for k, v in x.items() if k != "images_per_second"} for x in metrics(directory)]
 
 
 def test_eval_gives_what_the_run_has_measured(run, capsys):

@@ -1,12 +1,13 @@
 """Labelled images: where they come from, how they become batches, and what settings fit them."""
 
 import dataclasses
+import functools
 import io
-import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import test_data_tfds
 from PIL import Image
 
 from moejax.config import (
@@ -170,18 +171,8 @@ class TinyImages(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": file.getvalue(), "label": i % 2, "id": i}
 
 
-def from_tfds(tmp_path, name="tiny_images", **changes):
-    changes = {"tfds_validation_split": "test", **changes}
-    return DataConfig(source="tfds", tfds_name=name, directory=str(tmp_path), **changes)
-
-
-def failure(config):
-    """The message of the error that opening ends in, which takes less than 10 seconds."""
-    start = time.monotonic()
-    with pytest.raises(ConfigError) as caught:
-        open_images(config)
-    assert time.monotonic() - start < 10
-    return str(caught.value)
+from_tfds = functools.partial(test_data_tfds.settings, name="tiny_images")
+failure = functools.partial(test_data_tfds.failure, opened=open_images)
 
 
 def test_a_prepared_set_of_tfds(tmp_path):
@@ -196,18 +187,14 @@ def test_a_prepared_set_of_tfds(tmp_path):
 def test_mnist_is_read_as_tfds_gives_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source, "_is_prepared", lambda builder: True)  # mock data always are
     with tfds.testing.mock_data(num_examples=7):
-        images = open_images(from_tfds(tmp_path, "mnist"))
+        images = open_images(from_tfds(tmp_path, name="mnist"))
         image, label = images.train[3]
     assert images.shape == image.shape == (28, 28, 1) and image.dtype == np.uint8
     assert images.classes == tuple("0123456789") and 0 <= label < 10
 
 
-def test_mnist_without_a_network_says_what_to_do(tmp_path, monkeypatch):
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    message = failure(from_tfds(tmp_path, "mnist"))
+def test_mnist_without_a_network_says_what_to_do(tmp_path, no_network):
+    message = failure(from_tfds(tmp_path, name="mnist"))
     assert "mnist is neither prepared in" in message and "--data.directory" in message
     assert "digits" in message
 
@@ -217,7 +204,7 @@ def test_fields_that_are_no_images_name_those_that_are(tmp_path):
     assert "has no image there. Its image fields are: image." in failure(wrong)
     wrong = from_tfds(tmp_path, images=ImageDataConfig(label_field="id"))
     assert "--data.images.label-field id" in failure(wrong)
-    assert "not all of one size" in failure(from_tfds(tmp_path, "cats_vs_dogs"))
+    assert "not all of one size" in failure(from_tfds(tmp_path, name="cats_vs_dogs"))
 
 
 def classifier(**changes) -> Config:

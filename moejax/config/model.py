@@ -109,9 +109,14 @@ class ModelConfig:
         return self.kind != "decoder"
 
     @property
+    def patch_side(self) -> int:
+        """Height and width of what is one token, in pixels: a patch, or the whole image."""
+        return self.image.patch_size if self.kind == "vit" else self.image.size
+
+    @property
     def image_tokens(self) -> int:
         """Tokens of an image (N)."""
-        return (self.image.size // self.image.patch_size) ** 2 if self.kind == "vit" else 1
+        return (self.image.size // self.patch_side) ** 2
 
     @property
     def is_latent(self) -> bool:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import mesh
-from moejax.config import ImageConfig, MeshConfig, ModelConfig
+from moejax.config import MeshConfig, ModelConfig
 from moejax.layer import weight
 from moejax.models.attention import Context, RMSNorm
 from moejax.models.layers import Routed, run_layers
@@ -32,9 +32,7 @@ class ImageClassifier(nn.Module):
     ) -> tuple[jax.Array, Routed | None]:
         config, D, V = self.config, self.config.width, self.vocab_size
         dtype = jnp.dtype(config.dtype)
-        whole = ImageConfig(size=config.image.size, patch_size=config.image.size)
-        cut = config.image if config.kind == "vit" else whole
-        x_BNX = patches(batch["images"], cut.patch_size).astype(jnp.float32) / 127.5 - 1
+        x_BNX = patches(batch["images"], config.patch_side).astype(jnp.float32) / 127.5 - 1
         N, X = x_BNX.shape[1:]
         x_BND = x_BNX.astype(dtype) @ weight(self, "w_patch_XD", (X, D), dtype)
         if N > 1:

@@ -5,10 +5,10 @@ import numpy as np
 from moejax.observe import page
 from moejax.observe.heatmaps import lift_heatmap, lift_key, named_share_heatmap
 from moejax.observe.records import Run, Sorted
+from moejax.observe.specialisation import lift
 
 MOST_CLASSES = 100
 """Beyond these the pictures would be too fine to read: the most frequent ones are shown."""
-MOST_OPEN_LAYERS = 7
 SURE = 3.0
 """Standard deviations from chance, below which a cell is pale."""
 
@@ -26,15 +26,15 @@ def classes(run: Run) -> str:
     maps = [
         _of_layer(asked_EV, layer, images, names)
         for asked_EV, layer in zip(found.asked_LEV, layers, strict=True)
-        if not (lift(asked_EV)[0] == 1).all()  # routers that give every token to every expert
+        if not (lift(asked_EV) == 1).all()  # routers that give every token to every expert
     ]
     if not maps:
         return page.section("Classes", figures)
-    figures += page.folded(maps, MOST_OPEN_LAYERS, "layers")
+    figures += page.folded(maps, page.MOST_OPEN_LAYERS, "layers")
     intro = (
         '<p class="intro">Of the last evaluation. For experts, numbers are the share of a class'
         " in per cent that goes to each, and colour is how much more often than by chance that is:"
-        " P(class | expert) / P(class).</p>"
+        " P(expert | class) / P(expert).</p>"
     )
     return page.section("Classes", figures, intro + lift_key())
 
@@ -77,23 +77,21 @@ def _worst(confusion_VV: np.ndarray, names: list[str]) -> str:
 
 
 def _of_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
-    lift_EV, expected_EV = lift(asked_EV)
+    expected_EV = by_chance(asked_EV)
     # As if all choices of an image were one, made several times: those of its patches are alike.
     deviation_EV = np.sqrt(expected_EV * asked_EV.sum() / images)
     sure_EV = np.abs(asked_EV - expected_EV) > SURE * deviation_EV
     share_EV = asked_EV / np.maximum(asked_EV.sum(0, keepdims=True), 1)
     experts, words_EV = [f"{e}" for e in range(len(asked_EV))], np.char.mod("%.0f", 100 * share_EV)
-    chart = lift_heatmap(lift_EV, sure_EV, experts, names, "class", "expert", words_YX=words_EV)
+    chart = lift_heatmap(
+        lift(asked_EV), sure_EV, experts, names, "class", "expert", words_YX=words_EV
+    )
     expert, one = np.unravel_index(share_EV.argmax(), share_EV.shape)
     guide = f"One row per expert. Expert {expert} takes {share_EV[expert, one]:.0%} of the choices"
     return page.figure(f"Classes by expert, layer {layer}", chart, f"{guide} for {names[one]}.")
 
 
-def lift(asked_EV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P(class | expert) / P(class) of choices counted by expert and class, 1 where there are none;
-    and the choices that chance would deal.
-    """
+def by_chance(asked_EV: np.ndarray) -> np.ndarray:
+    """The choices that chance would deal, of as many of each expert and of each class."""
     total = max(asked_EV.sum(), 1)
-    expected_EV = asked_EV.sum(1, keepdims=True) * asked_EV.sum(0, keepdims=True) / total
-    ones = np.ones(asked_EV.shape)
-    return np.divide(asked_EV, expected_EV, out=ones, where=expected_EV > 0), expected_EV
+    return asked_EV.sum(1, keepdims=True) * asked_EV.sum(0, keepdims=True) / total

@@ -84,7 +84,7 @@ def _results(made: Table, comparison: Comparison) -> str:
     baseline, measure = comparison.baseline, comparison.measure
     rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
     shown = page.table(made.header, rows, best=made.best)
-    title = measure.name[0].upper() + measure.name[1:]
+    title = measure.name.capitalize()
     words = _EXPLAINED.format(title=title, material=measure.material, unit=measure.unit)
     words += (
         f" Against {baseline.name}: the difference with the same seed, and so on the same batches."

@@ -30,7 +30,7 @@ class Measure:
     @property
     def title(self) -> str:
         """Its name at the head of a figure."""
-        return self.name[0].upper() + self.name[1:] + ", %" * self.percent
+        return self.name.capitalize() + ", %" * self.percent
 
     @property
     def scale(self) -> float:

@@ -51,6 +51,10 @@ def section(title: str, figures: Sequence[str], intro: str = "", small: bool = F
     return f"<section><h2>{text(title)}</h2>{intro}{grid}</section>"
 
 
+MOST_OPEN_LAYERS = 7
+"""Figures of layers shown at once; the others wait behind a click."""
+
+
 def folded(figures: Sequence[str], most: int, what: str) -> list[str]:
     """The first ``most`` figures, and the others behind a click that says how many more of
     ``what`` there are.

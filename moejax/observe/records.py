@@ -271,7 +271,7 @@ def _read_choices(directory: Path, damage: list[str], most: int = 60) -> Choices
 
 
 def _read_sorted(directory: Path, damage: list[str]) -> Sorted | None:
-    paths = sorted(directory.glob("[0-9]*.npz"))
+    paths = _numbered(directory)
     if not paths:
         return None
     arrays = _read_arrays(paths[-1])

@@ -26,8 +26,6 @@ from moejax.observe.verdict import key_numbers, notes, verdict
 
 MOST_CELLS = 600_000
 """Cells of all the heatmaps over time together, which bounds the page's size."""
-MOST_OPEN_LAYERS = 7
-"""Heatmaps shown at once; those of more layers wait behind a click."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -110,8 +108,8 @@ def _load(load: Load) -> str:
         " layer. Blank is fair; a row that stays blue starves, one that stays orange is"
         " crowded.</p>"
     )
-    figures = page.folded(maps, MOST_OPEN_LAYERS, "layers")
-    figures.insert(MOST_OPEN_LAYERS, _final_map(load))
+    figures = page.folded(maps, page.MOST_OPEN_LAYERS, "layers")
+    figures.insert(page.MOST_OPEN_LAYERS, _final_map(load))
     return page.section("Load of the experts", figures, intro + ratio_key())
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from moejax.observe import page
 from moejax.observe.charts import Series, line_chart
 from moejax.observe.heatmaps import lift_heatmap, lift_key
-from moejax.observe.report import MOST_OPEN_LAYERS
 from moejax.observe.snippets import Portrait, Snippet
 from moejax.observe.specialisation import SURE, Association, strongest
 
@@ -176,7 +175,7 @@ def _maps(found: Findings, of: Association, title: str, what: str, intro: str) -
         for i, layer in enumerate(found.layers)
     ]  # fmt: skip
     words = f'<p class="intro">{page.text(intro)}</p>'
-    shown = page.folded(figures, MOST_OPEN_LAYERS, "layers")
+    shown = page.folded(figures, page.MOST_OPEN_LAYERS, "layers")
     return page.section(title, shown, words + lift_key())
 
 

@@ -106,9 +106,7 @@ def router_parameters(model: ModelConfig) -> int:
 
 def patch_numbers(model: ModelConfig) -> int:
     """Numbers in a patch of a classifier's images (X)."""
-    image = model.image
-    side = image.patch_size if model.kind == "vit" else image.size
-    return side * side * image.channels
+    return model.patch_side**2 * model.image.channels
 
 
 def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:

@@ -136,13 +136,16 @@ def in_words(line: dict[str, Any]) -> str:
     return f"{bits:.4f} bits/byte, perplexity {perplexity:.3f} a token"
 
 
+def right(line: dict[str, Any]) -> str:
+    """How many images were sorted right: ``98.06% (353 of 360 images)``."""
+    count = round(line["accuracy"] * line["images"])
+    return f"{line['accuracy']:.2%} ({count:,} of {line['images']:,} images)"
+
+
 def result_in_words(line: dict[str, Any]) -> str:
     """The last line that a training prints."""
     if "accuracy" in line:
-        right = round(line["accuracy"] * line["images"])
-        return (
-            f"validation accuracy: {line['accuracy']:.2%} ({right:,} of {line['images']:,} images)"
-        )
+        return f"validation accuracy: {right(line)}"
     return (
         f"validation bits per byte: {line['bits_per_byte']:.4f}"
         f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)"

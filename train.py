@@ -3,8 +3,8 @@
 import shlex
 import sys
 
-from moejax.allocator import keep_freed_memory
-from moejax.command_line import parse, run_main
+from moejax.commands.command_line import parse, run_main
+from moejax.runtime.allocator import keep_freed_memory
 
 
 def main() -> None:

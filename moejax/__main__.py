@@ -1,6 +1,6 @@
 """``python -m moejax`` is the ``moejax`` command."""
 
-from moejax.cli import main
+from moejax.commands.main import main
 
 if __name__ == "__main__":
     main()

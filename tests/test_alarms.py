@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from moejax.config import BalanceConfig, Config, ModelConfig, MoEConfig
-from moejax.observe.alarms import PATIENCE, SILENCE, Recent, alarms, dead, effective_experts
-from moejax.train.run_directory import RunDirectory
+from moejax.runs.alarms import PATIENCE, SILENCE, Recent, alarms, dead, effective_experts
+from moejax.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (1, 3)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from moejax import balance, selection_bias
-from moejax.balance import RouterStats
 from moejax.config import BalanceConfig, MoEConfig
+from moejax.moe import balance, selection_bias
+from moejax.moe.balance import RouterStats
 from moejax.routing.contract import RouterInput, asked
 from moejax.routing.routers import ROUTERS
 from moejax.routing.token_choice import TokenChoiceRule, choose

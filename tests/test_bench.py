@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.bench.compiled import CompiledBench, kernels_of, random_sizes, visits
-from moejax.errors import ConfigError
-from moejax.kernels import megablox
+from moejax.config.errors import ConfigError
+from moejax.lab.bench.compiled import CompiledBench, kernels_of, random_sizes, visits
+from moejax.moe.kernels import megablox
 
 HERE = Path(__file__).parent
 CPU_ONLY = os.environ | {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -163,8 +163,8 @@ COMPILE_FOR_HOPPER = """
 import sys, types, jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from moejax.bench.compiled import CompiledBench
-from moejax.layer import MoELayer
+from moejax.lab.bench.compiled import CompiledBench
+from moejax.moe.layer import MoELayer
 
 tokens, width, hidden, experts, top_k = map(int, sys.argv[2:])
 (gpu,) = topologies.get_topology_desc(

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.bench import gpu, peers
-from moejax.bench.agreement import agreements, clear_choices
-from moejax.bench.gpu import GpuBench
-from moejax.bench.peers import PeersBench, ragged_dot_layer
-from moejax.bench.programs import Arm, make_problem, routed_arms
-from moejax.errors import ConfigError, UserError
+from moejax.config.errors import ConfigError, UserError
+from moejax.lab.bench import gpu, peers
+from moejax.lab.bench.agreement import agreements, clear_choices
+from moejax.lab.bench.gpu import GpuBench
+from moejax.lab.bench.peers import PeersBench, ragged_dot_layer
+from moejax.lab.bench.programs import Arm, make_problem, routed_arms
 
 HERE = Path(__file__).parent
 CPU_ONLY = os.environ | {"JAX_PLATFORMS": "cpu"}

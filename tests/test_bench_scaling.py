@@ -5,10 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from moejax.bench import scaling
-from moejax.bench.scaling import ScalingBench, exponent, weight_traffic
-from moejax.bench.shape import LayerShape
-from moejax.errors import ConfigError
+from moejax.config.errors import ConfigError
+from moejax.lab.bench import scaling
+from moejax.lab.bench.scaling import ScalingBench, exponent, weight_traffic
+from moejax.lab.bench.shape import LayerShape
 
 
 @pytest.mark.parametrize("power", [0.0, 0.31, 1.0, 2.0])

@@ -10,7 +10,6 @@ import numpy as np
 import oracle
 import pytest
 
-from moejax import mesh as meshes
 from moejax.config import (
     BalanceConfig,
     Config,
@@ -23,7 +22,8 @@ from moejax.config import (
 )
 from moejax.models.by_kind import build
 from moejax.models.classifier import patches
-from moejax.plan import forward_flops, parameters
+from moejax.models.counts import forward_flops, parameters
+from moejax.runtime import batch_rows, device_mesh
 from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.step import cross_entropy, eval_step, init_params, init_state, train_step
 
@@ -245,11 +245,11 @@ def steps(config: Config, images, mesh=None, count=2):
     model, optimizer = build(config.model, V, config.mesh), make_optimizer(config.optim)
     fixed = {"model": model, "optimizer": optimizer, "config": config}
     step = jax.jit(functools.partial(train_step, shape=schedule(config.optim, 10), **fixed))
-    mesh = mesh or meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = mesh or device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(model, optimizer, config))()
         for _ in range(count):
-            state, report = step(state, meshes.place(mesh, images))
+            state, report = step(state, batch_rows.place(mesh, images))
     return jax.device_get(state.params), float(report.batch.sums.nats)
 
 
@@ -262,7 +262,7 @@ def test_micro_batches_and_meshes_take_the_step_of_one_device(kind, images):
     cut = dataclasses.replace(config, optim=optim)
     layout = MeshConfig(data=2, expert=1)
     spread = dataclasses.replace(config, mesh=layout)
-    for other, mesh in ((cut, None), (spread, meshes.make_mesh(layout, jax.devices()[:2]))):
+    for other, mesh in ((cut, None), (spread, device_mesh.make_mesh(layout, jax.devices()[:2]))):
         theirs, their_nats = steps(other, images, mesh)
         chex.assert_trees_all_close(theirs, params, atol=2e-5)
         assert their_nats == pytest.approx(nats, rel=1e-5)

@@ -11,16 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import moejax.hf
-from moejax import mesh as meshes
-from moejax.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    MeshConfig,
-    RunConfig,
-    load_config_file,
-)
-from moejax.conversion import (
+from moejax.commands.conversion import (
     ExportSettings,
     ImportSettings,
     UpcycleSettings,
@@ -28,12 +19,14 @@ from moejax.conversion import (
     import_model,
     upcycle_model,
 )
+from moejax.config import Config, ConfigError, DataConfig, MeshConfig, RunConfig, load_config_file
+from moejax.config.errors import UserError
 from moejax.data.tokenizer import ByteTokenizer, byte_tokenizer_json, load_tokenizer
-from moejax.errors import UserError
 from moejax.hf.accounts import flat
 from moejax.hf.reading import Pretrained
+from moejax.inference.opening import open_model
+from moejax.runtime import device_mesh
 from moejax.train.loop import train
-from moejax.train.pretrained import open_model
 
 
 def with_tokenizer(directory: Path) -> Path:
@@ -65,7 +58,7 @@ def there(bytes_model, tmp_path_factory):
 
 def opened(path: Path, layout: MeshConfig = MeshConfig()):  # noqa: B008 (frozen)
     """The model in a directory."""
-    return open_model(path, mesh=meshes.make_mesh(layout), layout=layout)
+    return open_model(path, mesh=device_mesh.make_mesh(layout), layout=layout)
 
 
 def test_import_and_export_by_command_give_every_byte_back(bytes_model, there, tmp_path, capsys):

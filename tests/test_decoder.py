@@ -10,10 +10,10 @@ import pytest
 
 from moejax.config import ModelConfig, MoEConfig
 from moejax.models.attention import attend
+from moejax.models.counts import cost
 from moejax.models.decoder import DecoderLM
 from moejax.models.layers import scan_plan
 from moejax.models.rotary import rotary, rotate
-from moejax.plan import cost
 
 
 def build(config: ModelConfig, batch):

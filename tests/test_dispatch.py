@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moejax import mesh
 from moejax.config import MeshConfig, MoEConfig
-from moejax.dispatch.automatic import form_of
+from moejax.moe.dispatch.automatic import form_of
 from moejax.routing.seating import capacity
+from moejax.runtime import device_mesh
 
 FINE = {"tokens": 16384, "width": 2048, "hidden_size": 1408, "num_experts": 64, "top_k": 8}
 SMALL = {"tokens": 2048, "width": 128, "hidden_size": 128}
@@ -15,7 +15,7 @@ SMALL = {"tokens": 2048, "width": 128, "hidden_size": 128}
 
 def form(monkeypatch, platform, tokens=4096, width=512, dtype=jnp.bfloat16, **settings):
     """The form for such a layer, its arrays only described."""
-    monkeypatch.setattr(mesh, "platform", lambda: platform)
+    monkeypatch.setattr(device_mesh, "platform", lambda: platform)
     moe = MoEConfig(**{"hidden_size": 512, "group_size": 256} | settings)
     E, F, S = moe.num_experts, moe.hidden_size, moe.group_size
     shapes = {"w_gate_EDF": (E, width, F), "w_up_EDF": (E, width, F), "w_down_EFD": (E, F, width)}
@@ -58,8 +58,8 @@ def test_auto(monkeypatch, platform, settings, wanted):
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 def test_slots_travel_to_experts_on_other_devices(monkeypatch):
-    grid = mesh.make_mesh(MeshConfig(data=1, expert=4), jax.devices()[:4])
+    grid = device_mesh.make_mesh(MeshConfig(data=1, expert=4), jax.devices()[:4])
     with jax.set_mesh(grid):
-        assert mesh.platform() == "cpu" and mesh.expert_devices() == 4
+        assert device_mesh.platform() == "cpu" and device_mesh.expert_devices() == 4
         assert form(monkeypatch, "cpu") == "gather"
         assert form(monkeypatch, "cpu", capacity_factor=None) == "grouped"

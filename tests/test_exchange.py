@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moejax import mesh as meshes
 from moejax.config import MeshConfig
-from moejax.parallel.exchange import emulated, exchange
+from moejax.moe.parallel.exchange import emulated, exchange
+from moejax.runtime import device_mesh
 
 Q, D = 4, 3
 # Rows from sender to receiver.
@@ -27,7 +27,7 @@ COUNTS = {
 
 def on_each(function):
     """``function`` of every device's own part of arrays with a leading Q."""
-    grid = meshes.make_mesh(MeshConfig(expert=Q), jax.devices()[:Q])
+    grid = device_mesh.make_mesh(MeshConfig(expert=Q), jax.devices()[:Q])
 
     def run(*arrays):
         return function(*(a[0] for a in arrays))[None]

@@ -1,94 +1,100 @@
-"""The house: a file imports only from the floors below it, or from its own package."""
+"""The house: a file imports only from below it, and few levels lead from the ground to the top."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "moejax"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "moejax"
 
-FLOORS = {
-    "__init__": 0,
-    "allocator": 0,
-    "errors": 0,
-    "products": 0,
-    "routing": 0.2,  # it raises the errors
-    "config": 0.5,  # it has the names of the routers
-    "mesh": 0.7,  # it checks the config
-    "targets": 0.7,
-    "command_line": 1,
-    "sampling": 1,
-    "balance": 1,
-    "selection_bias": 1,
-    "experts": 1,
-    "data": 1,
-    "kernels": 1.5,  # they loop over experts
-    "dispatch": 2,
-    "layer": 4,
-    "models": 5,
-    "conditions": 6.5,  # of what the plan counts
-    "plan": 6.2,  # it reads config.json and runs
-    "generate": 6,
-    "observe": 6,
-    "hf": 6,
-    "parallel": 3,
-    "bench": 6.5,  # it draws with what observe has
-    "train": 7,
-    "inference": 8,
-    "specialisation": 8.5,  # its model is opened as for inference
-    "study": 8,
-    "conversion": 8,
-    "cli": 9,
-    "__main__": 10,
-}
-WITHOUT_LINEN = (
-    "routing",
-    "balance",
-    "selection_bias",
-    "experts",
-    "kernels",
-    "dispatch",
-    "parallel",
+ROOMS = (
+    ("config", "routing"),  # the ground: settings have the names of the routers
+    ("runtime",),
+    ("moe",),
+    ("models",),
+    ("data",),
+    ("runs",),
+    ("hf",),
+    ("inference",),
+    ("train",),
+    ("lab",),
+    ("commands",),
 )
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+LEVELS = 21
+ENTRIES = 12
+WITHOUT_LINEN = ("routing", "moe")
+WITH_LINEN = "moe/layer.py"
+"""The one file of these rooms that declares parameters."""
 
 
-def house_of(file: Path) -> str:
-    """The package or module right below moejax that a file belongs to."""
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def name_of(file: Path) -> str:
+    """The name by which a file is imported: ``moejax.moe.layer``."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(file: Path) -> set[str]:
+FILES = {name_of(file): file for file in [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py"]}
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
     """All modules that a file imports, anywhere in it, by full name."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in FILES else node.module)
+    return frozenset(found - {name})
 
 
-FILES = sorted(ROOT.rglob("*.py"))
+def inner(name: str) -> list[str]:
+    """The files of this project that a file imports."""
+    return sorted(imports(name) & FILES.keys())
 
 
-def test_every_file_has_a_floor():
-    assert {house_of(file) for file in FILES} == set(FLOORS)
+@cache
+def level(name: str) -> int:
+    """1 for a file that imports no other, else one more than the highest of those it imports."""
+    return 1 + max(map(level, inner(name)), default=0)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_a_file_imports_only_from_below(file):
-    own = house_of(file)
-    for name in imports(file):
-        parts = name.split(".")
-        if parts[0] != "moejax" or len(parts) < 2:
-            continue
-        other = parts[1] if parts[1] in FLOORS else "__init__"
-        assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {name} from above"
+def room(name: str) -> str | None:
+    """The room of a file; None for the files that stand in none."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "moejax" and len(parts) > 1 and parts[1] in FLOOR else None
 
 
-@pytest.mark.parametrize("house", WITHOUT_LINEN)
-def test_ideas_are_free_of_flax(house):
-    files = [file for file in FILES if house_of(file) == house]
-    assert files
-    for file in files:
-        assert not any(name.split(".")[0] == "flax" for name in imports(file)), file
+def test_few_entries_at_the_top_all_of_them_known():
+    entries = {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    rooms = {entry for entry in entries if not entry.startswith("__")}
+    assert rooms == set(FLOOR)
+    assert len(rooms) <= ENTRIES
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_room_imports_only_from_rooms_below(name):
+    own = room(name)
+    for other in filter(None, map(room, inner(name))):
+        below = own is None or FLOOR[other] <= FLOOR[own]
+        assert below, f"{name} imports from {other}, which lies above {own}"
+
+
+def test_no_file_imports_from_above_and_there_are_few_levels():
+    """A circle of imports would have no levels: Python's recursion limit says so."""
+    highest = max(FILES, key=level)
+    chain = [highest]
+    while inner(chain[-1]):
+        chain.append(max(inner(chain[-1]), key=level))
+    assert level(highest) <= LEVELS, " > ".join(chain)
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(FILES) if room(n) in WITHOUT_LINEN])
+def test_ideas_are_free_of_flax(name):
+    uses = any(module.split(".")[0] == "flax" for module in imports(name))
+    assert uses == (FILES[name] == PACKAGE / WITH_LINEN)

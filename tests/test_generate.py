@@ -7,20 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import mesh as meshes
 from moejax.config import AttentionConfig, ConfigError, MeshConfig, ModelConfig, MoEConfig
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.generate import (
-    SLOTS,
-    Generator,
-    for_inference,
-    padded,
-    rounded_up,
-)
+from moejax.inference.generation import SLOTS, Generator, for_inference, padded, rounded_up
+from moejax.inference.replicate import replicate
+from moejax.inference.sampling import Sampling, draw
 from moejax.models.decoder import DecoderLM, cache_for
-from moejax.models.replicate import replicate
-from moejax.parallel.placement import place
-from moejax.sampling import Sampling, draw
+from moejax.moe.parallel.placement import place
+from moejax.runtime import device_mesh, partition
 
 V = 257
 TOKENIZER = ByteTokenizer()
@@ -67,7 +61,7 @@ def generator(config: ModelConfig, params: dict, devices: int = 1, **options) ->
         layout,
         params,
         bias_of(config),
-        mesh=meshes.make_mesh(layout, jax.devices()[:devices]),
+        mesh=device_mesh.make_mesh(layout, jax.devices()[:devices]),
         tokenizer=TOKENIZER,
         ends=options.pop("ends", frozenset()),
         **options,
@@ -296,8 +290,8 @@ def test_a_dense_model_has_no_router_to_be_refused():
     ids=["auto", "all_to_all", "ragged"],
 )
 def test_a_mesh_gives_the_text_of_one_device(one, params, layout):
-    grid = meshes.make_mesh(layout)
-    spread = jax.device_put(params, meshes.tree_shardings(grid, params, layout.fsdp))
+    grid = device_mesh.make_mesh(layout)
+    spread = jax.device_put(params, partition.tree_shardings(grid, params, layout.fsdp))
     there = generator(TINY, spread, 8, layout=layout, window=24)
     assert ids_of(there) == ids_of(one)
     drawn = {"temperature": 1, "tokens": 5}
@@ -317,8 +311,8 @@ def test_replicas_of_experts_change_no_text(params, one):
     plan = place(np.array([[9, 1, 1, 1], [1, 1, 9, 1]]), devices=4, places=8)
     many, place_LER = replicate(TINY, params, plan)
     layout = MeshConfig(data=2, expert=4)
-    grid = meshes.make_mesh(layout)
-    many = jax.device_put(many, meshes.tree_shardings(grid, many))
+    grid = device_mesh.make_mesh(layout)
+    many = jax.device_put(many, partition.tree_shardings(grid, many))
     there = generator(TINY, many, 8, layout=layout, place_LER=jnp.asarray(place_LER))
     assert ids_of(there) == ids_of(one)
 

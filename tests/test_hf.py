@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import moejax.hf
-from moejax import balance
-from moejax import mesh as meshes
 from moejax.config import MeshConfig
 from moejax.hf.accounts import flat
 from moejax.hf.reading import as_batch
-from moejax.plan import cost
+from moejax.models.counts import cost
+from moejax.moe import balance
+from moejax.runtime import device_mesh
 
 # One of each family; the other shapes are in test_hf_parity.py.
 QUICK = ("mixtral_window_tied", "qwen2_moe_k1_every_second", "qwen3_moe", "olmoe_k1")
@@ -90,7 +90,7 @@ def test_padding_on_either_side_changes_nothing(checkpoint):
 def test_on_eight_devices_each_gets_its_own_experts_alone(fsdp, checkpoint):
     """No device holds all experts, and none of their tensors is read for another's."""
     layout = MeshConfig(data=2, expert=4, fsdp=fsdp)
-    mesh = meshes.make_mesh(layout)
+    mesh = device_mesh.make_mesh(layout)
     model = moejax.hf.load(checkpoint("deepseek_v3"), mesh=mesh, layout=layout)
     for path, array in flat(model.params).items():
         if path[-1] not in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"):

@@ -3,7 +3,7 @@
 import pytest
 
 from moejax.hf.configs import read_config
-from moejax.plan import cost
+from moejax.models.counts import cost
 
 MIXTRAL = {
     "model_type": "mixtral",

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import moejax.hf
-from moejax import mesh as meshes
 from moejax.config import MeshConfig
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.generate import Generator
+from moejax.inference.generation import Generator
+from moejax.inference.sampling import Sampling
 from moejax.models.decoder import cache_for
-from moejax.sampling import Sampling
+from moejax.runtime import device_mesh
 
 
 def all_but_slow(*quick: str) -> list:
@@ -24,7 +24,7 @@ def all_but_slow(*quick: str) -> list:
 def test_greedy_text_is_that_of_transformers(case, tmp_path):
     """Token for token, in a batch and alone."""
     layout = MeshConfig(data=1)
-    mesh = meshes.make_mesh(layout, jax.devices()[:1])
+    mesh = device_mesh.make_mesh(layout, jax.devices()[:1])
     model = moejax.hf.load(hf_models.write(tmp_path, case), mesh=mesh, layout=layout)
     generator = Generator(
         model.config,

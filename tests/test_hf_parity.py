@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import moejax.hf
-from moejax import balance
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, RunConfig
 from moejax.hf import accounts
 from moejax.hf.reading import array_shapes, as_batch
 from moejax.hf.upcycle import upcycle, upcycled_config
+from moejax.moe import balance
 
 pytestmark = [
     pytest.mark.slow,
@@ -172,11 +172,11 @@ def test_a_model_trained_here_in_the_layout_of_mixtral_is_one_there(tmp_path):
     """A few steps of the quickstart's kind, exported by the command; bytes are its tokens."""
     from transformers import AutoTokenizer
 
-    from moejax import mesh as meshes
+    from moejax.commands.conversion import ExportSettings, export_model
     from moejax.config import MeshConfig
-    from moejax.conversion import ExportSettings, export_model
+    from moejax.inference.opening import open_model
+    from moejax.runtime import device_mesh
     from moejax.train.loop import train
-    from moejax.train.pretrained import open_model
 
     config = Config(
         model=ModelConfig(
@@ -199,7 +199,7 @@ def test_a_model_trained_here_in_the_layout_of_mixtral_is_one_there(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = np.array([tokenizer(text)["input_ids"]], np.int32)
     layout = MeshConfig()
-    mesh = meshes.make_mesh(layout)
+    mesh = device_mesh.make_mesh(layout)
     opened = open_model(tmp_path / "run", mesh=mesh, layout=layout)
     np.testing.assert_array_equal(ids[0], opened.begin(text))
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == text

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import moejax.hf
 from moejax.config import ModelConfig, MoEConfig
-from moejax.errors import UserError
+from moejax.config.errors import UserError
 from moejax.hf.configs import read_config, write_config
 
 INDEX = "model.safetensors.index.json"

@@ -26,13 +26,13 @@ from moejax.config import (
     load_config_file,
     to_dict,
 )
+from moejax.config.errors import ConfigError, RunError, UserError
 from moejax.data import tfds_source
-from moejax.errors import ConfigError, RunError, UserError
-from moejax.observe.class_figures import by_chance
-from moejax.observe.records import read_run
-from moejax.observe.side_by_side import side_by_side
-from moejax.observe.specialisation import lift
-from moejax.study import Study, run_study
+from moejax.lab.specialisation.association import lift
+from moejax.lab.study.side_by_side import side_by_side
+from moejax.lab.study.study import Study, run_study
+from moejax.runs.pages.class_figures import by_chance
+from moejax.runs.records import read_run
 from moejax.train.loop import train
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import mesh as meshes
-from moejax.cli import make_parser
+from moejax.commands.inference import Generate, all_prompts
+from moejax.commands.main import make_parser
 from moejax.config import (
     BalanceConfig,
     Config,
@@ -28,14 +28,14 @@ from moejax.config import (
     RunConfig,
     read_config_json,
 )
+from moejax.config.errors import RunError, UserError
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.errors import RunError, UserError
-from moejax.generate import for_inference
-from moejax.inference import Generate, all_prompts
+from moejax.inference.generation import for_inference
+from moejax.inference.opening import open_model
 from moejax.models.decoder import DecoderLM
 from moejax.routing.routers import ROUTERS
+from moejax.runtime import device_mesh
 from moejax.train.loop import train
-from moejax.train.pretrained import open_model
 
 ROOT = Path(__file__).parents[1]
 N = 16
@@ -48,7 +48,7 @@ def run(tmp_path_factory) -> Path:
     checkpoints are those of steps 4 and 8.
     """
     folder = tmp_path_factory.mktemp("inference")
-    (folder / "text").write_bytes((ROOT / "moejax/balance.py").read_bytes())
+    (folder / "text").write_bytes((ROOT / "moejax/moe/balance.py").read_bytes())
     (folder / "held_out").write_bytes(HELD_OUT)
     moe = MoEConfig(
         num_experts=4,
@@ -134,7 +134,7 @@ def test_eval_gives_what_the_run_has_measured(run, figures, layout):
 
 def test_eval_is_the_cross_entropy_of_every_byte(run, figures):
     """By hand, piece for piece, of the parameters that ``open_model`` gives."""
-    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
     model = open_model(run, mesh=mesh, layout=MeshConfig())
     assert model.context == N and model.ends == {256} and model.bias_LE.shape == (2, 4)
     assert model.begin("ab").tolist() == [256, 97, 98]
@@ -158,7 +158,7 @@ def test_eval_is_the_cross_entropy_of_every_byte(run, figures):
 
 def test_bfloat16_parameters_are_those_that_are_cast_at_each_use(run):
     """Whatever a model casts is there in that type already, and nothing else: the same logits."""
-    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
     full, half = (
         open_model(run, mesh=mesh, layout=MeshConfig(), dtype=dtype)
         for dtype in ("float32", "bfloat16")

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import experts, kernels
-from moejax.kernels import block_loop, grouped_products, megablox
-from moejax.kernels.by_platform import by_platform
-from moejax.kernels.megablox import Work, tiles
-from moejax.kernels.rows import sort_rows
+from moejax.moe import experts
+from moejax.moe.kernels import block_loop, grouped_products, megablox
+from moejax.moe.kernels import feed_forward as kernels
+from moejax.moe.kernels.by_platform import by_platform
+from moejax.moe.kernels.megablox import Work, tiles
+from moejax.moe.kernels.rows import sort_rows
 
 T, K, D, F, E = 160, 2, 24, 40, 5
 KINDS = [  # activation, biases, where the weight applies
@@ -183,7 +184,7 @@ def hopper_products(few_cores):
 
     # The interpreter knows all that the kernels use, but for this, which has no meaning on a CPU.
     mlir.register_lowering(layout_cast_p, lambda ctx, x, **_: [x])
-    from moejax.kernels import mosaic_gpu
+    from moejax.moe.kernels import mosaic_gpu
 
     with params.force_gpu_interpret_mode():
         yield mosaic_gpu.products
@@ -251,7 +252,7 @@ def test_a_program_for_cpus_knows_nothing_of_kernels(monkeypatch):
 
     monkeypatch.setattr(kernels, "import_module", never)
     assert "custom_call" not in lowered("cpu", D=72)
-    with pytest.raises(AssertionError, match="moejax.kernels.megablox was imported"):
+    with pytest.raises(AssertionError, match="moejax.moe.kernels.megablox was imported"):
         lowered("tpu", D=72)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import oracle
 import pytest
 
-from moejax import balance
-from moejax import mesh as meshes
 from moejax.config import MeshConfig, MoEConfig
-from moejax.layer import FeedForward, MoELayer
+from moejax.moe import balance
+from moejax.moe.layer import FeedForward, MoELayer
+from moejax.runtime import device_mesh, partition
 
 B, N, D, F, E, S = 2, 8, 6, 5, 4, 8
 
@@ -239,13 +239,13 @@ def on_a_mesh(layer, params, mesh):
         return jnp.square(y).sum() + aux.sum(), (y, stats, chosen)
 
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, meshes.tree_shardings(mesh, params))
-        x = jax.device_put(x, meshes.named(mesh, "batch_BN"))
+        placed = jax.device_put(params, partition.tree_shardings(mesh, params))
+        x = jax.device_put(x, partition.named(mesh, "batch_BN"))
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(placed, x)
 
 
 def one_device():
-    return meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    return device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.mark.parametrize("name", ROUTES)
@@ -260,7 +260,7 @@ def test_every_mesh_gives_what_one_device_gives(name):
     router = [v for k, v in alone[1][0].items() if "router" in k]
     assert all(np.abs(gradient).max() > 1e-3 for gradient in router)
     for data, expert in ((2, 4), (8, 1)):
-        mesh = meshes.make_mesh(MeshConfig(data=data, expert=expert))
-        part = meshes.tree_shardings(mesh, params)["w_up_EDF"].shard_shape((E, D, F))
+        mesh = device_mesh.make_mesh(MeshConfig(data=data, expert=expert))
+        part = partition.tree_shardings(mesh, params)["w_up_EDF"].shard_shape((E, D, F))
         assert part == (E // expert, D, F)
         chex.assert_trees_all_close(alone, on_a_mesh(layer, params, mesh), atol=1e-5)

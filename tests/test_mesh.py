@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from moejax import mesh as meshes
 from moejax.config import (
     Config,
     ConfigError,
@@ -16,6 +15,7 @@ from moejax.config import (
     MoEConfig,
     OptimConfig,
 )
+from moejax.runtime import device_mesh, mesh_fit
 
 
 def layout(**settings) -> Config:
@@ -30,7 +30,7 @@ def model(mesh: dict, moe: dict | None = None, **settings) -> Config:
 
 def fits(config: Config) -> None:
     """On the eight devices that there are."""
-    meshes.check_fits(config, meshes.make_mesh(config.mesh))
+    mesh_fit.check_fits(config, device_mesh.make_mesh(config.mesh))
 
 
 def two_slices() -> list:
@@ -128,7 +128,7 @@ REFUSED = {
         "--mesh.model 3", "nothing, as 3 does not divide 8",
     ),
     "experts across slices": (
-        lambda: meshes.make_mesh(MeshConfig(data=1, expert=8), two_slices()),
+        lambda: device_mesh.make_mesh(MeshConfig(data=1, expert=8), two_slices()),
         "--mesh.data 1 is not divisible by the 2 slices",
         "make --mesh.data a multiple of 2",
     ),
@@ -190,5 +190,5 @@ def test_what_cannot_be_is_refused_by_name_and_value_with_what_would_do(name):
 )
 def test_what_can_be_is_not_refused(config):
     fits(config)
-    shape = meshes.make_mesh(config.mesh).shape
+    shape = device_mesh.make_mesh(config.mesh).shape
     assert shape["data"] * config.mesh.expert * config.mesh.model == len(jax.devices())

@@ -15,8 +15,8 @@ import jax
 import pytest
 from packaging.requirements import Requirement
 
-from moejax import mesh as meshes
-from moejax.command_line import parse
+from moejax.commands.command_line import parse
+from moejax.runtime import device_mesh, mesh_fit
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = json.loads((ROOT / "notebooks/colab_tpu.ipynb").read_text(encoding="utf-8"))
@@ -92,8 +92,8 @@ def flags(platform: str, devices: int) -> list[str]:
 def test_the_config_accepts_the_flags_for_any_machine(platform, devices, shape, batch):
     command = ["--config", str(ROOT / "configs/quickstart.py"), *flags(platform, devices)]
     config, _ = parse(command, "train.py")
-    mesh = meshes.make_mesh(config.mesh, jax.devices()[:devices])
-    meshes.check_fits(config, mesh)
+    mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:devices])
+    mesh_fit.check_fits(config, mesh)
     assert (mesh.shape["data"], mesh.shape["expert"]) == shape
     assert config.data.batch_size == batch and config.run.steps == 100
     assert config.model.dtype == "float32"
@@ -408,15 +408,15 @@ def test_all_cells_on_colab_with_drive(tmp_path, monkeypatch, colab, displayed, 
 COMPILE = """
 import json, sys
 from moejax import mesh as meshes, targets
-from moejax.command_line import parse
+from moejax.commands.command_line import parse
 from moejax.data.tokenizer import load_tokenizer, vocabulary
-from moejax.train.compiled import compile_step
+from moejax.lab.plan.compile_step import compile_step
 
 target, *flags = sys.argv[1:]
 config, _ = parse(flags, "train.py")
 devices = targets.described(target)
-grid = meshes.make_mesh(config.mesh, devices)
-meshes.check_fits(config, grid)
+grid = device_mesh.make_mesh(config.mesh, devices)
+mesh_fit.check_fits(config, grid)
 vocab_size = vocabulary(config.model, load_tokenizer(config.data.tokenizer))
 compiled = compile_step(config, grid, vocab_size)
 print(json.dumps({

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_report import EXPERTS, OTHER_FIGURES, ROUTING_FIGURES, write_load, write_run
 
-from moejax.observe.comparison import study_html
-from moejax.observe.report import write_report
-from moejax.observe.side_by_side import side_by_side
+from moejax.lab.study.comparison import study_html
+from moejax.lab.study.side_by_side import side_by_side
+from moejax.runs.pages.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

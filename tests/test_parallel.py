@@ -12,13 +12,13 @@ import numpy as np
 import oracle
 import pytest
 
-from moejax import balance, selection_bias
-from moejax import mesh as meshes
 from moejax.config import MeshConfig, MoEConfig
-from moejax.dispatch import grouped
-from moejax.layer import MoELayer
-from moejax.parallel import by_rows
+from moejax.moe import balance, selection_bias
+from moejax.moe.dispatch import grouped
+from moejax.moe.layer import MoELayer
+from moejax.moe.parallel import by_rows
 from moejax.routing import contract
+from moejax.runtime import device_mesh, partition
 
 B, N, D, F, E, S = 16, 4, 8, 4, 8, 4
 MESHES = {"1x1": (1, 1, 1), "8x1": (8, 1, 1), "1x8": (1, 8, 1), "2x4": (2, 4, 1), "4x2": (4, 2, 1)}
@@ -63,7 +63,7 @@ ALL = CASES | OTHERS | NOT_BY_TOKENS
 def mesh_of(name: str, **settings) -> tuple[MeshConfig, jax.sharding.Mesh]:
     data, expert, model = MESHES[name]
     config = MeshConfig(data=data, expert=expert, model=model, **settings)
-    return config, meshes.make_mesh(config, jax.devices()[: data * expert * model])
+    return config, device_mesh.make_mesh(config, jax.devices()[: data * expert * model])
 
 
 @functools.cache
@@ -106,9 +106,9 @@ def on(case: str, mesh: str, **settings) -> tuple:
         return value, said, norm, bias, violation, gradients
 
     with jax.set_mesh(grid):
-        shardings = meshes.tree_shardings(grid, params, layout.fsdp)
+        shardings = partition.tree_shardings(grid, params, layout.fsdp)
         placed = jax.device_put(params, shardings)
-        x = jax.device_put(x, meshes.named(grid, "batch_BN"))
+        x = jax.device_put(x, partition.named(grid, "batch_BN"))
         return jax.device_get(jax.jit(run)(placed, x))
 
 
@@ -358,7 +358,7 @@ def test_every_sender_has_its_part_of_the_room_and_the_first_have_what_is_left(f
     layout = MeshConfig(expert=4, expert_parallel=form, receive_factor=1.5)
     params = inputs("dropless")[0]
     params = {k: v for k, v in params.items() if k.endswith(("EDF", "EFD"))}
-    with jax.set_mesh(meshes.make_mesh(layout, jax.devices()[:4])):
+    with jax.set_mesh(device_mesh.make_mesh(layout, jax.devices()[:4])):
         _, seated_GSE = jax.jit(
             functools.partial(
                 by_rows.route, activation="swiglu", capacity=S, form=form, layout=layout
@@ -412,7 +412,7 @@ def moved(config: MoEConfig, mesh: str, backward: bool, **settings) -> tuple:
     shapes of what it gives one device. Tokens lie over all devices.
     """
     layout, grid = mesh_of(mesh, **settings)
-    layer, rows = MoELayer(config, "swiglu", layout), meshes.named(grid, "batch_BN")
+    layer, rows = MoELayer(config, "swiglu", layout), partition.named(grid, "batch_BN")
 
     def abstract(of, sharding=rows):
         return jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding)
@@ -430,7 +430,7 @@ def moved(config: MoEConfig, mesh: str, backward: bool, **settings) -> tuple:
     with jax.set_mesh(grid):
         start = functools.partial(layer.init, training=True)
         params = jax.eval_shape(start, jax.random.key(0), x, real)["params"]
-        shardings = meshes.tree_shardings(grid, params, layout.fsdp)
+        shardings = partition.tree_shardings(grid, params, layout.fsdp)
         inputs = jax.tree.map(abstract, params, shardings), abstract(x), abstract(real)
         text = jax.jit(run).lower(*inputs).compile().as_text()
     found = re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", text)

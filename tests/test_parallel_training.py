@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from moejax import mesh as meshes
 from moejax.config import AttentionConfig, BalanceConfig, Config, MeshConfig, load_config_file
 from moejax.data.pipeline import train_batches
 from moejax.data.sources import TextFiles
 from moejax.data.stdlib_corpus import library_files, library_root
 from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
+from moejax.runtime import batch_rows, device_mesh, mesh_fit, partition
 from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.step import init_state, train_step
 
@@ -46,9 +46,9 @@ def on(config: Config, mesh: str, **settings) -> tuple[Config, jax.sharding.Mesh
     """The config for this mesh, and the mesh, of as many devices as it takes."""
     data, expert, model = MESHES[mesh]
     layout = MeshConfig(data=data, expert=expert, model=model, **settings)
-    grid = meshes.make_mesh(layout, jax.devices()[: data * expert * model])
+    grid = device_mesh.make_mesh(layout, jax.devices()[: data * expert * model])
     config = dataclasses.replace(config, mesh=layout)
-    meshes.check_fits(config, grid)
+    mesh_fit.check_fits(config, grid)
     return config, grid
 
 
@@ -57,7 +57,7 @@ def trainer(config: Config, grid: jax.sharding.Mesh, optimizer=None):
     model = DecoderLM(config.model, 257, config.mesh)
     optimizer = optimizer or make_optimizer(config.optim)
     begin = functools.partial(init_state, model, optimizer, config)
-    shardings = meshes.tree_shardings(grid, jax.eval_shape(begin), config.mesh.fsdp)
+    shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.fsdp)
     step = functools.partial(
         train_step,
         model=model,
@@ -65,7 +65,7 @@ def trainer(config: Config, grid: jax.sharding.Mesh, optimizer=None):
         shape=schedule(config.optim, config.run.steps),
         config=config,
     )
-    placed = (shardings, meshes.named(grid, "batch_BN"))
+    placed = (shardings, partition.named(grid, "batch_BN"))
     step = jax.jit(step, in_shardings=placed, out_shardings=(shardings, None))
     return jax.jit(begin, out_shardings=shardings)(), step
 
@@ -109,7 +109,7 @@ def numbers_of(tree) -> dict[str, list[int]]:
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        known = [name for name in names if name in meshes.PARAMETERS]
+        known = [name for name in names if name in partition.PARAMETERS]
         found.setdefault(known[-1] if known else "rest", []).append(leaf)
     return {name: [math.prod(leaf.shape) for leaf in leaves] for name, leaves in found.items()}
 
@@ -168,7 +168,7 @@ def first_step(tiny: Config, batch: dict[str, np.ndarray], mesh: str, **settings
             state, step = trainer(config, grid, keep)
             bias_LE = 0.1 * jnp.sin(jnp.arange(state.bias_LE.size)).reshape(state.bias_LE.shape)
             state = dataclasses.replace(state, bias_LE=bias_LE)
-            REMEMBERED[key] = step(state, meshes.place(grid, sixteen(batch)))
+            REMEMBERED[key] = step(state, batch_rows.place(grid, sixteen(batch)))
     return REMEMBERED[key]
 
 
@@ -252,7 +252,7 @@ def ten_steps(mesh: str, **settings) -> np.ndarray:
     with jax.set_mesh(grid):
         state, step = trainer(config, grid)
         for batch in batches:
-            state, report = step(state, meshes.place(grid, batch))
+            state, report = step(state, batch_rows.place(grid, batch))
             reports.append(jax.device_get(report))
     return np.array(
         [
@@ -284,7 +284,7 @@ def on_one_device(grid: jax.sharding.Mesh, state, fsdp: bool):
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype),
         state,
-        meshes.tree_shardings(grid, state, fsdp),
+        partition.tree_shardings(grid, state, fsdp),
     )
 
 
@@ -330,7 +330,7 @@ def test_a_device_holds_its_part_of_parameters_and_of_their_moments(
 def test_every_parameter_that_is_spread_is_in_one_of_these_models(tiny):
     kinds = (deepseek, latent, gpt_oss)
     names = {name for kind in kinds for name in numbers_of(abstract_state(kind(tiny)))}
-    assert names == {*meshes.PARAMETERS, "rest"}
+    assert names == {*partition.PARAMETERS, "rest"}
 
 
 def test_with_everything_spread_a_device_holds_an_eighth(tiny):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moejax.errors import ConfigError
-from moejax.parallel.placement import balancedness, pack, place, replicate
+from moejax.config.errors import ConfigError
+from moejax.moe.parallel.placement import balancedness, pack, place, replicate
 
 # The example in the README of DeepSeek's EPLB: two layers of 12 experts in 4 groups, 16 places on
 # 8 devices of 2 nodes.

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from test_hf_counts import CARDS, DEEPSEEK_V3, MIXTRAL
 
-from moejax import cli
+from moejax.commands import main as cli
 from moejax.config import ConfigError, MeshConfig, load_config_file
-from moejax.errors import UserError
+from moejax.config.errors import UserError
+from moejax.lab.plan.advice import larger, of_mesh, twins
+from moejax.lab.plan.command import Flags, asked_for
+from moejax.lab.plan.cost_report import of_parameters, plan, table, to_json
+from moejax.lab.plan.devices import DEVICES, paper_mesh, using
+from moejax.lab.plan.load import WANTED, drops, load_of, seats
+from moejax.lab.plan.memory import cache_bytes, local_parameters, memory, parameter_shapes, step_of
+from moejax.lab.plan.step_flops import step_flops
+from moejax.lab.plan.traffic import expected_devices, moves
 from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import empty_cache
-from moejax.plan import step_flops
-from moejax.plan.advice import larger, of_mesh, twins
-from moejax.plan.command import Flags, asked_for
-from moejax.plan.devices import DEVICES, paper_mesh, using
-from moejax.plan.load import WANTED, drops, load_of, seats
-from moejax.plan.memory import cache_bytes, local_parameters, memory, parameter_shapes, step_of
-from moejax.plan.report import of_parameters, plan, table, to_json
-from moejax.plan.traffic import expected_devices, moves
 from moejax.routing.seating import capacity
 from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.step import init_state, train_step

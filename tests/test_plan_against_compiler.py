@@ -10,8 +10,6 @@ from dataclasses import replace
 import jax
 import pytest
 
-from moejax import mesh as meshes
-from moejax import targets
 from moejax.config import (
     AttentionConfig,
     BalanceConfig,
@@ -22,12 +20,13 @@ from moejax.config import (
     MoEConfig,
     load_config_file,
 )
+from moejax.lab.plan import compile_step as compiled
+from moejax.lab.plan.devices import paper_mesh
+from moejax.lab.plan.memory import local_parameters, memory, parameter_shapes, step_of
+from moejax.lab.plan.step_flops import muon_flops, step_flops
+from moejax.lab.plan.traffic import moves
 from moejax.models.by_kind import batch_shapes
-from moejax.plan import muon_flops, step_flops
-from moejax.plan.devices import paper_mesh
-from moejax.plan.memory import local_parameters, memory, parameter_shapes, step_of
-from moejax.plan.traffic import moves
-from moejax.train import compiled
+from moejax.runtime import device_mesh, targets
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,7 +100,7 @@ def test_a_plan_agrees(shape, mesh):
     """
     layout = MESHES[mesh]
     config = config_of(shape, layout)
-    grid = meshes.make_mesh(layout, targets.described("v5e:2x4"))
+    grid = device_mesh.make_mesh(layout, targets.described("v5e:2x4"))
     found = compiled.compile_step(config, grid, V, compiled.WITHOUT_LOOPS)
 
     # What a loop does is counted once, so of each kind of layers one counts.

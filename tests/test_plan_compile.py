@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moejax import mesh as meshes
-from moejax import targets
 from moejax.config import ConfigError, MeshConfig
+from moejax.runtime import device_mesh, targets
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,10 +71,10 @@ def test_chunks_travel_while_others_are_computed(chunks, overlap):
 def test_slices_lie_along_the_data_axis():
     """What travels inside a layer stays inside a slice."""
     devices = targets.described("v5e:2x2", slices=2)
-    grid = meshes.make_mesh(MeshConfig(expert=2, model=2), devices)
+    grid = device_mesh.make_mesh(MeshConfig(expert=2, model=2), devices)
     assert [{device.slice_index for device in part.flat} for part in grid.devices] == [{0}, {1}]
     with pytest.raises(ConfigError, match="--mesh.data 1 is not divisible by the 2 slices"):
-        meshes.make_mesh(MeshConfig(expert=8), devices)
+        device_mesh.make_mesh(MeshConfig(expert=8), devices)
 
 
 def test_a_step_compiles_for_two_slices():

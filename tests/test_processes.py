@@ -13,21 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_run import (  # noqa: F401
-    ROOT,
-    command,
-    config,
-    metrics,
-    quick,
-    start,
-    wait_for_step,
-    with_run,
-)
+from test_run import command, metrics, quick, start, wait_for_step, with_run
 
 from moejax.config import Config, DistributedConfig
-from moejax.mesh import process_rows
-from moejax.train.processes import joins
-from moejax.train.run_directory import RunDirectory
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.batch_rows import process_rows
+from moejax.runtime.processes import joins
 
 # What Gloo writes to standard output when devices meet. Its threads write piece by piece, so a
 # line may hold the pieces of several.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from moejax.config import load_config_file
-from moejax.layer import MoELayer
+from moejax.lab.study.study import load_study_file
+from moejax.moe.layer import MoELayer
 from moejax.routing.routers import ROUTERS
-from moejax.study import load_study_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

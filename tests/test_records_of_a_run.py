@@ -5,12 +5,12 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from moejax import balance
-from moejax.balance import RouterStats
 from moejax.config import BalanceConfig, MoEConfig
+from moejax.moe import balance
+from moejax.moe.balance import RouterStats
+from moejax.runs.run_directory import RunDirectory
 from moejax.train import metrics
 from moejax.train.objective import Sums
-from moejax.train.run_directory import RunDirectory
 from moejax.train.step import StepReport, report_batch
 
 

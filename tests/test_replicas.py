@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import mesh as meshes
 from moejax.config import ConfigError, MeshConfig
+from moejax.inference.replicate import replicate
 from moejax.models.decoder import DecoderLM
-from moejax.models.replicate import replicate
-from moejax.parallel.placement import Placement, place
-from moejax.parallel.replicas import places_of, to_places
+from moejax.moe.parallel.placement import Placement, place
+from moejax.moe.parallel.replicas import places_of, to_places
 from moejax.routing.contract import TokenChoice
+from moejax.runtime import device_mesh, partition
 
 
 def test_the_places_of_each_expert():
@@ -56,12 +56,12 @@ def test_replicas_change_no_output(tiny, batch, form, capacity_factor):
     plan = place(np.asarray(routed.stats.asked_BE.sum(1)), devices=4, places=8)
     many, place_LER = replicate(config, params, plan)
     layout = MeshConfig(data=2, expert=4, expert_parallel=form)
-    grid = meshes.make_mesh(layout)
+    grid = device_mesh.make_mesh(layout)
     with jax.set_mesh(grid):
-        many = jax.device_put(many, meshes.tree_shardings(grid, many))
+        many = jax.device_put(many, partition.tree_shardings(grid, many))
         bank = many["layers_1"]["block_1"]["moe"]["w_up_EDF"]
         assert bank.addressable_shards[0].data.shape[-3] == 2  # places of a device
-        spread = jax.device_put(batch, meshes.named(grid, "batch_BN"))
+        spread = jax.device_put(batch, partition.named(grid, "batch_BN"))
         model = DecoderLM(config, 257, layout)
         run = jax.jit(model.apply, static_argnums=2)
         got = run({"params": many}, spread, False, bias_LE, jnp.asarray(place_LER))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from moejax.config import Config, RunConfig, to_dict
-from moejax.errors import RunError
-from moejax.observe.charts import Axis, Series, line_chart, robust_range
-from moejax.observe.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
-from moejax.observe.records import Choices, Load, Run, read_run
-from moejax.observe.report import report_html, write_report
-from moejax.observe.router_figures import together
-from moejax.observe.side_by_side import side_by_side
-from moejax.observe.units import duration, exact, short, tick_labels
-from moejax.observe.verdict import verdict
+from moejax.config.errors import RunError
+from moejax.lab.study.side_by_side import side_by_side
+from moejax.runs.pages.charts import Axis, Series, line_chart, robust_range
+from moejax.runs.pages.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
+from moejax.runs.pages.report import report_html, write_report
+from moejax.runs.pages.router_figures import together
+from moejax.runs.pages.verdict import verdict
+from moejax.runs.records import Choices, Load, Run, read_run
+from moejax.runtime.number_words import duration, exact, short, tick_labels
 
 LAYERS, EXPERTS, INTERVALS, EVERY = 3, 8, 12, 50
 ROUTING_FIGURES = (

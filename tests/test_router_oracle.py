@@ -16,9 +16,9 @@ import numpy as np
 import oracle
 import pytest
 
-from moejax import balance, selection_bias
 from moejax.config import BalanceConfig, MoEConfig
-from moejax.layer import MoELayer
+from moejax.moe import balance, selection_bias
+from moejax.moe.layer import MoELayer
 from moejax.routing import assignment, baselines, expert_choice
 from moejax.routing.assignment import BaseRule
 from moejax.routing.contract import RouterInput

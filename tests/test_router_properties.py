@@ -11,10 +11,10 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from moejax import balance
 from moejax.config import MoEConfig
-from moejax.dispatch import einsum
-from moejax.layer import MoELayer
+from moejax.moe import balance
+from moejax.moe.dispatch import einsum
+from moejax.moe.layer import MoELayer
 from moejax.routing import contract, token_choice
 from moejax.routing.contract import RouterInput, TokenChoice
 from moejax.routing.expert_choice import capped_assignment

@@ -11,8 +11,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moejax.config import MoEConfig
-from moejax.dispatch import einsum
-from moejax.layer import MoELayer
+from moejax.moe.dispatch import einsum
+from moejax.moe.layer import MoELayer
 from moejax.routing import assignment
 from moejax.routing.baselines import mix
 from moejax.routing.contract import Choice, RouterInput, asked

@@ -22,11 +22,11 @@ from moejax.config import (
     to_dict,
 )
 from moejax.config import Config as ConfigTree
-from moejax.errors import RunError
+from moejax.config.errors import RunError
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.stop import Stopped
 from moejax.train import loop
 from moejax.train.loop import train
-from moejax.train.run_directory import RunDirectory
-from moejax.train.stop import Stopped
 
 ROOT = Path(__file__).parents[1]
 TIMING = ("seconds", "tokens_per_second")
@@ -35,7 +35,7 @@ TIMING = ("seconds", "tokens_per_second")
 @pytest.fixture
 def config(tiny, tmp_path) -> ConfigTree:
     """The tiny model on a few files of this project, to be run in ``tmp_path/run``."""
-    for name, source in (("a", "moejax/config/moe.py"), ("b", "moejax/balance.py")):
+    for name, source in (("a", "moejax/config/moe.py"), ("b", "moejax/moe/balance.py")):
         (tmp_path / f"{name}.txt").write_bytes((ROOT / source).read_bytes())
     (tmp_path / "held_out").write_bytes((ROOT / "train.py").read_bytes())
     data = dataclasses.replace(

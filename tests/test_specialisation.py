@@ -8,24 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moejax.cli import make_parser
-from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, RunConfig, read_config_json
+from moejax.commands.main import make_parser
+from moejax.commands.specialisation import check_routed, expert_names
+from moejax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    RunConfig,
+    read_config_json,
+)
+from moejax.config.errors import UserError
 from moejax.data.sources import TextFiles
 from moejax.data.spread import excerpts, quotas, spread_order
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.errors import UserError
-from moejax.observe.classes import (
-    CLASSES,
-    domains,
-    most_frequent,
-    of_tokens,
-    python_classes,
-    shown,
-)
-from moejax.observe.heatmaps import _lift_palette, lift_heatmap
-from moejax.observe.sample import Sample, draw_sample
-from moejax.observe.snippets import snippet, spread_over
-from moejax.observe.specialisation import (
+from moejax.lab.specialisation.association import (
     SURE,
     Choices,
     associate,
@@ -39,7 +36,17 @@ from moejax.observe.specialisation import (
     strongest,
     z_scores,
 )
-from moejax.specialisation import check_routed, expert_names
+from moejax.lab.specialisation.classes import (
+    CLASSES,
+    domains,
+    most_frequent,
+    of_tokens,
+    python_classes,
+    shown,
+)
+from moejax.lab.specialisation.sample import Sample, draw_sample
+from moejax.lab.specialisation.snippets import snippet, spread_over
+from moejax.runs.pages.heatmaps import _lift_palette, lift_heatmap
 from moejax.train.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -328,7 +335,7 @@ def test_a_map_says_of_each_cell_whether_it_is_sure():
 def run(tmp_path_factory) -> Path:
     """A run of four steps, on files in two folders, of which the second layer is routed."""
     folder = tmp_path_factory.mktemp("specialisation")
-    source = (ROOT / "moejax/balance.py").read_text(encoding="utf-8")
+    source = (ROOT / "moejax/moe/balance.py").read_text(encoding="utf-8")
     names = [f"{where}/{i}.py" for where in ("a", "b") for i in range(3)]
     folder_with(folder / "text", dict.fromkeys(names, source[:2000].rpartition("\n\n\n")[0]))
     folder_with(folder / "text", {"b/bad.py": "x = (  # <script>alert(1)</script>\n" * 30})

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import balance
-from moejax import mesh as meshes
 from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig
 from moejax.models.decoder import DecoderLM
+from moejax.moe import balance
+from moejax.runtime import device_mesh, mesh_fit, partition
 from moejax.train.optimizer import make_optimizer, orthogonalised, schedule
 from moejax.train.step import gradients, init_state, train_step
 
@@ -152,8 +152,8 @@ def test_muon_orthogonalises_every_expert_by_itself(tiny, batch):
 
 def test_muon_works_on_experts_where_they_are():
     """No device gathers those of another."""
-    mesh = meshes.make_mesh(MeshConfig(data=2, expert=4))
-    shardings = meshes.tree_shardings(mesh, {"w_up_EDF": jnp.zeros((3, 8, 6, 4))})["w_up_EDF"]
+    mesh = device_mesh.make_mesh(MeshConfig(data=2, expert=4))
+    shardings = partition.tree_shardings(mesh, {"w_up_EDF": jnp.zeros((3, 8, 6, 4))})["w_up_EDF"]
     run = jax.jit(lambda x: orthogonalised(x, 3), out_shardings=shardings)
     x_LEDF = jax.device_put(jax.random.normal(jax.random.key(0), (3, 8, 6, 4)), shardings)
     assert "all-" not in run.lower(x_LEDF).compile().as_text()
@@ -197,7 +197,7 @@ def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
     whole = jax.jit(functools.partial(gradients, model, config=config))(*inputs)
     parts = jax.jit(functools.partial(gradients, model, config=split))(*inputs)
     chex.assert_trees_all_close(parts, whole, atol=1e-5, rtol=1e-5)
-    meshes.check_fits(config, meshes.make_mesh(MeshConfig()))
+    mesh_fit.check_fits(config, device_mesh.make_mesh(MeshConfig()))
 
 
 def with_balance(config: Config, **changes) -> Config:
@@ -256,10 +256,10 @@ def test_random_routers_draw_anew_at_every_step_and_the_same_on_every_mesh(tiny,
     _, second = step(state, batch)
     loads = [np.asarray(r.batch.sums.router.asked_BE) for r in (first, second)]
     assert np.abs(loads[0] - loads[1]).max() > 0
-    mesh = meshes.make_mesh(MeshConfig(data=2, expert=4))
+    mesh = device_mesh.make_mesh(MeshConfig(data=2, expert=4))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(state, meshes.tree_shardings(mesh, state))
-        spread = jax.device_put(batch, meshes.named(mesh, "batch_BN"))
+        placed = jax.device_put(state, partition.tree_shardings(mesh, state))
+        spread = jax.device_put(batch, partition.named(mesh, "batch_BN"))
         _, other = step(placed, spread)
     chex.assert_trees_all_close(other.batch, second.batch, rtol=1e-5)
 
@@ -270,9 +270,9 @@ def test_device_scope_balances_what_each_device_has(tiny, batch):
     for scope in ("sequence", "device"):
         config = with_balance(tiny, scope=scope, loss_weight=0.3, bias_update="quantile")
         model, state, _ = start(config)
-        mesh = meshes.make_mesh(MeshConfig(data=8, expert=1))
+        mesh = device_mesh.make_mesh(MeshConfig(data=8, expert=1))
         with jax.set_mesh(mesh):
-            placed = jax.device_put(batch, meshes.named(mesh, "batch_BN"))
+            placed = jax.device_put(batch, partition.named(mesh, "batch_BN"))
             run = jax.jit(functools.partial(gradients, model, config=config))
             results.append(run(state.params, state.bias_LE, placed, jax.random.key(0)))
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)

@@ -18,15 +18,16 @@ import pytest
 from test_run import TIMING, metrics, wait_for_step
 
 from moejax.config import Config, to_dict
-from moejax.errors import ConfigError, DivergedError, RunError
-from moejax.observe.baseline import make_baseline, reach
-from moejax.observe.charts import MOST_POINTS, Series, line_chart
-from moejax.observe.ranks import Rank, rank_chart
-from moejax.observe.records import Run
-from moejax.study import Study, load_study_file, run_study, with_moe
-from moejax.train import loop, reuse
-from moejax.train.run_directory import RunDirectory
-from moejax.train.stop import Stopped
+from moejax.config.errors import ConfigError, DivergedError, RunError
+from moejax.lab.study.baseline import make_baseline, reach
+from moejax.lab.study.study import Study, load_study_file, run_study, with_moe
+from moejax.runs.pages.charts import MOST_POINTS, Series, line_chart
+from moejax.runs.pages.ranks import Rank, rank_chart
+from moejax.runs.records import Run
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime import reuse
+from moejax.runtime.stop import Stopped
+from moejax.train import loop
 
 ROOT = Path(__file__).parents[1]
 LAYERS, EXPERTS = 2, 4
@@ -35,7 +36,7 @@ LAYERS, EXPERTS = 2, 4
 @pytest.fixture
 def config(tiny, tmp_path) -> Config:
     """The tiny model on two files of this project."""
-    (tmp_path / "a.txt").write_bytes((ROOT / "moejax/balance.py").read_bytes())
+    (tmp_path / "a.txt").write_bytes((ROOT / "moejax/moe/balance.py").read_bytes())
     (tmp_path / "held_out").write_bytes((ROOT / "train.py").read_bytes())
     files = {"files": str(tmp_path / "a.txt"), "validation_files": str(tmp_path / "held_out")}
     data = dataclasses.replace(tiny.data, source="files", **files)
@@ -128,7 +129,7 @@ def write_file(file: Path, made: Study) -> None:
     configs = {name: to_dict(config) for name, config in made.runs.items()}
     file.write_text(
         "import os, sys\nfrom moejax.config import Config, from_dict\n"
-        "from moejax.study import Study\n\n"
+        "from moejax.lab.study.study import Study\n\n"
         "if 'WITHOUT_JAX' in os.environ:\n    sys.modules['jax'] = None\n\n\n"
         f"def get_study():\n    configs = {configs!r}\n"
         "    runs = {name: from_dict(Config, config) for name, config in configs.items()}\n"
@@ -472,7 +473,8 @@ def test_a_loss_that_is_not_finite_shows(config, tmp_path, trainer):
 def test_a_broken_study_file_is_explained(tmp_path, text, words):
     file = tmp_path / "mine.py"
     head = (
-        "import functools\nfrom moejax.config import Config\nfrom moejax.study import Study\n"
+        "import functools\nfrom moejax.config import Config\n"
+        "from moejax.lab.study.study import Study\n"
         "c, s = Config(), functools.partial(Study, **{'title': 'T', 'question': 'Q'})\n"
     )
     if text is not None:
@@ -548,7 +550,7 @@ def test_wrong_input_ends_in_one_message_and_exit_code_two(tmp_path):
     done = start("-m", "moejax", "study", str(tmp_path / "none.py"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no study file") and "Traceback" not in done.stderr
-    done = start("-c", "import sys, moejax.cli; sys.exit('jax' in sys.modules)")
+    done = start("-c", "import sys, moejax.commands.main; sys.exit('jax' in sys.modules)")
     assert done.returncode == 0, done.stderr
 
 

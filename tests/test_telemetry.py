@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from moejax.balance import stretches, sums_of
 from moejax.config import ModelConfig, MoEConfig
-from moejax.errors import ConfigError
+from moejax.config.errors import ConfigError
 from moejax.models.decoder import DecoderLM
-from moejax.train.run_directory import RunDirectory
+from moejax.moe.balance import stretches, sums_of
+from moejax.runs.run_directory import RunDirectory
 from moejax.train.telemetry import History, interval_arrays, router_arrays
 from moejax.train.tensorboard import TensorBoard
 

@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 
 from moejax.config import BalanceConfig, load_config_file
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 ONE = {"top_k": 1, "hidden_size": 256}
 SHARED = {"num_experts": 16, "top_k": 3, "hidden_size": 64, "shared_experts": 1}

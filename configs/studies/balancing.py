@@ -12,7 +12,7 @@ alpha 0 +0.026..+0.057 and 1.75, alpha 0.001 +0.010..+0.031 and 1.17, alpha 0.1 
 from pathlib import Path
 
 from moejax.config import BalanceConfig, load_config_file
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 METHODS = {
     "alpha-0": {},

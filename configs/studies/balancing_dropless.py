@@ -8,7 +8,7 @@ bits per byte and 2.65 times the mean load on the fullest expert, with alpha 0.0
 
 import balancing
 
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 DROPLESS = ("alpha-0", "alpha-0.01")
 ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}

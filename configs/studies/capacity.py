@@ -11,7 +11,7 @@ without a limit.
 from pathlib import Path
 
 from moejax.config import load_config_file
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
 

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from moejax.config import load_config_file
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 
 def get_study() -> Study:

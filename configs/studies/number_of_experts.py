@@ -10,7 +10,7 @@ byte against dense (2.214), with the same seed: 4 experts -0.028..+0.019, 8 -0.0
 from pathlib import Path
 
 from moejax.config import load_config_file
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 
 def get_study() -> Study:

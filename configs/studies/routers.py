@@ -16,7 +16,7 @@ from pathlib import Path
 from all_routers import ROUTERS
 
 from moejax.config import load_config_file
-from moejax.study import Study, with_moe
+from moejax.lab.study.study import Study, with_moe
 
 KINDS = ("switch", "top_k", "olmoe", "deepseek_v3", "hash")
 

@@ -7,7 +7,10 @@ anything is compiled or written.
 
 from moejax.config.attention import AttentionConfig, RopeConfig
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
+from moejax.config.config import Config
+from moejax.config.data import DataConfig
 from moejax.config.distributed import DistributedConfig
+from moejax.config.errors import ConfigError
 from moejax.config.files import (
     call_file,
     differences,
@@ -21,8 +24,8 @@ from moejax.config.images import ImageConfig, ImageDataConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.moe import BalanceConfig, MoEConfig
-from moejax.config.run import Config, DataConfig, OptimConfig, RunConfig
-from moejax.errors import ConfigError
+from moejax.config.optim import OptimConfig
+from moejax.config.run import RunConfig
 
 __all__ = [
     "AttentionConfig",

@@ -4,7 +4,7 @@ import math
 import typing
 from typing import Literal
 
-from moejax.errors import ConfigError
+from moejax.config.errors import ConfigError
 
 
 def check(condition: bool, message: str) -> None:

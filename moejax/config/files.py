@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moejax.config.checks import check
-from moejax.config.run import Config
-from moejax.errors import ConfigError
+from moejax.config.config import Config
+from moejax.config.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from moejax.config import DataConfig, ImageDataConfig
+from moejax.config.data import DataConfig
+from moejax.config.images import ImageDataConfig
 from moejax.data.images import LabelledImages
 from moejax.data.pipeline import Batch, TrainBatches, filled, own_rows_by_stream
 

@@ -6,8 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
-from moejax.config import DataConfig, ModelConfig, check
-from moejax.errors import ConfigError
+from moejax.config.checks import check
+from moejax.config.data import DataConfig
+from moejax.config.errors import ConfigError
+from moejax.config.model import ModelConfig
 
 HELD_OUT_DIGITS = 360
 """Of 1,797, drawn once and for all."""

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from moejax.config import DataConfig, check
+from moejax.config.checks import check
+from moejax.config.data import DataConfig
 from moejax.data.sources import Documents
 from moejax.data.tokenizer import Tokenizer
 

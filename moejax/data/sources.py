@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from moejax.config import ConfigError, DataConfig, check
+from moejax.config.checks import check
+from moejax.config.data import DataConfig
+from moejax.config.errors import ConfigError
 
 
 class Documents(Protocol):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from moejax.config import ConfigError, check
+from moejax.config.checks import check
+from moejax.config.errors import ConfigError
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
 _HELD_OUT = 28  # one file in so many is held out: 3.5 %

@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 
-from moejax.config import ConfigError, DataConfig, check
+from moejax.config.checks import check
+from moejax.config.data import DataConfig
+from moejax.config.errors import ConfigError
 from moejax.data.stdlib_corpus import quiet
 
 _PROBE_SECONDS = 5.0

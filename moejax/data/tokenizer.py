@@ -11,7 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from moejax.config import ConfigError, ModelConfig, check
+from moejax.config.checks import check
+from moejax.config.errors import ConfigError
+from moejax.config.model import ModelConfig
 
 # Tokens that separate documents in released tokenizers; the first that exists is the boundary.
 _BOUNDARIES = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from moejax.config import ModelConfig
-from moejax.errors import CheckpointError
+from moejax.config.errors import CheckpointError
+from moejax.config.model import ModelConfig
 from moejax.hf.families import FAMILIES, WHOLE
 from moejax.hf.files import Tensor
 from moejax.hf.tensors import Rule

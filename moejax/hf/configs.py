@@ -4,7 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
-from moejax.config import ConfigError, ModelConfig, check, from_dict
+from moejax.config.checks import check
+from moejax.config.errors import ConfigError
+from moejax.config.files import from_dict
+from moejax.config.model import ModelConfig
 from moejax.hf.families import FAMILIES, Family
 from moejax.routing import token_choice
 

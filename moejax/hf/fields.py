@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moejax.config import ConfigError, ModelConfig, check
+from moejax.config.checks import check
+from moejax.config.errors import ConfigError
+from moejax.config.model import ModelConfig
 from moejax.models.rotary import yarn_magnitude
 
 Fields = dict[str, Any]

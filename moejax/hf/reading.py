@@ -16,15 +16,17 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from safetensors import safe_open
 from tqdm import tqdm
 
-from moejax import mesh as meshes
-from moejax.config import ConfigError, MeshConfig, ModelConfig, check
-from moejax.config.mesh import check_mesh
-from moejax.errors import CheckpointError
+from moejax.config.checks import check
+from moejax.config.errors import CheckpointError, ConfigError
+from moejax.config.mesh import MeshConfig
+from moejax.config.mesh_fit import check_mesh
+from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.hf.accounts import BIAS, Entry
 from moejax.hf.configs import family_of, read_config
 from moejax.hf.files import TYPES, Tensor, open_tensors, read_json
 from moejax.models.decoder import DecoderLM
+from moejax.runtime import device_mesh, partition
 
 DTYPES = ("float32", "bfloat16", "auto")
 
@@ -139,7 +141,7 @@ def load(
 def array_shapes(config: ModelConfig) -> dict[accounts.Path, tuple[int, ...]]:
     """The shapes of a model's arrays by path, the selection bias among them."""
     model, moe = DecoderLM(config, config.vocab_size), config.moe
-    batch = as_batch(jnp.zeros((meshes.token_devices(), 1), jnp.int32))
+    batch = as_batch(jnp.zeros((device_mesh.token_devices(), 1), jnp.int32))
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, False))["params"]
     shapes = {path: leaf.shape for path, leaf in accounts.flat(tree).items()}
     routed = sum(config.routed_layers)
@@ -191,7 +193,7 @@ def shardings(
     if mesh is None:
         return dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
     like = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-    return accounts.flat(meshes.tree_shardings(mesh, accounts.nested(like), layout.fsdp))
+    return accounts.flat(partition.tree_shardings(mesh, accounts.nested(like), layout.fsdp))
 
 
 def _of_layer(sharding: Sharding) -> Sharding:

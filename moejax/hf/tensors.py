@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moejax.config import ModelConfig
+from moejax.config.model import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ModelConfig, check
+from moejax.config.checks import check
+from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.models.layers import scan_plan
 

@@ -15,8 +15,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from moejax.config import ModelConfig, check
-from moejax.errors import CheckpointError
+from moejax.config.checks import check
+from moejax.config.errors import CheckpointError
+from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.hf.accounts import BIAS, Entry
 from moejax.hf.configs import write_config

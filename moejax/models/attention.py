@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import mesh
-from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import weight, zeros
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.models.kv_cache import Cache, extended
 from moejax.models.rotary import rotate
+from moejax.moe.layer import weight, zeros
+from moejax.runtime import partition
 
 Context = dict[str, jax.Array]
 """What all layers look at: ``real_BN``, ``token_BN``, ``cos``, ``sin``, ``mask_B1NM``, where layers
@@ -128,12 +129,12 @@ class Attention(nn.Module):
             over_head = settings.qk_norm_over == "head"
             norm = RMSNorm(config.norm_epsilon, name=name) if config.qk_norm else lambda x: x
             x_BNX = x_BNX if over_head else norm(x_BNX)
-            x_BNHA = mesh.pin(x_BNX.reshape(B, N, count, A), "heads_BNHA")
+            x_BNHA = partition.pin(x_BNX.reshape(B, N, count, A), "heads_BNHA")
             return norm(x_BNHA) if over_head else x_BNHA
 
         q_BNHA = normed(heads("query", H), "query_norm", H)
         k_BMJA = normed(heads("key", J), "key_norm", J)
-        v_BMJA = mesh.pin(heads("value", J).reshape(B, N, J, A), "heads_BNHA")
+        v_BMJA = partition.pin(heads("value", J).reshape(B, N, J, A), "heads_BNHA")
         q_BNHA = rotate(q_BNHA, context["cos"], context["sin"])
         k_BMJA = rotate(k_BMJA, context["cos"], context["sin"])
         if cache:
@@ -142,7 +143,7 @@ class Attention(nn.Module):
         sink_H = zeros(self, "sink_H", (H,)) if settings.sinks else None
         scale = settings.scale or A**-0.5
         y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, context["mask_B1NM"], sink_H, scale)
-        y_BNX = mesh.pin(y_BNHA, "heads_BNHA").reshape(B, N, H * A)
+        y_BNX = partition.pin(y_BNHA, "heads_BNHA").reshape(B, N, H * A)
         y_BND = y_BNX @ weight(self, "w_out_XD", (H * A, D), x_BND.dtype)
         y_BND = biased(self, "b_out_D", y_BND, settings.bias == "all")
-        return mesh.pin(y_BND, "tokens_BND"), cache
+        return partition.pin(y_BND, "tokens_BND"), cache

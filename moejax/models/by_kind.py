@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.config import Config, MeshConfig, ModelConfig
+from moejax.config.config import Config
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
 

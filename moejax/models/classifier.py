@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import mesh
-from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import weight
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.models.attention import Context, RMSNorm
 from moejax.models.layers import Routed, run_layers
+from moejax.moe.layer import weight
+from moejax.runtime import partition
 
 
 class ImageClassifier(nn.Module):
@@ -41,7 +42,7 @@ class ImageClassifier(nn.Module):
         x_BND, routed, _ = run_layers(
             config,
             self.layout,
-            mesh.pin(x_BND, "tokens_BND"),
+            partition.pin(x_BND, "tokens_BND"),
             self._context(batch["segments"], N),
             training=training,
             own={} if bias_LE is None else {"bias_E": bias_LE},

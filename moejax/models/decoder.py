@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import mesh
-from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import weight
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.models.attention import Context, RMSNorm, may_see
 from moejax.models.kv_cache import KVCache, empty_cache
 from moejax.models.layers import Routed, run_layers, scan_plan
 from moejax.models.rotary import rotary
+from moejax.moe.layer import weight
+from moejax.runtime import partition
 
 
 def cache_for(config: ModelConfig, rows: int, slots: int) -> KVCache:
@@ -76,7 +77,7 @@ class DecoderLM(nn.Module):
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
         # From where the table lies: its gradient adds up in float32.
-        x_BND = mesh.pin(embedding_VD[batch["inputs"]].astype(dtype), "tokens_BND")
+        x_BND = partition.pin(embedding_VD[batch["inputs"]].astype(dtype), "tokens_BND")
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
         context, cache = seen(config, batch, cache, reach)
@@ -94,7 +95,7 @@ class DecoderLM(nn.Module):
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
         x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
         if config.tie_embeddings:
-            w_DV = mesh.gathered(embedding_VD.T.astype(dtype), "w_head_DV", self.layout.fsdp)
+            w_DV = partition.gathered(embedding_VD.T.astype(dtype), "w_head_DV", self.layout.fsdp)
         else:
             w_DV = weight(self, "w_head_DV", (D, V), dtype)
         logits_BNV = (x_BND @ w_DV).astype(jnp.float32)

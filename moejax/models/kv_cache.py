@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ModelConfig
+from moejax.config.model import ModelConfig
 
 Cache = dict[str, jax.Array]
 """The arrays of several layers, with a leading L; ``{}`` where nothing is kept."""

@@ -4,12 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import mesh
-from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import weight
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.models.attention import Context, RMSNorm, attend
 from moejax.models.kv_cache import Cache, extended
 from moejax.models.rotary import rotate
+from moejax.moe.layer import weight
+from moejax.runtime import partition
 
 EPSILON = 1e-6
 """Of the norms of latent vectors, whatever that of the others is: as in DeepSeek's code."""
@@ -35,7 +36,7 @@ class LatentAttention(nn.Module):
         plain, turned = config.plain_head_size, config.rotary_size
         dtype, scale = x_BND.dtype, settings.scale or config.query_head_size**-0.5
 
-        q_BNHA = mesh.pin(self._query(x_BND).reshape(B, N, H, -1), "heads_BNHA")
+        q_BNHA = partition.pin(self._query(x_BND).reshape(B, N, H, -1), "heads_BNHA")
         plain_BNHA, turned_BNHA = q_BNHA[..., :plain], q_BNHA[..., plain:]
         turned_BNHA = rotate(turned_BNHA, context["cos"], context["sin"])
 
@@ -63,9 +64,9 @@ class LatentAttention(nn.Module):
             q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
             k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
             y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, mask_B1NM, None, scale)
-        y_BNX = mesh.pin(y_BNHU, "heads_BNHA").reshape(B, N, H * U)
+        y_BNX = partition.pin(y_BNHU, "heads_BNHA").reshape(B, N, H * U)
         y_BND = y_BNX @ weight(self, "w_out_XD", (H * U, D), dtype)
-        return mesh.pin(y_BND, "tokens_BND"), cache
+        return partition.pin(y_BND, "tokens_BND"), cache
 
     def _query(self, x_BND: jax.Array) -> jax.Array:
         """The queries of all heads, ``q_BNX``, through a latent vector of their own or not."""

@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import mesh
-from moejax.balance import RouterStats
-from moejax.config import MeshConfig, ModelConfig
-from moejax.layer import FeedForward, MoELayer
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.models.attention import Attention, Context, RMSNorm
 from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
+from moejax.moe.balance import RouterStats
+from moejax.moe.layer import FeedForward, MoELayer
+from moejax.runtime import device_mesh, partition
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +79,7 @@ class Block(nn.Module):
 
     def _add(self, x_BND: jax.Array, y_BND: jax.Array) -> jax.Array:
         scale = self.config.residual_scale
-        return mesh.pin(x_BND + (y_BND if scale == 1 else y_BND * scale), "tokens_BND")
+        return partition.pin(x_BND + (y_BND if scale == 1 else y_BND * scale), "tokens_BND")
 
 
 class Unit(nn.Module):
@@ -140,7 +141,7 @@ def run_layers(
     routed ones say, and the caches. ``own`` is what each routed layer has for itself, with a
     leading L.
     """
-    unroll = mesh.platform() == "cpu" if config.unroll is None else config.unroll
+    unroll = device_mesh.platform() == "cpu" if config.unroll is None else config.unroll
     windows = [2**30 if window is None else window for window in config.windows]
     said, layers, done, done_routed = [], [], 0, 0
     for i, (unit, repeats) in enumerate(scan_plan(config)):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.config import ModelConfig, RopeConfig
+from moejax.config.attention import RopeConfig
+from moejax.config.model import ModelConfig
 
 
 def rotary(positions_BN: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moejax.errors import ConfigError
+from moejax.config.errors import ConfigError
 from moejax.routing import assignment, baselines, expert_choice, soft, token_choice
 from moejax.routing.assignment import BaseRule, SinkhornRule
 from moejax.routing.contract import Choice, RouterInput

@@ -16,37 +16,31 @@ import numpy as np
 from jax.sharding import Mesh
 
 import moejax
-from moejax import balance
-from moejax import mesh as meshes
-from moejax.config import Config, flat, to_dict
+from moejax.config.config import Config
+from moejax.config.errors import ConfigError, DivergedError, RunError
+from moejax.config.files import flat, to_dict
 from moejax.data.pipeline import TrainBatches, join_states
-from moejax.errors import ConfigError, DivergedError, RunError
-from moejax.generate import Generator
 from moejax.hf.configs import differing, essence
+from moejax.inference.generation import Generator
+from moejax.inference.opening import open_model
+from moejax.inference.sampling import Sampling
 from moejax.models.by_kind import build
 from moejax.models.classifier import ImageClassifier
+from moejax.models.counts import active_parameters, cost, forward_flops, parameters
 from moejax.models.decoder import DecoderLM
-from moejax.observe.measures import Measure, measure_of
-from moejax.observe.report import write_report
-from moejax.observe.units import duration, short
-from moejax.plan import active_parameters, cost, forward_flops, parameters
-from moejax.sampling import Sampling
+from moejax.moe import balance
+from moejax.runs.checkpoint import Checkpoints
+from moejax.runs.measures import Measure, measure_of
+from moejax.runs.pages.report import write_report
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime import batch_rows, device_mesh, mesh_fit, partition
+from moejax.runtime.number_words import duration, short
+from moejax.runtime.processes import Processes, say
+from moejax.runtime.stop import Stopped, StopSignals
 from moejax.train import metrics, telemetry
-from moejax.train.checkpoint import Checkpoints
 from moejax.train.optimizer import make_optimizer, schedule
-from moejax.train.pretrained import open_model
-from moejax.train.processes import Processes, say
 from moejax.train.progress import Progress
-from moejax.train.run_directory import RunDirectory
-from moejax.train.step import (
-    StepReport,
-    TrainState,
-    eval_step,
-    init_state,
-    state_of,
-    train_step,
-)
-from moejax.train.stop import Stopped, StopSignals
+from moejax.train.step import StepReport, TrainState, eval_step, init_state, state_of, train_step
 from moejax.train.tasks import LanguageTask, Task, open_task
 from moejax.train.tensorboard import TensorBoard
 
@@ -111,8 +105,8 @@ def train(config: Config, *, name: str, command: str) -> None:
     """
     with Processes(config.distributed) as processes, StopSignals() as stop:
         try:
-            mesh = meshes.make_mesh(config.mesh)
-            meshes.check_fits(config, mesh)
+            mesh = device_mesh.make_mesh(config.mesh)
+            mesh_fit.check_fits(config, mesh)
             directory = Path(config.run.directory or f"runs/{name}")
             with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
                 run.check(config)
@@ -145,9 +139,9 @@ def _train(
     run.write_config(config)
 
     begin = functools.partial(init_state, model, optimizer, config)
-    shardings = meshes.tree_shardings(mesh, jax.eval_shape(begin), config.mesh.fsdp)
-    batch_sharding = meshes.named(mesh, "batch_BN")
-    everywhere = meshes.named(mesh, "everywhere")
+    shardings = partition.tree_shardings(mesh, jax.eval_shape(begin), config.mesh.fsdp)
+    batch_sharding = partition.named(mesh, "batch_BN")
+    everywhere = partition.named(mesh, "everywhere")
     if processes.first:
         warn_of_decoding(config)
     job = Job(
@@ -171,7 +165,8 @@ def _train(
             in_shardings=(shardings, batch_sharding, batch_sharding),
             out_shardings=(shardings, everywhere, everywhere),
             donate_argnums=0,
-            compiler_options=meshes.compiler_options(config.mesh, meshes.platform()) or None,
+            compiler_options=device_mesh.compiler_options(config.mesh, device_mesh.platform())
+            or None,
         ),
         eval_step=jax.jit(
             functools.partial(eval_step, model=model),
@@ -188,7 +183,7 @@ def _train(
             out_shardings=everywhere,
         ),
         checkpoints=checkpoints,
-        batches=task.train_batches(meshes.process_rows(mesh, config.data.batch_size)),
+        batches=task.train_batches(batch_rows.process_rows(mesh, config.data.batch_size)),
         stop=stop,
         processes=processes,
     )
@@ -397,7 +392,7 @@ def run_steps(job: Job, state: TrainState, progressed: Progressed) -> TrainState
         while progressed.step < config.steps:
             batch = next(job.batches)
             signals_B = np.full(len(batch["segments"]), job.stop.check() or 0, np.int32)
-            placed = meshes.place(job.mesh, batch | {"signals_B": signals_B})
+            placed = batch_rows.place(job.mesh, batch | {"signals_B": signals_B})
             signals_B = placed.pop("signals_B")
             state, report, signal = job.step(state, placed, signals_B)
             signum = 0 if waiting is None else account(*waiting)
@@ -481,9 +476,9 @@ def evaluate_all(
     """Evaluate on what is held out and write the line; returns the measure."""
     started, totals, chosen_LBNE, counts = time.monotonic(), None, None, None
     for batch in job.task.validation_batches(
-        meshes.process_rows(job.mesh, job.config.data.eval_batch_size)
+        batch_rows.process_rows(job.mesh, job.config.data.eval_batch_size)
     ):
-        placed = meshes.place(job.mesh, batch)
+        placed = batch_rows.place(job.mesh, batch)
         report, chosen, of_batch = job.eval_step(state.params, state.bias_LE, placed)
         chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
         totals = metrics.add(totals, metrics.totals_of_batch(report))

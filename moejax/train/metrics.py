@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moejax import balance
+from moejax.moe import balance
 from moejax.train.step import BatchReport, ClassCounts, StepReport
 
 Totals = dict[str, Any]

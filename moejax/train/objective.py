@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from moejax import balance
-from moejax.balance import RouterStats
-from moejax.config import MoEConfig
+from moejax.config.moe import MoEConfig
+from moejax.moe import balance
+from moejax.moe.balance import RouterStats
 
 
 @jax.tree_util.register_dataclass

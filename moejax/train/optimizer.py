@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from moejax.config import OptimConfig
+from moejax.config.optim import OptimConfig
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -5,8 +5,8 @@ import time
 
 from tqdm import tqdm
 
-from moejax.observe.measures import Measure
-from moejax.observe.units import duration
+from moejax.runs.measures import Measure
+from moejax.runtime.number_words import duration
 
 
 class Progress:

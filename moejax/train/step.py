@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax import balance, mesh, selection_bias
-from moejax.config import Config, MoEConfig
+from moejax.config.config import Config
+from moejax.config.moe import MoEConfig
 from moejax.models.by_kind import batch_shapes
 from moejax.models.layers import Routed
+from moejax.moe import balance, selection_bias
+from moejax.runtime import device_mesh
 from moejax.train.objective import Sums, losses, objective, scoped_loss
 
 Batch = dict[str, jax.Array]
@@ -61,7 +63,7 @@ class StepReport:
 def init_params(model: nn.Module, config: Config) -> dict:
     """Parameters before the first step, drawn from ``config.run.seed``."""
     # Of the smallest batch that can be spread over the mesh.
-    rows = config.sequences_per_group * config.mesh.chunks * mesh.token_devices()
+    rows = config.sequences_per_group * config.mesh.chunks * device_mesh.token_devices()
     shapes = batch_shapes(config, rows)
     batch = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     return model.init(jax.random.key(config.run.seed), batch, True)["params"]
@@ -108,7 +110,7 @@ def batch_sums(
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = model.config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":
-        scoped, scopes = scoped_loss(routed.stats, moe, mesh.token_devices())
+        scoped, scopes = scoped_loss(routed.stats, moe, device_mesh.token_devices())
     sums = Sums(
         nats=jnp.where(real_BN, nats_BN, 0).sum(),
         targets=real_BN.sum(dtype=jnp.float32),

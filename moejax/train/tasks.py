@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from moejax.config import Config
+from moejax.config.config import Config
 from moejax.data.image_batches import image_train_batches, image_validation_batches
 from moejax.data.images import ImageSet, check_images, open_images
 from moejax.data.pipeline import Batch, TrainBatches, train_batches, validation_batches

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.config import Config, ModelConfig
+from moejax.config.config import Config
+from moejax.config.model import ModelConfig
 from moejax.models.layers import scan_plan
-from moejax.observe.alarms import PATIENCE, Recent, alarms
+from moejax.runs.alarms import PATIENCE, Recent, alarms
+from moejax.runs.run_directory import RunDirectory
 from moejax.train.metrics import Totals
-from moejax.train.run_directory import RunDirectory
 
 
 def router_arrays(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moejax.errors import ConfigError
-from moejax.observe.heatmaps import ratios
+from moejax.config.errors import ConfigError
+from moejax.runs.pages.heatmaps import ratios
 
 
 class TensorBoard:

@@ -1,0 +1,1 @@
+"""The `moejax` command: one file for each subcommand."""

@@ -1,0 +1,94 @@
+"""The whole tree of settings: one training run."""
+
+from dataclasses import dataclass, field
+
+from moejax.config.checks import check, check_types
+from moejax.config.data import DataConfig
+from moejax.config.distributed import DistributedConfig
+from moejax.config.mesh import MeshConfig
+from moejax.config.mesh_fit import check_mesh
+from moejax.config.model import ModelConfig
+from moejax.config.optim import OptimConfig
+from moejax.config.run import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        check_types("", self)
+        self._check_kind()
+        length = self.positions
+        # A dense model has no groups.
+        group = self.model.moe.group_size if self.model.moe.every else 1
+        whole = "the tokens of an image," if self.model.sees_images else "--data.sequence-length"
+        check(
+            length % group == 0 or group % length == 0,
+            f"--model.moe.group-size {group} must divide {whole} {length}, or be a multiple of it.",
+        )
+        accumulate, batch = self.optim.accumulate, self.data.batch_size
+        check(
+            batch % accumulate == 0,
+            f"--data.batch-size {batch} is not divisible by --optim.accumulate {accumulate}.",
+        )
+        for name, rows in (
+            ("--data.batch-size / --optim.accumulate", batch // accumulate),
+            ("--data.eval-batch-size", self.data.eval_batch_size),
+        ):
+            check(
+                rows * length % group == 0,
+                f"--model.moe.group-size {group} does not divide the {rows * length} tokens of a"
+                f" batch of {name} = {rows} {self.row_name}s of {length}.",
+            )
+        check_mesh(self.model, self.mesh)
+
+    def _check_kind(self) -> None:
+        """Language models need text, classifiers images."""
+        kind, source = self.model.kind, self.data.source
+        if not self.model.sees_images:
+            check(
+                source != "digits",
+                "--data.source digits are images: they go with --model.kind mlp or vit.",
+            )
+            return
+        check(
+            source in ("digits", "tfds"),
+            f"--model.kind {kind} sees images, but --data.source {source} is text: take digits, or"
+            f" tfds with the name of a data set of images, such as --data.tfds-name mnist.",
+        )
+        check(
+            self.run.init_from is None,
+            f"--run.init-from begins from language models, and --model.kind {kind} is none.",
+        )
+        check(
+            self.model.moe.router != "hash" or not self.model.moe.every,
+            f"--model.moe.router hash looks at the ids of tokens, which images have not: choose"
+            f" another for --model.kind {kind}, such as top_k.",
+        )
+
+    @property
+    def positions(self) -> int:
+        """Tokens in a row of a batch (N): of a sequence, or of an image."""
+        return self.model.image_tokens if self.model.sees_images else self.data.sequence_length
+
+    @property
+    def row_name(self) -> str:
+        """What a row of a batch is."""
+        return "image" if self.model.sees_images else "sequence"
+
+    @property
+    def sequences_per_group(self) -> int:
+        """Whole sequences that must stay together: a routing group's, or 1 where it is a part of
+        one; a dense model has no groups.
+        """
+        if not self.model.moe.every:
+            return 1
+        return max(1, self.model.moe.group_size // self.positions)

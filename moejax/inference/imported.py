@@ -1,0 +1,111 @@
+"""A model in a directory of its own: what `moejax import` writes, and training begins from."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from moejax.config.config import Config
+from moejax.config.data import DataConfig
+from moejax.config.errors import CheckpointError
+from moejax.config.files import read_config_json, to_dict
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.config.optim import OptimConfig
+from moejax.config.run import RunConfig
+from moejax.hf import accounts
+from moejax.hf.files import read_json
+from moejax.hf.reading import array_shapes, shardings
+from moejax.hf.writing import begin, copy_beside, write_json
+
+ARRAYS = "model"
+ORIGINAL = "huggingface.json"
+"""The ``config.json`` that the model came with, where it came with one."""
+
+
+def is_imported(directory: Path) -> bool:
+    """Whether this is such a directory."""
+    return (directory / ARRAYS).is_dir() and (directory / "config.json").is_file()
+
+
+def write_model(
+    directory: Path,
+    config: ModelConfig,
+    params: dict,
+    bias_LE: jax.Array | None,
+    *,
+    layout: MeshConfig,
+    hf: dict[str, Any],
+    files_from: Path,
+) -> None:
+    """Write a model, its tokenizer, and ``config.json``: the settings of a run that goes on
+    training it. ``hf`` is the ``config.json`` that it came with. Raises ``CheckpointError``.
+    """
+    begin(directory)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((directory / ARRAYS).absolute(), tree)
+    except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
+        raise CheckpointError(f"{directory} cannot be written: {error}.") from error
+    copy_beside(files_from, directory)
+    write_json(directory / ORIGINAL, hf)
+    run = fine_tuning(config, directory, layout, hf.get("max_position_embeddings") or 1024)
+    write_json(directory / "config.json", to_dict(run))
+
+
+def fine_tuning(model: ModelConfig, directory: Path, layout: MeshConfig, longest: int) -> Config:
+    """Settings to go on training a model with: ordinary ones, to be overridden."""
+    tokenizer = directory / "tokenizer.json"
+    length = min(1024, longest)
+    rows = 8 * max(1, layout.expert * (layout.data or 1))
+    return Config(
+        model=replace(model, dtype="float32" if model.dtype == "float32" else "bfloat16"),
+        data=DataConfig(
+            tokenizer=str(tokenizer) if tokenizer.is_file() else "bytes",
+            sequence_length=length,
+            batch_size=rows,
+            eval_batch_size=rows,
+        ),
+        optim=OptimConfig(learning_rate=2e-5, warmup_fraction=0.03),
+        mesh=layout,
+        run=RunConfig(init_from=str(directory), steps=1000, eval_every=250, checkpoint_every=250),
+    )
+
+
+def read_model(
+    directory: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None
+) -> tuple[ModelConfig, dict, jax.Array | None]:
+    """The settings, parameters and selection bias of a model, on ``mesh``; in ``dtype``, by default
+    as they were written. Raises ``UserError``.
+    """
+    config = read_config_json(directory / "config.json").model
+    shapes = array_shapes(config)
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = (directory / ARRAYS).absolute()
+        try:
+            written = accounts.flat(checkpointer.metadata(path).item_metadata.tree)
+            lying, like = shardings(shapes, mesh, layout), {}
+            for name, shape in shapes.items():
+                bias = name == accounts.BIAS
+                place = name if bias else ("params", *name)
+                kind = "float32" if bias else dtype or written[place].dtype
+                like[place] = jax.ShapeDtypeStruct(shape, kind, sharding=lying[name])
+            tree = checkpointer.restore(path, accounts.nested(like))
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{directory} cannot be read: {reason[:400]}.") from error
+    if dtype is not None:
+        config = replace(config, dtype=dtype)
+    return config, tree["params"], tree.get("bias_LE")
+
+
+def original(directory: Path) -> dict[str, Any] | None:
+    """The ``config.json`` that a model came with, or None."""
+    file = directory / ORIGINAL
+    return read_json(file) if file.is_file() else None

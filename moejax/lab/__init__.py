@@ -1,0 +1,1 @@
+"""The laboratory: runs compared, specialisation looked at, speed measured, cost planned."""

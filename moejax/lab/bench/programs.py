@@ -1,0 +1,112 @@
+"""Compiled programs to be timed: forward and forward+backward of a layer."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moejax.lab.bench.shape import LayerShape
+from moejax.moe.layer import FeedForward, MoELayer
+
+PASSES = {"forward": "forward", "forward+backward": "forward_backward"}
+"""What is timed of each layer, and its key in JSON."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all arms of a comparison are given."""
+
+    shape: LayerShape
+    x_1TD: jax.Array
+    """The input."""
+    dy_1TD: jax.Array
+    """The gradient of the output."""
+    routed: Any
+    """Parameters of the routed layer, the same for every form of dispatch."""
+    dense: Any
+    """Parameters of the dense layer of equal active size."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One compiled program and its inputs."""
+
+    compiled: Any
+    inputs: tuple
+    compile_seconds: float
+
+    def __call__(self) -> Any:
+        return self.compiled(*self.inputs)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Memory beside inputs and outputs."""
+        return self.compiled.memory_analysis().temp_size_in_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory with inputs and outputs, as the compiler plans it."""
+        return self.compiled.memory_analysis().peak_memory_in_bytes
+
+
+def whole_products(dtype: str) -> AbstractContextManager:
+    """Where float32 products are compiled in full precision, as PyTorch's are, on GPUs too."""
+    return jax.default_matmul_precision("highest") if dtype == "float32" else nullcontext()
+
+
+def make_problem(shape: LayerShape) -> Problem:
+    """Random numbers, the same for equal shapes."""
+    T, D = shape.tokens, shape.width
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_1TD, dy_1TD = (jax.random.normal(k, (1, T, D), jnp.dtype(shape.dtype)) for k in keys[:2])
+    routed, dense = MoELayer(shape.moe(), shape.activation), dense_layer(shape)
+    real_1T = jnp.ones((1, T), bool)
+    routed = jax.jit(lambda x: routed.init(keys[2], x, real_1T, training=True))(x_1TD)
+    return Problem(shape, x_1TD, dy_1TD, routed, jax.jit(dense.init)(keys[2], x_1TD))
+
+
+def dense_layer(shape: LayerShape) -> FeedForward:
+    """The dense layer of equal active size."""
+    return FeedForward(shape.top_k * shape.hidden, shape.activation)
+
+
+def dense_arms(problem: Problem) -> dict[str, Arm]:
+    """The dense layer, compiled."""
+    return compile_both("dense", dense_layer(problem.shape).apply, problem.dense, problem)
+
+
+def routed_arms(name: str, problem: Problem, shape: LayerShape) -> dict[str, Arm]:
+    """The routed layer, compiled, with the dispatch that ``shape`` names."""
+    layer = MoELayer(shape.moe(), shape.activation)
+
+    def apply(params: Any, x_1TD: jax.Array) -> jax.Array:
+        return layer.apply(params, x_1TD, jnp.ones(x_1TD.shape[:2], bool), training=True)[0]
+
+    return compile_both(name, apply, problem.routed, problem)
+
+
+def compile_both(name: str, apply: Callable, params: Any, problem: Problem) -> dict[str, Arm]:
+    """Forward and forward+backward of ``apply(params, x_1TD)``, compiled. The gradient is that of
+    all parameters and of the input: ``y_1TD, (dparams, dx_1TD)``.
+    """
+
+    def gradient(params: Any, x_1TD: jax.Array, dy_1TD: jax.Array) -> Any:
+        y_1TD, pull = jax.vjp(apply, params, x_1TD)
+        return y_1TD, pull(dy_1TD)
+
+    inputs = (params, problem.x_1TD)
+    return {
+        f"{name} forward": compile_arm(apply, inputs),
+        f"{name} forward+backward": compile_arm(gradient, (*inputs, problem.dy_1TD)),
+    }
+
+
+def compile_arm(function: Callable, inputs: tuple) -> Arm:
+    """Compile for these inputs, and time that."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*inputs).compile()
+    return Arm(compiled, inputs, time.perf_counter() - start)

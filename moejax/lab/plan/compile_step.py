@@ -1,0 +1,205 @@
+"""The training step of a config compiled for TPUs that are not here: does it fit, what does it
+compute, what does it move.
+"""
+
+import functools
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from moejax.config.config import Config
+from moejax.config.errors import UserError
+from moejax.config.model import ModelConfig
+from moejax.lab.plan.step_flops import muon_flops, step_flops
+from moejax.models.by_kind import batch_shapes, build
+from moejax.runtime import device_mesh, mesh_fit, partition, targets
+from moejax.runtime.number_words import short
+from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.step import TrainState, init_state, train_step
+
+WITHOUT_LOOPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+"""Products of gathered arrays would else be loops that overlap with the gathering."""
+
+
+def measure(config: Config, target: str, slices: int, vocab_size: int) -> dict[str, Any]:
+    """Compile for a target (see ``targets.described``), and read the figures of one device: the
+    object that ``--json`` prints.
+
+    Memory is that of the step as it would run. Loops hide how often their bodies run, so arithmetic
+    and collectives are those of unrolled steps of one and two units of layers, extrapolated.
+    """
+    devices = targets.described(target, slices)
+    grid = device_mesh.make_mesh(config.mesh, devices)
+    mesh_fit.check_fits(config, grid)
+    start = time.perf_counter()
+    found = {"target": target, "slices": slices, "mesh": dict(grid.shape)}
+    kind = devices[0].device_kind
+    found |= {"device": kind, "memory_gigabytes": targets.HBM_BYTES.get(kind, 0) / 1e9}
+    say("compiling the training step (minutes, for large models) ...")
+    try:
+        compiled = compile_step(config, grid, vocab_size)
+    except OutOfMemory as error:
+        say("it does not fit; looking for the largest buffers in a smaller step ...")
+        return found | {"fits": False, "compiler": str(error)} | what_fits(config, grid, vocab_size)
+    memory = compiled.memory_analysis()
+    say(f"it fits, compiled in {time.perf_counter() - start:.0f} s; counting its arithmetic ...")
+    found |= {
+        "fits": True,
+        "peak_gigabytes": memory.peak_memory_in_bytes / 1e9,
+        "state_gigabytes": memory.argument_size_in_bytes / 1e9,
+        "buffers": targets.largest_buffers(compiled.as_text()),
+        "overlapping": targets.overlapping(compiled.as_text()),
+        "compile_seconds": time.perf_counter() - start,
+    }
+    return found | work(config, grid, vocab_size)
+
+
+say = functools.partial(print, file=sys.stderr, flush=True)
+
+
+class OutOfMemory(Exception):
+    """The compiler says that a program needs more memory than a device has."""
+
+
+def compile_step(
+    config: Config, grid: jax.sharding.Mesh, vocab_size: int, options: dict[str, str] | None = None
+) -> Any:
+    """The training step on described devices, compiled. Raises ``OutOfMemory``, or ``UserError``
+    with what else the compiler says.
+    """
+    step = functools.partial(
+        train_step,
+        model=build(config.model, vocab_size, config.mesh),
+        optimizer=make_optimizer(config.optim),
+        shape=schedule(config.optim, config.run.steps),
+        config=config,
+    )
+    with jax.set_mesh(grid):
+        state = shapes_of(config, vocab_size)
+        shardings = partition.tree_shardings(grid, state, config.mesh.fsdp)
+        state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+        )
+        rows = partition.named(grid, "batch_BN")
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
+            batch_shapes(config, config.data.batch_size),
+        )
+        jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+        traced = jitted.trace(state, batch)
+        try:
+            ours = device_mesh.compiler_options(config.mesh, "tpu")
+            return traced.lower(lowering_platforms=("tpu",)).compile(ours | (options or {}))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise OutOfMemory(str(error).split("RESOURCE_EXHAUSTED: ")[-1]) from error
+            raise UserError(f"the compiler says: {error}") from error
+
+
+def shapes_of(config: Config, vocab_size: int) -> TrainState:
+    """The shapes and types of the state of a run."""
+    model, optimizer = build(config.model, vocab_size), make_optimizer(config.optim)
+    return jax.eval_shape(functools.partial(init_state, model, optimizer, config))
+
+
+def work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, Any]:
+    """Arithmetic and collectives of a whole step, on one device."""
+    shallow, runs = depths(config.model)
+    base = counts(with_layers(config, shallow), grid, vocab_size)
+    totals, layers = dict(base), []
+    for unit, repeats in runs:
+        deeper = shallow | {unit: 2}
+        more = counts(with_layers(config, deeper), grid, vocab_size) if repeats > 1 else base
+        added = {key: more[key] - base[key] for key in base}
+        totals = {key: totals[key] + max(0, repeats - 1) * added[key] for key in totals}
+        if repeats > 1:
+            moved = {key: added[key] for key in targets.COLLECTIVES if added[key]}
+            layers.append({"layers": unit, "repeats": repeats, "collectives": moved})
+    with jax.set_mesh(grid):
+        params = shapes_of(config, vocab_size).params
+        formula = step_flops(config, vocab_size) + muon_flops(params, config.optim)
+    return {
+        "flops": totals["flops"],
+        "formula_flops": formula,
+        "flops_ratio": totals["flops"] / formula,
+        "collectives": {key: totals[key] for key in targets.COLLECTIVES if totals[key]},
+        "repeated": layers,
+    }
+
+
+def depths(model: ModelConfig) -> tuple[dict[str, int], list[tuple[str, int]]]:
+    """How often the least model of this kind repeats each run of layers, and this one does."""
+    period, first = model.moe.every or 1, model.moe.first_dense if model.moe.every else 0
+    rest = model.num_layers - first
+    runs = [("dense", first), ("unit", rest // period), ("rest", rest % period)]
+    return {name: min(repeats, 1) for name, repeats in runs}, runs
+
+
+def with_layers(config: Config, repeats: dict[str, int]) -> Config:
+    """The config with so many layers of each run, unrolled."""
+    model, moe = config.model, config.model.moe
+    layers = repeats["dense"] + repeats["unit"] * (moe.every or 1) + repeats["rest"]
+    first = repeats["dense"] if moe.every else 0
+    model = replace(model, num_layers=layers, unroll=True, moe=replace(moe, first_dense=first))
+    return replace(config, model=model)
+
+
+def counts(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, float]:
+    """FLOPs and collectives of a step without loops, over layers or inside products."""
+    compiled = compile_step(config, grid, vocab_size, WITHOUT_LOOPS)
+    return {"flops": compiled.cost_analysis()["flops"], **targets.collectives(compiled.as_text())}
+
+
+def what_fits(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, Any]:
+    """The largest buffers of the same step with fewer layers and, if need be, fewer sequences."""
+    config = with_layers(config, depths(config.model)[0])
+    unit = config.sequences_per_group * grid.shape["data"] * grid.shape["expert"]
+    batch = config.data.batch_size
+    while True:
+        data = replace(config.data, batch_size=batch)
+        smaller = replace(config, data=data, optim=replace(config.optim, accumulate=1))
+        try:
+            text = compile_step(smaller, grid, vocab_size).as_text()
+        except OutOfMemory:
+            if batch == unit:
+                return {"buffers": []}
+            batch = max(unit, batch // 2 // unit * unit)
+            continue
+        fitting = {"layers": config.model.num_layers, "sequences": batch}
+        return {"buffers_of": fitting, "buffers": targets.largest_buffers(text)}
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures, line by line."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    slices = f"{result['slices']} slices of " * (result["slices"] > 1)
+    lines = {"target": f"{slices}{result['target']} ({result['device']}), {axes}"}
+    room = f" of {result['memory_gigabytes']:.2f} GB a device has"
+    if not result["fits"]:
+        lines["does not fit"] = result["compiler"]
+    else:
+        lines |= {
+            "peak memory": f"{result['peak_gigabytes']:.2f} GB" + room,
+            "  state, batch": f"{result['state_gigabytes']:.2f} GB",
+            "arithmetic": f"{result['flops'] / 1e12:.3f} TFLOP a device and step,"
+            f" {result['flops_ratio']:.3f} of the formula",
+            "collectives": _listed(result["collectives"]),
+            "  beside products": f"{result['overlapping']} of those in the program's text",
+        }
+        for run in result["repeated"]:
+            name = {"dense": "dense layer", "unit": "unit of layers", "rest": "last layer"}
+            lines[f"  a {name[run['layers']]}"] = _listed(run["collectives"])
+    made = [f"{name:<20}{value}" for name, value in lines.items()]
+    if result["buffers"]:
+        of = result.get("buffers_of")
+        which = f" of a step with {of['sequences']} sequences, layers {of['layers']}" if of else ""
+        made.append(f"largest buffers{which}")
+        made += [f"  {short(size)}B  {array}  {name}" for size, array, name in result["buffers"]]
+    return "\n".join(made)
+
+
+def _listed(counts: dict[str, float]) -> str:
+    return ", ".join(f"{count:g} {name}" for name, count in counts.items()) or "none"

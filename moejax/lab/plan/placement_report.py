@@ -1,0 +1,54 @@
+"""Reading a load, and telling a placement in words and as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moejax.config.errors import UserError
+from moejax.moe.parallel.placement import Placement, balancedness
+
+
+def read_load(file: Path) -> np.ndarray:
+    """``load_LE`` (float64) from .npy, or from a load file of a run. Raises ``UserError``."""
+    try:
+        loaded = np.load(file)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            loaded = loaded["asked_LE"]
+        load = np.asarray(loaded, np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--load {file}: cannot read the load of experts from it: {error}. It should be a .npy"
+            " file of numbers [layers, experts], or a load file of a run."
+        ) from error
+    return load[None] if load.ndim == 1 else load
+
+
+def to_json(plan: Placement) -> dict[str, Any]:
+    """The object that ``--json`` prints; ``expert`` is [layers, places], device after device."""
+    return {
+        "expert": plan.expert_LP.tolist(),
+        "replicas": plan.replicas_LE.tolist(),
+        "device_load": plan.load_LQ.tolist(),
+        "balancedness": plan.balancedness_L.tolist(),
+    }
+
+
+def report(plan: Placement, load_LE: np.ndarray) -> str:
+    """A line for each layer, and the experts of each device."""
+    (L, E), devices = load_LE.shape, plan.load_LQ.shape[1]
+    lines = []
+    plain_L = None
+    if E % devices == 0:
+        plain_L = balancedness(load_LE.reshape(L, devices, -1).sum(-1))
+    for layer in range(L):
+        before = "" if plain_L is None else f" (experts in order: {plain_L[layer]:.3f})"
+        most = int(plan.replicas_LE[layer].max())
+        lines.append(
+            f"layer {layer}: mean load over largest {plan.balancedness_L[layer]:.3f}{before},"
+            f" at most {most} replica{'s' * (most > 1)} of an expert"
+        )
+        for device, experts in enumerate(plan.expert_LP[layer].reshape(devices, -1)):
+            names = " ".join(map(str, np.sort(experts)))
+            lines.append(f"  device {device:<4} load {plan.load_LQ[layer, device]:<12g} {names}")
+    return "\n".join(lines)

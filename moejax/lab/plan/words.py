@@ -1,0 +1,98 @@
+"""Where each number of a plan comes from: the arithmetic, with the numbers in it."""
+
+from moejax.config.model import ModelConfig
+from moejax.models.counts import active_parameters, parameters
+from moejax.moe.experts import matrices
+from moejax.runtime.number_words import short
+
+
+def of_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
+    """Of the parameters of each part, and of both totals."""
+    moe, D, L, V = model.moe, model.width, model.num_layers, vocab_size
+    routed, m = sum(model.routed_layers), len(matrices(model.activation))
+    expert = f"{m} matrices of {D:,} x {moe.hidden_size:,}"
+    tied = "none: the embedding is the head, too"
+    router = "" if moe.built_router.learned else ": this router learns nothing"
+    return {
+        "embedding": f"{V:,} tokens x {D:,}",
+        "attention": f"{L} layers x ({attention(model)})",
+        "dense_feed_forward": f"{L - routed} layers x {m} of {D:,} x {model.dense_hidden:,}",
+        "experts": f"{routed} layers x {moe.num_experts} experts x {expert};"
+        f" a token meets {moe.top_k} of the {moe.num_experts}",
+        "shared_experts": f"{routed} layers x {moe.shared_experts} x {expert}",
+        "routers": f"{routed} layers x {D:,} x {moe.num_choices} choices{router}",
+        "norms": f"{L} layers x 2 x {D:,} and {D:,} at the end, and those inside attention",
+        "head": tied if model.tie_embeddings else f"{D:,} x {V:,} tokens",
+    } | (totals(model, V) if routed else {})
+
+
+def attention(model: ModelConfig) -> str:
+    """The matrices of one attention layer."""
+    D, H, J = model.width, model.num_heads, model.key_value_heads
+    A, U, settings = model.query_head_size, model.value_head_size, model.attention
+    if not model.is_latent:
+        keys = f"2 x {D:,} x {J * A:,} keys and values"
+        return f"{D:,} x {H * A:,} queries, {keys}, {H * A:,} x {D:,} out"
+    rank = settings.query_rank
+    query = f"{D:,} x {H * A:,}" if rank is None else f"{D:,} x {rank:,} and {rank:,} x {H * A:,}"
+    return (
+        f"{query} queries, {D:,} x {settings.kv_rank + model.rotary_size:,} latent,"
+        f" {settings.kv_rank:,} x {H * (model.plain_head_size + U):,} keys and values,"
+        f" {H * U:,} x {D:,} out"
+    )
+
+
+def totals(model: ModelConfig, vocab_size: int) -> dict[str, str]:
+    """Why a model of E experts is not E models, and a token of K experts does not meet K."""
+    moe, every = model.moe, parameters(model, vocab_size)
+    E, K, experts = moe.num_experts, moe.top_k, every["experts"]
+    rest, met = sum(every.values()) - experts, active_parameters(model, vocab_size)["experts"]
+    one = experts / E
+    return {
+        "total": f"{E} x {short(one)} of experts + {short(rest)} of the rest"
+        f" = {short(experts + rest)}."
+        f" Only experts are there {E} times; {E} whole models of one expert each,"
+        f" {short(one + rest)}, would be {short(E * (one + rest))}",
+        "active": f"{K} x {short(one)} of experts + {short(rest)} of the rest"
+        f" = {short(met + rest)}."
+        f" Only experts are met {K} times; {K} whole models would be {short(K * (one + rest))}",
+    }
+
+
+def of_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
+    """Of the forward FLOPs a token of each part."""
+    L, H = model.num_layers, model.num_heads
+    A, U = model.query_head_size, model.value_head_size
+    plain = "2 x the numbers of its matrices: a multiply-add is 2 FLOPs"
+    return {
+        "attention": plain,
+        "attention_scores": f"2 x {L} layers x {sequence_length:,} positions x {H} heads x"
+        f" ({A} + {U}), what a mask hides included",
+        "dense_feed_forward": plain,
+        "experts": f"2 x the numbers of {model.moe.top_k} experts a layer",
+        "shared_experts": plain,
+        "routers": plain,
+        "head": plain,
+    }
+
+
+MEMORY = {
+    "weights": "4 bytes for each parameter that lies here: parameters are float32",
+    "optimizer, adamw": "8 bytes for each parameter that AdamW moves: two moments in float32",
+    "optimizer, muon": "4 bytes for each parameter that Muon moves: one momentum in float32",
+    "gradients": "4 bytes for each parameter; while layers are gone through, the embedding's are"
+    " still to come",
+    "gradients on their way": "4 bytes for each parameter of a layer that other devices have, too",
+    "copies of weights": "all layers' in the type of products, made before the loop over layers",
+    "gathered weights": "one layer's matrices, which FSDP brings together, and their gradients",
+    "saved for backward": "what layers keep from one pass to the other",
+    "residual stream, mask": "a token's numbers and their gradient, and what positions may see",
+    "attention kept": "queries, keys, values, output, and the probabilities of all heads",
+    "attention scores": "the gradient of the probabilities, in float32 and in the type of products",
+    "dispatch": "one-hot tensors: a truth for each choice and two weights, for each token and slot",
+    "experts": "inputs, hidden numbers and gradients of all slots or rows here",
+    "shared experts": "hidden numbers and their gradients",
+    "dense": "hidden numbers and their gradients",
+    "logits": "tokens x vocabulary, in float32, and in the type of products if it is another",
+}
+"""Of what lies in memory."""

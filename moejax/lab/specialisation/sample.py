@@ -1,0 +1,189 @@
+"""A sample of a text with what is known of each token: its class, and the domain it is from."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moejax.config.checks import check
+from moejax.data.sources import Documents, path_of
+from moejax.data.spread import Excerpt, excerpts
+from moejax.data.tokenizer import Tokenizer
+from moejax.lab.specialisation.classes import (
+    CLASSES,
+    OTHER,
+    REST,
+    domains,
+    most_frequent,
+    of_tokens,
+    python_classes,
+    shown,
+)
+
+AROUND = 40
+"""Bytes of the text that are kept on each side of a token."""
+MOST_LABELS = 30
+"""Tokens, or domains, that are classes of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A class of each token."""
+
+    label_T: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """T tokens of a text, in B pieces of at most N positions. Boundaries are no tokens of it."""
+
+    inputs_BN: np.ndarray
+    length_B: np.ndarray
+    is_text_BN: np.ndarray
+    """Which positions are the tokens, in their order."""
+    texts: tuple[bytes, ...]
+    """The bytes of each piece, and up to ``AROUND`` more on either side."""
+    begin_T: np.ndarray
+    end_T: np.ndarray
+    """The bytes of each token, in the text of its piece."""
+    classes: Labels
+    domains: Labels | None
+    """None if nobody knows them, or there is only one."""
+    documents: int
+    """Those that the pieces are from."""
+    not_python: int | None
+    """Files of Python that Python cannot read, all of class `other`; None if the classes are not
+    Python's."""
+
+    @property
+    def token_T(self) -> np.ndarray:
+        """Their ids."""
+        return self.inputs_BN[self.is_text_BN]
+
+    @property
+    def row_T(self) -> np.ndarray:
+        """The piece of each."""
+        return np.nonzero(self.is_text_BN)[0]
+
+    def shown(self, t: int) -> str:
+        """Token t as a label."""
+        return shown(self.texts[self.row_T[t]][self.begin_T[t] : self.end_T[t]])
+
+    def shuffle(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The inputs with the tokens of each piece in random order, and this order: token t is then
+        the one that was ``order_T[t]``.
+        """
+        row_T = self.row_T
+        order_T = np.lexsort((np.random.default_rng(seed).random(row_T.size), row_T))
+        inputs_BN = self.inputs_BN.copy()
+        inputs_BN[self.is_text_BN] = self.token_T[order_T]
+        return inputs_BN, order_T
+
+
+def draw_sample(
+    documents: Documents, tokenizer: Tokenizer, length: int, tokens: int, whole: int = 1
+) -> Sample:
+    """About ``tokens`` tokens in pieces of at most ``length``; see ``data.spread``. Rows are as
+    long as the longest piece, up to a multiple of ``whole``. What is kept grows with ``tokens``,
+    not with the text. Raises ``ConfigError`` for a text without any.
+    """
+    kept: list[_Kept] = []
+    for _, group in itertools.groupby(
+        excerpts(documents, tokenizer, length, tokens), lambda excerpt: excerpt.document
+    ):
+        kept += _of_document([*group], documents)
+    check(bool(kept), "the text gives no tokens: there is nothing to look at.")
+    longest = max(len(one.inputs_N) for one in kept)
+    N = -(-longest // whole) * whole
+    inputs_BN, is_text_BN = (
+        np.stack([np.pad(x_N, (0, N - len(x_N))) for x_N in arrays])
+        for arrays in zip(*((one.inputs_N, one.is_text_N) for one in kept), strict=True)
+    )
+    begin_T, end_T = (
+        np.concatenate(parts)
+        for parts in zip(*((one.begin_T, one.end_T) for one in kept), strict=True)
+    )
+    sample = Sample(
+        inputs_BN=inputs_BN,
+        length_B=np.array([len(one.inputs_N) for one in kept]),
+        is_text_BN=is_text_BN,
+        texts=tuple(one.text for one in kept),
+        begin_T=begin_T,
+        end_T=end_T,
+        documents=len({one.document for one in kept}),
+        classes=Labels(np.zeros(0, int), ()),
+        domains=None,
+        not_python=None,
+    )
+    return replace(sample, domains=_domains(sample, kept), **_classes(sample, kept))
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What is kept of an excerpt: its tokens, their bytes, and their classes if it is Python."""
+
+    document: int
+    path: str | None
+    inputs_N: np.ndarray
+    is_text_N: np.ndarray
+    text: bytes
+    begin_T: np.ndarray
+    end_T: np.ndarray
+    class_T: np.ndarray | None
+    readable: bool
+
+
+def _of_document(group: list[Excerpt], documents: Documents) -> list[_Kept]:
+    """Of the excerpts of one document."""
+    index, text = group[0].document, group[0].text
+    path = path_of(documents, index)
+    is_python = path is not None and path.endswith(".py")
+    class_of_byte = python_classes(text) if is_python else None
+    readable = class_of_byte is not None
+    if is_python and not readable:
+        class_of_byte = np.full(len(text), OTHER, np.uint8)
+    found = []
+    for one in group:
+        begin_T, end_T = one.begin_N[one.is_text_N], one.end_N[one.is_text_N]
+        class_T = of_tokens(class_of_byte, text, begin_T, end_T) if is_python else None
+        low = max(0, int(one.begin_N[0]) - AROUND)
+        own = text[low : int(one.end_N[-1]) + AROUND]
+        places = (begin_T - low, end_T - low)
+        found.append(
+            _Kept(index, path, one.inputs_N, one.is_text_N, own, *places, class_T, readable)
+        )
+    return found
+
+
+def _classes(sample: Sample, kept: Sequence[_Kept]) -> dict[str, Any]:
+    """Python's classes if all is Python, else the most frequent tokens."""
+    if all(one.class_T is not None for one in kept):
+        class_T = np.concatenate([one.class_T for one in kept])
+        present, label_T = np.unique(class_T, return_inverse=True)
+        names = tuple(CLASSES[i] for i in present)
+        unreadable = len({one.document for one in kept if not one.readable})
+        return {"classes": Labels(label_T, names), "not_python": unreadable}
+    token_T = sample.token_T
+    label_T, ids = most_frequent(token_T.tolist(), MOST_LABELS)
+    firsts = [int(np.argmax(token_T == one)) for one in ids]
+    return {"classes": _with_rest(label_T, [sample.shown(t) for t in firsts])}
+
+
+def _domains(sample: Sample, kept: Sequence[_Kept]) -> Labels | None:
+    """The folders that the documents are from."""
+    if any(one.path is None for one in kept):
+        return None
+    all_python = all(one.class_T is not None for one in kept)
+    names = domains([one.path for one in kept], "(modules)" if all_python else "(files)")
+    if len(set(names)) == 1:
+        return None
+    label_T, first = most_frequent([names[row] for row in sample.row_T.tolist()], MOST_LABELS)
+    return _with_rest(label_T, first)
+
+
+def _with_rest(label_T: np.ndarray, names: Sequence[str]) -> Labels:
+    """The labels with a name for the one after all names, if there is any."""
+    return Labels(label_T, (*names, REST) if label_T.max() == len(names) else (*names,))

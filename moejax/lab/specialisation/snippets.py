@@ -1,0 +1,103 @@
+"""What an expert takes, shown: its classes, its most frequent tokens, and places in the text."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moejax.data.tokenizer import characters
+from moejax.lab.specialisation.association import SURE, Association, Choices, contributions
+from moejax.lab.specialisation.sample import AROUND, Sample
+
+SNIPPETS = 6
+TOKENS = 10
+"""Of each expert that is shown."""
+CLASSES_SHOWN = 3
+
+Snippet = tuple[tuple[str, int], ...]
+"""A stretch of text in parts: 2 is the token in question, 1 others that the expert takes, 0 what it
+does not take."""
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One expert."""
+
+    layer: int
+    """Among the routed ones."""
+    expert: int
+    choices: int
+    bits: float
+    """What it adds to the mutual information of its layer and the classes."""
+    classes: tuple[tuple[str, float], ...]
+    """Those it takes more of than its share, surely, with their lift; the weightiest first."""
+    tokens: tuple[tuple[str, float], ...]
+    """Its most frequent ones, and the share of all their occurrences that it takes."""
+    snippets: tuple[Snippet, ...]
+
+
+def portraits(sample: Sample, choices: Choices, of: Association, most: int) -> Iterator[Portrait]:
+    """The experts that add most to the mutual information of their layer, ``most`` of each, in the
+    order of their numbers. Snippets are of the classes that an expert surely takes more of than its
+    share; if there are none, of any.
+    """
+    row_T = sample.row_T
+    ids, first, which_T = np.unique(sample.token_T, return_index=True, return_inverse=True)
+    of_token = np.bincount(which_T)
+    for layer, chosen_TE in enumerate(choices):
+        bits_EY, lift_EY = contributions(of.counts_LEY[layer]), of.lift_LEY[layer]
+        bits_E = bits_EY.sum(-1)
+        for expert in sorted(np.argsort(-bits_E, kind="stable")[:most].tolist()):
+            chosen_T = chosen_TE[:, expert]
+            sure_Y = of.z_LEY[layer, expert] >= SURE
+            ranked = np.argsort(-np.where(sure_Y, bits_EY[expert], 0), kind="stable").tolist()
+            labels = [y for y in ranked if sure_Y[y]][:CLASSES_SHOWN]
+            taken = np.bincount(which_T[chosen_T], minlength=len(ids))
+            tokens = [i for i in np.argsort(-taken, kind="stable")[:TOKENS].tolist() if taken[i]]
+            places = [chosen_T & (sample.classes.label_T == y) for y in labels] or [chosen_T]
+            yield Portrait(
+                layer=layer,
+                expert=expert,
+                choices=int(chosen_T.sum()),
+                bits=float(bits_E[expert]),
+                classes=tuple((of.names[y], float(lift_EY[expert, y])) for y in labels),
+                tokens=tuple((sample.shown(first[i]), taken[i] / of_token[i]) for i in tokens),
+                snippets=tuple(
+                    snippet(sample, row_T, chosen_T, t)
+                    for candidate_T in places
+                    for t in spread_over(candidate_T, row_T, SNIPPETS // len(places))
+                ),
+            )
+
+
+def spread_over(candidate_T: np.ndarray, row_T: np.ndarray, count: int) -> list[int]:
+    """Some of the candidates, spread evenly over the pieces of the text, and of each piece the one
+    in the middle.
+    """
+    found = np.flatnonzero(candidate_T)
+    _, first, size = np.unique(row_T[found], return_index=True, return_counts=True)
+    middle = found[first + size // 2]
+    count = min(count, len(middle))
+    return [int(middle[(2 * i + 1) * len(middle) // (2 * count)]) for i in range(count)]
+
+
+def snippet(sample: Sample, row_T: np.ndarray, chosen_T: np.ndarray, t: int) -> Snippet:
+    """The text around token t, with the tokens that the expert takes."""
+    row = row_T[t]
+    text, begin, end = sample.texts[row], int(sample.begin_T[t]), int(sample.end_T[t])
+    level = np.zeros(len(text), np.int8)
+    for other in range(*np.searchsorted(row_T, [row, row + 1])):
+        if chosen_T[other]:
+            level[sample.begin_T[other] : sample.end_T[other]] = 1
+    level[begin:end] = 2
+    low, high = (_to_character(text, at) for at in (max(0, begin - AROUND), end + AROUND))
+    letters, byte_ends = characters(text[low:high])
+    parts = zip(letters, level[low:high][byte_ends[:-1]].tolist(), strict=True)
+    groups = itertools.groupby(parts, lambda part: part[1])
+    return tuple(("".join(letter for letter, _ in group), kind) for kind, group in groups)
+
+
+def _to_character(text: bytes, at: int) -> int:
+    """The first place from ``at`` on where a character of UTF-8 may begin."""
+    return next((i for i in range(at, len(text)) if text[i] & 0xC0 != 0x80), len(text))

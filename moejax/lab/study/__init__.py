@@ -1,0 +1,1 @@
+"""Configs trained under equal conditions, and compared."""

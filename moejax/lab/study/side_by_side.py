@@ -1,0 +1,74 @@
+"""Any runs, side by side: the comparison of a study, of runs that were not made as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moejax.config.errors import RunError
+from moejax.config.files import flat
+from moejax.lab.study.results import Comparison, Outcome
+from moejax.runs.records import Run, last, number, read_run
+
+OF_NO_INTEREST = ("run.directory",)
+
+
+def read_trained(directory: Path) -> Run:
+    """The run in a directory. Raises ``RunError`` if there is none."""
+    try:
+        run = read_run(directory)
+    except FileNotFoundError as error:
+        raise RunError(f"there is no directory {directory}: give that of a run.") from error
+    if not (run.train or run.validation):
+        raise RunError(
+            f"{directory} holds no metrics of a run: give a directory that train.py has written,"
+            f" such as runs/quickstart."
+        )
+    return run
+
+
+def side_by_side(directories: Sequence[Path], command: str) -> Comparison:
+    """Compare the runs in these directories, each under the name of its own. Raises ``RunError`` if
+    one is not a run's, or is given twice.
+    """
+    runs = {directory: read_trained(directory) for directory in directories}
+    if len(runs) < len(directories):
+        raise RunError("a run is given twice: each must have a directory of its own.")
+    if len({run.measure.key for run in runs.values()}) > 1:
+        raise RunError("some of these runs are of text and some of images: they do not compare.")
+    names = [directory.resolve().name for directory in runs]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in runs]
+    return Comparison(
+        title=f"{len(runs)} runs side by side",
+        question="What differs between them is in the last table.",
+        command=command,
+        outcomes=tuple(
+            Outcome(
+                name=name,
+                seed=int(run.config.get("run", {}).get("seed", 0)),
+                label=name,
+                status="finished" if _is_finished(run) else "not finished",
+                run=run,
+                measure=run.measure,
+            )
+            for name, run in zip(names, runs.values(), strict=True)
+        ),
+        settings=_differing({n: flat(r.config) for n, r in zip(names, runs.values(), strict=True)}),
+    )
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether it was evaluated after its last step; of a run without settings nobody knows."""
+    steps = number(run.config.get("run", {}).get("steps"))
+    return not last(run.validation, "step") < steps
+
+
+def _differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings that are not the same in all runs, by field."""
+    fields = dict.fromkeys(field for of_run in settings.values() for field in of_run)
+    found = {field: {n: of_run.get(field) for n, of_run in settings.items()} for field in fields}
+    return {
+        field: values
+        for field, values in found.items()
+        if field not in OF_NO_INTEREST and len({repr(value) for value in values.values()}) > 1
+    }

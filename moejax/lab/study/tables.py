@@ -1,0 +1,183 @@
+"""The table of a study: a row for each run, in text and in Markdown."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moejax.lab.study.baseline import Baseline
+from moejax.lab.study.results import Comparison, Outcome, over_seeds, status, to_baseline
+from moejax.runs.measures import Measure
+from moejax.runtime.number_words import short
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its head, its figure, and how to write a value."""
+
+    head: str
+    figure: str
+    write: Callable[[float], str]
+    optional: bool = False
+    """Left out when no run has the figure."""
+    spread: bool = False
+    """With the least and the greatest value over the seeds, if there are several."""
+
+
+def _digits(digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2%}"
+
+
+def all_columns(measure: Measure) -> tuple[Column, ...]:
+    """What the table has of each run beside its measure."""
+    unit = measure.unit
+    speed = Column(f"{unit}/s", f"{unit}_per_second", _digits(0))
+    return *OF_ROUTERS, speed, *OF_TRAINING
+
+
+OF_ROUTERS = (
+    Column("max violation", "max_violation_validation", _digits(2), spread=True),
+    Column("max violation, global", "max_violation_global_validation", _digits(2), optional=True),
+    Column("global, training", "max_violation_global", _digits(2), optional=True, spread=True),
+    Column("dead experts", "dead_experts", "{:,.3g}".format),
+    Column("dropped, training", "dropped_fraction", _percent),
+    Column("dropped, validation", "dropped_fraction_validation", _percent),
+)
+OF_TRAINING = (
+    Column("first loss", "first_loss", _digits(3)),
+    Column("last loss", "last_loss", _digits(3)),
+    Column("steps", "steps", _digits(0)),
+    Column("seconds", "seconds", _digits(0)),
+)
+AGAINST = ("against", "steps to", "seconds to")
+"""The columns of ``to_baseline``, before the baseline's name."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; ``best`` is the row and column of the best measure, of several."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: tuple[int, int] | None
+
+
+def table(comparison: Comparison) -> Table:
+    """One row for each run: means over its seeds, with the spread of what differs most."""
+    runs, baseline, measure = comparison.by_run(), comparison.baseline, comparison.measure
+    spreads = [Spread.of(outcomes) for outcomes in runs.values()]
+    columns = [
+        one
+        for one in all_columns(measure)
+        if not one.optional or any(math.isfinite(spread.mean[one.figure]) for spread in spreads)
+    ]
+    rows = tuple(
+        (
+            name,
+            _quality(outcomes, spread, measure),
+            *(_to_baseline(name, spread, baseline, measure) if baseline else ()),
+            *(_cell(spread, one) for one in columns),
+            _parameters(spread.mean),
+        )
+        for (name, outcomes), spread in zip(runs.items(), spreads, strict=True)
+    )
+    against = [f"{what} {baseline.name}" for what in AGAINST] if baseline else []
+    header = ("run", measure.name, *against, *(one.head for one in columns), "parameters (active)")
+    values = np.array([spread.mean[measure.key] for spread in spreads])
+    several = np.isfinite(values).sum() > 1
+    best = (int(np.nanargmin(values)), 1) if several else None
+    return Table(header, rows, best)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The figures of a run over its seeds."""
+
+    mean: dict[str, float]
+    least: dict[str, float]
+    greatest: dict[str, float]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> "Spread":
+        """Those of these outcomes."""
+        return cls(*(over_seeds(outcomes, reduce) for reduce in (np.mean, min, max)))
+
+    def write(self, figure: str, write: Callable[[float], str]) -> str:
+        """A figure as ``mean (least..greatest)``, or as its mean if all are the same."""
+        mean, least, greatest = (of[figure] for of in (self.mean, self.least, self.greatest))
+        edges = f"{write(least)}..{write(greatest)}"
+        if least == greatest:
+            return write(mean)
+        return f"{write(mean)} ({edges})" if math.isfinite(mean) else edges
+
+
+def _cell(spread: Spread, column: Column) -> str:
+    value = spread.mean[column.figure]
+    if not math.isfinite(value):
+        return "–"
+    if column.spread:
+        return spread.write(column.figure, column.write)
+    experts = spread.mean["experts"]
+    of_all = column.figure == "dead_experts" and math.isfinite(experts)
+    return column.write(value) + (f" of {experts:,.0f}" if of_all else "")
+
+
+def _to_baseline(name: str, spread: Spread, baseline: Baseline, measure: Measure) -> list[str]:
+    """The difference to the baseline's measure; the steps and seconds until it is reached, and
+    their share of the baseline's.
+    """
+    less, *soon = to_baseline(measure)
+    wholes = (baseline.steps, baseline.seconds)
+    if name == baseline.name:
+        return ["baseline", *(f"{whole:,.0f}" for whole in wholes)]
+    known = math.isfinite(spread.mean[less])
+    cells = [spread.write(less, measure.difference) if known else "–"]
+    for figure, whole in zip(soon, wholes, strict=True):
+        mean = spread.mean[figure]
+        share = f", {mean / whole:.2f}x" if math.isfinite(mean) else ""
+        cells.append("–" if math.isnan(mean) else spread.write(figure, _or_never) + share)
+    return cells
+
+
+def _or_never(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "never"
+
+
+def _parameters(mean: dict[str, float]) -> str:
+    total, active = mean["parameters_total"], mean["parameters_active"]
+    if not (math.isfinite(total) and math.isfinite(active)):
+        return "–"
+    return f"{short(total, 'kMBT')} ({short(active, 'kMBT')})"
+
+
+def _quality(outcomes: Sequence[Outcome], spread: Spread, measure: Measure) -> str:
+    """The measure with its spread, or why there is none."""
+    words = status(outcomes)
+    if not math.isfinite(spread.mean[measure.key]):
+        return "not finite" if words == "finished" else words
+    written = spread.write(measure.key, measure.digits)
+    return written + (f"; {words}" if words != "finished" else "")
+
+
+def markdown(made: Table) -> str:
+    """The table in Markdown, padded so that it reads well as it is; the best result is bold."""
+    rows = [
+        [f"**{cell}**" if (i, j) == made.best else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(made.rows)
+    ]
+    columns = list(zip(made.header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [
+            cell.rjust(width) if j else cell.ljust(width)
+            for cell in (column[0], rules[j], *column[1:])
+        ]
+        for j, (column, width) in enumerate(zip(columns, widths, strict=True))
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*padded, strict=True))

@@ -1,0 +1,173 @@
+"""Parameters and FLOPs of a model, part by part, from its config alone."""
+
+from dataclasses import dataclass
+
+from moejax.config.model import ModelConfig
+from moejax.moe.experts import matrices
+from moejax.routing.seating import capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model holds and what a token costs."""
+
+    parameters_total: int
+    parameters_active: int
+    """Parameters that one token meets: its own experts, and all that is not routed."""
+    flops_per_token: int
+    """Training, forward and backward: three times the forward pass, recomputation left out."""
+
+
+def attention_products(model: ModelConfig) -> int:
+    """Numbers in the matrices of one attention layer; an ``mlp`` has none."""
+    if model.kind == "mlp":
+        return 0
+    D, H, J = model.width, model.num_heads, model.key_value_heads
+    A, U = model.query_head_size, model.value_head_size
+    if not model.is_latent:
+        return D * H * A + 2 * D * J * A + H * A * D
+    settings = model.attention
+    query = D if settings.query_rank is None else settings.query_rank
+    latent = settings.kv_rank * H * (model.plain_head_size + U)
+    return latent_products(model) + query * H * A + latent + H * U * D
+
+
+def latent_products(model: ModelConfig) -> int:
+    """Numbers in the matrices that make the latent vectors of one layer; every device of the model
+    axis has them whole.
+    """
+    settings = model.attention
+    if not model.is_latent:
+        return 0
+    return model.width * (settings.kv_rank + model.rotary_size + (settings.query_rank or 0))
+
+
+def attention_biases(model: ModelConfig) -> int:
+    """Numbers in the biases and sinks of one attention layer."""
+    H, J, A, settings = (
+        model.num_heads,
+        model.key_value_heads,
+        model.query_head_size,
+        model.attention,
+    )
+    biases = (settings.bias != "none") * (H + 2 * J) * A + (settings.bias == "all") * model.width
+    return biases + settings.sinks * H
+
+
+def layer_norms(model: ModelConfig) -> int:
+    """Numbers in the norms of one layer."""
+    if model.kind == "mlp":
+        return model.width
+    H, J, A, settings = (
+        model.num_heads,
+        model.key_value_heads,
+        model.query_head_size,
+        model.attention,
+    )
+    if model.is_latent:
+        inner = settings.kv_rank + (settings.query_rank or 0)
+    else:
+        inner = model.qk_norm * (2 * A if settings.qk_norm_over == "head" else (H + J) * A)
+    return 2 * model.width + inner
+
+
+def feed_forward_parameters(model: ModelConfig, hidden_size: int) -> int:
+    """Parameters of one feed-forward network of this hidden width."""
+    return len(matrices(model.activation)) * model.width * hidden_size
+
+
+def expert_parameters(model: ModelConfig) -> int:
+    """Parameters of one expert, with its biases."""
+    moe = model.moe
+    inner = (len(matrices(model.activation)) - 1) * moe.hidden_size
+    biases = moe.expert_bias * (inner + model.width)
+    return feed_forward_parameters(model, moe.hidden_size) + biases
+
+
+def shared_parameters(model: ModelConfig) -> int:
+    """Parameters of the shared experts of one layer, with their gate."""
+    moe = model.moe
+    gate = model.width * (moe.shared_gate and moe.shared_experts > 0)
+    return moe.shared_experts * feed_forward_parameters(model, moe.hidden_size) + gate
+
+
+def router_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer's router."""
+    moe, router = model.moe, model.moe.built_router
+    each = model.width * moe.num_choices
+    if not router.learned:
+        return 0
+    if router.slots:
+        slots = capacity(moe.group_size, moe.top_k, moe.num_choices, moe.capacity_factor)
+        return each * slots + 1
+    noise = getattr(router.rule, "noise", None) == "learned"
+    return each * (1 + noise) + moe.num_choices * router.linear_bias
+
+
+def patch_numbers(model: ModelConfig) -> int:
+    """Numbers in a patch of a classifier's images (X)."""
+    return model.patch_side**2 * model.image.channels
+
+
+def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of what makes tokens vectors: a table; or the product and positions of patches."""
+    if not model.sees_images:
+        return vocab_size * model.width
+    positions = model.image_tokens if model.image_tokens > 1 else 0
+    return (patch_numbers(model) + positions) * model.width
+
+
+def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
+    """Parameters of each part of a model; a head that is the embedding counts there."""
+    L, routed, head = model.num_layers, sum(model.routed_layers), vocab_size * model.width
+    dense = feed_forward_parameters(model, model.dense_hidden)
+    return {
+        "embedding": embedding_parameters(model, vocab_size),
+        "attention": L * (attention_products(model) + attention_biases(model)),
+        "dense_feed_forward": (L - routed) * dense,
+        "experts": routed * model.moe.num_experts * expert_parameters(model) if routed else 0,
+        "shared_experts": routed * shared_parameters(model) if routed else 0,
+        "routers": routed * router_parameters(model) if routed else 0,
+        "norms": L * layer_norms(model) + model.width,
+        "head": 0 if model.tie_embeddings else head,
+    }
+
+
+def active_parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
+    """Parameters of each part that one token meets: K experts of a layer, and all of the rest."""
+    met = sum(model.routed_layers) * model.moe.top_k * expert_parameters(model)
+    return parameters(model, vocab_size) | {"experts": met}
+
+
+def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, int]:
+    """FLOPs a token of each part's products, forward. A multiply-add is 2 FLOPs; embedding
+    look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full. The
+    one head of an image is shared out among its tokens.
+    """
+    D, L, moe, routed = model.width, model.num_layers, model.moe, sum(model.routed_layers)
+    widths = model.num_heads * (model.query_head_size + model.value_head_size)
+    widths *= model.kind != "mlp"
+    patch = {"embedding": 2 * patch_numbers(model) * D} if model.sees_images else {}
+    network = feed_forward_parameters(model, moe.hidden_size)
+    dense = feed_forward_parameters(model, model.dense_hidden)
+    return {
+        **patch,
+        "attention": 2 * L * attention_products(model),
+        "attention_scores": 2 * L * sequence_length * widths,
+        "dense_feed_forward": 2 * (L - routed) * dense,
+        "experts": 2 * routed * moe.top_k * network,
+        "shared_experts": 2 * routed * shared_parameters(model),
+        "routers": 2 * routed * router_parameters(model) if routed else 0,
+        "head": 2 * vocab_size * D // (sequence_length if model.sees_images else 1),
+    }
+
+
+def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
+    """Count a model's parameters and FLOPs; see ``forward_flops``. A token counts as meeting K
+    experts, also where zero-computation experts or the router make that fewer.
+    """
+    return Cost(
+        parameters_total=sum(parameters(model, vocab_size).values()),
+        parameters_active=sum(active_parameters(model, vocab_size).values()),
+        flops_per_token=3 * sum(forward_flops(model, vocab_size, sequence_length).values()),
+    )

@@ -1,0 +1,1 @@
+"""The routed layer: experts, dispatch, kernels, balance, and experts across devices."""

@@ -1,0 +1,131 @@
+"""Feed-forward networks, single or in a bank with a leading E: functions of a dict of arrays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from moejax.moe.kernels.product import product
+
+Affine = Callable[[jax.Array, str, jax.Array | float], jax.Array]
+
+
+def clamped_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The gate of gpt-oss (OpenAI 2025, its released code): clamped at 7, with a steeper sigmoid,
+    and one more than the other factor.
+    """
+    gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+    return (up + 1) * gate * jax.nn.sigmoid(1.702 * gate)
+
+
+GATED = {
+    "swiglu": lambda gate, up: up * jax.nn.silu(gate),
+    "geglu": lambda gate, up: up * jax.nn.gelu(gate),
+    "clamped_swiglu": clamped_swiglu,
+}
+PLAIN = {"gelu": jax.nn.gelu, "relu": jax.nn.relu}
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Zero each hidden number with probability ``rate`` and scale up the rest."""
+
+    rate: float
+    key: jax.Array
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        kept = jax.random.bernoulli(self.key, 1 - self.rate, h.shape)
+        return jnp.where(kept, h / (1 - self.rate), 0)
+
+
+def matrices(activation: str) -> tuple[str, ...]:
+    """The weights that a feed-forward network of this activation has."""
+    return ("w_gate", "w_up", "w_down") if activation in GATED else ("w_up", "w_down")
+
+
+def bank_shapes(
+    activation: str, E: int, D: int, F: int, bias: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """The arrays of a bank of E experts, by name; those with ``bias`` have one for each matrix."""
+    shapes = {"w_gate_EDF": (E, D, F), "w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
+    biases = {"b_gate_EF": (E, F), "b_up_EF": (E, F), "b_down_ED": (E, D)}
+    wanted = matrices(activation)
+    found = {name: shape for name, shape in shapes.items() if name[:-4] in wanted}
+    if bias:
+        found |= {n: shape for n, shape in biases.items() if f"w_{n[2:-3]}" in wanted}
+    return found
+
+
+def network(
+    params: dict[str, jax.Array],
+    x_TD: jax.Array,
+    activation: str,
+    *,
+    weight_T1: jax.Array | None = None,
+    weigh: str = "output",
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """One feed-forward network, or several with equal leading dimensions: ``y_TD``.
+
+    ``params``: ``w_up_DF``, ``w_down_FD``, for gated activations ``w_gate_DF``, and where there are
+    such the biases ``b_up_F``, ``b_gate_F``, ``b_down_D``; names may have an E for leading experts.
+    The rest as in ``feed_forward``.
+    """
+    parts = named(params)
+
+    def affine(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
+        y = product(x, parts[f"w_{name}"])
+        bias = parts.get(f"b_{name}")
+        return y if bias is None else y + (scale * bias[..., None, :]).astype(y.dtype)
+
+    return feed_forward(affine, x_TD, activation, weight_T1=weight_T1, weigh=weigh, dropout=dropout)
+
+
+def feed_forward(
+    affine: Affine,
+    x_TD: jax.Array,
+    activation: str,
+    *,
+    weight_T1: jax.Array | None = None,
+    weigh: str = "output",
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """What every expert computes, whatever does its products: ``y_TD``.
+
+    SwiGLU and GeGLU (Shazeer 2020): (act(x W_gate) * (x W_up)) W_down. gelu, relu: act(x W_up)
+    W_down. ``weight_T1`` multiplies the ``output`` or the ``input`` of each token; ``dropout`` acts
+    on the hidden numbers (expert dropout, Fedus et al. 2021, section 2.4). ``affine(x, name,
+    scale)`` is x W_name, plus ``scale`` times the bias of that name where there is one.
+    """
+    if weight_T1 is not None and weigh == "input":
+        x_TD = (x_TD * weight_T1).astype(x_TD.dtype)
+    h_TF = affine(x_TD, "up", 1.0)
+    if activation in GATED:
+        h_TF = GATED[activation](affine(x_TD, "gate", 1.0), h_TF)
+    else:
+        h_TF = PLAIN[activation](h_TF)
+    if dropout is not None:
+        h_TF = dropout(h_TF)
+    if weight_T1 is None or weigh == "input":
+        return affine(h_TF, "down", 1.0)
+    return affine((h_TF * weight_T1).astype(h_TF.dtype), "down", weight_T1)
+
+
+def named(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Parameters by their names without the dimensions: ``w_up``, ``b_down``."""
+    return {name.rsplit("_", 1)[0]: p for name, p in params.items()}
+
+
+def bank(
+    params: dict[str, jax.Array],
+    x_EGCD: jax.Array,
+    activation: str,
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """E networks, each on its own slots: ``w_gate_EDF``, ``w_up_EDF``, ``w_down_EFD``.
+
+    Without biases, an empty slot holds zeros and comes out as zeros.
+    """
+    x_ETD = x_EGCD.reshape(x_EGCD.shape[0], -1, x_EGCD.shape[-1])
+    return network(params, x_ETD, activation, dropout=dropout).reshape(x_EGCD.shape)

@@ -1,0 +1,1 @@
+"""The grouped feed-forward: every expert on its own rows, however many; one file a platform."""

@@ -1,0 +1,187 @@
+"""The grouped feed-forward as a loop over experts and blocks of their rows: for CPUs, and wherever
+there is no better kernel. It does the arithmetic of the chosen experts and little more.
+
+A block is gathered, computed, and written; weights multiply inside it, so no array of all rows is
+ever weighted. Hidden numbers are computed again in the backward pass: kept, they would take most of
+the memory of a dense layer. An expert's last block is computed in the smallest of a few sizes that
+holds its rows; what it writes beyond them the next expert overwrites.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moejax.moe.experts import network
+from moejax.moe.kernels.rows import Rows, round_up, sum_choices, take
+
+Params = dict[str, jax.Array]
+Sizes = tuple[int, ...]
+"""Numbers of rows that a block may have, ascending."""
+
+LARGEST_BLOCK = 512
+
+
+def block_sizes(rows: int, num_experts: int) -> Sizes:
+    """Sizes around the rows that an expert has on average, so that one block serves most experts:
+    each block adds its own gradient to those of the weights. Where that would be large, experts
+    have several blocks, all but the last of them of the largest size.
+
+    More sizes waste fewer rows, but each takes a tenth of a second to compile.
+    """
+    mean = rows / num_experts
+    sizes = [round_up(math.ceil(mean * part / 8), 16) for part in (4, 6, 7, 8, 9, 11)]
+    if sizes[-1] > LARGEST_BLOCK:
+        sizes = [LARGEST_BLOCK * part // 4 for part in range(1, 5)]
+    return tuple(sorted(set(sizes)))
+
+
+def forward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    *,
+    activation: str,
+    weigh: str,
+    sizes: Sizes | None = None,
+) -> jax.Array:
+    """``y_TD``, each token's chosen experts weighted and added up: see ``kernels.feed_forward``."""
+    R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
+    sizes = sizes or block_sizes(R, E)
+    block, blocks = sizes[-1], _blocks(rows, weight_TK, sizes[-1])
+
+    def expert(e: jax.Array, y_RD: jax.Array) -> jax.Array:
+        params_e, (number, block_of) = _of(params, e), blocks(e)
+
+        def run(token: jax.Array, weight: jax.Array) -> jax.Array:
+            x = take(x_TD, token)
+            y = network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+            return padded(y.astype(y_RD.dtype), block)
+
+        def step(i: jax.Array, y_RD: jax.Array) -> jax.Array:
+            at, left, *inputs, _ = block_of(i)
+            y = _by_size(sizes, left, run, *inputs)
+            return lax.dynamic_update_slice_in_dim(y_RD, y, at, 0)
+
+        return lax.fori_loop(0, number, step, y_RD)
+
+    y_RD = jnp.zeros((R + block, x_TD.shape[1]), x_TD.dtype)
+    y_RD = lax.fori_loop(0, E, expert, y_RD)
+    return sum_choices(y_RD, rows.row_TK).astype(x_TD.dtype)
+
+
+def backward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    dy_TD: jax.Array,
+    *,
+    activation: str,
+    weigh: str,
+    sizes: Sizes | None = None,
+) -> tuple[Params, jax.Array, jax.Array]:
+    """The gradients of ``params``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
+    R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
+    sizes = sizes or block_sizes(R, E)
+    block, blocks = sizes[-1], _blocks(rows, weight_TK, sizes[-1])
+
+    def expert(e: jax.Array, carry: tuple) -> tuple:
+        *carry, dparams = carry
+        params_e, (number, block_of) = _of(params, e), blocks(e)
+
+        def run(token: jax.Array, weight: jax.Array, mine: jax.Array) -> tuple:
+            def y_of(params_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
+                return network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+
+            _, pull = jax.vjp(y_of, params_e, take(x_TD, token), weight)
+            dparams, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
+            dparams = jax.tree.map(lambda d: d.astype(jnp.float32), dparams)
+            return padded(dx, block), padded(dweight, block), dparams
+
+        def written(at: jax.Array, dx: jax.Array, dweight: jax.Array, carry: tuple) -> tuple:
+            dx_RD, dweight_R = carry
+            dx_RD = lax.dynamic_update_slice_in_dim(dx_RD, dx.astype(dx_RD.dtype), at, 0)
+            return dx_RD, lax.dynamic_update_slice_in_dim(dweight_R, dweight, at, 0)
+
+        def full(i: jax.Array, carry: tuple) -> tuple:
+            *carry, dparams_e = carry
+            at, _, *inputs = block_of(i)
+            dx, dweight, more_e = run(*inputs)
+            return *written(at, dx, dweight, carry), jax.tree.map(jnp.add, dparams_e, more_e)
+
+        # The last block comes first: there is one for an expert without rows, too, and gives zeros.
+        last = jnp.maximum(number - 1, 0)
+        at, left, *inputs = block_of(last)
+        dx, dweight, dparams_e = _by_size(sizes, left, run, *inputs)
+        carry = *written(at, dx, dweight, carry), dparams_e
+        dx_RD, dweight_R, dparams_e = lax.fori_loop(0, last, full, carry)
+        dparams = jax.tree.map(
+            lambda all_, one: lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), e, 0),
+            dparams,
+            dparams_e,
+        )
+        return dx_RD, dweight_R, dparams
+
+    # XLA would merge equal constants into one buffer, and then copy it in every round: each buffer
+    # begins with a zero of its own, which only the running program knows to be one.
+    seeds = (jnp.minimum(take(rows.choice_R, jnp.int32(i % R)), 0) for i in itertools.count())
+    dparams = {name: _filled(p.shape, p.dtype, next(seeds)) for name, p in params.items()}
+    dx_RD = _filled((R + block, x_TD.shape[1]), x_TD.dtype, next(seeds))
+    dweight_R = _filled((R + block,), jnp.float32, next(seeds))
+    carry = (dx_RD, dweight_R, dparams)
+    dx_RD, dweight_R, dparams = lax.fori_loop(0, E, expert, carry)
+    dx_TD = sum_choices(dx_RD, rows.row_TK).astype(x_TD.dtype)
+    there_TK = rows.row_TK >= 0
+    dweight_TK = jnp.where(there_TK, take(dweight_R, jnp.maximum(rows.row_TK, 0)), 0)
+    return dparams, dx_TD, dweight_TK.astype(weight_TK.dtype)
+
+
+def _blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
+    """A function that gives how many blocks expert e has, and a function that gives block i of
+    them: where it starts, how many rows the expert has from there on, and of each row the token,
+    the weight, and whether it is the expert's.
+    """
+    start_E, K = rows.start_E, weight_TK.shape[1]
+    token_R = jnp.pad(rows.choice_R // K, (0, block))
+    weight_R = jnp.pad(take(weight_TK.reshape(-1), rows.choice_R), (0, block))
+
+    def blocks(e: jax.Array) -> tuple[jax.Array, Callable]:
+        def block_of(i: jax.Array) -> tuple[jax.Array, ...]:
+            at, left = start_E[e] + i * block, rows.size_E[e] - i * block
+            mine = jnp.arange(block) < left
+            # What is not the expert's repeats the first row, which is finite if anything is.
+            token = jnp.where(mine, lax.dynamic_slice_in_dim(token_R, at, block), token_R[0])
+            weight = jnp.where(mine, lax.dynamic_slice_in_dim(weight_R, at, block), 0)
+            return at, left, token, weight, mine
+
+        return (rows.size_E[e] + block - 1) // block, block_of
+
+    return blocks
+
+
+def _by_size(sizes: Sizes, left: jax.Array, run: Callable, *inputs: jax.Array) -> Any:
+    """``run`` on so many rows of its inputs as ``left`` says, rounded up to the next size. As a
+    conditional copies what it changes, ``run`` gives new arrays, with the rows of a whole block.
+    """
+    index = (jnp.array(sizes[:-1]) < left).sum()
+    return lax.switch(index, [lambda m=m: run(*(x[:m] for x in inputs)) for m in sizes])
+
+
+def padded(x: jax.Array, rows: int) -> jax.Array:
+    """``x`` with zeros below, up to so many rows."""
+    return jnp.pad(x, ((0, rows - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
+
+
+def _of(params: Params, e: jax.Array) -> Params:
+    """The parameters of one expert."""
+    return jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, e, 0, keepdims=False), params)
+
+
+def _filled(shape: tuple[int, ...], dtype: jnp.dtype, value: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(value, shape).astype(dtype)

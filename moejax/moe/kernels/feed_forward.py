@@ -1,0 +1,117 @@
+"""The grouped feed-forward: every expert on its own rows, however many; one file a platform."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+
+from moejax.moe.kernels import block_loop, grouped_products
+from moejax.moe.kernels.by_platform import by_platform
+from moejax.moe.kernels.rows import Rows
+
+Params = dict[str, jax.Array]
+FILES = {"tpu": "megablox", "cuda": "mosaic_gpu"}
+"""The platforms that have grouped products, and where."""
+LARGEST_BLOCK = 1024
+"""Rows of a block of the loop, on such a platform, where its products do not serve."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def feed_forward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    activation: str,
+    weigh: str = "output",
+) -> jax.Array:
+    """Each token's chosen experts, weighted and added up: ``y_TD``, in the type of ``x_TD``.
+
+    ``params`` is a bank (see ``experts.bank``), ``rows`` the choices sorted by expert. Costs the
+    arithmetic of the chosen rows; choices without an expert add exact zeros, and no gradient.
+
+    In programs for TPUs, and for Hopper GPUs in 16 bits, grouped products of these platforms do
+    the work; in others a loop over experts. The choice is made when the program is lowered.
+    """
+    return forward(params, x_TD, weight_TK, rows, activation=activation, weigh=weigh)[0]
+
+
+def _forward(params, x_TD, weight_TK, rows, activation, weigh):
+    y_TD, kept = forward(params, x_TD, weight_TK, rows, activation=activation, weigh=weigh)
+    return y_TD, (params, x_TD, weight_TK, rows, kept)
+
+
+def _backward(activation, weigh, saved, dy_TD):
+    return *backward(*saved, dy_TD, activation=activation, weigh=weigh), None
+
+
+feed_forward.defvjp(_forward, _backward)
+
+
+def forward_shapes(params, x_TD, weight_TK, rows, **static):
+    """What ``forward`` returns."""
+    y_TD = jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype)
+    return y_TD, grouped_products.kept_shapes(params, x_TD, rows)
+
+
+def backward_shapes(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
+    """What ``backward`` returns."""
+    return params, x_TD, weight_TK
+
+
+def loop_forward(params, x_TD, weight_TK, rows, **static):
+    """By the loop, which keeps nothing: XLA deletes these zeros, as nobody reads them."""
+    y_TD = block_loop.forward(params, x_TD, weight_TK, rows, **static)
+    kept = grouped_products.kept_shapes(params, x_TD, rows)
+    return y_TD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kept)
+
+
+def loop_backward(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
+    """By the loop."""
+    return block_loop.backward(params, x_TD, weight_TK, rows, dy_TD, **static)
+
+
+def products_of(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
+    """The grouped products of a platform for a bank and input of these shapes and types, or None.
+
+    Their file, and with it Pallas, is imported when a platform is first asked for them.
+    """
+    if platform not in FILES:
+        return None
+    return import_module(f"moejax.moe.kernels.{FILES[platform]}").products(params, x)
+
+
+def by_products_on(platform: str, form: Callable, loop: Callable) -> Callable:
+    """``form`` with the grouped products of a platform, or the loop where it has none."""
+
+    def run(params: Params, x_TD: jax.Array, *rest: object, **static: str) -> object:
+        products = products_of(platform, params, x_TD)
+        if products is None:
+            # One size: a choice between several would wait for the host.
+            sizes = (one_size(rest[1]),)
+            return loop(params, x_TD, *rest, **static, sizes=sizes)
+        return form(products, params, x_TD, *rest, **static)
+
+    return run
+
+
+def one_size(rows: Rows) -> int:
+    """The size of a block where there is but one: about the rows of an expert, a power of two."""
+    mean = rows.choice_R.shape[0] // rows.size_E.shape[0]
+    return max(32, min(LARGEST_BLOCK, 1 << max(0, mean.bit_length() - 1)))
+
+
+forward = by_platform(
+    "grouped_feed_forward",
+    forward_shapes,
+    loop_forward,
+    **{p: by_products_on(p, grouped_products.forward, loop_forward) for p in FILES},
+)
+backward = by_platform(
+    "grouped_feed_forward_gradient",
+    backward_shapes,
+    loop_backward,
+    **{p: by_products_on(p, grouped_products.backward, loop_backward) for p in FILES},
+)

@@ -1,0 +1,254 @@
+"""The Linen modules that declare the parameters of routed and dense feed-forward layers."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax.config.mesh import MeshConfig
+from moejax.config.moe import MoEConfig
+from moejax.moe import balance, experts, selection_bias
+from moejax.moe.parallel.replicas import to_places
+from moejax.moe.parallel.route import route_of
+from moejax.routing import contract
+from moejax.routing.contract import Choice, RouterInput, TokenChoice
+from moejax.routing.seating import capacity
+from moejax.runtime import partition
+
+
+def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """A float32 matrix parameter (or bank of them), normal with variance 1 / fan-in."""
+    return module.param(name, nn.initializers.normal(shape[-2] ** -0.5), shape, jnp.float32)
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """A matrix of a module that has a ``layout``, in this type, ready for a product."""
+    return partition.gathered(matrix(module, name, shape).astype(dtype), name, module.layout.fsdp)
+
+
+def zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """A float32 parameter that begins at zero."""
+    return module.param(name, nn.initializers.zeros, shape, jnp.float32)
+
+
+class FeedForward(nn.Module):
+    """A dense feed-forward layer: ``x_BND -> y_BND``, computed in the type of ``x_BND``."""
+
+    hidden_size: int
+    activation: str
+    layout: MeshConfig = MeshConfig()
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        D, F = x_BND.shape[-1], self.hidden_size
+        params = {
+            f"{name}_{'FD' if name == 'w_down' else 'DF'}": (F, D) if name == "w_down" else (D, F)
+            for name in experts.matrices(self.activation)
+        }
+        params = {n: weight(self, n, shape, x_BND.dtype) for n, shape in params.items()}
+        x_TD = x_BND.reshape(-1, D)
+        return experts.network(params, x_TD, self.activation).reshape(x_BND.shape)
+
+
+class MoELayer(nn.Module):
+    """A routed feed-forward layer, with its shared experts.
+
+    ``(x_BND, real_BN) -> (y_BND, stats, chosen_BNE)``: ``real_BN`` is False at padding, which takes
+    no slot and is in no count. A token all of whose choices are dropped gets the shared experts'
+    output, or 0: the residual stream carries it on. A token that is not finite, or has such a
+    logit, gets 0 and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says which
+    experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the ids
+    that some routers look at. In training, routers that draw do so from the stream ``router``.
+    ``layout`` says how tokens meet experts on other devices of the mesh in use.
+
+    At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.places_of``) says
+    in which places of the bank's parameters, then [P, ...], each expert stands.
+    """
+
+    config: MoEConfig
+    activation: str
+    layout: MeshConfig = MeshConfig()
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BND: jax.Array,
+        real_BN: jax.Array,
+        *,
+        training: bool,
+        bias_E: jax.Array | None = None,
+        token_BN: jax.Array | None = None,
+        place_ER: jax.Array | None = None,
+    ) -> tuple[jax.Array, balance.RouterStats, jax.Array]:
+        moe, router = self.config, self.config.built_router
+        if place_ER is not None and (training or router.experts_choose or router.slots):
+            raise ValueError("replicas of experts are for inference, where tokens choose experts.")
+        B, N, D = x_BND.shape
+        S, E = moe.group_size, moe.num_experts
+        # 0 times what is not finite would spread it to every token of the group, and to gradients.
+        finite_BN = jnp.isfinite(x_BND).all(-1)
+        x_BND = jnp.where((real_BN & finite_BN)[..., None], x_BND, 0)
+        x_GSD = x_BND.reshape(-1, S, D)
+        fixed = not training and not router.experts_choose
+        factor = moe.eval_capacity_factor if fixed else moe.capacity_factor
+        slots = capacity(S, moe.top_k, moe.num_choices, factor)
+        draws = training and self.has_rng("router")
+        keys = jax.random.split(self.make_rng("router"), 3) if draws else [None] * 3
+
+        scores, bad_GS = without_bad_tokens(self._score(x_GSD, slots, keys[0]))
+        real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
+        inputs = RouterInput(
+            **scores,
+            real_GS=real_GS & ~bad_GS,
+            top_k=moe.top_k,
+            capacity=slots,
+            training=training,
+            key=keys[1],
+            bias_E=bias_E,
+            token_GS=None if token_BN is None else token_BN.reshape(-1, S),
+        )
+        choice = router.choose(inputs)
+        dropout = None
+        if draws and moe.expert_dropout:
+            dropout = experts.Dropout(moe.expert_dropout, keys[2])
+        y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, dropout)
+        if moe.num_choices > E:
+            more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
+            y_GSD += more_GSD
+            seated_GSE = jnp.concatenate([seated_GSE, more_GSE], axis=-1)
+        stats = balance.router_stats(inputs, choice, seated_GSE, bad_GS & real_GS, rows=B)
+        if moe.expert_groups:
+            sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=B)
+            stats = replace(stats, sent_BQ=sent_BQ)
+        if moe.balance.bias_update == "quantile" and training and bias_E is not None:
+            margin_EM = selection_bias.margin_histogram(inputs, router.rule)
+            stats = replace(stats, margin_1EM=margin_EM[None])
+        y_BND = y_GSD.reshape(x_BND.shape)
+        if moe.shared_experts:
+            y_BND += self._shared(x_BND)
+        chosen_GSE = contract.asked(choice, inputs.real_GS) > 0
+        return y_BND, stats, chosen_GSE.reshape(B, N, -1)
+
+    def _score(
+        self, x_GSD: jax.Array, slots: int, key: jax.Array | None
+    ) -> dict[str, jax.Array | None]:
+        """The router's logits, in float32 whatever the type of the activations."""
+        moe, router = self.config, self.config.built_router
+        D, E = x_GSD.shape[-1], moe.num_choices
+        x_GSD = disturbed(x_GSD.astype(jnp.float32), moe, key)
+        if not router.learned:
+            return {"logits_GSE": jnp.zeros((*x_GSD.shape[:2], E), jnp.float32)}
+        if router.slots:
+            # Puigcerver et al. 2023, section 2.3: both normalised, with a learned scale.
+            normal, shape = nn.initializers.normal(D**-0.5), (D, E, slots)
+            w_DR = self.param("w_router_DEC", normal, shape, jnp.float32).reshape(D, -1)
+            scale = self.param("router_scale", nn.initializers.ones, (), jnp.float32)
+            logits_GSR = exact(unit(x_GSD, axis=-1), scale * unit(w_DR, axis=0))
+            logits_GSEC = logits_GSR.reshape(*x_GSD.shape[:2], E, slots)
+            logits_GSE = jax.nn.logsumexp(logits_GSEC, axis=-1)
+            return {"logits_GSE": logits_GSE, "logits_GSEC": logits_GSEC}
+        logits_GSE = exact(x_GSD, weight(self, "w_router_DE", (D, E), jnp.float32))
+        if router.linear_bias:
+            logits_GSE += zeros(self, "b_router_E", (E,))
+        scores = {"logits_GSE": logits_GSE}
+        if getattr(router.rule, "noise", None) == "learned":
+            scores["noise_GSE"] = exact(x_GSD, zeros(self, "w_noise_DE", (D, E)))
+        return scores
+
+    def _zero_computation(
+        self,
+        choice: TokenChoice,
+        x_GSD: jax.Array,
+        real_GS: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the experts without parameters give, and which tokens got them.
+
+        Jin et al. 2024 (MoE++), Eq. 3-4: null experts give 0, identity experts the token itself.
+        They have room for all.
+        """
+        E, identities = self.config.num_experts, self.config.identity_experts
+        weight_GSE = contract.weight(choice, real_GS)[..., E : E + identities]
+        weight_GS1 = weight_GSE.sum(-1, keepdims=True)
+        y_GSD = weight_GS1.astype(x_GSD.dtype) * x_GSD
+        return y_GSD, contract.asked(choice, real_GS)[..., E:]
+
+    def _shared(self, x_BND: jax.Array) -> jax.Array:
+        """The shared experts as one dense layer; gated by sigmoid(x w) as in Qwen2-MoE."""
+        moe = self.config
+        width = moe.shared_experts * moe.hidden_size
+        shared = FeedForward(width, self.activation, self.layout, name="shared")
+        y_BND = shared(x_BND)
+        if not moe.shared_gate:
+            return y_BND
+        w_D1 = matrix(self, "w_shared_gate_D1", (x_BND.shape[-1], 1))
+        gate_BN1 = jax.nn.sigmoid(exact(x_BND.astype(jnp.float32), w_D1))
+        return y_BND * gate_BN1.astype(y_BND.dtype)
+
+    def _experts(
+        self,
+        choice: Choice,
+        x_GSD: jax.Array,
+        inputs: RouterInput,
+        place_ER: jax.Array | None,
+        dropout: experts.Dropout | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """``y_GSD`` and ``seated_GSE`` of the chosen experts, wherever they are."""
+        moe, real_GS, slots = self.config, inputs.real_GS, inputs.capacity
+        sizes = (moe.num_experts, x_GSD.shape[-1], moe.hidden_size)
+        shapes = experts.bank_shapes(self.activation, *sizes, moe.expert_bias)
+        options = {"activation": self.activation, "seating": moe.seating, "dropout": dropout}
+        if place_ER is None:
+            made = {
+                n: (zeros if n.startswith("b_") else matrix)(self, n, s) for n, s in shapes.items()
+            }
+            bank = {n: w.astype(x_GSD.dtype) for n, w in made.items()}
+            route = route_of(moe, self.layout, bank, x_GSD, slots)
+            return route(bank, x_GSD, choice, real_GS, capacity=slots, **options)
+        # As many places as there are; Linen would want one for each expert.
+        bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in shapes}
+        choice, seated_GSE = to_places(choice, place_ER, real_GS, slots, moe.seating)
+        room = x_GSD.shape[1]
+        route = route_of(moe, self.layout, bank, x_GSD, room)
+        return route(bank, x_GSD, choice, real_GS, capacity=room, **options)[0], seated_GSE
+
+
+def exact(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A float32 product in full precision: else bfloat16 passes on TPU, TF32 on GPU."""
+    return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
+
+
+def unit(x: jax.Array, axis: int) -> jax.Array:
+    """``x`` over its Euclidean norm."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-12)
+
+
+def disturbed(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Array:
+    """The router's input with the noise that training adds to it.
+
+    Fedus et al. 2021, section 2.4 and appendix C: jitter multiplies by a uniform number in
+    [1 - e, 1 + e]; router dropout zeroes numbers, as their input dropout.
+    """
+    if key is None:
+        return x_GSD
+    jitter_key, dropout_key = jax.random.split(key)
+    if moe.router_jitter:
+        low, high = 1 - moe.router_jitter, 1 + moe.router_jitter
+        x_GSD *= jax.random.uniform(jitter_key, x_GSD.shape, minval=low, maxval=high)
+    if moe.router_dropout:
+        x_GSD = experts.Dropout(moe.router_dropout, dropout_key)(x_GSD)
+    return x_GSD
+
+
+def without_bad_tokens(
+    scores: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Set the scores [G, S, ...] of tokens that have one which is not finite to 0; and which tokens
+    those are, ``bad_GS``.
+    """
+    bad_GS = sum(~jnp.isfinite(x).all(range(2, x.ndim)) for x in scores.values()) > 0
+    clean = {
+        name: jnp.where(bad_GS.reshape(*bad_GS.shape, *[1] * (x.ndim - 2)), 0, x)
+        for name, x in scores.items()
+    }
+    return clean, bad_GS

@@ -1,0 +1,1 @@
+"""Experts across devices: four forms with one signature and one meaning."""

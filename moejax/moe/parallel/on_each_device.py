@@ -1,0 +1,57 @@
+"""A function of a bank and of tokens, run by each device on its own part of both."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from moejax.config.mesh import MeshConfig
+from moejax.runtime.device_mesh import TOKENS
+from moejax.runtime.partition import parameter_spec
+
+
+def on_each_device(
+    function: Callable, params: dict[str, jax.Array], *arrays: object, layout: MeshConfig
+) -> tuple:
+    """``function(params, *arrays) -> (y, more)`` on each device's own groups of tokens.
+
+    ``arrays`` and results have a leading G; ``params`` is a device's part of a bank of experts,
+    and ``y`` what this part of the hidden width adds to the sum: those of the ``model`` axis are
+    added up here. Tokens come in ``layout.chunks`` parts, one after another in the program, though
+    not in time: none waits for another. Without a mesh, or on one device, the function itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(params, *arrays)
+    specs = {name: parameter_spec(name, layout.fsdp) for name in params}
+
+    def whole(w: jax.Array, spec: P) -> jax.Array:
+        for dimension, axis in enumerate(spec):
+            if axis == "data":
+                w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+        return w
+
+    def run(params: dict[str, jax.Array], *arrays: object) -> tuple:
+        params = {name: whole(w, specs[name]) for name, w in params.items()}
+        parts = [
+            function(params, *(jax.tree.map(lambda x, i=i: _part(x, i, layout.chunks), arrays)))
+            for i in range(layout.chunks)
+        ]
+        y, more = jax.tree.map(lambda *p: jax.numpy.concatenate(p), *parts)
+        return y[None], more
+
+    tokens = P(TOKENS)
+    # Kernels say nothing of which axes their results vary over, hence no check.
+    spread = jax.shard_map(
+        run,
+        in_specs=(specs, *[tokens] * len(arrays)),
+        out_specs=(P("model", TOKENS), tokens),
+        check_vma=False,
+    )
+    y, more = spread(params, *arrays)
+    return y.sum(0), more
+
+
+def _part(x: jax.Array, i: int, parts: int) -> jax.Array:
+    size = x.shape[0] // parts
+    return x[i * size : (i + 1) * size]

@@ -1,0 +1,1 @@
+"""A run on disk: written and read here, and nowhere else."""

@@ -1,0 +1,97 @@
+"""Figures about images: what was taken for what, and which expert takes which class."""
+
+import numpy as np
+
+from moejax.lab.specialisation.association import lift
+from moejax.runs.pages import page
+from moejax.runs.pages.heatmaps import lift_heatmap, lift_key, named_share_heatmap
+from moejax.runs.records import Run, Sorted
+
+MOST_CLASSES = 100
+"""Beyond these the pictures would be too fine to read: the most frequent ones are shown."""
+SURE = 3.0
+"""Standard deviations from chance, below which a cell is pale."""
+
+
+def classes(run: Run) -> str:
+    """The section of the report; empty for texts."""
+    if run.sorted is None:
+        return ""
+    found, names = _shown(run.sorted, _names(run))
+    figures = [_confusion(found, names)]
+    if found.asked_LEV is None:
+        return page.section("Classes", figures)
+    layers = run.load.layers if run.load else range(len(found.asked_LEV))
+    images = max(found.confusion_VV.sum(), 1)
+    maps = [
+        _of_layer(asked_EV, layer, images, names)
+        for asked_EV, layer in zip(found.asked_LEV, layers, strict=True)
+        if not (lift(asked_EV) == 1).all()  # routers that give every token to every expert
+    ]
+    if not maps:
+        return page.section("Classes", figures)
+    figures += page.folded(maps, page.MOST_OPEN_LAYERS, "layers")
+    intro = (
+        '<p class="intro">Of the last evaluation. For experts, numbers are the share of a class'
+        " in per cent that goes to each, and colour is how much more often than by chance that is:"
+        " P(expert | class) / P(expert).</p>"
+    )
+    return page.section("Classes", figures, intro + lift_key())
+
+
+def _names(run: Run) -> list[str]:
+    count, known = len(run.sorted.confusion_VV), run.summary.get("classes")
+    if isinstance(known, list) and len(known) == count:
+        return [str(name) for name in known]
+    return [str(i) for i in range(count)]
+
+
+def _shown(found: Sorted, names: list[str]) -> tuple[Sorted, list[str]]:
+    """The most frequent classes, in their own order."""
+    if len(names) <= MOST_CLASSES:
+        return found, names
+    kept = np.sort(np.argsort(-found.confusion_VV.sum(1), kind="stable")[:MOST_CLASSES])
+    asked_LEV = None if found.asked_LEV is None else found.asked_LEV[..., kept]
+    return Sorted(found.confusion_VV[np.ix_(kept, kept)], asked_LEV), [names[i] for i in kept]
+
+
+def _confusion(found: Sorted, names: list[str]) -> str:
+    images_V1 = np.maximum(found.confusion_VV.sum(1, keepdims=True), 1)
+    words_VV = None
+    if len(names) <= 12:
+        words_VV = np.where(found.confusion_VV > 0, found.confusion_VV.astype(str), "")
+    chart = named_share_heatmap(
+        found.confusion_VV / images_V1, names, names, "guess", "class", words_VV
+    )
+    worst = _worst(found.confusion_VV, names)
+    guide = f"One row per class, images counted; off the diagonal are mistakes{worst}."
+    return page.figure("Confusion", chart, guide)
+
+
+def _worst(confusion_VV: np.ndarray, names: list[str]) -> str:
+    wrong_VV = confusion_VV - np.diag(np.diag(confusion_VV))
+    if not wrong_VV.any():
+        return ", of which there are none"
+    row, column = np.unravel_index(wrong_VV.argmax(), wrong_VV.shape)
+    return f", most often {names[row]} taken for {names[column]} ({wrong_VV[row, column]:,})"
+
+
+def _of_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
+    expected_EV = by_chance(asked_EV)
+    # As if all choices of an image were one, made several times: those of its patches are alike.
+    deviation_EV = np.sqrt(expected_EV * asked_EV.sum() / images)
+    sure_EV = np.abs(asked_EV - expected_EV) > SURE * deviation_EV
+    share_EV = asked_EV / np.maximum(asked_EV.sum(0, keepdims=True), 1)
+    experts, words_EV = [f"{e}" for e in range(len(asked_EV))], np.char.mod("%.0f", 100 * share_EV)
+    chart = lift_heatmap(
+        lift(asked_EV), sure_EV, experts, names, "class", "expert", words_YX=words_EV
+    )
+    expert, one = np.unravel_index(share_EV.argmax(), share_EV.shape)
+    guide = f"One row per expert. Expert {expert} takes {share_EV[expert, one]:.0%} of the choices"
+    return page.figure(f"Classes by expert, layer {layer}", chart, f"{guide} for {names[one]}.")
+
+
+def by_chance(asked_EV: np.ndarray) -> np.ndarray:
+    """The choices that chance would deal, of as many of each expert and of each class."""
+    total = max(asked_EV.sum(), 1)
+    return asked_EV.sum(1, keepdims=True) * asked_EV.sum(0, keepdims=True) / total

@@ -1,0 +1,255 @@
+"""A run is a directory: settings, metrics, loads, checkpoints, report. One training at a time."""
+
+import fcntl
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from moejax.config.config import Config
+from moejax.config.errors import RunError
+from moejax.config.files import differences, read_config_json, to_dict
+from moejax.runs.records import unpacked
+
+# Settings that a run may change when it goes on; all others would make it another run.
+MAY_CHANGE = frozenset(
+    {
+        "run.directory",
+        "run.steps",
+        "run.log_every",
+        "run.eval_every",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.tensorboard",
+        "run.max_skipped_in_a_row",
+        "run.sample_prompt",
+        "run.sample_tokens",
+        "run.sample_temperature",
+        "data.directory",
+        "data.eval_batch_size",
+        "data.prefetch",
+        "distributed.coordinator_address",
+        "distributed.initialize",
+        "distributed.num_processes",
+        "distributed.process_id",
+        "mesh.data",
+        "mesh.expert",
+        "mesh.model",
+        "mesh.fsdp",
+        "mesh.expert_parallel",
+        "mesh.chunks",
+        "model.remat",
+        "model.unroll",
+    }
+)
+
+
+def _by_the_owner(method: Callable[..., None]) -> Callable[..., None]:
+    """In a process that does not own the directory, do nothing."""
+
+    @functools.wraps(method)
+    def guarded(self: "RunDirectory", *args: Any, **kwargs: Any) -> None:
+        if self.owner:
+            method(self, *args, **kwargs)
+
+    return guarded
+
+
+class RunDirectory:
+    """The files of a run, under a lock that ``with`` holds (and the end of the process lets go).
+
+    Of several processes that train together one is the ``owner``; the others write nothing here,
+    and must not read what the owner may be writing.
+    """
+
+    def __init__(self, path: Path, owner: bool = True) -> None:
+        """Make the directory and lock it; ``RunError`` if it cannot be written or is in use."""
+        self.path = path
+        self.owner = owner
+        if owner:
+            self._lock = self._locked()
+
+    def _locked(self) -> IO[str]:
+        path = self.path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / ".lock", "a")  # noqa: SIM115 (held while in use)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the run directory {path}: {error.strerror}. Choose another with"
+                f" --run.directory."
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise RunError(
+                f"another training is running in {path}. Wait for it, or give this one its own"
+                f" --run.directory."
+            ) from error
+        return lock
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.owner:
+            self._lock.close()
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line, in the order of steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where Orbax keeps the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The report page; there once the run has finished."""
+        return self.path / "report.html"
+
+    @_by_the_owner
+    def check(self, config: Config) -> None:
+        """Refuse a config that would make another run of the one that has begun here."""
+        file = self.path / "config.json"
+        begun = self.last_metrics("train") or any(self.checkpoints.glob("*"))
+        if not begun or not file.exists():
+            return
+        changed = differences(read_config_json(file), config)
+        fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
+        if fatal:
+            lines = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fatal.items()]
+            raise RunError(
+                f"{self.path} holds a run with other settings:\n" + "\n".join(lines) + "\n"
+                "Give the old values to resume it, or another --run.directory to start a new one."
+            )
+
+    @_by_the_owner
+    def write_config(self, config: Config) -> None:
+        """Write ``config.json``."""
+        write_json(self.path / "config.json", to_dict(config))
+
+    @_by_the_owner
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_json(self.path / "summary.json", summary)
+
+    @_by_the_owner
+    def write_sample(self, text: str | None) -> None:
+        """Write ``sample.txt``; without text, take an earlier one away."""
+        file = self.path / "sample.txt"
+        file.unlink(missing_ok=True)
+        if text is not None:
+            write_text(file, text)
+
+    @_by_the_owner
+    def remove_report(self) -> None:
+        """Take the report away: it says that all steps are done."""
+        self.report.unlink(missing_ok=True)
+
+    @_by_the_owner
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
+        too.
+        """
+        for file in (*self._arrays("load"), *self._arrays("choices"), *self._arrays("classes")):
+            if int(file.stem) > step:
+                file.unlink()
+        kept = [line for line in self._metrics() if line["step"] <= step]
+        if self.metrics_file.exists():
+            write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    @_by_the_owner
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(line)) + "\n")
+
+    def metrics(self, split: str) -> list[dict[str, Any]]:
+        """All lines of a split (`train`, `validation`)."""
+        return [line for line in self._metrics() if line["split"] == split]
+
+    def last_metrics(self, split: str) -> dict[str, Any] | None:
+        """The last line of a split, or None."""
+        return next(reversed(self.metrics(split)), None)
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        """All whole lines: the last one may have been cut by a crash."""
+        if not self.metrics_file.exists():
+            return []
+        lines = []
+        for text in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and {"step", "split"} <= set(line):
+                lines.append(line)
+        return lines
+
+    @_by_the_owner
+    def write_load(self, step: int, **arrays: np.ndarray) -> None:
+        """Write ``load/STEP.npz``, the arrays of a logging interval."""
+        self._write_arrays("load", step, arrays)
+
+    def last_loads(self, count: int) -> list[dict[str, np.ndarray]]:
+        """The arrays of the last intervals, in order."""
+        found = []
+        for file in self._arrays("load")[-count:]:
+            with np.load(file) as arrays:
+                found.append(dict(arrays))
+        return found
+
+    @_by_the_owner
+    def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
+        """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
+        packed = {"bits": np.packbits(chosen_LBNE), "shape": np.asarray(chosen_LBNE.shape)}
+        self._write_arrays("choices", step, packed)
+
+    @_by_the_owner
+    def write_classes(self, step: int, **counts: np.ndarray) -> None:
+        """Write ``classes/STEP.npz``: how an evaluation sorted images, and who took them."""
+        self._write_arrays("classes", step, counts)
+
+    def last_choices(self) -> np.ndarray | None:
+        """``chosen_LBNE`` of the last evaluation, or None."""
+        files = self._arrays("choices")
+        if not files:
+            return None
+        with np.load(files[-1]) as packed:
+            return unpacked(dict(packed))
+
+    def _arrays(self, kind: str) -> list[Path]:
+        return sorted((self.path / kind).glob("[0-9]*.npz"))
+
+    def _write_arrays(self, kind: str, step: int, arrays: dict[str, np.ndarray]) -> None:
+        directory = self.path / kind
+        directory.mkdir(exist_ok=True)
+        temporary = directory / ".writing.npz"
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, directory / f"{step:08d}.npz")
+
+
+def finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Figures as JSON can hold them: None for a number that is not finite."""
+    return {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file so that a reader finds the old or the new one, never a part."""
+    temporary = file.with_name(f".{file.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_text(file, json.dumps(value, indent=2) + "\n")

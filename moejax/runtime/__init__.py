@@ -1,0 +1,1 @@
+"""What lies under JAX and above the settings: devices, processes, signals, memory."""

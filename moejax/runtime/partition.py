@@ -1,0 +1,131 @@
+"""How arrays lie on the mesh: every PartitionSpec by name.
+
+With FSDP, parameters lie spread over the devices that would else hold copies, and are gathered for
+use.
+"""
+
+from functools import partial
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moejax.runtime.device_mesh import TOKENS
+
+# Activations, by the name of what they hold.
+SPECS = {
+    "everywhere": P(),
+    "batch_BN": P(TOKENS),
+    "tokens_GSD": P(TOKENS),
+    "tokens_BND": P(TOKENS),
+    "heads_BNHA": P(TOKENS, None, "model"),
+    "slots_EGCD": P("expert", "data"),
+}
+FSDP = "fsdp"
+"""Stands for the axes over which copies of a parameter are spread, if they are."""
+# Parameters that are not replicated, by their own name: an axis (or several) for each of their last
+# dimensions.
+PARAMETERS = {
+    "w_gate_EDF": ("expert", FSDP, "model"),
+    "w_up_EDF": ("expert", FSDP, "model"),
+    "w_down_EFD": ("expert", "model", FSDP),
+    "w_gate_DF": (FSDP, "model"),
+    "w_up_DF": (FSDP, "model"),
+    "w_down_FD": ("model", FSDP),
+    "w_query_DX": (FSDP, "model"),
+    "w_key_DX": (FSDP, "model"),
+    "w_value_DX": (FSDP, "model"),
+    "w_out_XD": ("model", FSDP),
+    "b_query_X": ("model",),
+    "b_key_X": ("model",),
+    "b_value_X": ("model",),
+    "sink_H": ("model",),
+    "w_query_down_DR": (FSDP, None),
+    "w_query_up_RX": (None, ("model", FSDP)),
+    "w_latent_DX": (FSDP, None),
+    "w_latent_up_RX": (None, ("model", FSDP)),
+    "b_gate_EF": ("expert", None),
+    "b_up_EF": ("expert", None),
+    "b_down_ED": ("expert", None),
+    "w_router_DE": (FSDP, None),
+    "w_head_DV": (FSDP, None),
+    "embedding_VD": (None, FSDP),
+}
+# What a decoder keeps of a text (``models.kv_cache``), likewise.
+CACHE = {
+    "k_LBMJA": (TOKENS, None, "model", None),
+    "v_LBMJA": (TOKENS, None, "model", None),
+    "c_LBMR": (TOKENS, None, None),
+    "key_LBM1A": (TOKENS, None, None, None),
+    "segments_BM": (TOKENS, None),
+    "positions_BM": (TOKENS, None),
+}
+
+
+def parameter_spec(name: str, fsdp: bool) -> P:
+    """How the parameter (or the part of a cache) of this name lies on the mesh, leading dimensions
+    left out.
+    """
+    axes = (PARAMETERS | CACHE).get(name, ())
+    spread = (TOKENS if "expert" not in axes else ("data",)) if fsdp else ()
+
+    def laid(axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if axis is None or isinstance(axis, str) and axis != FSDP:
+            return axis
+        several = (axis,) if isinstance(axis, str) else axis
+        found = sum((spread if one == FSDP else (one,) for one in several), ())
+        return found[0] if len(found) == 1 else found or None
+
+    return P(*map(laid, axes))
+
+
+def pin(x: jax.Array, name: str) -> jax.Array:
+    """Fix how ``x`` lies on the mesh in use, by the name of its spec; without a mesh, return it."""
+    return _laid(x, SPECS[name])
+
+
+def _laid(x: jax.Array, spec: P) -> jax.Array:
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def gathered(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
+    """A parameter as products want it: whole, but for the axes that the product is spread over.
+
+    Its gradient goes back to where the parameter lies, so that XLA can add up and scatter in one
+    (for CPUs it does not).
+    """
+    return _gathered(w, name) if fsdp else w
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(w: jax.Array, name: str) -> jax.Array:
+    return _laid(w, parameter_spec(name, False))
+
+
+_gathered.defvjp(
+    lambda w, name: (_gathered(w, name), None),
+    lambda name, _, dw: (_laid(dw, parameter_spec(name, True)),),
+)
+
+
+def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
+    """The shardings of parameters, of a cache, or of any state that repeats their names (optimizer
+    moments).
+    """
+
+    def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
+        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        name = next((n for n in reversed(names) if n in PARAMETERS or n in CACHE), "")
+        spec = parameter_spec(name, fsdp)
+        if leaf.ndim < len(spec):
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, P(*[None] * (leaf.ndim - len(spec)), *spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def named(mesh: Mesh, name: str) -> NamedSharding:
+    """The sharding of an activation or batch by the name of its spec."""
+    return NamedSharding(mesh, SPECS[name])

@@ -28,10 +28,9 @@ from moejax.config import (
 )
 from moejax.config.errors import ConfigError, RunError, UserError
 from moejax.data import tfds_source
-from moejax.lab.specialisation.association import lift
 from moejax.lab.study.side_by_side import side_by_side
 from moejax.lab.study.study import Study, run_study
-from moejax.runs.pages.class_figures import by_chance
+from moejax.runs.lift import expected_counts, lift
 from moejax.runs.records import read_run
 from moejax.train.loop import train
 
@@ -108,7 +107,7 @@ def test_the_report_shows_classes(run):
 def test_lift_by_hand():
     """Expert 0 has half of all choices, and all of class 1: twice as many as chance gives it."""
     asked_EV = np.array([[0, 4], [4, 0]])
-    assert lift(asked_EV).tolist() == [[0, 2], [2, 0]] and (by_chance(asked_EV) == 2).all()
+    assert lift(asked_EV).tolist() == [[0, 2], [2, 0]] and (expected_counts(asked_EV) == 2).all()
 
 
 @pytest.mark.slow

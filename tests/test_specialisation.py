@@ -23,14 +23,12 @@ from moejax.data.sources import TextFiles
 from moejax.data.spread import excerpts, quotas, spread_order
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.lab.specialisation.association import (
-    SURE,
     Choices,
     associate,
     contributions,
     counts,
     draw_shifts,
     entropy,
-    lift,
     mutual_information,
     shifted_counts,
     strongest,
@@ -46,6 +44,7 @@ from moejax.lab.specialisation.classes import (
 )
 from moejax.lab.specialisation.sample import Sample, draw_sample
 from moejax.lab.specialisation.snippets import snippet, spread_over
+from moejax.runs.lift import SURE, lift
 from moejax.runs.pages.heatmaps import _lift_palette, lift_heatmap
 from moejax.train.loop import train
 
@@ -96,7 +95,7 @@ def test_bytes_that_are_not_utf8_do_no_harm_in_a_comment():
 
 
 def test_every_file_of_this_project_can_be_read():
-    for file in (ROOT / "moejax" / "observe").glob("*.py"):
+    for file in (ROOT / "moejax" / "runs").rglob("*.py"):
         text = file.read_bytes()
         found = python_classes(text)
         assert found.shape == (len(text),)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SURE = 3.0
-"""Standard deviations from the mean of the shifted counts, from which a cell is not chance."""
+from moejax.runs.lift import SURE, lift
 
 
 def counts(chosen_TE: np.ndarray, class_T: np.ndarray, classes: int) -> np.ndarray:
@@ -45,16 +44,6 @@ def draw_shifts(tokens: int, least: int, count: int, seed: int = 0) -> list[int]
     """
     least = min(least, tokens // 4)
     return np.random.default_rng(seed).integers(least, tokens - least + 1, count).tolist()
-
-
-def lift(counts_EY: np.ndarray) -> np.ndarray:
-    """P(expert | class) / P(expert), ``lift_EY``: 1 where the class has nothing to do with it, or
-    there is nothing. Leading dimensions are kept.
-    """
-    total = counts_EY.sum((-2, -1), keepdims=True)
-    expected_EY = counts_EY.sum(-1, keepdims=True) * counts_EY.sum(-2, keepdims=True)
-    out_EY = np.ones(counts_EY.shape)
-    return np.divide(counts_EY * total, expected_EY, out=out_EY, where=expected_EY > 0)
 
 
 def z_scores(counts_EY: np.ndarray, null_ZEY: np.ndarray) -> np.ndarray:

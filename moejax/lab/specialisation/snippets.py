@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from moejax.data.tokenizer import characters
-from moejax.lab.specialisation.association import SURE, Association, Choices, contributions
+from moejax.lab.specialisation.association import Association, Choices, contributions
 from moejax.lab.specialisation.sample import AROUND, Sample
+from moejax.runs.lift import SURE
 
 SNIPPETS = 6
 TOKENS = 10

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moejax.lab.specialisation.association import SURE, Association, strongest
+from moejax.lab.specialisation.association import Association, strongest
 from moejax.lab.specialisation.snippets import Portrait, Snippet
+from moejax.runs.lift import SURE
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, line_chart
 from moejax.runs.pages.heatmaps import lift_heatmap, lift_key

@@ -2,15 +2,13 @@
 
 import numpy as np
 
-from moejax.lab.specialisation.association import lift
+from moejax.runs.lift import SURE, expected_counts, lift
 from moejax.runs.pages import page
 from moejax.runs.pages.heatmaps import lift_heatmap, lift_key, named_share_heatmap
 from moejax.runs.records import Run, Sorted
 
 MOST_CLASSES = 100
 """Beyond these the pictures would be too fine to read: the most frequent ones are shown."""
-SURE = 3.0
-"""Standard deviations from chance, below which a cell is pale."""
 
 
 def classes(run: Run) -> str:
@@ -77,7 +75,7 @@ def _worst(confusion_VV: np.ndarray, names: list[str]) -> str:
 
 
 def _of_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
-    expected_EV = by_chance(asked_EV)
+    expected_EV = expected_counts(asked_EV)
     # As if all choices of an image were one, made several times: those of its patches are alike.
     deviation_EV = np.sqrt(expected_EV * asked_EV.sum() / images)
     sure_EV = np.abs(asked_EV - expected_EV) > SURE * deviation_EV
@@ -89,9 +87,3 @@ def _of_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -
     expert, one = np.unravel_index(share_EV.argmax(), share_EV.shape)
     guide = f"One row per expert. Expert {expert} takes {share_EV[expert, one]:.0%} of the choices"
     return page.figure(f"Classes by expert, layer {layer}", chart, f"{guide} for {names[one]}.")
-
-
-def by_chance(asked_EV: np.ndarray) -> np.ndarray:
-    """The choices that chance would deal, of as many of each expert and of each class."""
-    total = max(asked_EV.sum(), 1)
-    return asked_EV.sum(1, keepdims=True) * asked_EV.sum(0, keepdims=True) / total

@@ -1,0 +1,22 @@
+"""How much more often than by chance things go together: the lift of a table of counts."""
+
+import numpy as np
+
+SURE = 3.0
+"""Standard deviations from chance beyond which a count is not called chance."""
+
+
+def lift(counts_EY: np.ndarray) -> np.ndarray:
+    """P(expert | class) / P(expert), ``lift_EY``: 1 where the class has nothing to do with it, or
+    there is nothing. Leading dimensions are kept.
+    """
+    total = counts_EY.sum((-2, -1), keepdims=True)
+    expected_EY = counts_EY.sum(-1, keepdims=True) * counts_EY.sum(-2, keepdims=True)
+    out_EY = np.ones(counts_EY.shape)
+    return np.divide(counts_EY * total, expected_EY, out=out_EY, where=expected_EY > 0)
+
+
+def expected_counts(counts_EY: np.ndarray) -> np.ndarray:
+    """The counts that chance would give, with as many of each expert and of each class."""
+    total = max(counts_EY.sum(), 1)
+    return counts_EY.sum(1, keepdims=True) * counts_EY.sum(0, keepdims=True) / total

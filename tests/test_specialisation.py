@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from moejax.commands.main import make_parser
-from moejax.commands.specialisation import check_routed, expert_names
 from moejax.config import (
     Config,
     DataConfig,
@@ -42,6 +41,7 @@ from moejax.lab.specialisation.classes import (
     python_classes,
     shown,
 )
+from moejax.lab.specialisation.collect_choices import check_routed, name_experts
 from moejax.lab.specialisation.sample import Sample, draw_sample
 from moejax.lab.specialisation.snippets import snippet, spread_over
 from moejax.runs.lift import SURE, lift
@@ -466,4 +466,4 @@ def test_models_whose_tokens_choose_nothing_are_refused(run, router, moe, messag
 
 def test_experts_without_computation_have_names():
     moe = MoEConfig(num_experts=2, identity_experts=1, null_experts=2)
-    assert expert_names(moe) == ("0", "1", "identity 0", "null 0", "null 1")
+    assert name_experts(moe) == ("0", "1", "identity 0", "null 0", "null 1")

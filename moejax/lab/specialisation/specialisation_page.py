@@ -1,10 +1,9 @@
 """What the experts of one model take, as one page."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from moejax.lab.specialisation.association import Association, strongest
+from moejax.lab.specialisation.findings import Findings
 from moejax.lab.specialisation.snippets import Portrait, Snippet
 from moejax.runs.lift import SURE
 from moejax.runs.pages import page
@@ -38,25 +37,6 @@ _BITS = (
     " Shuffled: the same model on pieces with their tokens in random order; what remains there is"
     " told by the token itself, the rest by its context."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """All that the page shows; L are the routed layers."""
-
-    name: str
-    model: str
-    data: str
-    layers: tuple[int, ...]
-    """Their numbers in the model."""
-    experts: tuple[str, ...]
-    tokens: int
-    documents: int
-    not_python: int | None
-    shifts: int
-    classes: Association
-    domains: Association | None
-    portraits: tuple[Portrait, ...]
 
 
 def specialisation_html(found: Findings) -> str:
@@ -176,7 +156,7 @@ def _maps(found: Findings, of: Association, title: str, what: str, intro: str) -
         for i, layer in enumerate(found.layers)
     ]  # fmt: skip
     words = f'<p class="intro">{page.text(intro)}</p>'
-    shown = page.folded(figures, page.MOST_OPEN_LAYERS, "layers")
+    shown = page.fold_figures(figures, page.MOST_OPEN_LAYERS, "layers")
     return page.section(title, shown, words + lift_key())
 
 

@@ -211,7 +211,7 @@ def _loads(comparison: Comparison) -> str:
         " per expert, layers from the top, time to the right. Blank is fair; a row that stays blue"
         " starves, one that stays orange is crowded. The colours mean the same in every map.</p>"
     )
-    first = page.folded([*first, *more], len(first), "seeds")
+    first = page.fold_figures([*first, *more], len(first), "seeds")
     small = len(first) > MOST_LARGE_MAPS
     return page.section("Load of the experts", first, intro + ratio_key(), small)
 

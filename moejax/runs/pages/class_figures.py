@@ -28,7 +28,7 @@ def classes(run: Run) -> str:
     ]
     if not maps:
         return page.section("Classes", figures)
-    figures += page.folded(maps, page.MOST_OPEN_LAYERS, "layers")
+    figures += page.fold_figures(maps, page.MOST_OPEN_LAYERS, "layers")
     intro = (
         '<p class="intro">Of the last evaluation. For experts, numbers are the share of a class'
         " in per cent that goes to each, and colour is how much more often than by chance that is:"

@@ -1,7 +1,6 @@
 """One run as one page: what it learned, how its experts were used, and how it was made."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +35,7 @@ def write_report(run_directory: Path) -> Path:
     """
     run = read_run(Path(run_directory))
     path = run.directory / "report.html"
-    temporary = run.directory / f".report.{os.getpid()}.html"
-    try:
-        temporary.write_bytes(report_html(run).encode("utf-8", "replace"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    page.write_page(path, report_html(run))
     return path
 
 
@@ -108,7 +102,7 @@ def _load(load: Load) -> str:
         " layer. Blank is fair; a row that stays blue starves, one that stays orange is"
         " crowded.</p>"
     )
-    figures = page.folded(maps, page.MOST_OPEN_LAYERS, "layers")
+    figures = page.fold_figures(maps, page.MOST_OPEN_LAYERS, "layers")
     figures.insert(page.MOST_OPEN_LAYERS, _final_map(load))
     return page.section("Load of the experts", figures, intro + ratio_key())
 

@@ -64,7 +64,7 @@ def pairs(run: Run) -> str:
         " loads suggest. Blank: as often as any pair. Orange pairs do one job together, blue ones"
         " take each other's place.</p>"
     )
-    figures = page.folded(maps, MOST_OPEN_PAIRS, "layers")
+    figures = page.fold_figures(maps, MOST_OPEN_PAIRS, "layers")
     return page.section("Experts chosen together", figures, intro + ratio_key())
 
 

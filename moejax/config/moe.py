@@ -179,7 +179,7 @@ def check_router(moe: MoEConfig) -> None:
         f" --model.moe.top-k is {K}: set it to {wanted}, or choose another router, such as top_k.",
     )
     check(
-        not getattr(router.rule, "renormalise", False) or K > 1 or E == 1,
+        router.token_rule is None or not router.token_rule.renormalise or K > 1 or E == 1,
         f"--model.moe.router {moe.router} with --model.moe.top-k 1 gives every chosen expert the"
         f" same weight, from which the router learns nothing: choose --model.moe.router switch, or"
         f" --model.moe.renormalise False.",
@@ -253,9 +253,9 @@ def check_expert_groups(moe: MoEConfig) -> None:
 def check_balance(moe: MoEConfig) -> None:
     """Losses and bias updates must find in the router what they act on."""
     at, balance, router = "--model.moe.balance", moe.balance, moe.built_router
-    rule = router.rule
+    rule = router.token_rule
     check(
-        balance.load_loss_weight == 0 or getattr(rule, "noise", None) == "learned",
+        balance.load_loss_weight == 0 or router.learns_noise,
         f"{at}.load-loss-weight needs the noise of --model.moe.router noisy_top_k: without it the"
         f" load has no gradient.",
     )
@@ -280,7 +280,8 @@ def check_balance(moe: MoEConfig) -> None:
     check(
         balance.bias_update != "quantile"
         or (moe.kept_expert_groups is None and moe.top_k < moe.num_choices)
-        and getattr(rule, "score", None) in ("softmax", "sigmoid"),
+        and rule is not None
+        and rule.score in ("softmax", "sigmoid"),
         f"{at}.bias-update quantile needs scores in [0, 1] (softmax or sigmoid), fewer choices than"
         f" experts, and no --model.moe.kept-expert-groups: take sign.",
     )

@@ -114,14 +114,14 @@ def _written(config: ModelConfig, family: Family, name: str) -> dict[str, Any]:
 
 def _resolved(config: ModelConfig, path: str) -> Any:
     """A setting by its path, with what a default stands for."""
-    rule = config.moe.built_router.rule
+    rule = config.moe.built_router.token_rule
     special = {
         "dense_hidden_size": config.dense_hidden,
         "head_size": config.plain_head_size,
         "attention.scale": config.attention.scale or config.query_head_size**-0.5,
         "attention.value_head_size": config.value_head_size,
-        "moe.renormalise": getattr(rule, "renormalise", None),
-        "moe.weight_scale": getattr(rule, "weight_scale", None),
+        "moe.renormalise": rule and rule.renormalise,
+        "moe.weight_scale": rule and rule.weight_scale,
         "moe.expert_groups": config.moe.expert_groups or 1,
         "moe.kept_expert_groups": config.moe.kept_expert_groups or config.moe.expert_groups or 1,
     }
@@ -175,8 +175,8 @@ def _essence_of_experts(config: ModelConfig) -> dict[str, Any]:
     found = {name: getattr(moe, name) for name in (*names, "identity_experts", "null_experts")}
     found["shared_gate"] = moe.shared_gate and moe.shared_experts > 0
     found["balance.bias_update"] = "a selection bias" if moe.has_selection_bias else "none"
-    if router.function is token_choice.choose:
-        rule = router.rule
+    rule = router.token_rule
+    if router.function is token_choice.choose and rule is not None:
         grouped = rule.kept_expert_groups not in (None, rule.expert_groups)
         names = ("score", "renormalise", "weight_scale", "weigh")
         names += ("group_score", "expert_groups", "kept_expert_groups") if grouped else ()

@@ -100,8 +100,7 @@ def router_parameters(model: ModelConfig) -> int:
     if router.slots:
         slots = capacity(moe.group_size, moe.top_k, moe.num_choices, moe.capacity_factor)
         return each * slots + 1
-    noise = getattr(router.rule, "noise", None) == "learned"
-    return each * (1 + noise) + moe.num_choices * router.linear_bias
+    return each * (1 + router.learns_noise) + moe.num_choices * router.linear_bias
 
 
 def patch_numbers(model: ModelConfig) -> int:

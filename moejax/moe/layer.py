@@ -122,7 +122,7 @@ class MoELayer(nn.Module):
             sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=B)
             stats = replace(stats, sent_BQ=sent_BQ)
         if moe.balance.bias_update == "quantile" and training and bias_E is not None:
-            margin_EM = selection_bias.margin_histogram(inputs, router.rule)
+            margin_EM = selection_bias.margin_histogram(inputs, router.token_rule)
             stats = replace(stats, margin_1EM=margin_EM[None])
         y_BND = y_GSD.reshape(x_BND.shape)
         if moe.shared_experts:
@@ -152,7 +152,7 @@ class MoELayer(nn.Module):
         if router.linear_bias:
             logits_GSE += zeros(self, "b_router_E", (E,))
         scores = {"logits_GSE": logits_GSE}
-        if getattr(router.rule, "noise", None) == "learned":
+        if router.learns_noise:
             scores["noise_GSE"] = exact(x_GSD, zeros(self, "w_noise_DE", (D, E)))
         return scores
 

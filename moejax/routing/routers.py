@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from moejax.config.errors import ConfigError
 from moejax.routing import assignment, baselines, expert_choice, soft, token_choice
@@ -11,6 +11,12 @@ from moejax.routing.assignment import BaseRule, SinkhornRule
 from moejax.routing.contract import Choice, RouterInput
 from moejax.routing.expert_choice import ExpertChoiceRule
 from moejax.routing.token_choice import TokenChoiceRule
+
+
+class Rule(Protocol):
+    """Settings of a router's function: any frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +27,8 @@ class Router:
     """``RouterInput -> Choice``, or ``(RouterInput, rule) -> Choice`` if there is a rule."""
     paper: str = "unpublished"
     """Where it is from, with its equation."""
-    rule: Any = None
-    """Settings of the function: a frozen dataclass, whose fields a config may override."""
+    rule: Rule | None = None
+    """Settings of the function, whose fields a config may override."""
     causal: bool = True
     """A token's experts do not depend on later tokens (but for what the capacity drops)."""
     by_token: bool = True
@@ -49,6 +55,21 @@ class Router:
     def choose(self, inputs: RouterInput) -> Choice:
         """Route one batch of groups."""
         return self.function(inputs) if self.rule is None else self.function(inputs, self.rule)
+
+    @property
+    def token_rule(self) -> TokenChoiceRule | None:
+        """The rule, where it is one of the token-choice algebra."""
+        return self.rule if isinstance(self.rule, TokenChoiceRule) else None
+
+    @property
+    def learns_noise(self) -> bool:
+        """Whether a matrix ``w_noise_DE`` says how wide the noise on the logits is in training."""
+        return self.token_rule is not None and self.token_rule.noise == "learned"
+
+    @property
+    def weighs_input(self) -> bool:
+        """Whether weights multiply what experts get, not what they give."""
+        return self.token_rule is not None and self.token_rule.weigh == "input"
 
     def override(self, name: str, settings: dict[str, Any]) -> "Router":
         """The router with other settings of its rule; ``ConfigError`` for one it has not."""

@@ -77,7 +77,7 @@ def routed_products(config: Config, flops: float) -> list[Product]:
     model, moe = config.model, config.model.moe
     last = 1 / len(matrices(model.activation))
     dispatch, _ = dispatch_of(config)
-    weighs_output = getattr(moe.built_router.rule, "weigh", "output") == "output"
+    weighs_output = not moe.built_router.weighs_input
     if dispatch != "grouped":
         flops *= moe.num_experts * slots_of(config) / moe.group_size / moe.top_k
     found = [

@@ -25,7 +25,7 @@ from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.memory import local_parameters, memory, parameter_shapes, step_of
 from moejax.lab.plan.step_flops import muon_flops, step_flops
 from moejax.lab.plan.traffic import moves
-from moejax.models.by_kind import batch_shapes
+from moejax.models.batch_shapes import batch_shapes
 from moejax.runtime import device_mesh, targets
 
 pytestmark = [

@@ -10,7 +10,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.kv_cache import Cache, extended
 from moejax.models.rotary import rotate
-from moejax.moe.layer import weight, zeros
+from moejax.moe.parameters import weight, zeros
 from moejax.runtime import partition
 
 Context = dict[str, jax.Array]

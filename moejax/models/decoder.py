@@ -10,9 +10,10 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attention import Context, RMSNorm, may_see
 from moejax.models.kv_cache import KVCache, empty_cache
-from moejax.models.layers import Routed, run_layers, scan_plan
+from moejax.models.layers import run_layers, scan_plan
 from moejax.models.rotary import rotary
-from moejax.moe.layer import weight
+from moejax.moe.balance import Routed
+from moejax.moe.parameters import weight
 from moejax.runtime import partition
 
 

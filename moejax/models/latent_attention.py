@@ -9,7 +9,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.attention import Context, RMSNorm, attend
 from moejax.models.kv_cache import Cache, extended
 from moejax.models.rotary import rotate
-from moejax.moe.layer import weight
+from moejax.moe.parameters import weight
 from moejax.runtime import partition
 
 EPSILON = 1e-6

@@ -1,7 +1,6 @@
 """The layers that all models are made of: attention, and feed-forward networks, routed or not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -13,20 +12,9 @@ from moejax.config.model import ModelConfig
 from moejax.models.attention import Attention, Context, RMSNorm
 from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
-from moejax.moe.balance import RouterStats
+from moejax.moe.balance import Routed
 from moejax.moe.layer import FeedForward, MoELayer
 from moejax.runtime import device_mesh, partition
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Routed:
-    """What the routed layers say, with a leading L over them."""
-
-    stats: RouterStats
-    chosen_LBNE: jax.Array
-    """Which experts each token asked for (bool)."""
-
 
 Own = dict[str, jax.Array]
 """What a layer has for itself."""

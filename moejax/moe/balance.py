@@ -55,6 +55,16 @@ class RouterStats:
     sequences; for quantile balancing."""
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routed:
+    """What the routed layers say, with a leading L over them."""
+
+    stats: RouterStats
+    chosen_LBNE: jax.Array
+    """Which experts each token asked for (bool)."""
+
+
 def router_stats(
     inputs: RouterInput, choice: Choice, seated_GSE: jax.Array, bad_GS: jax.Array, rows: int
 ) -> RouterStats:

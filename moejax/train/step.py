@@ -11,9 +11,9 @@ import optax
 
 from moejax.config.config import Config
 from moejax.config.moe import MoEConfig
-from moejax.models.by_kind import batch_shapes
-from moejax.models.layers import Routed
+from moejax.models.batch_shapes import batch_shapes
 from moejax.moe import balance, selection_bias
+from moejax.moe.balance import Routed
 from moejax.runtime import device_mesh
 from moejax.train.objective import Sums, losses, objective, scoped_loss
 

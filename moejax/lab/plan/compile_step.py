@@ -14,7 +14,8 @@ from moejax.config.config import Config
 from moejax.config.errors import UserError
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_flops import muon_flops, step_flops
-from moejax.models.by_kind import batch_shapes, build
+from moejax.models.batch_shapes import batch_shapes
+from moejax.models.by_kind import build
 from moejax.runtime import device_mesh, mesh_fit, partition, targets
 from moejax.runtime.number_words import short
 from moejax.train.optimizer import make_optimizer, schedule

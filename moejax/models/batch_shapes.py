@@ -1,0 +1,18 @@
+"""The batches that a model wants."""
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.config import Config
+
+
+def batch_shapes(config: Config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of the arrays of a batch of so many sequences, or images."""
+    whole = jax.ShapeDtypeStruct((rows, config.data.sequence_length), jnp.int32)
+    if not config.model.sees_images:
+        names = ("inputs", "targets", "segments", "positions", "bytes")
+        return dict.fromkeys(names, whole)
+    one, image = jax.ShapeDtypeStruct((rows, 1), jnp.int32), config.model.image
+    shape = (rows, image.size, image.size, image.channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return {"images": images, "targets": one, "segments": one}

@@ -11,12 +11,14 @@ import pytest
 from moejax.config import Config, RunConfig, to_dict
 from moejax.config.errors import RunError
 from moejax.lab.study.side_by_side import side_by_side
+from moejax.runs.expert_load import Load
+from moejax.runs.held_out_choices import HeldOutChoices
 from moejax.runs.pages.charts import Axis, Series, line_chart, robust_range
 from moejax.runs.pages.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
 from moejax.runs.pages.report import report_html, write_report
 from moejax.runs.pages.router_figures import together
 from moejax.runs.pages.verdict import verdict
-from moejax.runs.records import Choices, Load, Run, read_run
+from moejax.runs.records import Run, read_run
 from moejax.runtime.number_words import duration, exact, short, tick_labels
 
 LAYERS, EXPERTS, INTERVALS, EVERY = 3, 8, 12, 50
@@ -263,7 +265,7 @@ def test_a_large_run_stays_small():
         bias_ILE=asked_ILE / 1000,
     )
     together_LEE = np.random.default_rng(1).integers(1, 50, (61, 256, 256))
-    choices = Choices(step_I[::10], asked_ILE[::10, :, 0] / 1000, together_LEE)
+    choices = HeldOutChoices(step_I[::10], asked_ILE[::10, :, 0] / 1000, together_LEE)
     train = tuple(train_line(i) | routing_values(i) for i in range(1, 3001))
     run = Run(directory=None, summary={"name": "large"}, train=train, load=load, choices=choices)
     html = report_html(run)

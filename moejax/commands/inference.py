@@ -27,7 +27,7 @@ from moejax.inference.generation import Generated, Generator, for_inference, und
 from moejax.inference.opening import OpenModel, open_model
 from moejax.inference.sampling import Sampling
 from moejax.models.by_kind import build
-from moejax.runs.run_directory import finite
+from moejax.runs.metric_lines import finite
 from moejax.runtime import batch_rows, device_mesh, partition
 from moejax.runtime.number_words import duration
 from moejax.train import metrics

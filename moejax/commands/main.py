@@ -147,7 +147,7 @@ def report(arguments: Namespace) -> None:
     from moejax.lab.study.side_by_side import read_trained, side_by_side
     from moejax.lab.study.tables import markdown, table
     from moejax.runs.pages.report import report_html
-    from moejax.runs.run_directory import write_text
+    from moejax.runtime.atomic_files import write_text
 
     runs, output = arguments.runs, arguments.output
     check(output is None or not output.is_dir(), f"--output {output} is a directory: name a file.")

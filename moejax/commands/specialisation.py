@@ -15,8 +15,8 @@ from moejax.lab.specialisation.compare_choices import compare_with_classes
 from moejax.lab.specialisation.findings import findings_json, summary
 from moejax.lab.specialisation.sample import draw_sample
 from moejax.lab.specialisation.specialisation_page import specialisation_html
-from moejax.runs.pages.page import write_page
-from moejax.runs.run_directory import finite
+from moejax.runs.metric_lines import finite
+from moejax.runtime.atomic_files import write_text
 
 MOST_TOKENS = 2**24
 
@@ -66,7 +66,7 @@ def specialisation(settings: Specialisation) -> None:
         rows=settings.batch_size,
         shifts=settings.shifts,
     )
-    write_page(path, specialisation_html(found))
+    write_text(path, specialisation_html(found))
     seconds = time.monotonic() - started
     figures = findings_json(found) | {"seconds": seconds, "page": str(path)}
     text = json.dumps(finite(figures), indent=2) if settings.json else summary(found, path, seconds)

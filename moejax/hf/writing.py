@@ -1,8 +1,6 @@
 """Models into Hugging Face's format: shards of safetensors, an index, config.json, a tokenizer."""
 
-import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +20,7 @@ from moejax.hf import accounts
 from moejax.hf.accounts import BIAS, Entry
 from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
+from moejax.runtime.atomic_files import write_json
 
 BESIDE = (
     "tokenizer.json",
@@ -117,13 +116,6 @@ def copy_beside(source: Path, target: Path) -> None:
     for name in BESIDE:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.writing")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def _type(path: accounts.Path, array: jax.Array, dtype: str) -> np.dtype:

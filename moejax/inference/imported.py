@@ -20,7 +20,8 @@ from moejax.config.run import RunConfig
 from moejax.hf import accounts
 from moejax.hf.files import read_json
 from moejax.hf.reading import array_shapes, shardings
-from moejax.hf.writing import begin, copy_beside, write_json
+from moejax.hf.writing import begin, copy_beside
+from moejax.runtime.atomic_files import write_json
 
 ARRAYS = "model"
 ORIGINAL = "huggingface.json"

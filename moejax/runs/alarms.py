@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moejax.config.config import Config
-from moejax.runs.records import number
+from moejax.runs.metric_lines import number
 
 PATIENCE = 3
 """Intervals in a row that balance and drops must be bad for: all routers begin unevenly."""

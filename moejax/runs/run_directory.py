@@ -2,9 +2,6 @@
 
 import fcntl
 import functools
-import json
-import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +11,13 @@ import numpy as np
 from moejax.config.config import Config
 from moejax.config.errors import RunError
 from moejax.config.files import differences, read_config_json, to_dict
-from moejax.runs.records import unpacked
+from moejax.runs.array_files import list_steps, read_arrays, write_arrays
+from moejax.runs.held_out_choices import pack, read_chosen
+from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
+from moejax.runtime.atomic_files import write_json, write_text
+
+LOAD, CHOICES, CLASSES = "load", "choices", "classes"
+"""Folders with a file of arrays for each step."""
 
 # Settings that a run may change when it goes on; all others would make it another run.
 MAY_CHANGE = frozenset(
@@ -160,96 +163,46 @@ class RunDirectory:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
         """
-        for file in (*self._arrays("load"), *self._arrays("choices"), *self._arrays("classes")):
-            if int(file.stem) > step:
-                file.unlink()
-        kept = [line for line in self._metrics() if line["step"] <= step]
-        if self.metrics_file.exists():
-            write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+        for folder in (LOAD, CHOICES, CLASSES):
+            for file in list_steps(self.path / folder):
+                if int(file.stem) > step:
+                    file.unlink()
+        keep_until(self.metrics_file, step)
 
     @_by_the_owner
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line)) + "\n")
+        append_line(self.metrics_file, line)
 
     def metrics(self, split: str) -> list[dict[str, Any]]:
         """All lines of a split (`train`, `validation`)."""
-        return [line for line in self._metrics() if line["split"] == split]
+        return select_split(read_lines(self.metrics_file)[0], split)
 
     def last_metrics(self, split: str) -> dict[str, Any] | None:
         """The last line of a split, or None."""
         return next(reversed(self.metrics(split)), None)
 
-    def _metrics(self) -> list[dict[str, Any]]:
-        """All whole lines: the last one may have been cut by a crash."""
-        if not self.metrics_file.exists():
-            return []
-        lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and {"step", "split"} <= set(line):
-                lines.append(line)
-        return lines
-
     @_by_the_owner
     def write_load(self, step: int, **arrays: np.ndarray) -> None:
         """Write ``load/STEP.npz``, the arrays of a logging interval."""
-        self._write_arrays("load", step, arrays)
+        write_arrays(self.path / LOAD, step, arrays)
 
     def last_loads(self, count: int) -> list[dict[str, np.ndarray]]:
-        """The arrays of the last intervals, in order."""
-        found = []
-        for file in self._arrays("load")[-count:]:
-            with np.load(file) as arrays:
-                found.append(dict(arrays))
-        return found
+        """The arrays of the last intervals, in order; damaged files are left out."""
+        found = map(read_arrays, list_steps(self.path / LOAD)[-count:])
+        return [arrays for arrays in found if arrays is not None]
 
     @_by_the_owner
     def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
         """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
-        packed = {"bits": np.packbits(chosen_LBNE), "shape": np.asarray(chosen_LBNE.shape)}
-        self._write_arrays("choices", step, packed)
+        write_arrays(self.path / CHOICES, step, pack(chosen_LBNE))
+
+    def last_choices(self) -> np.ndarray | None:
+        """``chosen_LBNE`` of the last evaluation, or None."""
+        files = list_steps(self.path / CHOICES)
+        return read_chosen(files[-1]) if files else None
 
     @_by_the_owner
     def write_classes(self, step: int, **counts: np.ndarray) -> None:
         """Write ``classes/STEP.npz``: how an evaluation sorted images, and who took them."""
-        self._write_arrays("classes", step, counts)
-
-    def last_choices(self) -> np.ndarray | None:
-        """``chosen_LBNE`` of the last evaluation, or None."""
-        files = self._arrays("choices")
-        if not files:
-            return None
-        with np.load(files[-1]) as packed:
-            return unpacked(dict(packed))
-
-    def _arrays(self, kind: str) -> list[Path]:
-        return sorted((self.path / kind).glob("[0-9]*.npz"))
-
-    def _write_arrays(self, kind: str, step: int, arrays: dict[str, np.ndarray]) -> None:
-        directory = self.path / kind
-        directory.mkdir(exist_ok=True)
-        temporary = directory / ".writing.npz"
-        np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, directory / f"{step:08d}.npz")
-
-
-def finite(line: dict[str, Any]) -> dict[str, Any]:
-    """Figures as JSON can hold them: None for a number that is not finite."""
-    return {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, atomically."""
-    write_text(file, json.dumps(value, indent=2) + "\n")
+        write_arrays(self.path / CLASSES, step, counts)

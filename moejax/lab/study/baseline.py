@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moejax.runs.records import Run, column, last
+from moejax.runs.metric_lines import column, last
+from moejax.runs.records import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ import numpy as np
 
 from moejax.lab.study.results import Comparison, figures, over_seeds
 from moejax.lab.study.tables import Table, table
+from moejax.runs.expert_load import Load
+from moejax.runs.metric_lines import column
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, falling_range, line_chart
 from moejax.runs.pages.heatmaps import (
@@ -18,7 +20,6 @@ from moejax.runs.pages.heatmaps import (
     ratios,
 )
 from moejax.runs.pages.ranks import Rank, rank_chart
-from moejax.runs.records import Load, column
 
 COLORS = 8
 """Colours of the page; the lines of further runs are dashed, then dotted."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from moejax.lab.study.baseline import Baseline, reach
 from moejax.runs.measures import OF_TEXT, Measure
-from moejax.runs.records import Run, column, last, number
+from moejax.runs.metric_lines import column, last, number
+from moejax.runs.records import Run
 
 Status = Literal["finished", "diverged", "not finished", "not trained"]
 

@@ -7,7 +7,8 @@ from typing import Any
 from moejax.config.errors import RunError
 from moejax.config.files import flat
 from moejax.lab.study.results import Comparison, Outcome
-from moejax.runs.records import Run, last, number, read_run
+from moejax.runs.metric_lines import last, number
+from moejax.runs.records import Run, read_run
 
 OF_NO_INTEREST = ("run.directory",)
 

@@ -31,7 +31,8 @@ from moejax.lab.study.results import Comparison, Outcome, Status, to_json
 from moejax.lab.study.tables import markdown, table
 from moejax.runs.measures import measure_of
 from moejax.runs.records import Run, read_run
-from moejax.runs.run_directory import MAY_CHANGE, write_json, write_text
+from moejax.runs.run_directory import MAY_CHANGE
+from moejax.runtime.atomic_files import write_json, write_text
 from moejax.runtime.stop import Stopped, StopSignals
 
 say = functools.partial(print, flush=True)

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from moejax.runs.class_counts import Sorted
 from moejax.runs.lift import SURE, expected_counts, lift
 from moejax.runs.pages import page
 from moejax.runs.pages.heatmaps import lift_heatmap, lift_key, named_share_heatmap
-from moejax.runs.records import Run, Sorted
+from moejax.runs.records import Run
 
 MOST_CLASSES = 100
 """Beyond these the pictures would be too fine to read: the most frequent ones are shown."""

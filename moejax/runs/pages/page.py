@@ -3,10 +3,8 @@
 The page asks nothing of the network, and its content security policy forbids it to.
 """
 
-import os
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from moejax.runs.pages.hover_script import SCRIPT
@@ -37,16 +35,6 @@ def document(title: str, body: str) -> str:
 </body>
 </html>
 """
-
-
-def write_page(path: Path, html: str) -> None:
-    """Write a page in one piece or not at all; letters that UTF-8 cannot hold become `?`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(html.encode("utf-8", "replace"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def text(value: Any) -> str:

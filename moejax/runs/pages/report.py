@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from moejax.runs.expert_load import Load
+from moejax.runs.metric_lines import column, number
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, falling_range, line_chart
 from moejax.runs.pages.class_figures import classes
@@ -20,7 +22,8 @@ from moejax.runs.pages.heatmaps import (
 )
 from moejax.runs.pages.router_figures import MOST_LINES, drops_by_position, pairs, routers
 from moejax.runs.pages.verdict import key_numbers, notes, verdict
-from moejax.runs.records import Load, Run, column, number, read_run
+from moejax.runs.records import Run, read_run
+from moejax.runtime.atomic_files import write_text
 from moejax.runtime.number_words import short
 
 MOST_CELLS = 600_000
@@ -35,7 +38,7 @@ def write_report(run_directory: Path) -> Path:
     """
     run = read_run(Path(run_directory))
     path = run.directory / "report.html"
-    page.write_page(path, report_html(run))
+    write_text(path, report_html(run))
     return path
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from moejax.runs.expert_load import Load
 from moejax.runs.measures import OF_TEXT, measure_of_settings
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, line_chart
 from moejax.runs.pages.heatmaps import MOST_ROWS, lift_heatmap, ratio_key
-from moejax.runs.records import Load, Run
+from moejax.runs.records import Run
 
 MOST_LINES = 6
 """Layers told apart by lines; more become their mean, and a band from the least to the greatest."""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from moejax.runs.measures import OF_TEXT, Measure
-from moejax.runs.records import Run, column, last, number
+from moejax.runs.metric_lines import column, last, number
+from moejax.runs.records import Run
 from moejax.runtime.number_words import duration, exact, short
 
 

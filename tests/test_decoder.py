@@ -12,7 +12,7 @@ from moejax.config import ModelConfig, MoEConfig
 from moejax.models.attention import attend
 from moejax.models.counts import cost
 from moejax.models.decoder import DecoderLM
-from moejax.models.layers import scan_plan
+from moejax.models.layer_runs import cut_layers
 from moejax.models.rotary import rotary, rotate
 
 
@@ -137,7 +137,7 @@ def test_rotary_products_depend_on_distance_alone():
 def test_routed_layers_are_placed_by_pattern(layers, every, first, kinds, plan):
     config = ModelConfig(num_layers=layers, moe=MoEConfig(every=every, first_dense=first))
     assert "".join("DR"[r] for r in config.routed_layers) == kinds
-    got = scan_plan(config)
+    got = cut_layers(config)
     assert [("".join("DR"[r] for r in unit), n) for unit, n in got] == plan
 
 

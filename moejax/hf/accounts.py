@@ -12,7 +12,7 @@ from moejax.config.model import ModelConfig
 from moejax.hf.families import FAMILIES, WHOLE
 from moejax.hf.files import Tensor
 from moejax.hf.tensors import Rule
-from moejax.models.layers import scan_plan
+from moejax.models.layer_runs import locate_layers
 
 Path = tuple[str, ...]
 """Where an array stands in the tree of parameters; ``("bias_LE",)`` is the selection bias."""
@@ -54,7 +54,7 @@ def _all(family: str, config: ModelConfig, shapes: dict[Path, tuple[int, ...]]) 
         if path in shapes:
             yield Entry(rule, (rule.theirs,), (path,), None, rule.shape([shapes[path]]))
     rules, routed = FAMILIES[family].tensors, 0
-    for layer, (above, repeat) in enumerate(places(config)):
+    for layer, (above, repeat) in enumerate(locate_layers(config)):
         for rule in rules:
             bias = rule.ours == BIAS[0]
             if bias and not config.routed_layers[layer]:
@@ -67,16 +67,6 @@ def _all(family: str, config: ModelConfig, shapes: dict[Path, tuple[int, ...]]) 
             names = tuple(f"model.layers.{layer}.{rule.theirs}".format(e=e) for e in range(count))
             yield Entry(rule, names, paths, routed if bias else repeat, rule.shape(ours))
         routed += config.routed_layers[layer]
-
-
-def places(config: ModelConfig) -> list[tuple[Path, int]]:
-    """Of each layer, the block that it is in, and which repeat of it."""
-    return [
-        ((f"layers_{run}", f"block_{block}"), repeat)
-        for run, (unit, repeats) in enumerate(scan_plan(config))
-        for repeat in range(repeats)
-        for block in range(len(unit))
-    ]
 
 
 def flat(tree: Any) -> dict[Path, Any]:

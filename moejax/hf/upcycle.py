@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.hf import accounts
-from moejax.models.layers import scan_plan
+from moejax.models.layer_runs import find_stack, locate_layers, stack_layers
 
 BANK = {"w_gate_DF": "w_gate_EDF", "w_up_DF": "w_up_EDF", "w_down_FD": "w_down_EFD"}
 
@@ -60,7 +60,7 @@ def upcycle(
     moe, D = config.moe, config.width
     E, copies = moe.num_experts, moe.num_experts // split
     arrays = accounts.flat(params)
-    above = {path: leaf for path, leaf in arrays.items() if not path[0].startswith("layers_")}
+    above = {path: leaf for path, leaf in arrays.items() if not find_stack(path)}
     keys = jax.random.split(jax.random.key(seed), config.num_layers)
 
     def bank(name: str, w: jax.Array, key: jax.Array) -> jax.Array:
@@ -76,7 +76,7 @@ def upcycle(
 
     def layer(number: int) -> dict[accounts.Path, jax.Array]:
         """A layer's arrays, as the new model has them."""
-        path, repeat = accounts.places(dense)[number]
+        path, repeat = locate_layers(dense)[number]
         own = {p[2:]: leaf[repeat] for p, leaf in arrays.items() if p[:2] == path}
         if not config.routed_layers[number]:
             return own
@@ -89,11 +89,8 @@ def upcycle(
 
     layers = [layer(number) for number in range(config.num_layers)]
     new = dict(above)
-    for run, (unit, repeats) in enumerate(scan_plan(config)):
-        for block in range(len(unit)):
-            place = ((f"layers_{run}", f"block_{block}"), 0)
-            first = accounts.places(config).index(place)
-            chosen = layers[first : first + repeats * len(unit) : len(unit)]
-            for path in chosen[0]:
-                new[(*place[0], *path)] = jnp.stack([one[path] for one in chosen])
+    for stack in stack_layers(config):
+        chosen = [layers[number] for number in stack.layers]
+        for path in chosen[0]:
+            new[(*stack.path, *path)] = jnp.stack([one[path] for one in chosen])
     return accounts.nested(new)

@@ -5,7 +5,7 @@ import numpy as np
 
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
-from moejax.models.layers import scan_plan
+from moejax.models.layer_runs import get_stack, set_stack, stack_layers
 from moejax.moe.experts import bank_shapes
 from moejax.moe.parallel.placement import Placement
 from moejax.moe.parallel.replicas import places_of
@@ -25,16 +25,10 @@ def replicate(config: ModelConfig, params: dict, plan: Placement) -> tuple[dict,
         f"the plan is of {planned[0]} layers of {planned[1]} experts, but the model has {L} routed"
         f" layers of {E}.",
     )
-    params, done = dict(params), 0
-    for i, (unit, repeats) in enumerate(scan_plan(config)):
-        routed = np.flatnonzero(unit)
-        of_run = np.arange(done, done + repeats * routed.size).reshape(repeats, -1)
-        done += of_run.size
-        blocks = dict(params[f"layers_{i}"])
-        for place, block in enumerate(routed):
-            expert_RP = plan.expert_LP[of_run[:, place]]
-            blocks[f"block_{block}"] = _moved(blocks[f"block_{block}"], expert_RP)
-        params[f"layers_{i}"] = blocks
+    for stack in stack_layers(config):
+        if stack.routed is not None:
+            moved = _moved(get_stack(params, stack), plan.expert_LP[list(stack.routed)])
+            params = set_stack(params, stack, moved)
     return params, places_of(plan)
 
 

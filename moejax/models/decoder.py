@@ -10,7 +10,8 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attention import Context, RMSNorm, may_see
 from moejax.models.kv_cache import KVCache, empty_cache
-from moejax.models.layers import run_layers, scan_plan
+from moejax.models.layer_runs import cut_layers
+from moejax.models.layers import run_layers
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed
 from moejax.moe.parameters import weight
@@ -19,7 +20,7 @@ from moejax.runtime import partition
 
 def cache_for(config: ModelConfig, rows: int, slots: int) -> KVCache:
     """An empty cache for ``rows`` sequences of at most ``slots`` positions."""
-    layers = [len(unit) * repeats for unit, repeats in scan_plan(config)]
+    layers = [len(unit) * repeats for unit, repeats in cut_layers(config)]
     return empty_cache(config, layers, rows, slots)
 
 

@@ -20,7 +20,7 @@ class KVCache:
     """Keys and values of M slots, and whose they are."""
 
     layers: list[Cache]
-    """For each run of layers (see ``decoder.scan_plan``), its arrays."""
+    """For each run of layers (see ``layer_runs``), its arrays."""
     segments_BM: jax.Array
     """0 in empty slots."""
     positions_BM: jax.Array

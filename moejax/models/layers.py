@@ -12,6 +12,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.attention import Attention, Context, RMSNorm
 from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
+from moejax.models.layer_runs import cut_layers, name_block, name_run
 from moejax.moe.balance import Routed
 from moejax.moe.layer import FeedForward, MoELayer
 from moejax.runtime import device_mesh, partition
@@ -93,26 +94,10 @@ class Unit(nn.Module):
         for i, routed in enumerate(self.routed):
             of_layer = {name: x[len(said)] for name, x in own.items()} if routed else {}
             of_block = {name: x[i] for name, x in each.items()}
-            layer = block(self.config, self.layout, routed, self.training, name=f"block_{i}")
+            layer = block(self.config, self.layout, routed, self.training, name=name_block(i))
             x_BND, cache, one = layer(x_BND, cache, context, of_block, of_layer)
             said += [one] if routed else []
         return (x_BND, cache), jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
-
-
-def scan_plan(config: ModelConfig) -> list[tuple[tuple[bool, ...], int]]:
-    """Split the layers into runs of a repeated unit: [(the unit's layers, repetitions), ...].
-
-    With every second layer of 7 routed after 2 dense ones: D D | D R, D R | D.
-    """
-    routed, moe = config.routed_layers, config.moe
-    first_dense = moe.first_dense if moe.every else 0
-    period, rest = moe.every or 1, len(routed) - first_dense
-    runs = [
-        ((False,), first_dense),
-        (routed[first_dense : first_dense + period], rest // period),
-        ((False,), rest % period),
-    ]
-    return [(unit, repeats) for unit, repeats in runs if repeats]
 
 
 def run_layers(
@@ -132,7 +117,7 @@ def run_layers(
     unroll = device_mesh.platform() == "cpu" if config.unroll is None else config.unroll
     windows = [2**30 if window is None else window for window in config.windows]
     said, layers, done, done_routed = [], [], 0, 0
-    for i, (unit, repeats) in enumerate(scan_plan(config)):
+    for i, (unit, repeats) in enumerate(cut_layers(config)):
         # Of this run: [repeats, layers of the unit, ...], or routed layers of the unit.
         count, count_routed = repeats * len(unit), repeats * sum(unit)
         each = {"layer": jnp.arange(count)}
@@ -155,7 +140,7 @@ def run_layers(
             in_axes=(nn.broadcast, 0, 0),
             length=repeats,
             unroll=repeats if unroll else 1,
-        )(config, layout, unit, training, in_loop, name=f"layers_{i}")
+        )(config, layout, unit, training, in_loop, name=name_run(i))
         cache = caches[i] if caches else {}
         (x_BND, cache), one = run((x_BND, cache), context, each, here)
         layers.append(cache)

@@ -11,7 +11,7 @@ import numpy as np
 
 from moejax.config.config import Config
 from moejax.config.model import ModelConfig
-from moejax.models.layers import scan_plan
+from moejax.models.layer_runs import get_stack, stack_layers
 from moejax.runs.alarms import PATIENCE, Recent, alarms
 from moejax.runs.run_directory import RunDirectory
 from moejax.train.metrics import Totals
@@ -24,15 +24,13 @@ def router_arrays(
     router, if it has weights; ``bias_LE``, if there is a selection bias.
     """
     found = {} if bias_LE is None else {"bias_LE": bias_LE}
-    norms = []
-    for i, (unit, _) in enumerate(scan_plan(config)):
-        blocks = [params[f"layers_{i}"][f"block_{j}"]["moe"] for j in np.flatnonzero(unit)]
-        of_unit = [_norms(block) for block in blocks if _weights(block)]
-        norms += [jnp.stack(of_unit, 1)] if of_unit else []  # [repeats, layers of the unit, E]
+    norms, order = [], []
+    for stack in stack_layers(config):
+        if stack.routed is not None and _weights(block := get_stack(params, stack)["moe"]):
+            norms.append(_norms(block))
+            order += stack.routed
     if norms:
-        found["router_norm_LE"] = jnp.concatenate(
-            [norm.reshape(-1, norm.shape[-1]) for norm in norms]
-        )
+        found["router_norm_LE"] = jnp.concatenate(norms)[np.argsort(order)]
     return found
 
 

@@ -16,6 +16,7 @@ from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_flops import muon_flops, step_flops
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.by_kind import build
+from moejax.models.layer_runs import count_repeats, with_repeats
 from moejax.runtime import device_mesh, mesh_fit, partition, targets
 from moejax.runtime.number_words import short
 from moejax.train.optimizer import make_optimizer, schedule
@@ -133,19 +134,13 @@ def work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, 
 
 def depths(model: ModelConfig) -> tuple[dict[str, int], list[tuple[str, int]]]:
     """How often the least model of this kind repeats each run of layers, and this one does."""
-    period, first = model.moe.every or 1, model.moe.first_dense if model.moe.every else 0
-    rest = model.num_layers - first
-    runs = [("dense", first), ("unit", rest // period), ("rest", rest % period)]
-    return {name: min(repeats, 1) for name, repeats in runs}, runs
+    runs = count_repeats(model)
+    return {name: min(repeats, 1) for name, repeats in runs.items()}, list(runs.items())
 
 
 def with_layers(config: Config, repeats: dict[str, int]) -> Config:
     """The config with so many layers of each run, unrolled."""
-    model, moe = config.model, config.model.moe
-    layers = repeats["dense"] + repeats["unit"] * (moe.every or 1) + repeats["rest"]
-    first = repeats["dense"] if moe.every else 0
-    model = replace(model, num_layers=layers, unroll=True, moe=replace(moe, first_dense=first))
-    return replace(config, model=model)
+    return replace(config, model=replace(with_repeats(config.model, repeats), unroll=True))
 
 
 def counts(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_flops import dispatch_of, slots_of
 from moejax.models.decoder import DecoderLM, cache_for, seen
+from moejax.models.layer_runs import find_stack
 from moejax.models.layers import Block
 from moejax.moe.experts import matrices
 from moejax.runtime import device_mesh
@@ -61,8 +62,7 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
         return math.prod(sizes[axis] for axis in axes if axis in of)
 
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
-        name, layer = path[-1].key, tuple(key.key for key in path[:2])
-        layer = layer if layer[0].startswith("layers_") else ()
+        name, layer = path[-1].key, find_stack([key.key for key in path])
         here, whole = leaf.size / parts(name, config.mesh.fsdp), leaf.size / parts(name, False)
         alike = math.prod(sizes[axis] for axis in device_mesh.TOKENS)
         copies = alike // parts(name, config.mesh.fsdp, device_mesh.TOKENS)

@@ -7,22 +7,24 @@ The first run downloads 11 MB and prepares them with TensorFlow, which is not ne
 trained yet on the real images: the machines that this was written on are offline.
 """
 
-from dataclasses import replace
-
 import digits
 
-from moejax.config import Config, ImageConfig
+from moejax.config import Config, changed
 
 
 def get_config() -> Config:
-    config = digits.get_config()
-    model = replace(config.model, image=ImageConfig(size=28), width=128)
-    data = replace(
-        config.data,
-        source="tfds",
-        tfds_name="mnist",
-        tfds_validation_split="test",
-        images=replace(config.data.images, shift=2),
+    return changed(
+        digits.get_config(),
+        {
+            "model.image.size": 28,
+            "model.width": 128,
+            "data.source": "tfds",
+            "data.tfds_name": "mnist",
+            "data.tfds_validation_split": "test",
+            "data.images.shift": 2,
+            "run.steps": 3000,
+            "run.log_every": 250,
+            "run.eval_every": 1000,
+            "run.checkpoint_every": 1000,
+        },
     )
-    run = replace(config.run, steps=3000, log_every=250, eval_every=1000, checkpoint_every=1000)
-    return replace(config, model=model, data=data, run=run)

@@ -7,14 +7,10 @@ in 129 s of training; 1.638 after 2300 steps (`--run.steps 2300`), in 161 s. The
 1.632 after 1650 steps, in 179 s.
 """
 
-import dataclasses
-
 import quickstart
 
-from moejax.config import Config
+from moejax.config import Config, changed
 
 
 def get_config() -> Config:
-    config = quickstart.get_config()
-    moe = dataclasses.replace(config.model.moe, every=0)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
+    return changed(quickstart.get_config(), {"model.moe.every": 0})

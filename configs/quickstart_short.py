@@ -6,22 +6,18 @@ The learning rate's schedule stretches with the steps: a short run is a whole on
 of a long one.
 """
 
-import dataclasses
-
 import quickstart
 
-from moejax.config import Config
+from moejax.config import Config, changed
 
 
 def get_config() -> Config:
-    config = quickstart.get_config()
-    run = dataclasses.replace(
-        config.run,
-        steps=200,
-        log_every=10,
-        eval_every=40,
-        eval_batches=8,
-        checkpoint_every=200,
-        sample_tokens=0,
-    )
-    return dataclasses.replace(config, run=run)
+    short = {
+        "steps": 200,
+        "log_every": 10,
+        "eval_every": 40,
+        "eval_batches": 8,
+        "checkpoint_every": 200,
+        "sample_tokens": 0,
+    }
+    return changed(quickstart.get_config(), {"run": short})

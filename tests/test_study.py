@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from test_run import TIMING, metrics, wait_for_step
 
-from moejax.config import Config, to_dict
+from moejax.config import Config, changed, to_dict
 from moejax.config.errors import ConfigError, DivergedError, RunError
 from moejax.lab.study.baseline import make_baseline, reach
-from moejax.lab.study.study import Study, load_study_file, run_study, with_moe
+from moejax.lab.study.study import Study, load_study_file, run_study
 from moejax.runs.pages.charts import MOST_POINTS, Series, line_chart
 from moejax.runs.pages.ranks import Rank, rank_chart
 from moejax.runs.records import Run
@@ -51,7 +51,7 @@ def with_part(config: Config, part: str, **changes) -> Config:
 
 
 def dense(config: Config) -> Config:
-    return with_moe(config, every=0)
+    return changed(config, {"model.moe.every": 0})
 
 
 def study(config: Config, seeds=(0,), baseline: str | None = None, **more: Config) -> Study:
@@ -485,7 +485,7 @@ def test_a_broken_study_file_is_explained(tmp_path, text, words):
 
 def test_runs_of_unequal_active_size_are_refused(config):
     """Four experts a token instead of two; without a tolerance they may be compared."""
-    wider = with_moe(config, top_k=4)
+    wider = changed(config, {"model.moe.top_k": 4})
     with pytest.raises(
         ConfigError, match=r"costs \d\d,\d{3} FLOPs in wide and \d\d,\d{3} in dense"
     ):
@@ -493,7 +493,9 @@ def test_runs_of_unequal_active_size_are_refused(config):
     more = {"title": "T", "question": "Q", "runs": {"a": config, "wide": wider}}
     assert Study(flops_tolerance=None, **more).runs["wide"] is wider
     assert Study(flops_tolerance=0.2, **more).flops_tolerance == 0.2
-    finer = with_moe(config, num_experts=8, top_k=4, hidden_size=4)
+    finer = changed(
+        config, {"model.moe.num_experts": 8, "model.moe.top_k": 4, "model.moe.hidden_size": 4}
+    )
     assert study(config, finer=finer).runs["finer"] is finer
 
 

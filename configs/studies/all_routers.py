@@ -8,11 +8,10 @@ are left out: they see the future, so their loss means something else. docs/stud
 table.
 """
 
-import dataclasses
 from pathlib import Path
 
-from moejax.config import BalanceConfig, load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import BalanceConfig, changed, load_config_file
+from moejax.lab.study.study import Study
 
 ONE = {"top_k": 1, "hidden_size": 256}
 SHARED = {"num_experts": 16, "top_k": 3, "hidden_size": 64, "shared_experts": 1}
@@ -56,10 +55,12 @@ ROUTERS = {
 
 def get_study() -> Study:
     short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
-    run = dataclasses.replace(short.run, log_every=20, eval_every=200, eval_batches=20)
-    short = dataclasses.replace(short, run=run)
+    short = changed(short, {"run.log_every": 20, "run.eval_every": 200, "run.eval_batches": 20})
     return Study(
         title="All routers",
         question="Which router learns fastest at equal active size, and which stays balanced?",
-        runs={name: with_moe(short, router=name, **of) for name, of in ROUTERS.items()},
+        runs={
+            name: changed(short, {"model.moe": settings | {"router": name}})
+            for name, settings in ROUTERS.items()
+        },
     )

@@ -11,8 +11,8 @@ alpha 0 +0.026..+0.057 and 1.75, alpha 0.001 +0.010..+0.031 and 1.17, alpha 0.1 
 
 from pathlib import Path
 
-from moejax.config import BalanceConfig, load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
 
 METHODS = {
     "alpha-0": {},
@@ -27,7 +27,7 @@ METHODS = {
 def get_study() -> Study:
     short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
     runs = {
-        name: with_moe(short, balance=BalanceConfig(**{"loss_weight": 0.0} | settings))
+        name: changed(short, {"model.moe.balance": {"loss_weight": 0.0} | settings})
         for name, settings in METHODS.items()
     }
     return Study(

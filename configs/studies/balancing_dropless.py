@@ -8,7 +8,8 @@ bits per byte and 2.65 times the mean load on the fullest expert, with alpha 0.0
 
 import balancing
 
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed
+from moejax.lab.study.study import Study
 
 DROPLESS = ("alpha-0", "alpha-0.01")
 ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
@@ -19,7 +20,7 @@ def get_study() -> Study:
     return Study(
         title="Balancing without drops",
         question="What does the balance loss give where every expert has room for all?",
-        runs={f"{name}-dropless": with_moe(runs[name], **ROOMY) for name in DROPLESS},
+        runs={f"{name}-dropless": changed(runs[name], {"model.moe": ROOMY}) for name in DROPLESS},
         seeds=(0, 1, 2),
         baseline="alpha-0.01-dropless",
     )

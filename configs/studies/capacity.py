@@ -10,8 +10,8 @@ without a limit.
 
 from pathlib import Path
 
-from moejax.config import load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
 
 ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
 
@@ -22,8 +22,11 @@ def get_study() -> Study:
     return Study(
         title="Capacity",
         question="What do dropped choices cost, and what do slots that stay empty?",
-        runs={f"capacity-{factor:g}": with_moe(short, capacity_factor=factor) for factor in factors}
-        | {"dropless": with_moe(short, **ROOMY)},
+        runs={
+            f"capacity-{factor:g}": changed(short, {"model.moe.capacity_factor": factor})
+            for factor in factors
+        }
+        | {"dropless": changed(short, {"model.moe": ROOMY})},
         seeds=(0, 1, 2),
         baseline="capacity-1.25",
     )

@@ -7,21 +7,19 @@ per byte dense (1.749..1.764) and 1.710 routed (1.704..1.713) after 600 steps. T
 where the dense one ends after 505 steps (492..517), 0.84 of its steps.
 """
 
-import dataclasses
 from pathlib import Path
 
-from moejax.config import load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
 
 
 def get_study() -> Study:
     short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
-    run = dataclasses.replace(short.run, steps=600, eval_every=50, checkpoint_every=300)
-    routed = dataclasses.replace(short, run=run)
+    routed = changed(short, {"run.steps": 600, "run.eval_every": 50, "run.checkpoint_every": 300})
     return Study(
         title="Dense or routed",
         question="How many fewer steps does a routed model need to reach its dense twin's loss?",
-        runs={"dense": with_moe(routed, every=0), "routed": routed},
+        runs={"dense": changed(routed, {"model.moe.every": 0}), "routed": routed},
         seeds=(0, 1, 2),
         baseline="dense",
     )

@@ -9,27 +9,27 @@ With 1,437 images to learn from, routing does not help, and the fewer experts a 
 worse it is. (An image more or less is 0.28 %.)
 """
 
-import dataclasses
 from pathlib import Path
 
-from moejax.config import load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
+
+ROUTERS = {
+    "dense": {"every": 0},
+    "top_k": {},
+    "switch": {"router": "switch", "top_k": 1, "hidden_size": 128},
+    "top_4": {"top_k": 4, "hidden_size": 32},
+    "expert_choice": {"router": "expert_choice", "capacity_factor": 1.0},
+}
 
 
 def get_study() -> Study:
     digits = load_config_file(Path(__file__).parents[1] / "digits.py")
-    short = dataclasses.replace(digits.run, steps=300, eval_every=30, checkpoint_every=300)
-    digits = dataclasses.replace(digits, run=short)
+    digits = changed(digits, {"run.steps": 300, "run.eval_every": 30, "run.checkpoint_every": 300})
     return Study(
         title="Routers on digits",
         question="Does routing help a small classifier, and does it matter how?",
-        runs={
-            "dense": with_moe(digits, every=0),
-            "top_k": digits,
-            "switch": with_moe(digits, router="switch", top_k=1, hidden_size=128),
-            "top_4": with_moe(digits, top_k=4, hidden_size=32),
-            "expert_choice": with_moe(digits, router="expert_choice", capacity_factor=1.0),
-        },
+        runs={name: changed(digits, {"model.moe": moe}) for name, moe in ROUTERS.items()},
         seeds=(0, 1, 2),
         baseline="dense",
     )

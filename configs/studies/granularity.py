@@ -10,8 +10,8 @@ byte against 8x128-top2 (2.178), with the same seed: 16x64-top4 -0.060..-0.035, 
 
 from pathlib import Path
 
-from moejax.config import load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
 
 SIZES = {
     "8x128-top2": {"num_experts": 8, "hidden_size": 128, "top_k": 2},
@@ -31,7 +31,7 @@ def get_study() -> Study:
     return Study(
         title="Granularity",
         question="Do finer experts help, and does one that every token shares?",
-        runs={name: with_moe(short, **sizes) for name, sizes in SIZES.items()},
+        runs={name: changed(short, {"model.moe": sizes}) for name, sizes in SIZES.items()},
         seeds=(0, 1, 2),
         baseline="8x128-top2",
     )

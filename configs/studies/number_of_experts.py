@@ -9,8 +9,8 @@ byte against dense (2.214), with the same seed: 4 experts -0.028..+0.019, 8 -0.0
 
 from pathlib import Path
 
-from moejax.config import load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
 
 
 def get_study() -> Study:
@@ -18,8 +18,8 @@ def get_study() -> Study:
     return Study(
         title="Number of experts",
         question="How much do more experts help, of which a token meets two of equal width?",
-        runs={"dense": with_moe(short, every=0)}
-        | {f"{E}-experts": with_moe(short, num_experts=E) for E in (4, 8, 16, 32)},
+        runs={"dense": changed(short, {"model.moe.every": 0})}
+        | {f"{E}-experts": changed(short, {"model.moe.num_experts": E}) for E in (4, 8, 16, 32)},
         seeds=(0, 1, 2),
         baseline="dense",
     )

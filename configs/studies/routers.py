@@ -15,19 +15,21 @@ from pathlib import Path
 
 from all_routers import ROUTERS
 
-from moejax.config import load_config_file
-from moejax.lab.study.study import Study, with_moe
+from moejax.config import changed, load_config_file
+from moejax.lab.study.study import Study
 
 KINDS = ("switch", "top_k", "olmoe", "deepseek_v3", "hash")
 
 
 def get_study() -> Study:
     short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
-    routed = {name: with_moe(short, router=name, **ROUTERS[name]) for name in KINDS}
+    routed = {
+        name: changed(short, {"model.moe": ROUTERS[name] | {"router": name}}) for name in KINDS
+    }
     return Study(
         title="Routers",
         question="Which kind of router learns fastest at equal active size, and stays balanced?",
-        runs={"dense-twin": with_moe(short, every=0)} | routed,
+        runs={"dense-twin": changed(short, {"model.moe.every": 0})} | routed,
         seeds=(0, 1, 2),
         baseline="dense-twin",
     )

@@ -6,6 +6,7 @@ anything is compiled or written.
 """
 
 from moejax.config.attention import AttentionConfig, RopeConfig
+from moejax.config.change import changed
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
@@ -43,6 +44,7 @@ __all__ = [
     "RopeConfig",
     "RunConfig",
     "call_file",
+    "changed",
     "check",
     "check_not_negative",
     "check_positive",

@@ -1,12 +1,13 @@
 """What would be better, or is right as it is: each with its reason in a sentence."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
+from moejax.config.change import changed
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
@@ -49,7 +50,7 @@ def twins(config: Config, vocab_size: int, grid: AbstractMesh) -> Iterator[Twin]
         dense = dense_model(model, hidden)
         price = cost(dense, vocab_size, config.data.sequence_length)
         try:
-            peak = memory(replace(config, model=dense), vocab_size, grid).peak
+            peak = memory(changed(config, {"model": dense}), vocab_size, grid).peak
         except ConfigError:
             peak = None
         why = f"so wide that {model.num_layers} dense layers and all else are {short(wanted)}"
@@ -68,8 +69,7 @@ def dense_hidden(model: ModelConfig, vocab_size: int, wanted: int, parts: int) -
 
 def dense_model(model: ModelConfig, hidden: int) -> ModelConfig:
     """The model without routing, its dense layers so wide."""
-    moe = replace(model.moe, every=0, first_dense=0)
-    return replace(model, moe=moe, dense_hidden_size=hidden)
+    return changed(model, {"moe.every": 0, "moe.first_dense": 0, "dense_hidden_size": hidden})
 
 
 def advice(
@@ -90,7 +90,7 @@ def advice(
 def of_dispatch(config: Config, vocab_size: int) -> str:
     """The form that `auto` takes on the mesh in use, and why."""
     moe = config.model.moe
-    alone = replace(config, model=replace(config.model, moe=replace(moe, dispatch="auto")))
+    alone = changed(config, {"model.moe.dispatch": "auto"})
     dispatch, _ = dispatch_of(alone)
     S, F, K = moe.group_size, moe.hidden_size, moe.top_k
     padding = moe.num_choices * slots_of(config) / S / K
@@ -110,9 +110,8 @@ def of_form(config: Config, vocab_size: int) -> str:
     moved = {}
     for form in NAMES:
         try:
-            layout = replace(config.mesh, expert_parallel=form, receive_factor=None, chunks=1)
-            moe = replace(config.model.moe, dispatch="auto")
-            other = replace(config, mesh=layout, model=replace(config.model, moe=moe))
+            mesh = {"expert_parallel": form, "receive_factor": None, "chunks": 1}
+            other = changed(config, {"mesh": mesh, "model.moe.dispatch": "auto"})
         except ConfigError:
             continue
         step = step_of(other, vocab_size)
@@ -177,7 +176,7 @@ def of_mesh(config: Config, vocab_size: int, grid: AbstractMesh, kind: str) -> s
     for flags, other, devices in larger(config, grid):
         data = other.data
         if data.eval_batch_size % devices:  # evaluation is to be spread as well
-            other = replace(other, data=replace(data, eval_batch_size=data.batch_size))
+            other = changed(other, {"data.eval_batch_size": data.batch_size})
             flags += f" --data.eval-batch-size {data.batch_size}"
         try:
             mesh_of_other = paper_mesh(other.mesh, devices, kind)
@@ -193,8 +192,8 @@ def of_mesh(config: Config, vocab_size: int, grid: AbstractMesh, kind: str) -> s
 def larger(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, Config, int]]:
     """Changes that save memory, the cheapest first."""
     layouts = {"": config}
-    layered = replace(config, model=replace(config.model, remat="layer"))
-    spread = replace(layered, mesh=replace(config.mesh, fsdp=True))
+    layered = changed(config, {"model.remat": "layer"})
+    spread = changed(layered, {"mesh.fsdp": True})
     if config.model.remat != "layer":
         layouts["--model.remat layer"] = layered
     if not config.mesh.fsdp:
@@ -206,13 +205,12 @@ def larger(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, Config, in
         for flags, other in layouts.items():
             if flags or devices > grid.size:
                 at = f"--devices {devices} {flags}".strip() if devices > grid.size else flags
-                yield at, replace(other, mesh=replace(other.mesh, data=None)), devices
+                yield at, changed(other, {"mesh.data": None}), devices
         devices *= 2
         for expert in (2**i for i in range(1, 9)):
             if experts % expert == 0 and devices % (expert * spread.mesh.model) == 0:
                 try:
-                    mesh_of = replace(spread.mesh, expert=expert, data=None)
-                    other = replace(spread, mesh=mesh_of)
+                    other = changed(spread, {"mesh.expert": expert, "mesh.data": None})
                 except ConfigError:
                     continue
                 yield (

@@ -5,11 +5,11 @@ compute, what does it move.
 import functools
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 import jax
 
+from moejax.config.change import changed
 from moejax.config.config import Config
 from moejax.config.errors import UserError
 from moejax.config.model import ModelConfig
@@ -140,7 +140,8 @@ def depths(model: ModelConfig) -> tuple[dict[str, int], list[tuple[str, int]]]:
 
 def with_layers(config: Config, repeats: dict[str, int]) -> Config:
     """The config with so many layers of each run, unrolled."""
-    return replace(config, model=replace(with_repeats(config.model, repeats), unroll=True))
+    model = with_repeats(config.model, repeats)
+    return changed(config, {"model": changed(model, {"unroll": True})})
 
 
 def counts(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, float]:
@@ -155,8 +156,7 @@ def what_fits(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[
     unit = config.sequences_per_group * grid.shape["data"] * grid.shape["expert"]
     batch = config.data.batch_size
     while True:
-        data = replace(config.data, batch_size=batch)
-        smaller = replace(config, data=data, optim=replace(config.optim, accumulate=1))
+        smaller = changed(config, {"data.batch_size": batch, "optim.accumulate": 1})
         try:
             text = compile_step(smaller, grid, vocab_size).as_text()
         except OutOfMemory:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moejax.config.change import changed
 from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, DivergedError, RunError, UserError
@@ -135,12 +136,6 @@ class Trial:
         return self.directory.name
 
 
-def with_moe(config: Config, **settings: Any) -> Config:
-    """The config with other settings of its routed layers, for the runs of a study."""
-    moe = dataclasses.replace(config.model.moe, **settings)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
-
-
 def load_study_file(path: str | Path) -> Study:
     """Run ``get_study()`` of a study file. Raises ``ConfigError`` when there is none, or it
     fails.
@@ -163,11 +158,7 @@ def plan_trials(study: Study, directory: Path) -> list[Trial]:
 
 
 def _placed(config: Config, directory: Path, seed: int) -> Config:
-    return dataclasses.replace(
-        config,
-        run=dataclasses.replace(config.run, directory=str(directory), seed=seed),
-        data=dataclasses.replace(config.data, seed=seed),
-    )
+    return changed(config, {"run.directory": str(directory), "run.seed": seed, "data.seed": seed})
 
 
 def run_study(

@@ -38,7 +38,7 @@ class DistributedConfig:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: give all of"
             f" {', '.join(given)}, or none of them.",
         )
-        if address is None:
+        if address is None or count is None or index is None:
             return
         host, _, port = address.rpartition(":")
         check(

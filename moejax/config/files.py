@@ -78,6 +78,7 @@ def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:
 def _run_file(path: Path) -> types.ModuleType:
     """Import one file, without leaving a module of its name behind for others to find."""
     spec = importlib.util.spec_from_file_location(f"moejax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # as for any file that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))  # a config may build on the one beside it
     try:
@@ -113,7 +114,7 @@ def differences(old: Any, new: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
 
 def flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
     """Nested dicts as one: ``{"optim": {"beta1": 0.9}}`` as ``{"optim.beta1": 0.9}``."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         inner = isinstance(value, dict)
         found |= flat(value, f"{at}{name}.") if inner else {at + name: value}

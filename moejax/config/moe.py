@@ -201,7 +201,7 @@ def check_router(moe: MoEConfig) -> None:
     )
     cap, factor = moe.max_experts_per_token, moe.capacity_factor
     check(
-        cap is None or factor * K <= cap,
+        cap is None or factor is None or factor * K <= cap,
         f"--model.moe.max-experts-per-token {cap} is less than what the experts' slots hold:"
         f" --model.moe.capacity-factor {factor} times --model.moe.top-k {K} tokens for each token.",
     )

@@ -46,7 +46,9 @@ class InMemory(Sequence):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(  # type: ignore[override] # nobody asks for a slice
+        self, index: int
+    ) -> tuple[np.ndarray, int]:
         return self._images[index], int(self._labels[index])
 
 

@@ -54,7 +54,7 @@ class Pieces(Sequence[Piece]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Piece:
+    def __getitem__(self, index: int) -> Piece:  # type: ignore[override] # never a slice
         start, stop = index * self._length, (index + 1) * self._length
         return Piece(self._tokens[start : stop + 1], self._target_bytes[start:stop])
 

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -75,13 +75,16 @@ def open_text(what: str, *, split: str, field: str, directory: str | None) -> tu
 
     name = what.removeprefix("tfds:")
     check(bool(name), f"--data {what} names no data set: write tfds:lm1b, say.")
-    splits = {"tfds_train_split": split, "tfds_validation_split": split}
+    config = DataConfig(
+        source="tfds",
+        tfds_name=name,
+        tfds_text_field=field,
+        tfds_train_split=split,
+        tfds_validation_split=split,
+        directory=directory,
+    )
     try:
-        documents, _ = open_tfds(
-            DataConfig(
-                source="tfds", tfds_name=name, tfds_text_field=field, directory=directory, **splits
-            )
-        )
+        documents, _ = open_tfds(config)
     except ConfigError as error:
         raise ConfigError(f"--data {what} --split {split} --text-field {field}: {error}") from error
     return documents, f"TFDS {name}, {split}: {_documents(len(documents))}"
@@ -128,6 +131,7 @@ def path_of(documents: Documents, index: int) -> str | None:
 
 
 def _open_files(config: DataConfig) -> Corpus:
+    assert config.files is not None  # as DataConfig demands of this source
     pattern = os.path.expanduser(config.files)
     sizes = _sizes("--data.files", pattern)
     if config.validation_files is None:
@@ -188,7 +192,7 @@ def _fixed_part(pattern: str) -> str:
     return os.path.dirname(pattern[:first])
 
 
-def _both_sides(train: Sequence[int], validation: Sequence[int]) -> str:
+def _both_sides(train: Collection[int], validation: Collection[int]) -> str:
     """``581 documents (9.57 MB) to train on, 25 documents (335 kB) held out``, from their sizes."""
     return (
         f"{_documents(len(train))} ({_bytes(sum(train))}) to train on,"

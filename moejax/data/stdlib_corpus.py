@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def prepare_stdlib(directory: str | None) -> tuple[tfds.core.DatasetBuilder, lis
         return builder(), files
 
 
-def _write(builder) -> None:
+def _write(builder: Callable[[], StdlibCorpus]) -> None:
     """Prepare ``builder()``; it is as well if another process was faster."""
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     fresh = builder()

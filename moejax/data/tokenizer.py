@@ -61,7 +61,7 @@ class ByteTokenizer:
 
     vocab_size = 257
     boundary = 256
-    beginning = (256,)
+    beginning: tuple[int, ...] = (256,)
     fingerprint = "bytes"
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:

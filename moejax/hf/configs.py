@@ -19,7 +19,7 @@ IN_ALL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_
 
 def family_of(hf: dict[str, Any]) -> str:
     """The family that a ``config.json`` names. Raises ``ConfigError`` if it is none of ours."""
-    kind = hf.get("model_type")
+    kind: Any = hf.get("model_type")
     check(
         kind in FAMILIES,
         f"model_type {kind!r} is not supported. There are: {', '.join(FAMILIES)}.",
@@ -171,15 +171,15 @@ def essence(config: ModelConfig) -> dict[str, Any]:
 
 def _essence_of_experts(config: ModelConfig) -> dict[str, Any]:
     moe, router = config.moe, config.moe.built_router
-    names = ("num_experts", "top_k", "hidden_size", "expert_bias", "shared_experts")
+    names = ["num_experts", "top_k", "hidden_size", "expert_bias", "shared_experts"]
     found = {name: getattr(moe, name) for name in (*names, "identity_experts", "null_experts")}
     found["shared_gate"] = moe.shared_gate and moe.shared_experts > 0
     found["balance.bias_update"] = "a selection bias" if moe.has_selection_bias else "none"
     rule = router.token_rule
     if router.function is token_choice.choose and rule is not None:
         grouped = rule.kept_expert_groups not in (None, rule.expert_groups)
-        names = ("score", "renormalise", "weight_scale", "weigh")
-        names += ("group_score", "expert_groups", "kept_expert_groups") if grouped else ()
+        names = ["score", "renormalise", "weight_scale", "weigh"]
+        names += ["group_score", "expert_groups", "kept_expert_groups"] if grouped else []
         found["router"] = tuple((name, getattr(rule, name)) for name in names)
         found["router"] += (("a learned bias", router.linear_bias),)
     else:

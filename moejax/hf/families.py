@@ -97,8 +97,13 @@ GIVEN = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
 """Defaults that all families share."""
 SWIGLU = {"hidden_act": "silu", "quantization_config": None, "quantization": None}
 GROUPED = (fields.rope, fields.heads)
-ALWAYS = {"logit_scale": 1.0, "moe.capacity_factor": None, "moe.eval_capacity_factor": None}
-ALWAYS |= {"moe.group_size": 1, "moe.balance.convention": "hf"}
+ALWAYS: dict[str, Any] = {
+    "logit_scale": 1.0,
+    "moe.capacity_factor": None,
+    "moe.eval_capacity_factor": None,
+    "moe.group_size": 1,
+    "moe.balance.convention": "hf",
+}
 NO_EXPERTS = ALWAYS | {"moe.every": 0, "qk_norm": False}
 NO_WINDOW = {"use_sliding_window": False}
 LOSS = {"router_aux_loss_coef": "moe.balance.loss_weight"}

@@ -49,7 +49,7 @@ class Pretrained:
     @property
     def model(self) -> DecoderLM:
         """The Linen module."""
-        return DecoderLM(self.config, self.config.vocab_size, self.layout)
+        return _language_model(self.config, self.layout)
 
     def apply(
         self, params: dict, tokens_BN: jax.Array, real_BN: jax.Array | None = None
@@ -138,9 +138,14 @@ def load(
     return Pretrained(config, accounts.nested(arrays), bias_LE, hf, directory, mesh, layout)
 
 
+def _language_model(config: ModelConfig, layout: MeshConfig) -> DecoderLM:
+    assert config.vocab_size is not None  # as in every config that is read from such a checkpoint
+    return DecoderLM(config, config.vocab_size, layout)
+
+
 def array_shapes(config: ModelConfig) -> dict[accounts.Path, tuple[int, ...]]:
     """The shapes of a model's arrays by path, the selection bias among them."""
-    model, moe = DecoderLM(config, config.vocab_size), config.moe
+    model, moe = _language_model(config, MeshConfig()), config.moe
     batch = as_batch(jnp.zeros((device_mesh.token_devices(), 1), jnp.int32))
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, False))["params"]
     shapes = {path: leaf.shape for path, leaf in accounts.flat(tree).items()}
@@ -207,7 +212,8 @@ def _placed(shape: tuple[int, ...], sharding: Sharding, get: Callable) -> jax.Ar
     """An array of which each device is given the part that it holds, and copies are read once."""
     parts: dict[tuple, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         key = tuple(range(size)[s] for s, size in zip(index, shape, strict=True))
         if key not in parts:
             parts[key] = np.ascontiguousarray(get(index))

@@ -1,6 +1,7 @@
 """Causal self-attention with rotary positions, grouped keys and values, and packed documents."""
 
 from functools import partial
+from typing import TypedDict
 
 import flax.linen as nn
 import jax
@@ -13,9 +14,19 @@ from moejax.models.rotary import rotate
 from moejax.moe.parameters import weight, zeros
 from moejax.runtime import partition
 
-Context = dict[str, jax.Array]
-"""What all layers look at: ``real_BN``, ``token_BN``, ``cos``, ``sin``, ``mask_B1NM``, where layers
-have windows ``distance_B1NM``, and with a cache ``start``, its first free slot."""
+
+class Context(TypedDict, total=False):
+    """What all layers look at."""
+
+    real_BN: jax.Array
+    token_BN: jax.Array | None
+    cos: jax.Array
+    sin: jax.Array
+    mask_B1NM: jax.Array
+    distance_B1NM: jax.Array
+    """Where layers have windows."""
+    start: jax.Array
+    """With a cache: its first free slot."""
 
 
 class RMSNorm(nn.Module):
@@ -62,7 +73,18 @@ def attend(
     return _attend_forward(q_BNHA, k_BMJA, v_BMJU, mask_B1NM, sink_H, scale)[0]
 
 
-def _attend_forward(q_BNHA, k_BMJA, v_BMJU, mask_B1NM, sink_H, scale):
+Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]
+"""Queries, keys, values, probabilities, what the sinks took of them, and the output."""
+
+
+def _attend_forward(
+    q_BNHA: jax.Array,
+    k_BMJA: jax.Array,
+    v_BMJU: jax.Array,
+    mask_B1NM: jax.Array,
+    sink_H: jax.Array | None,
+    scale: float,
+) -> tuple[jax.Array, Saved]:
     B, N, H, A = q_BNHA.shape
     J = k_BMJA.shape[2]
     q_BNJIA = q_BNHA.reshape(B, N, J, -1, A)
@@ -82,7 +104,9 @@ def _attend_forward(q_BNHA, k_BMJA, v_BMJU, mask_B1NM, sink_H, scale):
     return y_BNHU, (q_BNJIA, k_BMJA, v_BMJU, p_BJINM, sunk_BJIN1, y_BNHU)
 
 
-def _attend_backward(scale, saved, dy_BNHU):
+def _attend_backward(
+    scale: float, saved: Saved, dy_BNHU: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
     q_BNJIA, k_BMJA, v_BMJU, p_BJINM, sunk_BJIN1, y_BNHU = saved
     B, N, J, _, A = q_BNJIA.shape
     dy_BNJIU = dy_BNHU.reshape(B, N, J, -1, dy_BNHU.shape[-1])

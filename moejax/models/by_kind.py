@@ -5,7 +5,11 @@ from moejax.config.model import ModelConfig
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
 
-MODELS = {"decoder": DecoderLM, "vit": ImageClassifier, "mlp": ImageClassifier}
+MODELS: dict[str, type[DecoderLM] | type[ImageClassifier]] = {
+    "decoder": DecoderLM,
+    "vit": ImageClassifier,
+    "mlp": ImageClassifier,
+}
 """By ``ModelConfig.kind``."""
 
 

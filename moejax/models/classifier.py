@@ -55,7 +55,8 @@ class ImageClassifier(nn.Module):
     def _context(self, segments_B1: jax.Array, N: int) -> Context:
         """All positions of an image see each other, and none is rotated."""
         config, rows = self.config, len(segments_B1)
-        context = {"real_BN": jnp.broadcast_to(segments_B1 > 0, (rows, N)), "token_BN": None}
+        real_BN = jnp.broadcast_to(segments_B1 > 0, (rows, N))
+        context: Context = {"real_BN": real_BN, "token_BN": None}
         if config.kind == "mlp":
             return context
         still = jnp.ones((1, 1, 1, 2, config.rotary_size // 2), jnp.float32)

@@ -24,9 +24,9 @@ def attention_products(model: ModelConfig) -> int:
         return 0
     D, H, J = model.width, model.num_heads, model.key_value_heads
     A, U = model.query_head_size, model.value_head_size
-    if not model.is_latent:
-        return D * H * A + 2 * D * J * A + H * A * D
     settings = model.attention
+    if settings.kv_rank is None:
+        return D * H * A + 2 * D * J * A + H * A * D
     query = D if settings.query_rank is None else settings.query_rank
     latent = settings.kv_rank * H * (model.plain_head_size + U)
     return latent_products(model) + query * H * A + latent + H * U * D
@@ -37,7 +37,7 @@ def latent_products(model: ModelConfig) -> int:
     axis has them whole.
     """
     settings = model.attention
-    if not model.is_latent:
+    if settings.kv_rank is None:
         return 0
     return model.width * (settings.kv_rank + model.rotary_size + (settings.query_rank or 0))
 
@@ -64,7 +64,7 @@ def layer_norms(model: ModelConfig) -> int:
         model.query_head_size,
         model.attention,
     )
-    if model.is_latent:
+    if settings.kv_rank is not None:
         inner = settings.kv_rank + (settings.query_rank or 0)
     else:
         inner = model.qk_norm * (2 * A if settings.qk_norm_over == "head" else (H + J) * A)

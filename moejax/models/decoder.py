@@ -63,8 +63,9 @@ class DecoderLM(nn.Module):
         of no layer more than the last ``reach`` positions, themselves included.
         """
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        logits_B1V, _, cache = self._run(batch, False, own, cache, reach)
-        return logits_B1V, cache
+        logits_B1V, _, written = self._run(batch, False, own, cache, reach)
+        assert written is not None  # as a cache was given
+        return logits_B1V, written
 
     @nn.compact
     def _run(
@@ -83,14 +84,13 @@ class DecoderLM(nn.Module):
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
         context, cache = seen(config, batch, cache, reach)
-        own = {name: x for name, x in own.items() if x is not None}
         x_BND, routed, layers = run_layers(
             config,
             self.layout,
             x_BND,
             context,
             training=training,
-            own=own,
+            own={name: x for name, x in own.items() if x is not None},
             caches=[] if cache is None else cache.layers,
         )
         if cache is not None:
@@ -114,7 +114,12 @@ def seen(
     segments_BN, positions_BN = batch["segments"], batch["positions"]
     of_BM, at_BM, N = segments_BN, positions_BN, segments_BN.shape[1]
     cos, sin = rotary(positions_BN, config)
-    context = {"real_BN": segments_BN > 0, "token_BN": batch["inputs"], "cos": cos, "sin": sin}
+    context: Context = {
+        "real_BN": segments_BN > 0,
+        "token_BN": batch["inputs"],
+        "cos": cos,
+        "sin": sin,
+    }
     if cache is not None:
         start = context["start"] = cache.start
         of_BM, at_BM = (

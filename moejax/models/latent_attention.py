@@ -33,6 +33,7 @@ class LatentAttention(nn.Module):
     ) -> tuple[jax.Array, Cache]:
         config, settings, (B, N, D) = self.config, self.config.attention, x_BND.shape
         H, R, U = config.num_heads, settings.kv_rank, config.value_head_size
+        assert R is not None  # else it is not latent attention
         plain, turned = config.plain_head_size, config.rotary_size
         dtype, scale = x_BND.dtype, settings.scale or config.query_head_size**-0.5
 

@@ -90,7 +90,7 @@ class Unit(nn.Module):
         if self.config.remat == "layer":
             # Outside a loop, XLA would find what is computed again and keep it instead.
             block = nn.remat(Block, prevent_cse=not self.in_loop)
-        said = []
+        said: list[Routed | None] = []
         for i, routed in enumerate(self.routed):
             of_layer = {name: x[len(said)] for name, x in own.items()} if routed else {}
             of_block = {name: x[i] for name, x in each.items()}

@@ -53,6 +53,10 @@ def balanced_assignment(score_GSE: jax.Array, real_GS: jax.Array, rule: BaseRule
     return jax.vmap(lambda value_RE: auction(value_RE, rule))(value_GRE)[:, :S]
 
 
+Auction = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+"""Prices of experts, bids and experts of tokens, the step, and the rounds so far."""
+
+
 def auction(value_RE: jax.Array, rule: BaseRule) -> jax.Array:
     """Seat R tokens with E experts of R / E places each: ``owner_R`` (int32); values in [0, 1].
 
@@ -66,11 +70,11 @@ def auction(value_RE: jax.Array, rule: BaseRule) -> jax.Array:
     if E == 1:
         return jnp.zeros(R, jnp.int32)
 
-    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(state: Auction) -> jax.Array:
         _, _, owner_R, step, rounds = state
         return ((owner_R == E).any() | (step > rule.precision)) & (rounds < rule.rounds)
 
-    def bid(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def bid(state: Auction) -> Auction:
         price_E, bid_R, owner_R, step, rounds = state
         # All are seated, at this step: begin again with a smaller one.
         seated = (owner_R < E).all()

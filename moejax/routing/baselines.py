@@ -13,6 +13,7 @@ def hash_of_token(inputs: RouterInput) -> TokenChoice:
     Roller et al. 2021, section 3.2 (random hash); the weights are 1 / K. K > 1 is ours.
     """
     E, K = inputs.logits_GSE.shape[-1], inputs.top_k
+    assert inputs.token_GS is not None  # the layer gives it to a router that needs tokens
     first_GS1 = (mix(inputs.token_GS.astype(jnp.uint32)) % E).astype(jnp.int32)[..., None]
     return _even((first_GS1 + jnp.arange(K)) % E, inputs)
 

@@ -90,10 +90,11 @@ Choice = TokenChoice | ExpertChoice | SoftChoice
 def spread(expert_GSK: jax.Array, value_GSK: jax.Array, num_experts: int) -> jax.Array:
     """Lay one value per choice out over the experts: [G, S, E], 0 where there is no choice."""
     # One expert comparison per choice, unrolled: XLA fuses them instead of storing [G, S, K, E].
-    return sum(
+    first_GSE, *others = (
         jnp.where(expert_GSK[..., k, None] == jnp.arange(num_experts), value_GSK[..., k, None], 0.0)
         for k in range(expert_GSK.shape[-1])
     )
+    return sum(others, first_GSE)
 
 
 def asked(choice: Choice, real_GS: jax.Array) -> jax.Array:

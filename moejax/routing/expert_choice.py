@@ -44,6 +44,10 @@ def choose(inputs: RouterInput, rule: ExpertChoiceRule) -> ExpertChoice:
     return ExpertChoice(token_GEC, weight_GEC, probability_GSE)
 
 
+Plan = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""The logarithm of the assignment, the corrections of two of its sets, and the rounds so far."""
+
+
 def capped_assignment(
     score_GSE: jax.Array, real_GS: jax.Array, capacity: int, rule: ExpertChoiceRule
 ) -> jax.Array:
@@ -54,16 +58,17 @@ def capped_assignment(
     """
     tokens_G11 = real_GS.sum(1, dtype=jnp.float32)[:, None, None]
     log_C = jnp.log(jnp.minimum(capacity, jnp.maximum(tokens_G11, 1)))
+    assert rule.max_experts_per_token is not None
     log_cap = jnp.log(float(rule.max_experts_per_token))
     real_GS1 = real_GS[..., None]
 
-    def unsettled(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def unsettled(carry: Plan) -> jax.Array:
         log_GSE, _, _, rounds = carry
         mass_G1E = jax.nn.logsumexp(log_GSE, axis=1, keepdims=True, where=real_GS1)
         off = jnp.where(tokens_G11 > 0, jnp.abs(mass_G1E - log_C), 0).max()
         return (rounds == 0) | ((off > 1e-4) & (rounds < rule.iterations))
 
-    def project(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def project(carry: Plan) -> Plan:
         log_GSE, below_one_GSE, cap_GS1, rounds = carry
         # Experts: exactly C tokens. An affine set needs no correction.
         log_GSE += log_C - jax.nn.logsumexp(log_GSE, axis=1, keepdims=True, where=real_GS1)

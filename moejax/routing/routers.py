@@ -81,8 +81,9 @@ class Router:
                     f"--model.moe.{key.replace('_', '-')} means nothing to --model.moe.router"
                     f" {name}: leave it out, or choose another router."
                 )
-        rule = self.rule if not settings else dataclasses.replace(self.rule, **settings)
-        return dataclasses.replace(self, rule=rule)
+        if self.rule is None or not settings:
+            return self
+        return dataclasses.replace(self, rule=dataclasses.replace(self.rule, **settings))
 
 
 def _tokens_choose(paper: str, **rule: Any) -> Router:

@@ -13,6 +13,7 @@ def choose(inputs: RouterInput) -> SoftChoice:
     all slots. Nothing is dropped and nothing is discrete.
     """
     logits_GSEC = inputs.logits_GSEC
+    assert logits_GSEC is not None  # the layer gives it to a router with slots
     real_GS11 = inputs.real_GS[..., None, None]
     # A group of nothing but padding has no softmax: its slots stay empty.
     dispatch_GSEC = jax.nn.softmax(

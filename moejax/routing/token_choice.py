@@ -117,10 +117,8 @@ def preference(score_GSE: jax.Array, bias_E: jax.Array | None, rule: TokenChoice
     Q = rule.expert_groups
     score_GSQE = score_GSE.reshape(*score_GSE.shape[:2], Q, -1)
     best_two = rule.group_score == "best_two" and score_GSQE.shape[-1] > 1
-    judged_GSQ = sum(
-        at_each(score_GSQE, pick(score_GSQE, 2 if best_two else 1))[..., i]
-        for i in range(2 if best_two else 1)
-    )
+    best_GSQK = at_each(score_GSQE, pick(score_GSQE, 2 if best_two else 1))
+    judged_GSQ = best_GSQK[..., 0] + best_GSQK[..., 1] if best_two else best_GSQK[..., 0]
     kept_GSK = pick(judged_GSQ, rule.kept_expert_groups)
     kept_GSQ = (kept_GSK[..., None] == jnp.arange(Q)).any(-2)
     return jnp.where(kept_GSQ[..., None], score_GSQE, -jnp.inf).reshape(score_GSE.shape)
@@ -144,10 +142,11 @@ def noisy(inputs: RouterInput, rule: TokenChoiceRule, key: jax.Array) -> jax.Arr
     return logits_GSE + normal_GSE * width(inputs.noise_GSE)
 
 
-def width(noise_GSE: jax.Array) -> jax.Array:
+def width(noise_GSE: jax.Array | None) -> jax.Array:
     """The standard deviation of the learned noise (Shazeer et al. 2017, Eq. 4), and 0.01 more, as
     in the authors' code: the smooth load divides by it.
     """
+    assert noise_GSE is not None  # the layer gives it where the rule's noise is learned
     return jax.nn.softplus(noise_GSE) + 0.01
 
 

@@ -16,7 +16,7 @@ def keep_compiled(directory: Path) -> Iterator[None]:
     """Compile through JAX's persistent cache in this directory; a cache that the user has chosen
     (``JAX_COMPILATION_CACHE_DIR``) stays in use instead.
     """
-    settings = {
+    settings: dict[str, str | float | None] = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": QUICK,
     }

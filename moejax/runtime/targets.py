@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -46,7 +47,7 @@ def described(target: str, slices: int = 1) -> list[jax.Device]:
         raise UserError("compiling for a TPU needs its compiler: pip install -e '.[tpu]'")
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if re.fullmatch(r"\w+:1x1(x1)?", target):  # else hosts have four chips
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
@@ -83,7 +84,7 @@ def overlapping(text: str) -> int:
 
 def largest_buffers(text: str, count: int = 8) -> list[tuple[int, str, str]]:
     """The largest arrays that a compiled program writes: bytes, type and shape, what it is."""
-    found = {}
+    found: dict[tuple[int, str], str] = {}
     inside_fusion = False
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" "):

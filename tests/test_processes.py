@@ -13,7 +13,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_run import command, metrics, quick, start, wait_for_step, with_run
+from test_run import (  # noqa: F401
+    command,
+    config,
+    metrics,
+    quick,
+    start,
+    wait_for_step,
+    with_run,
+)
 
 from moejax.config import Config, DistributedConfig
 from moejax.runs.run_directory import RunDirectory

@@ -1,8 +1,8 @@
 """Several processes as one run: how they find each other, agree, and end together.
 
 The processes of a job meet at the coordination service of ``jax.distributed``, which lives in
-process 0. Small facts that steer a run travel by its key-value store, which needs no devices and
-waits as long as it takes.
+process 0. Small facts that steer a run travel by its key-value store (``store.py``), ``watch.py``
+sees who has died, and ``ending.py`` ends a process with one message.
 """
 
 import itertools
@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # the key-value store has no public name; Orbax does the same
 
 from moejax.config.distributed import DistributedConfig
 from moejax.config.errors import RunError, UserError
+from moejax.runtime.ending import Ending, exit_at_once
 from moejax.runtime.stop import Stopped
-from moejax.runtime.watch import BEAT, VERDICT, End, Watch, exit_with, timed_out
+from moejax.runtime.store import Store
+from moejax.runtime.watch import VERDICT, Watch
 
 T = TypeVar("T")
 
@@ -65,13 +66,13 @@ class Processes:
 
     def __init__(self, config: DistributedConfig) -> None:
         self._config = config
-        self._prefix = f"moejax/{next(_numbers)}"
+        self._number = next(_numbers)
         self._calls = itertools.count()
 
     def __enter__(self) -> "Processes":
-        self._end = End()
+        self._ending = Ending()
         if joins(self._config, os.environ) and not jax.distributed.is_initialized():
-            _initialize(self._config, self._end)
+            _meet(self._config, self._ending)
         self.index, self.count = jax.process_index(), jax.process_count()
         self._several = self.count > 1
         if self._several:
@@ -80,15 +81,15 @@ class Processes:
                     f"the devices belong to {self.count} processes that have not met: give"
                     f" --distributed.initialize always, so that they do."
                 )
-            self._store = distributed.global_state.client
-            self._watch = Watch(self._store, self._prefix, self.index, self.count, self._end)
-            self._end.arm(self._watch.aborted)
+            self._store = Store(f"moejax/{self._number}")
+            self._watch = Watch(self._store, self.index, self.count, self._ending)
+            self._ending.catch_aborts(self._watch.handle_abort)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         if not self._several:
             return
-        if not self._watch.over:
+        if not self._watch.is_over:
             self.leave() if error is None else self._leave_by(error)
         elif isinstance(error, UserError):  # of all alike: process 0 must not be gone first
             jax.distributed.shutdown()
@@ -104,24 +105,25 @@ class Processes:
         """
         if not self._several:
             return [value]
-        place = f"{self._prefix}/{next(self._calls)}"
+        call = next(self._calls)
         if not self.first:
-            self._store.key_value_set(f"{place}/{self.index}", json.dumps(value))
+            self._store.put(f"{call}/{self.index}", value)
             return [value]
-        others = [self._take(f"{place}/{i}", wait) for i in range(1, self.count)]
-        for i in range(1, self.count):
-            self._store.key_value_delete(f"{place}/{i}")
+        keys = [f"{call}/{i}" for i in range(1, self.count)]
+        others = [self._store.wait_for(key, wait) for key in keys]
+        for key in keys:
+            self._store.delete(key)
         return [value, *others]
 
     def agree(self, value: T, wait: float = FOREVER) -> T:
         """The JSON value of process 0, in all. Raises ``TimeoutError`` after ``wait`` seconds."""
         if not self._several:
             return value
-        place = f"{self._prefix}/{next(self._calls)}"
+        call = str(next(self._calls))
         if self.first:
-            self._store.key_value_set(place, json.dumps(value))
+            self._store.put(call, value)
             return value
-        return self._take(place, wait)
+        return self._store.wait_for(call, wait)
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -156,18 +158,8 @@ class Processes:
         """End what binds the processes together: from here on each may end by itself."""
         if self._several:
             self.barrier()
-            self._watch.let_go()
-            self._end.disarm()
-
-    def _take(self, key: str, wait: float) -> Any:
-        until = time.monotonic() + wait
-        while time.monotonic() < until:  # in short turns: signals are heard between them
-            try:
-                return json.loads(self._store.blocking_key_value_get(key, int(BEAT * 1000)))
-            except jax.errors.JaxRuntimeError as error:
-                if not timed_out(error):
-                    raise
-        raise TimeoutError(f"no answer in {wait:.0f} s")
+            self._watch.release()
+            self._ending.leave_aborts()
 
     def _leave_by(self, error: BaseException) -> None:
         """Tell the others of an error of this process alone; does not return if it means nothing
@@ -181,12 +173,12 @@ class Processes:
             code, why = error.code, f"{error.name} stopped it"
         elif not isinstance(error, UserError):
             why = f"{type(error).__name__}: {why}"
-        self._watch.farewell(why[:2000], code)
+        self._watch.announce_end(why[:2000], code)
         if isinstance(error, UserError):
             return
         if not isinstance(error, Stopped):
             traceback.print_exception(error)
-        exit_with(code)  # JAX would wait for the others at the end of the process
+        exit_at_once(code)
 
 
 def _came_from_jax(error: BaseException | None) -> bool:
@@ -198,7 +190,7 @@ def _came_from_jax(error: BaseException | None) -> bool:
     return False
 
 
-def _initialize(config: DistributedConfig, end: End) -> None:
+def _meet(config: DistributedConfig, ending: Ending) -> None:
     """Meet the other processes. Raises ``RunError`` when JAX cannot tell who they are."""
     at = config.coordinator_address or "the address that JAX found"
     why = (
@@ -206,8 +198,8 @@ def _initialize(config: DistributedConfig, end: End) -> None:
         " once: see what the others say. Start all of them, with the address of process 0 and a"
         " free port there."
     )
-    end.arm(lambda: end.because(why, 1))
-    # Its handler of SIGTERM would stand beside ours.
+    ending.catch_aborts(lambda: ending.exit(why, 1))
+    # Its handler of SIGTERM would keep ours from being called.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -225,4 +217,4 @@ def _initialize(config: DistributedConfig, end: End) -> None:
             " alone."
         ) from error
     if jax.process_count() == 1:
-        end.disarm()
+        ending.leave_aborts()

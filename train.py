@@ -10,7 +10,7 @@ from moejax.runtime.allocator import keep_freed_memory
 def main() -> None:
     config, name = parse(sys.argv[1:], "python train.py")
     keep_freed_memory()
-    from moejax.train.loop import train  # late: it starts JAX
+    from moejax.train.training import train  # late: it starts JAX
 
     train(config, name=name, command=shlex.join(["python", *sys.argv]))
 

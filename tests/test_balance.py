@@ -17,7 +17,8 @@ from moejax.moe.balance import RouterStats
 from moejax.routing.contract import RouterInput, asked
 from moejax.routing.routers import ROUTERS
 from moejax.routing.token_choice import TokenChoiceRule, choose
-from moejax.train.objective import Sums, losses, objective, scoped_loss, weights
+from moejax.train.objective import losses, objective, scoped_loss, weights
+from moejax.train.reports import Sums
 
 property_test = settings(
     max_examples=50,

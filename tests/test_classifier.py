@@ -23,9 +23,13 @@ from moejax.config import (
 from moejax.models.by_kind import build
 from moejax.models.classifier import patches
 from moejax.models.counts import forward_flops, parameters
+from moejax.models.initial_params import init_params
 from moejax.runtime import batch_rows, device_mesh
+from moejax.train.eval_step import eval_step
+from moejax.train.forward import cross_entropy
 from moejax.train.optimizer import make_optimizer, schedule
-from moejax.train.step import cross_entropy, eval_step, init_params, init_state, train_step
+from moejax.train.state import init_state
+from moejax.train.step import train_step
 
 V, B, SIZE = 5, 8, 6
 

@@ -26,7 +26,7 @@ from moejax.hf.accounts import flat
 from moejax.hf.reading import Pretrained
 from moejax.inference.opening import open_model
 from moejax.runtime import device_mesh
-from moejax.train.loop import train
+from moejax.train.training import train
 
 
 def with_tokenizer(directory: Path) -> Path:

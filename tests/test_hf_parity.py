@@ -176,7 +176,7 @@ def test_a_model_trained_here_in_the_layout_of_mixtral_is_one_there(tmp_path):
     from moejax.config import MeshConfig
     from moejax.inference.opening import open_model
     from moejax.runtime import device_mesh
-    from moejax.train.loop import train
+    from moejax.train.training import train
 
     config = Config(
         model=ModelConfig(

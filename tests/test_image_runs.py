@@ -32,7 +32,7 @@ from moejax.lab.study.side_by_side import side_by_side
 from moejax.lab.study.study import Study, run_study
 from moejax.runs.lift import expected_counts, lift
 from moejax.runs.records import read_run
-from moejax.train.loop import train
+from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
 

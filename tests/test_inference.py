@@ -35,7 +35,7 @@ from moejax.inference.opening import open_model
 from moejax.models.decoder import DecoderLM
 from moejax.routing.routers import ROUTERS
 from moejax.runtime import device_mesh
-from moejax.train.loop import train
+from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
 N = 16

@@ -18,7 +18,8 @@ from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import batch_rows, device_mesh, mesh_fit, partition
 from moejax.train.optimizer import make_optimizer, schedule
-from moejax.train.step import init_state, train_step
+from moejax.train.state import init_state
+from moejax.train.step import train_step
 
 MESHES = {"1x1": (1, 1, 1), "8x1": (8, 1, 1), "1x8": (1, 8, 1), "2x4": (2, 4, 1), "4x2": (4, 2, 1)}
 MESHES["2x2x2"] = (2, 2, 2)

@@ -27,7 +27,8 @@ from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import empty_cache
 from moejax.routing.seating import capacity
 from moejax.train.optimizer import make_optimizer, schedule
-from moejax.train.step import init_state, train_step
+from moejax.train.state import init_state
+from moejax.train.step import train_step
 
 V = 64
 

@@ -10,8 +10,9 @@ from moejax.moe import balance
 from moejax.moe.balance import RouterStats
 from moejax.runs.run_directory import RunDirectory
 from moejax.train import metrics
-from moejax.train.objective import Sums
-from moejax.train.step import StepReport, report_batch
+from moejax.train import totals as sums
+from moejax.train.forward import report_batch
+from moejax.train.reports import StepReport, Sums
 
 
 def report(nats: float, norm: float = 1.0) -> StepReport:
@@ -34,10 +35,10 @@ def report(nats: float, norm: float = 1.0) -> StepReport:
 
 
 def test_a_line_of_metrics_by_hand():
-    totals = metrics.add(
-        metrics.totals_of_step(report(8 * np.log(2))), metrics.totals_of_step(report(4 * np.log(2)))
+    totals = sums.add_totals(
+        sums.sum_step(report(8 * np.log(2))), sums.sum_step(report(4 * np.log(2)))
     )
-    totals = metrics.from_json(json.loads(json.dumps(metrics.to_json(totals))))
+    totals = sums.totals_from_json(json.loads(json.dumps(sums.totals_to_json(totals))))
     loss = metrics.loss_metrics(totals)
     np.testing.assert_allclose(loss["loss"], 12 * np.log(2) / 8, rtol=1e-6)
     np.testing.assert_allclose(loss["bits_per_byte"], 12 / 6, rtol=1e-6)
@@ -64,13 +65,13 @@ def test_a_line_of_metrics_by_hand():
 
 
 def test_a_skipped_step_does_not_blank_its_interval():
-    good = metrics.totals_of_step(report(8.0))
+    good = sums.sum_step(report(8.0))
     for bad in (report(np.nan), report(8.0, norm=np.inf)):
-        both = metrics.add(good, metrics.totals_of_step(bad))
+        both = sums.add_totals(good, sums.sum_step(bad))
         assert metrics.loss_metrics(both) == metrics.loss_metrics(good)
         want = metrics.router_metrics(good, 2) | {"bad_logits": 2}  # those are still counted
         assert metrics.router_metrics(both, 2) == want
-    nothing = metrics.totals_of_step(report(np.nan))
+    nothing = sums.sum_step(report(np.nan))
     assert np.isnan(metrics.loss_metrics(nothing)["loss"])
 
 

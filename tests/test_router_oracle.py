@@ -25,7 +25,8 @@ from moejax.routing.contract import RouterInput
 from moejax.routing.expert_choice import ExpertChoiceRule
 from moejax.routing.routers import ROUTERS
 from moejax.routing.token_choice import TokenChoiceRule
-from moejax.train.objective import Sums, losses, objective, scoped_loss
+from moejax.train.objective import losses, objective, scoped_loss
+from moejax.train.reports import Sums
 
 G, S, D, E, F, LENGTH = 2, 8, 5, 6, 3, 4
 

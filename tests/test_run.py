@@ -25,8 +25,8 @@ from moejax.config import Config as ConfigTree
 from moejax.config.errors import RunError
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.stop import Stopped
-from moejax.train import loop
-from moejax.train.loop import train
+from moejax.train import environment, training
+from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
 TIMING = ("seconds", "tokens_per_second")
@@ -147,10 +147,13 @@ def test_a_router_that_is_not_causal_trains_under_a_warning(config, capsys, sett
 def test_nothing_is_compiled_twice(config, monkeypatch):
     """Logging, evaluation, checkpoints and the change of the state's source compile nothing."""
     jobs = []
-    run_steps = loop.run_steps
-    monkeypatch.setattr(
-        loop, "run_steps", lambda job, *rest: jobs.append(job) or run_steps(job, *rest)
-    )
+    make_programs = training.make_programs
+
+    def remember(*arguments):
+        jobs.append(make_programs(*arguments))
+        return jobs[-1]
+
+    monkeypatch.setattr(training, "make_programs", remember)
     for steps in (6, 8):  # the second goes on from a checkpoint
         train(with_run(config, steps=steps, eval_every=2, log_every=2), name="tiny", command="")
     for job in jobs:
@@ -174,18 +177,18 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_pat
     noisy = {"router": "noisy_top_k", "router_jitter": 0.1, "expert_dropout": 0.1}
     moved = BalanceConfig(bias_update="sign", bias_rate=0.01)
     config = with_moe(with_run(config, steps=24, sample_tokens=0), balance=moved, **noisy)
-    environment = {"env": {"JAX_NUM_CPU_DEVICES": str(devices)}}
+    options = {"env": {"JAX_NUM_CPU_DEVICES": str(devices)}}
     alone = with_run(config, directory=str(tmp_path / "alone"))
-    reference = start(command(alone, tmp_path), **environment)
+    reference = start(command(alone, tmp_path), **options)
     said, errors = reference.communicate(timeout=120)
     assert reference.returncode == 0, errors
     words = command(config, tmp_path)
     for step in (6, 15):
-        process = start(words, **environment)
+        process = start(words, **options)
         wait_for_step(Path(config.run.directory), step, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = start(words, **environment)
+    process = start(words, **options)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "from step" in said
@@ -209,7 +212,7 @@ def test_another_mesh_and_form_go_on_with_the_same_losses(config, tmp_path, monk
     alone = with_run(config, directory=str(tmp_path / "alone"), sample_tokens=0)
     quick(alone)
 
-    class StopAtStepSeven(loop.StopSignals):
+    class StopAtStepSeven(environment.StopSignals):
         calls = 0
 
         def check(self):
@@ -217,7 +220,7 @@ def test_another_mesh_and_form_go_on_with_the_same_losses(config, tmp_path, monk
             return signal.SIGTERM if self.calls == 7 else None
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(loop, "StopSignals", StopAtStepSeven)
+        patch.setattr(environment, "StopSignals", StopAtStepSeven)
         quick(config)
     layout = MeshConfig(data=2, expert=2, model=2, fsdp=True, expert_parallel="ragged")
     quick(dataclasses.replace(config, mesh=layout), sample_tokens=0)

@@ -46,7 +46,7 @@ from moejax.lab.specialisation.sample import Sample, draw_sample
 from moejax.lab.specialisation.snippets import snippet, spread_over
 from moejax.runs.lift import SURE, lift
 from moejax.runs.pages.heatmaps import _lift_palette, lift_heatmap
-from moejax.train.loop import train
+from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
 MARKS = dict(zip("kbnsc#oL_?", CLASSES, strict=True))

@@ -13,8 +13,10 @@ from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig
 from moejax.models.decoder import DecoderLM
 from moejax.moe import balance
 from moejax.runtime import device_mesh, mesh_fit, partition
+from moejax.train.gradients import gradients
 from moejax.train.optimizer import make_optimizer, orthogonalised, schedule
-from moejax.train.step import gradients, init_state, train_step
+from moejax.train.state import init_state
+from moejax.train.step import train_step
 
 
 def start(config: Config):

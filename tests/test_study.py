@@ -27,7 +27,7 @@ from moejax.runs.records import Run
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import reuse
 from moejax.runtime.stop import Stopped
-from moejax.train import loop
+from moejax.train import training
 
 ROOT = Path(__file__).parents[1]
 LAYERS, EXPERTS = 2, 4
@@ -120,7 +120,7 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch) -> Trainer:
     stand_in = Trainer()
-    monkeypatch.setattr(loop, "train", stand_in)
+    monkeypatch.setattr(training, "train", stand_in)
     return stand_in
 
 

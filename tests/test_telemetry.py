@@ -111,7 +111,7 @@ def test_history_goes_on_where_the_run_was_left(tiny, tmp_path):
     line = {"split": "train", "loss": 2.0, "dropped_fraction": 0.5, "skipped_updates": 0}
 
     def judge(history: History, step: int) -> dict:
-        judged = history.judged(line | {"step": step}, asked_LE, tiny)
+        judged = history.judge(line | {"step": step}, asked_LE, tiny)
         run.append_metrics(judged)
         run.write_load(step, asked_LE=asked_LE)
         return judged

@@ -31,7 +31,8 @@ from moejax.runs.metric_lines import finite
 from moejax.runtime import batch_rows, device_mesh, partition
 from moejax.runtime.number_words import duration
 from moejax.train import metrics
-from moejax.train.step import eval_step
+from moejax.train.eval_step import eval_step
+from moejax.train.totals import Totals, add_totals, sum_batch
 
 LONGEST = 2048
 """Positions of a piece of text, where nobody says."""
@@ -254,7 +255,7 @@ def evaluate(settings: Evaluate) -> None:
         "data": about,
         **({} if of_images else {"sequence_length": length, "tokens": totals["targets"]}),
         "batches": len(batches),
-        **metrics.size(totals),
+        **metrics.count_evaluated(totals),
         **metrics.loss_metrics(totals),
         **metrics.router_metrics(totals, config.moe.num_experts),
         "seconds": time.monotonic() - started,
@@ -319,9 +320,7 @@ def check_batch(config: ModelConfig, length: int, rows: int, mesh: Mesh) -> None
     )
 
 
-def totals_of(
-    model: OpenModel, config: ModelConfig, mesh: Mesh, batches: list[Batch]
-) -> metrics.Totals:
+def totals_of(model: OpenModel, config: ModelConfig, mesh: Mesh, batches: list[Batch]) -> Totals:
     """The sums over all batches, with a bar that shows how far it is."""
     built = build(config, model.vocab_size, undivided(model.layout))
     everywhere = partition.named(mesh, "everywhere")
@@ -332,7 +331,7 @@ def totals_of(
     with jax.set_mesh(mesh):
         for batch in tqdm(batches, disable=None, unit="batch", leave=False):
             sums = step(model.params, model.bias_LE, batch_rows.place(mesh, batch))
-            totals = metrics.add(totals, metrics.totals_of_batch(sums))
+            totals = add_totals(totals, sum_batch(sums))
     check(totals is not None, "the text gives no tokens: nothing can be evaluated on it.")
     return totals
 
@@ -356,7 +355,7 @@ def report(figures: dict[str, Any], config: ModelConfig) -> str:
             f" {figures['dead_experts']} of {experts}, dropped {figures['dropped_fraction']:.1%}"
         )
     if of_images:
-        lines.append(f"accuracy   {metrics.right(figures)}, loss {figures['loss']:.4f}")
+        lines.append(f"accuracy   {metrics.describe_accuracy(figures)}, loss {figures['loss']:.4f}")
         return "\n".join(lines)
     lines += [
         f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,11 +27,10 @@ from moejax.inference import imported
 from moejax.inference.generation import for_inference
 from moejax.models.by_kind import build
 from moejax.models.counts import cost
+from moejax.models.initial_params import init_params, selection_bias_shape
 from moejax.runs.checkpoint import read_parts
 from moejax.runtime import mesh_fit, partition
 from moejax.runtime.number_words import short
-from moejax.train.optimizer import make_optimizer
-from moejax.train.step import init_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +181,10 @@ def check_layout(config: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
 def parts_of_state(config: Config, vocab_size: int) -> dict:
     """Shapes of the parts of a train state that a trained model needs."""
     model = build(config.model, vocab_size)
-    state = jax.eval_shape(partial(init_state, model, make_optimizer(config.optim), config))
-    biased = state.bias_LE is not None
-    return {"params": state.params} | ({"bias_LE": state.bias_LE} if biased else {})
+    parts = {"params": jax.eval_shape(partial(init_params, model, config))}
+    if (shape := selection_bias_shape(config.model)) is not None:
+        parts["bias_LE"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return parts
 
 
 def as_used(params: dict, config: ModelConfig) -> dict:

@@ -1,105 +1,12 @@
-"""From the sums of steps to the lines of ``metrics.jsonl``; on the host, in float64."""
+"""From sums over steps or batches to the lines of ``metrics.jsonl``, and these in words."""
 
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from moejax.moe import balance
-from moejax.train.step import BatchReport, ClassCounts, StepReport
-
-Totals = dict[str, Any]
-"""Sums over steps or batches: numbers, and arrays by routed layer (and expert)."""
-
-
-def totals_of_step(report: StepReport) -> Totals:
-    """One training step's sums, fetched from the devices. Those of a skipped step count for
-    nothing: one of them would make a whole interval's means infinite. Skipped steps are counted,
-    and so are their tokens with bad logits.
-    """
-    fetched = jax.device_get(_wanted(report.batch) | {"gradient_norm": report.gradient_norm})
-    totals = _totals(fetched) | {"gradient_norm": float(fetched["gradient_norm"])}
-    if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
-        return totals
-    kept = {"bad_L": totals["bad_L"]} if "bad_L" in totals else {}
-    nothing = {k: np.zeros_like(v) if isinstance(v, np.ndarray) else 0 for k, v in totals.items()}
-    return nothing | kept
-
-
-def totals_of_batch(report: BatchReport) -> Totals:
-    """One batch's sums, fetched from the devices; ``parts`` counts batches."""
-    return _totals(jax.device_get(_wanted(report)))
-
-
-def _wanted(report: BatchReport) -> dict[str, jax.Array]:
-    """What is looked at: each array costs a moment of every step to fetch."""
-    sums, router = report.sums, report.sums.router
-    wanted = {"nats": sums.nats, "targets": sums.targets}
-    counted = {"text_bytes": sums.text_bytes, "correct": sums.correct}
-    wanted |= {name: count for name, count in counted.items() if count is not None}
-    if router is None:
-        return wanted
-    optional = {"sent_LQ": router.sent_BQ, "asked_LW": router.asked_BW}
-    optional["seated_LW"] = router.seated_BW
-    wanted |= {name: sums for name, sums in optional.items() if sums is not None}
-    return wanted | {
-        "asked_LE": router.asked_BE,
-        "seated_LE": router.seated_BE,
-        "routed_L": router.tokens_B,
-        "bad_L": router.bad_B,
-        "entropy_L": router.entropy_B,
-        "log_z_squared_L": router.log_z_squared_B,
-        "max_violation": report.max_violation,
-        **report.losses,
-    }
-
-
-def _totals(fetched: dict[str, np.ndarray]) -> Totals:
-    """Fetched values in the types that add up exactly."""
-    counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
-    totals: Totals = {"parts": 1}
-    for name, value in fetched.items():
-        if name in ("targets", "text_bytes", "correct"):
-            totals[name] = int(value)
-        elif name in counts:
-            totals[name] = np.rint(value).astype(np.int64)
-        else:
-            totals[name] = value.astype(np.float64) if value.ndim else float(value)
-    return totals
-
-
-def add(one: Totals | None, other: Totals) -> Totals:
-    """The totals of both."""
-    return other if one is None else {name: one[name] + other[name] for name in one}
-
-
-def to_json(totals: Totals | None) -> dict | None:
-    """Totals as JSON, exactly."""
-    if totals is None:
-        return None
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in totals.items()}
-
-
-def from_json(totals: dict | None) -> Totals | None:
-    """The inverse of ``to_json``."""
-    if totals is None:
-        return None
-    return {k: np.asarray(v) if isinstance(v, list) else v for k, v in totals.items()}
-
-
-def add_counts(
-    one: dict[str, np.ndarray] | None, counts: ClassCounts | None
-) -> dict[str, np.ndarray] | None:
-    """Counts by class of one more batch of images; None for text."""
-    if counts is None:
-        return None
-    fetched = {
-        k: np.rint(v).astype(np.int64)
-        for k, v in vars(jax.device_get(counts)).items()
-        if v is not None
-    }
-    return fetched if one is None else {name: one[name] + fetched[name] for name in fetched}
+from moejax.train.totals import Totals
 
 
 def loss_metrics(totals: Totals) -> dict[str, float]:
@@ -121,31 +28,31 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
     }
 
 
-def size(totals: Totals) -> dict[str, int]:
-    """How much was evaluated."""
+def count_evaluated(totals: Totals) -> dict[str, int]:
+    """How many images, or bytes of text, were evaluated."""
     if "correct" in totals:
         return {"images": totals["targets"]}
     return {"text_bytes": totals["text_bytes"]}
 
 
-def in_words(line: dict[str, Any]) -> str:
-    """The quality in a line of validation."""
+def describe_quality(line: dict[str, Any]) -> str:
+    """The quality that a line of validation tells, in words."""
     if "accuracy" in line:
         return f"{line['accuracy']:.2%} of {line['images']:,} images right, loss {line['loss']:.4f}"
     bits, perplexity = line["bits_per_byte"], line["perplexity"]
     return f"{bits:.4f} bits/byte, perplexity {perplexity:.3f} a token"
 
 
-def right(line: dict[str, Any]) -> str:
+def describe_accuracy(line: dict[str, Any]) -> str:
     """How many images were sorted right: ``98.06% (353 of 360 images)``."""
     count = round(line["accuracy"] * line["images"])
     return f"{line['accuracy']:.2%} ({count:,} of {line['images']:,} images)"
 
 
-def result_in_words(line: dict[str, Any]) -> str:
+def describe_result(line: dict[str, Any]) -> str:
     """The last line that a training prints."""
     if "accuracy" in line:
-        return f"validation accuracy: {right(line)}"
+        return f"validation accuracy: {describe_accuracy(line)}"
     return (
         f"validation bits per byte: {line['bits_per_byte']:.4f}"
         f" ({line['text_bytes']:,} bytes held out, perplexity {line['perplexity']:.3f} a token)"

@@ -1,6 +1,6 @@
 """What is minimised: cross-entropy and the auxiliary losses of the routers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,27 +8,7 @@ import jax.numpy as jnp
 from moejax.config.moe import MoEConfig
 from moejax.moe import balance
 from moejax.moe.balance import RouterStats
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Sums:
-    """What a batch adds up to; sums of parts are the sum of the whole."""
-
-    nats: jax.Array
-    """Cross-entropy over all targets."""
-    targets: jax.Array
-    """Target tokens (images: one each), padding left out."""
-    text_bytes: jax.Array | None
-    """Bytes of text that the targets stand for; None for images."""
-    router: RouterStats | None
-    """Router sums of each routed layer (a leading L, no sequences)."""
-    scoped_loss_L: jax.Array | None = None
-    """Balance losses of sequences or devices, added up, where the scope is not the batch."""
-    scopes: jax.Array | None = None
-    """Sequences or devices that had tokens."""
-    correct: jax.Array | None = None
-    """Images whose class was the most probable one; None for text."""
+from moejax.train.reports import Sums
 
 
 def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:

@@ -14,7 +14,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.layer_runs import get_stack, stack_layers
 from moejax.runs.alarms import PATIENCE, Recent, alarms
 from moejax.runs.run_directory import RunDirectory
-from moejax.train.metrics import Totals
+from moejax.train.totals import Totals
 
 
 def router_arrays(
@@ -73,10 +73,10 @@ class History:
         loads = run.last_loads(PATIENCE) if run.owner else []
         self._loads = deque((load["asked_LE"] for load in loads), PATIENCE)
 
-    def judged(
+    def judge(
         self, line: dict[str, Any], asked_LE: np.ndarray | None, config: Config
     ) -> dict[str, Any]:
-        """The line of the next interval with its ``alarms``, if there are any."""
+        """Add the alarms of the next interval to its line, if there are any."""
         self._lines.append(line)
         if asked_LE is not None:
             self._loads.append(asked_LE)

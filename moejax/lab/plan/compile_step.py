@@ -20,7 +20,8 @@ from moejax.models.layer_runs import count_repeats, with_repeats
 from moejax.runtime import device_mesh, mesh_fit, partition, targets
 from moejax.runtime.number_words import short
 from moejax.train.optimizer import make_optimizer, schedule
-from moejax.train.step import TrainState, init_state, train_step
+from moejax.train.state import TrainState, init_state
+from moejax.train.step import train_step
 
 WITHOUT_LOOPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 """Products of gathered arrays would else be loops that overlap with the gathering."""

@@ -211,7 +211,7 @@ def _train(trial: Trial, command: str, compiled: Path) -> None:
 
     from moejax.runtime.processes import joins
     from moejax.runtime.reuse import keep_compiled
-    from moejax.train.loop import train
+    from moejax.train.training import train
 
     if joins(trial.config.distributed, os.environ):
         raise ConfigError(

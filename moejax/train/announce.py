@@ -1,0 +1,101 @@
+"""What is said before the first step, and ``summary.json``."""
+
+import platform
+import warnings
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import moejax
+from moejax.config.config import Config
+from moejax.models.counts import active_parameters, cost, forward_flops, parameters
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.number_words import short
+from moejax.runtime.processes import say
+from moejax.train.tasks import Task
+
+
+def warn_of_decoding(config: Config) -> None:
+    """Say once that a router which looks at later tokens is no language model's."""
+    moe = config.model.moe
+    if not any(config.model.routed_layers) or config.model.sees_images:
+        return
+    router, name, generation = moe.built_router, f"--model.moe.router {moe.router}", ""
+    if not router.causal:
+        how = "When text is generated" if router.by_token else "No text is generated with it"
+        generation = f"{how}{',' if router.by_token else ':'} {router.decoding}."
+    elif moe.seating == "priority":
+        name = "--model.moe.seating priority"
+        generation = "When text is generated, nothing is dropped, so that there it means nothing."
+    if generation:
+        warnings.warn(
+            f"{name} looks at later tokens of a group to decide: in a causal language model the"
+            f" training loss has seen the future. {generation} Compare it by other measures, or"
+            f" choose a token-choice router such as top_k.",
+            stacklevel=2,
+        )
+
+
+def announce(
+    config: Config, task: Task, mesh: Mesh, run: RunDirectory, step: int, *, name: str, command: str
+) -> None:
+    """Print what is trained, on what and where, from which step; write ``summary.json``."""
+    price = cost(config.model, task.vocab_size, config.positions)
+    kind = jax.devices()[0].device_kind
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    devices = f"{mesh.size} x {kind} ({axes}), {jax.default_backend()}"
+    rows = config.data.batch_size
+    images = f" of {rows:,} images" if config.model.sees_images else ""
+    say(
+        f"model    {short(price.parameters_total, 'kMBT')} parameters,"
+        f" {short(price.parameters_active, 'kMBT')} active a token; {_describe_experts(config)}"
+    )
+    say(
+        f"cost     {short(price.flops_per_token)} FLOPs a token in training,"
+        f" {rows * config.positions:,} tokens{images} a step, {config.run.steps:,} steps"
+    )
+    say(f"data     {task.description}")
+    say(f"devices  {devices}")
+    say(f"run      {run.path}" + (f", from step {step}" * bool(step)))
+    summary = {
+        "name": name,
+        "parameters_total": price.parameters_total,
+        "parameters_active": price.parameters_active,
+        "flops_per_token": price.flops_per_token,
+        "parts": count_parts(config, task.vocab_size),
+        "devices": devices,
+        "data": task.description,
+        **task.facts,
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "moejax": moejax.__version__,
+        },
+        "command": command,
+    }
+    run.write_summary(summary)
+
+
+def _describe_experts(config: Config) -> str:
+    routed, moe = sum(config.model.routed_layers), config.model.moe
+    experts = f"{routed} of {config.model.num_layers} layers routed"
+    if routed:
+        experts += f", {moe.num_experts} experts, {moe.top_k} a token ({moe.router})"
+    return experts
+
+
+def count_parts(config: Config, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """Parameters of each part of the model, those that a token meets, and its FLOPs in training."""
+    model = config.model
+    active = active_parameters(model, vocab_size)
+    flops = forward_flops(model, vocab_size, config.positions)
+    total = parameters(model, vocab_size)
+    return {
+        part: {
+            "parameters_total": total.get(part, 0),
+            "parameters_active": active.get(part, 0),
+            "flops_per_token": 3 * flops.get(part, 0),
+        }
+        for part in total | flops
+    }

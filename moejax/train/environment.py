@@ -1,0 +1,47 @@
+"""Where a run takes place: its processes, its mesh, its directory, and signals to stop."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from moejax.config.config import Config
+from moejax.config.errors import RunError
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime import device_mesh, mesh_fit
+from moejax.runtime.processes import Processes, say
+from moejax.runtime.stop import Stopped, StopSignals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where a run takes place."""
+
+    processes: Processes
+    stop: StopSignals
+    mesh: Mesh
+    run: RunDirectory
+
+
+@contextlib.contextmanager
+def enter(config: Config, name: str) -> Iterator[Environment]:
+    """Join the processes, listen to signals, make the mesh and lock the directory, until the end of
+    the ``with``. Raises ``UserError`` for what does not fit, or cannot be written.
+    """
+    with Processes(config.distributed) as processes, StopSignals() as stop:
+        try:
+            mesh = device_mesh.make_mesh(config.mesh)
+            mesh_fit.check_fits(config, mesh)
+            directory = Path(config.run.directory or f"runs/{name}")
+            with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
+                run.check(config)
+                yield Environment(processes=processes, stop=stop, mesh=mesh, run=run)
+        except Stopped as stopped:
+            if not stop.begun:
+                say(f"{stopped.name}: stopped before the first step; there is nothing new to save.")
+            raise
+        except OSError as error:
+            raise RunError(f"cannot write the run: {error}.") from error

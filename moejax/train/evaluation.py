@@ -1,0 +1,81 @@
+"""Evaluation of a run on what is held out."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moejax.config.errors import RunError
+from moejax.moe import balance
+from moejax.runtime import batch_rows
+from moejax.train.journal import Journal
+from moejax.train.metrics import count_evaluated, loss_metrics, router_metrics
+from moejax.train.state import TrainState
+from moejax.train.tasks import Task
+from moejax.train.totals import add_class_counts, add_totals, sum_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluates the model between two steps, and writes what comes out."""
+
+    task: Task
+    mesh: Mesh
+    rows: int
+    """Rows of a batch, over all processes."""
+    num_experts: int
+    eval_step: Callable
+    first_choices: Callable
+    """Brings the first positions of the first sequences of ``chosen_LBNE`` to all processes."""
+    journal: Journal
+
+    def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
+        """Evaluate and write; returns the line of metrics."""
+        started, totals, chosen_LBNE, counts = time.monotonic(), None, None, None
+        own_rows = batch_rows.process_rows(self.mesh, self.rows)
+        for batch in self.task.validation_batches(own_rows):
+            placed = batch_rows.place(self.mesh, batch)
+            report, chosen, classes = self.eval_step(state.params, state.bias_LE, placed)
+            chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
+            totals = add_totals(totals, sum_batch(report))
+            counts = add_class_counts(counts, classes)
+        if totals is None:
+            raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
+        line = {
+            "step": step,
+            "split": "validation",
+            **loss_metrics(totals),
+            **router_metrics(totals, self.num_experts),
+            **self._compare_choices(step, chosen_LBNE),
+            **count_evaluated(totals),
+            "seconds": time.monotonic() - started,
+        }
+        self.journal.write(line)
+        if counts is not None:
+            self.journal.run.write_classes(step, **counts)
+        return line
+
+    def _compare_choices(
+        self, step: int, chosen_LBNE: jax.Array | None, tokens: int = 8192, bits: int = 2**23
+    ) -> dict[str, float]:
+        """Keep who chose whom in the first ``tokens`` tokens of the validation text, or as many as
+        make 1 MiB, and compare it with the evaluation before: the share of choices that are the
+        same, mean over layers.
+        """
+        if chosen_LBNE is None:
+            return {}
+        L, _, N, E = chosen_LBNE.shape
+        tokens = max(1, min(tokens, bits // (L * E)))
+        first = self.first_choices(chosen_LBNE, max(1, tokens // N), min(tokens, N))
+        chosen_LBNE, run = np.asarray(first), self.journal.run
+        if not run.owner:
+            return {}
+        earlier_LBNE = run.last_choices()
+        run.write_choices(step, chosen_LBNE)
+        if earlier_LBNE is None or earlier_LBNE.shape != chosen_LBNE.shape:
+            return {}
+        return {"router_saturation": float(balance.saturation(chosen_LBNE, earlier_LBNE).mean())}

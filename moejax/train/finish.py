@@ -1,0 +1,86 @@
+"""The end of a run: its sample of text, its report, and what is said last."""
+
+import numpy as np
+from jax.sharding import Mesh
+
+from moejax.config.config import Config
+from moejax.config.errors import ConfigError
+from moejax.data.tokenizer import Tokenizer
+from moejax.inference.generation import Generator
+from moejax.inference.sampling import Sampling
+from moejax.runs.measures import Measure
+from moejax.runs.pages.report import write_report
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.number_words import duration, short
+from moejax.runtime.processes import say
+from moejax.train.environment import Environment
+from moejax.train.metrics import describe_result
+from moejax.train.state import TrainState
+from moejax.train.tally import Tally
+from moejax.train.tasks import LanguageTask, Task
+
+
+def finish(
+    config: Config,
+    task: Task,
+    measure: Measure,
+    environment: Environment,
+    state: TrainState,
+    tally: Tally,
+) -> None:
+    """Write the sample and the report, and say where all is."""
+    run, text = environment.run, None
+    if isinstance(task, LanguageTask) and config.run.sample_tokens:
+        text = write_on(config, task.tokenizer, environment.mesh, state)
+    run.write_sample(text)
+    if run.owner:
+        write_report(run.path)
+    say(
+        f"Trained {tally.step:,} steps, {short(tally.tokens)} {measure.unit}, in"
+        f" {duration(tally.seconds)}."
+    )
+    say_result(config, run)
+
+
+def write_on(config: Config, tokenizer: Tokenizer, mesh: Mesh, state: TrainState) -> str | None:
+    """The sample: the prompt and what the model makes of it; None, and a line that says why, if it
+    cannot.
+    """
+    run, length = config.run, config.data.sequence_length
+    try:
+        generator = Generator(
+            config.model,
+            config.mesh,
+            state.params,
+            state.bias_LE,
+            mesh=mesh,
+            tokenizer=tokenizer,
+            ends=frozenset([tokenizer.boundary]),
+            window=length,
+        )
+    except ConfigError as error:
+        say(f"no sample: {error}")
+        return None
+    prompt, _ = tokenizer.encode(run.sample_prompt.encode())
+    prompt = np.concatenate([[tokenizer.boundary], prompt])[-length:].astype(np.int32)
+    sampling = Sampling(tokens=run.sample_tokens, temperature=run.sample_temperature, seed=run.seed)
+    (continuation,) = generator.generate([prompt], sampling).continuations
+    return run.sample_prompt + continuation.text
+
+
+def say_result(config: Config, run: RunDirectory) -> None:
+    """The last lines: the figures, the files, what to do next."""
+    if not run.owner:
+        return
+    line = run.last_metrics("validation")
+    steps = max(config.run.steps, line["step"] if line else 0)
+    say(
+        f"report      {run.report}\nmetrics     {run.metrics_file}\n"
+        f"checkpoints {run.checkpoints} (the last {config.run.keep_checkpoints}, the best)"
+    )
+    say(
+        f"next        open the report; `--run.steps {2 * steps}` goes on training;"
+        f" another --run.directory starts afresh"
+    )
+    if line and line["loss"] is not None:
+        say(describe_result(line))

@@ -1,0 +1,111 @@
+"""What a run computes with: its model, its optimizer, and the compiled functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+import moejax
+from moejax.config.config import Config
+from moejax.config.files import flat, to_dict
+from moejax.models.by_kind import build
+from moejax.models.classifier import ImageClassifier
+from moejax.models.decoder import DecoderLM
+from moejax.runtime import device_mesh, partition
+from moejax.train.eval_step import eval_step
+from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.state import TrainState, init_state
+from moejax.train.step import train_step
+from moejax.train.tasks import Task
+from moejax.train.telemetry import router_arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model and how it learns."""
+
+    model: DecoderLM | ImageClassifier
+    optimizer: optax.GradientTransformation
+    init: Callable[[], TrainState]
+    """Makes the state before the first step."""
+    shardings: TrainState
+    """How each array of the state lies on the mesh."""
+
+    @property
+    def like(self) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.init),
+            self.shardings,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """The functions of a run that are compiled, each once."""
+
+    step: Callable
+    eval_step: Callable
+    first_choices: Callable
+    router_arrays: Callable
+
+
+def make_learner(config: Config, vocab_size: int, mesh: Mesh) -> Learner:
+    """The model and the optimizer of the settings, laid out on ``mesh``."""
+    model = build(config.model, vocab_size, config.mesh)
+    optimizer = make_optimizer(config.optim)
+    init = partial(init_state, model, optimizer, config)
+    shardings = partition.tree_shardings(mesh, jax.eval_shape(init), config.mesh.fsdp)
+    return Learner(model=model, optimizer=optimizer, init=init, shardings=shardings)
+
+
+def make_programs(config: Config, learner: Learner, mesh: Mesh) -> Programs:
+    """The functions of a run; each is compiled when it is first called."""
+    shardings, model = learner.shardings, learner.model
+    batch_sharding = partition.named(mesh, "batch_BN")
+    everywhere = partition.named(mesh, "everywhere")
+    options = device_mesh.compiler_options(config.mesh, device_mesh.platform())
+    return Programs(
+        step=jax.jit(
+            partial(
+                train_step,
+                model=model,
+                optimizer=learner.optimizer,
+                shape=schedule(config.optim, config.run.steps),
+                config=config,
+            ),
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+            compiler_options=options or None,
+        ),
+        eval_step=jax.jit(
+            partial(eval_step, model=model),
+            in_shardings=(shardings.params, shardings.bias_LE, batch_sharding),
+            out_shardings=(everywhere, None, everywhere),
+        ),
+        first_choices=jax.jit(
+            lambda chosen_LBNE, rows, positions: chosen_LBNE[:, :rows, :positions],
+            static_argnums=(1, 2),
+            out_shardings=everywhere,
+        ),
+        router_arrays=jax.jit(
+            partial(router_arrays, config=config.model), out_shardings=everywhere
+        ),
+    )
+
+
+def shared_settings(config: Config, task: Task) -> dict[str, Any]:
+    """What must be the same in all processes, or they would train different runs."""
+    values = to_dict(config)
+    del values["distributed"], values["data"]["directory"]
+    return flat(values) | {
+        **task.identity,
+        "the version of jax": jax.__version__,
+        "the version of moejax": moejax.__version__,
+    }

@@ -1,0 +1,49 @@
+"""What a training step changes."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax.config.config import Config
+from moejax.models.initial_params import init_params, selection_bias_shape
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes; parameters are float32."""
+
+    params: dict
+    optimizer: optax.OptState
+    step: jax.Array
+    skipped: jax.Array
+    """Updates skipped so far because the loss or the gradient was not finite."""
+    skipped_in_a_row: jax.Array
+    bias_LE: jax.Array | None
+    """Selection bias of each routed layer (float32), or None for a model that has none."""
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+    """The state before the first step, from ``config.run.seed``."""
+    return start_state(init_params(model, config), None, optimizer, config)
+
+
+def start_state(
+    params: dict,
+    bias_LE: jax.Array | None,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> TrainState:
+    """The state before the first step, of given parameters; without a bias, it begins at 0."""
+    zero = jnp.zeros((), jnp.int32)
+    shape = selection_bias_shape(config.model)
+    if shape is None:
+        bias_LE = None
+    elif bias_LE is None:
+        bias_LE = jnp.zeros(shape, jnp.float32)
+    return TrainState(params, optimizer.init(params), zero, zero, zero, bias_LE)

@@ -1,0 +1,45 @@
+"""How far a run is."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from moejax.train.totals import Totals, add_totals, totals_from_json, totals_to_json
+
+
+@dataclass
+class Tally:
+    """What changes while a run goes on, beside the train state; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    """Target tokens, or images, trained on."""
+    seconds: float = 0.0
+    """Training time, over all starts."""
+    best: float = math.inf
+    """Lowest validation bits per byte, or error rate, so far."""
+    window: Totals | None = None
+    """Sums since the last line of training metrics."""
+    window_seconds: float = 0.0
+
+    def add(self, totals: Totals, seconds: float) -> None:
+        """Add a training step, which took so long."""
+        self.window = add_totals(self.window, totals)
+        self.window_seconds += seconds
+        self.seconds += seconds
+        self.tokens += totals["targets"]
+
+    def clear_window(self) -> None:
+        """Begin the next interval."""
+        self.window, self.window_seconds = None, 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As saved beside the state."""
+        best = self.best if math.isfinite(self.best) else None
+        return vars(self) | {"best": best, "window": totals_to_json(self.window)}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Tally":
+        """The inverse of ``to_json``."""
+        best = math.inf if saved["best"] is None else saved["best"]
+        return cls(**saved | {"best": best, "window": totals_from_json(saved["window"])})

@@ -1,4 +1,4 @@
-"""What the README promises: its router is complete, its table knows every router."""
+"""What the README and the guides promise: the router is complete, the table knows every router."""
 
 import dataclasses
 import re
@@ -17,12 +17,14 @@ from moejax.routing.routers import ROUTERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FIRST_STEPS = (ROOT / "docs/guides/first_steps.md").read_text(encoding="utf-8")
+ROUTERS_GUIDE = (ROOT / "docs/guides/routers.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def own_router(tmp_path):
     """The config file of the section on adding a router, as it stands."""
-    text = re.search(r"```python\n(.*?)```", README.split("### To add a router")[1], re.S)[1]
+    text = re.search(r"```python\n(.*?)```", README.split("## To add a router")[1], re.S)[1]
     file = tmp_path / "top_p.py"
     file.write_text(text)
     yield load_config_file(file)
@@ -59,12 +61,12 @@ def test_the_gradient_reaches_the_router_of_the_readme(own_router):
     assert np.abs(grads["params"]["w_router_DE"]).max() > 1e-3
 
 
-def test_the_study_of_the_readme_is_complete(own_router, tmp_path, monkeypatch):
+def test_the_study_of_the_first_steps_is_complete(own_router, tmp_path, monkeypatch):
     """It finds the router, and its runs are of equal active size."""
     for name in ("digits", "quickstart"):
         shutil.copy(ROOT / f"configs/{name}.py", tmp_path)
     (tmp_path / "studies").mkdir()
-    text = re.search(r"```python\n(.*?)```", README.split("### A student's path")[1], re.S)[1]
+    text = re.search(r"```python\n(.*?)```", FIRST_STEPS, re.S)[1]
     file = tmp_path / "studies" / "mine.py"
     file.write_text(text.replace('"configs/', f'"{tmp_path}/'))
     monkeypatch.chdir(ROOT)
@@ -72,7 +74,7 @@ def test_the_study_of_the_readme_is_complete(own_router, tmp_path, monkeypatch):
 
 
 def test_the_table_of_routers_is_whole():
-    table = README.split("## Routers")[1].split("Beside any router")[0]
+    table = ROUTERS_GUIDE.split("## Routers")[1].split("You can change parts")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(named) == sorted(ROUTERS)

@@ -1,0 +1,116 @@
+"""What the documentation says is so: files and links exist, commands parse, code runs."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moejax.commands.command_line import parse
+from moejax.config import Config, flat, load_config_file, to_dict
+from moejax.routing.routers import ROUTERS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/guides").glob("*.md")),
+]
+GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def code_blocks(text: str) -> list[str]:
+    """The indented and the fenced blocks of a page, Python left out."""
+    fenced = re.findall(r"^ *```(?:text|bash)?\n(.*?)^ *```", text, re.S | re.M)
+    rest = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.S | re.M)
+    return fenced + re.findall(r"(?:^ {4,}.*\n)+", rest, re.M)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each `moejax ...` and `python train.py ...` in the blocks of a page."""
+    found = []
+    for block in code_blocks(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&", line.split(" #")[0]):
+                words = shlex.split(part, comments=True)
+                while words and (words[0] == "srun" or re.fullmatch(r"[A-Z_]+=.*", words[0])):
+                    words = words[1:]
+                if words[:1] == ["moejax"] or words[:2] == ["python", "train.py"]:
+                    found.append(words)
+    return found
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what the commands of the documentation name."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    router = re.search(r"```python\n(.*?)```", TEXTS["README.md"], re.S)[1]
+    (tmp_path / "configs/top_p.py").write_text(router)
+    (tmp_path / "models/olmoe").mkdir(parents=True)
+    quickstart = to_dict(load_config_file(ROOT / "configs/quickstart.py"))
+    (tmp_path / "models/olmoe/config.json").write_text(json.dumps(quickstart))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    ROUTERS.pop("top_p", None)
+
+
+def test_the_readme_fits_on_few_screens():
+    assert len(TEXTS["README.md"].splitlines()) <= 160
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_files_that_a_page_names_exist(page):
+    names = r"(?:moejax|configs|docs|tests|notebooks)/[\w./*-]*\w\.(?:py|md|ipynb|png|svg)"
+    named = set(re.findall(rf"(?<![\w/.]){names}", TEXTS[page]))
+    named |= {name + "/" for name in re.findall(r"`((?:moejax/)[\w/]+)/`", TEXTS[page])}
+    own = {"configs/top_p.py", "configs/studies/mine.py", "configs/studies/learning_rate.py"}
+    missing = [name for name in named - own if not list(ROOT.glob(name))]
+    assert not missing
+
+
+def test_files_in_the_drawing_exist():
+    drawing = (ROOT / "docs/architecture.svg").read_text(encoding="utf-8")
+    named = re.findall(r'class="file"[^>]*>([^<]+)<', drawing)
+    assert len(named) > 15
+    assert not [n for n in named if not ((ROOT / "moejax" / n).exists() or (ROOT / n).exists())]
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_inside_the_documentation_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if target.startswith("http") or target.endswith("lesson.ipynb"):
+            continue
+        file, _, heading = target.partition("#")
+        there = (ROOT / page).parent / file if file else ROOT / page
+        assert there.is_file(), target
+        titles = re.findall(r"^#+ (.*)$", there.read_text("utf-8") if heading else "", re.M)
+        anchors = [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
+        assert not heading or heading in anchors, target
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_settings_that_a_page_names_exist(page):
+    known = {name.replace("_", "-") for name in flat(to_dict(Config()))}
+    sections = "model|data|optim|mesh|distributed|run"
+    for name in re.findall(rf"--((?:{sections})\.[\w.*-]+)", TEXTS[page]):
+        start = name.rstrip(".").removesuffix(".*")
+        assert start in known or any(k.startswith(start + ".") for k in known), name
+
+
+@pytest.mark.parametrize("page", [name for name in TEXTS if commands(TEXTS[name])])
+def test_trainings_that_a_page_shows_have_good_settings(page, workplace):
+    for words in commands(TEXTS[page]):
+        if words[0] == "python":
+            config, _ = parse(words[2:], "python train.py")
+            assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_a_guide_begins_with_what_it_is_for_and_a_command(guide):
+    title, purpose, block = guide.read_text(encoding="utf-8").split("\n\n")[:3]
+    assert title.startswith("# ") and purpose.startswith("This guide") and purpose.endswith(".")
+    assert block.startswith("    ") and (commands(block + "\n") or "jupyter" in block)

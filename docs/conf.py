@@ -1,5 +1,6 @@
 """How the documentation is built: python -m sphinx -W --keep-going -b html docs docs/_build/html"""
 
+import ast
 from pathlib import Path
 
 import moejax
@@ -33,6 +34,17 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 lesson = (HERE.parent / "notebooks/moe_from_scratch.ipynb").read_text(encoding="utf-8")
 (HERE / "lesson.ipynb").write_text(lesson.replace("../README.md", "index.md"), encoding="utf-8")
+
+# Every file of the package with the first line of its docstring, room by room.
+page = ["# Every file", "", "What each file is for, by the first line of its docstring.", ""]
+room = None
+for file in sorted((HERE.parent / "moejax").rglob("*.py"), key=lambda f: (f.parent, f.name)):
+    lines = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+    if file.parent != room:
+        room = file.parent
+        page += ["", f"## `{room.relative_to(HERE.parent)}/`", "", "| file | |", "|---|---|"]
+    page += [f"| `{file.name}` | {' '.join(lines.split()).replace('``', '`')} |"]
+(HERE / "files.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 # The reference: every public name of these rooms, in the order of the source.
 autosummary_generate = True

@@ -6,10 +6,15 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import moejax.hf
 from moejax.commands.command_line import parse
-from moejax.config import Config, flat, load_config_file, to_dict
+from moejax.config import Config, ModelConfig, MoEConfig, flat, load_config_file, to_dict
+from moejax.models.by_kind import build
 from moejax.routing.routers import ROUTERS
 
 ROOT = Path(__file__).parents[1]
@@ -114,3 +119,55 @@ def test_a_guide_begins_with_what_it_is_for_and_a_command(guide):
     title, purpose, block = guide.read_text(encoding="utf-8").split("\n\n")[:3]
     assert title.startswith("# ") and purpose.startswith("This guide") and purpose.endswith(".")
     assert block.startswith("    ") and (commands(block + "\n") or "jupyter" in block)
+
+
+def python_blocks(page: str) -> str:
+    """All Python of a page, one after the other."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", TEXTS[page], re.S))
+
+
+def run_page(page: str, **given) -> dict:
+    """Run the Python of a page in an empty module; what it defined."""
+    names = dict(given)
+    exec(compile(python_blocks(page), page, "exec"), names)
+    return names
+
+
+def test_the_python_of_adding_a_router_answers_what_it_says(workplace):
+    names = run_page("docs/guides/adding_a_router.md")
+    choice = names["choice"]
+    assert choice.expert_GSK.tolist() == [[[0, 1], [0, 2]]]
+    np.testing.assert_allclose(choice.weight_GSK, [[[0.78, 0.22], [0.67, 0.33]]], atol=5e-3)
+    seated = names["seat"](choice.expert_GSK, names["inputs"].real_GS, 3, 1)
+    assert seated.tolist() == [[[0, 0], [-1, 0]]]
+
+
+def test_the_python_of_adding_a_model_learns(workplace):
+    names = run_page("docs/guides/adding_a_model.md")
+    assert names["logits"].shape == (2, 8, 5)
+    assert 0.5 < float(names["loss"]) < 4
+
+
+def test_the_python_of_adding_a_data_set_gives_batches(workplace):
+    names = run_page("docs/guides/adding_a_data_set.md")
+    assert names["batches"][0]["inputs"].shape == (4, 64)
+    assert len(list(Path("notes").iterdir())) == 2
+
+
+def test_the_study_of_comparing_configs_is_complete(workplace):
+    study = run_page("docs/guides/comparing_configs.md")["get_study"]()
+    rates = {name: config.optim.learning_rate for name, config in study.runs.items()}
+    assert rates == {"3e-3": 3e-3, "1e-2": 1e-2}
+
+
+def test_the_python_of_released_models_reads_and_writes(workplace):
+    model = ModelConfig(
+        num_layers=1, width=16, num_heads=2, qk_norm=False, moe=MoEConfig(hidden_size=8)
+    )
+    tokens_BN = jnp.ones((1, 128), jnp.int32)
+    batch = {"inputs": tokens_BN, "segments": tokens_BN, "positions": jnp.arange(128)[None]}
+    params = jax.jit(lambda: build(model, 256).init(jax.random.key(0), batch, False)["params"])()
+    moejax.hf.save("path/to/OLMoE-1B-7B", model, params, None)
+    names = run_page("docs/guides/released_models.md", tokens_BN=tokens_BN)
+    assert names["logits_BNV"].shape == (1, 128, 256)
+    assert Path("path/to/new/config.json").is_file()

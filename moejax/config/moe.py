@@ -66,8 +66,9 @@ class MoEConfig:
     expert_bias: bool = False
     """Biases on the experts' products (gpt-oss)."""
     router: str = "top_k"
-    """How tokens meet experts, by name; the README has a table of them. `top_k`: K experts, weights
-    sum to 1; `switch`: one expert, weighted by its probability; `deepseek_v3`, `soft`, ..."""
+    """How tokens meet experts, by name; docs/guides/routers.md has a table. `top_k`: K experts,
+    weights sum to 1; `switch`: one expert, weighted by its probability; `deepseek_v3`, `soft`, ...
+    """
     renormalise: bool | None = None
     """Divide a token's weights by their sum; by default as the router does."""
     weight_scale: float | None = None
@@ -112,7 +113,8 @@ class MoEConfig:
     dispatch: Literal["auto", "einsum", "gather", "grouped"] = "auto"
     """How tokens travel to experts and back; all forms give the same. `einsum`: the one-hot tensors
     of GShard and Switch; `gather`: the same slots by index; `grouped`: rows sorted by expert, no
-    slots. `auto` takes what suits the devices and the shape; the README has its rule."""
+    slots. `auto` takes what suits the devices and the shape: docs/guides/dispatch.md has the rule.
+    """
     balance: BalanceConfig = field(default_factory=BalanceConfig)
 
     def __post_init__(self) -> None:

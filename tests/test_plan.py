@@ -15,14 +15,19 @@ from test_hf_counts import CARDS, DEEPSEEK_V3, MIXTRAL
 from moejax.commands import main as cli
 from moejax.config import ConfigError, MeshConfig, load_config_file
 from moejax.config.errors import UserError
-from moejax.lab.plan.advice import larger, of_mesh, twins
+from moejax.lab.plan.advice import advise_mesh, roomier_configs
 from moejax.lab.plan.command import Flags, asked_for
-from moejax.lab.plan.cost_report import of_parameters, plan, table, to_json
-from moejax.lab.plan.devices import DEVICES, paper_mesh, using
-from moejax.lab.plan.load import WANTED, drops, load_of, seats
-from moejax.lab.plan.memory import cache_bytes, local_parameters, memory, parameter_shapes, step_of
+from moejax.lab.plan.cost_report import table, to_json
+from moejax.lab.plan.dense_twins import dense_twins
+from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
+from moejax.lab.plan.devices import DEVICES, paper_mesh
+from moejax.lab.plan.expected_drops import WANTED, expected_drops, forecast_seats
+from moejax.lab.plan.memory import cache_bytes, plan_memory
+from moejax.lab.plan.plan_sections import list_parameters, make_plan
+from moejax.lab.plan.read_load import read_shares
 from moejax.lab.plan.step_flops import step_flops
-from moejax.lab.plan.traffic import expected_devices, moves
+from moejax.lab.plan.step_sizes import size_step
+from moejax.lab.plan.traffic import expected_devices, list_moves
 from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import empty_cache
 from moejax.routing.seating import capacity
@@ -67,7 +72,7 @@ def test_a_step_is_what_the_compiler_counts(tiny, remat):
     params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     # What AdamW and the norm of the gradient do to each parameter are no products.
     assert abs((counted - 20 * params) / step_flops(config, V) - 1) < 0.05
-    held = sum(memory(config, V, paper_mesh(config.mesh, None, "cpu")).state.values())
+    held = sum(plan_memory(config, V, paper_mesh(config.mesh, None, "cpu")).state.values())
     there = compiled.memory_analysis().argument_size_in_bytes - len(batch) * 4 * ids_BN.size
     assert 0 <= there - held < 200  # numbers of steps
 
@@ -76,9 +81,9 @@ def test_mixtral_is_explained(tmp_path):
     """Eight experts are not eight models, and two of them not two."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps(MIXTRAL))
-    asked = asked_for(flags(hf=file), [])
-    section = of_parameters(asked)
-    text = table(asked, [section], explain=True)
+    request = asked_for(flags(hf=file), [])
+    section = list_parameters(request)
+    text = table(request, [section], explain=True)
     assert "8 x 5.64G of experts + 1.61G of the rest = 46.7G" in text
     assert "8 whole models of one expert each, 7.24G, would be 57.9G" in text
     assert "2 x 5.64G of experts + 1.61G of the rest = 12.9G" in text
@@ -88,8 +93,8 @@ def test_mixtral_is_explained(tmp_path):
 def test_the_plan_of_a_released_model_equals_its_card(tmp_path, hf, total, active, digits):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(hf))
-    asked = asked_for(flags(hf=file), [])
-    found = to_json(asked, [of_parameters(asked)])
+    request = asked_for(flags(hf=file), [])
+    found = to_json(request, [list_parameters(request)])
     assert round(found["parameters_total"] / 1e9, digits) == total
     assert round(found["parameters_active"] / 1e9, digits) == active
     assert found["parameters"]["total"]["total"] == found["parameters_total"]
@@ -98,9 +103,11 @@ def test_the_plan_of_a_released_model_equals_its_card(tmp_path, hf, total, activ
 
 
 def test_the_table_and_the_object_say_the_same():
-    asked = asked_for(flags(devices=8), ["--config", "configs/quickstart.py", "--mesh.expert", "4"])
-    sections = plan(asked)
-    found, text = to_json(asked, sections), table(asked, sections, explain=True)
+    request = asked_for(
+        flags(devices=8), ["--config", "configs/quickstart.py", "--mesh.expert", "4"]
+    )
+    sections = make_plan(request)
+    found, text = to_json(request, sections), table(request, sections, explain=True)
     assert found["mesh"] == {"data": 2, "expert": 4, "model": 1}
     for section in sections:
         assert section.title in text and section.key in found
@@ -132,7 +139,7 @@ def test_expected_drops_are_those_of_a_simulation(skew):
         choices(share_E, groups * S, K, np.random.default_rng(0)).reshape(groups, S, E).sum(1)
     )
     assert asked_GE.sum() == groups * S * K
-    planned_C = drops(share_E[None], S, K)
+    planned_C = expected_drops(share_E[None], S, K)
     for C in (12, 16, 20, 24):
         simulated = np.maximum(asked_GE - C, 0).sum() / (groups * S * K)
         assert abs(planned_C[C] - simulated) < 0.003
@@ -142,8 +149,8 @@ def test_expected_drops_are_those_of_a_simulation(skew):
 def test_the_advised_factor_is_the_smallest_that_will_do(tiny):
     moe = replace(tiny.model.moe, num_experts=8, group_size=64)
     model, even = replace(tiny.model, moe=moe), np.full((1, 8), 1 / 8)
-    seat = seats(model, 20, even, 64)
-    lost_C = drops(even, 64, 2)
+    seat = forecast_seats(model, 20, even, 64)
+    lost_C = expected_drops(even, 64, 2)
     assert capacity(64, 2, 8, seat.least_factor) == seat.least_slots
     assert capacity(64, 2, 8, seat.least_factor - 0.01) < seat.least_slots
     assert lost_C[seat.least_slots] < WANTED <= lost_C[seat.least_slots - 1]
@@ -156,15 +163,15 @@ def test_loads_are_read_from_files_and_runs(tiny, tmp_path):
     for i in range(7):
         asked_LE = np.array([[1, 1, 1, 1], [1, 1, 1, 1 + 16 * (i > 1)]])
         np.savez(tmp_path / "load" / f"{i:08}.npz", asked_LE=asked_LE)
-    share_LE = load_of(tmp_path, tiny.model)
+    share_LE = read_shares(tmp_path, tiny.model)
     np.testing.assert_allclose(share_LE, [[0.25] * 4, [0.05, 0.05, 0.05, 0.85]])
-    one = load_of(tmp_path / "load" / "00000000.npz", tiny.model)
+    one = read_shares(tmp_path / "load" / "00000000.npz", tiny.model)
     np.testing.assert_allclose(one, np.full((2, 4), 0.25))
     np.save(tmp_path / "other.npy", np.ones((3, 4)))
     with pytest.raises(ConfigError, match="3 layers of 4 experts, but the model 2 routed layers"):
-        load_of(tmp_path / "other.npy", tiny.model)
+        read_shares(tmp_path / "other.npy", tiny.model)
     with pytest.raises(UserError, match="no load/STEP.npz"):
-        load_of(tmp_path / "load", tiny.model)
+        read_shares(tmp_path / "load", tiny.model)
 
 
 def test_slots_that_are_sent_are_those_of_the_docstring(tiny):
@@ -173,8 +180,8 @@ def test_slots_that_are_sent_are_those_of_the_docstring(tiny):
     config = replace(tiny, mesh=layout)
     grid = paper_mesh(layout, None, "v5e")
     local = local_parameters(config, parameter_shapes(config, V), grid)
-    with using(grid):
-        found = moves(config, step_of(config, V), local)
+    with jax.sharding.use_abstract_mesh(grid):
+        found = list_moves(config, size_step(config, V), local)
     G, E, C, D, n = 8 * 16 // 8 // 8, 4, 5, 16, 4
     sent = [move for move in found if move.name == "all-to-all"]
     assert {move.bytes for move in sent} == {4 * G * E * C * D * (n - 1) / n}
@@ -196,10 +203,10 @@ def test_parameters_that_are_spread_take_less_each(tiny):
     many = paper_mesh(MeshConfig(expert=4), 8, "v5e")
     spread = replace(tiny, mesh=MeshConfig(expert=4, fsdp=True))
     plain = replace(tiny, mesh=MeshConfig(expert=4))
-    whole = memory(tiny, V, alone).state["weights"]
+    whole = plan_memory(tiny, V, alone).state["weights"]
     experts = 4 * 2 * 4 * 3 * 16 * 8
-    assert memory(plain, V, many).state["weights"] == whole - experts * 3 / 4
-    assert whole / 8 < memory(spread, V, many).state["weights"] < whole / 7
+    assert plan_memory(plain, V, many).state["weights"] == whole - experts * 3 / 4
+    assert whole / 8 < plan_memory(spread, V, many).state["weights"] < whole / 7
 
 
 def test_the_cache_of_keys_and_values_is_that_of_the_decoder(tiny):
@@ -211,7 +218,7 @@ def test_the_cache_of_keys_and_values_is_that_of_the_decoder(tiny):
 
 def test_dense_twins_have_the_sizes_that_they_should():
     config = load_config_file("configs/quickstart.py")
-    active, total = twins(config, 257, paper_mesh(config.mesh, None, "cpu"))
+    active, total = dense_twins(config, 257, paper_mesh(config.mesh, None, "cpu"))
     assert abs(active.parameters / 561_000 - 1) < 0.01
     assert abs(total.parameters / 1_446_784 - 1) < 0.01
     assert abs(active.hidden - 256) <= 4  # its own dense twin, but for the routers' parameters
@@ -220,13 +227,15 @@ def test_dense_twins_have_the_sizes_that_they_should():
 def test_what_does_not_fit_is_said_and_what_would():
     config = load_config_file("configs/mixtral_8x7b.py")
     grid = paper_mesh(config.mesh, 64, "v5e")
-    said = of_mesh(config, 32000, grid, "v5e")
+    said = advise_mesh(config, 32000, grid, "v5e")
     assert "more than nine tenths of a v5e" in said and "--devices 256" in said
     advised = next(
-        (other, devices) for text, other, devices in larger(config, grid) if f". {text} " in said
+        (other, devices)
+        for text, other, devices in roomier_configs(config, grid)
+        if f". {text} " in said
     )
     there = paper_mesh(advised[0].mesh, advised[1], "v5e")
-    assert memory(advised[0], 32000, there).peak < 0.9 * DEVICES["v5e"].bytes
+    assert plan_memory(advised[0], 32000, there).peak < 0.9 * DEVICES["v5e"].bytes
 
 
 @pytest.mark.parametrize(

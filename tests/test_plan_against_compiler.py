@@ -21,10 +21,12 @@ from moejax.config import (
     load_config_file,
 )
 from moejax.lab.plan import compile_step as compiled
+from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
 from moejax.lab.plan.devices import paper_mesh
-from moejax.lab.plan.memory import local_parameters, memory, parameter_shapes, step_of
+from moejax.lab.plan.memory import plan_memory
 from moejax.lab.plan.step_flops import muon_flops, step_flops
-from moejax.lab.plan.traffic import moves
+from moejax.lab.plan.step_sizes import size_step
+from moejax.lab.plan.traffic import list_moves
 from moejax.models.batch_shapes import batch_shapes
 from moejax.runtime import device_mesh, targets
 
@@ -104,15 +106,15 @@ def test_a_plan_agrees(shape, mesh):
     found = compiled.compile_step(config, grid, V, compiled.WITHOUT_LOOPS)
 
     # What a loop does is counted once, so of each kind of layers one counts.
-    counted = compiled.with_layers(config, compiled.depths(config.model)[0])
+    counted = compiled.with_layers(config, compiled.shallow_and_full(config.model)[0])
     params, paper = parameter_shapes(config, V), paper_mesh(layout, DEVICES, "v5e")
     with jax.set_mesh(grid):
         planned = step_flops(counted, V) + muon_flops(params, config.optim)
-        step = step_of(config, V)
-        moved = moves(config, step, local_parameters(config, params, paper))
+        step = size_step(config, V)
+        moved = list_moves(config, step, local_parameters(config, params, paper))
     assert abs(planned / found.cost_analysis()["flops"] - 1) < 0.05
 
-    held, there = memory(config, V, paper), found.memory_analysis()
+    held, there = plan_memory(config, V, paper), found.memory_analysis()
     batch = len(batch_shapes(config, 1)) * 4 * step.T
     state = there.argument_size_in_bytes - batch
     assert abs(sum(held.state.values()) / state - 1) < 0.01

@@ -278,10 +278,11 @@ def placement_arguments(parser: ArgumentParser) -> None:
 
 def placement(arguments: Namespace) -> None:
     """Plan which device holds which experts, and which of them twice."""
-    from moejax.lab.plan import placement_report as plan_report
+    from moejax.lab.plan.placement_report import describe_placement, placement_json
+    from moejax.lab.plan.read_load import read_load
     from moejax.moe.parallel.placement import place
 
-    load_LE = plan_report.read_load(arguments.load)
+    load_LE = read_load(arguments.load)
     plan = place(
         load_LE,
         devices=arguments.devices,
@@ -290,9 +291,9 @@ def placement(arguments: Namespace) -> None:
         groups=arguments.groups,
     )
     if arguments.json:
-        print(json.dumps(plan_report.to_json(plan), indent=2))
+        print(json.dumps(placement_json(plan), indent=2))
         return
-    print(plan_report.report(plan, load_LE))
+    print(describe_placement(plan, load_LE))
 
 
 def plan_compile_arguments(parser: ArgumentParser) -> None:
@@ -308,7 +309,7 @@ def plan_compile(arguments: Namespace) -> None:
     from moejax.commands.command_line import parse
     from moejax.config.checks import check
     from moejax.data.tokenizer import load_tokenizer
-    from moejax.lab.plan import compile_step as compiled
+    from moejax.lab.plan.compile_step import describe_step, measure_step
 
     flags = f"--target {arguments.target or 'v5p:4x4x8'} [--slices N] [--json]"
     config, _ = parse(arguments.rest, f"moejax plan compile {flags}")
@@ -319,8 +320,8 @@ def plan_compile(arguments: Namespace) -> None:
         "--model.vocab-size is missing: the number of classes of the images.",
     )
     size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
-    result = compiled.measure(config, arguments.target, arguments.slices, size)
-    print(json.dumps(result, indent=2) if arguments.json else compiled.report(result), flush=True)
+    result = measure_step(config, arguments.target, arguments.slices, size)
+    print(json.dumps(result, indent=2) if arguments.json else describe_step(result), flush=True)
     if not result["fits"]:
         raise SystemExit(1)
 

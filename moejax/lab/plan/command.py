@@ -12,9 +12,11 @@ from moejax.config.data import DataConfig
 from moejax.config.errors import UserError
 from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.configs import read_config
-from moejax.lab.plan.cost_report import Asked, plan, table, to_json
+from moejax.lab.plan.cost_report import table, to_json
 from moejax.lab.plan.devices import DEVICES, paper_mesh
-from moejax.lab.plan.load import load_of
+from moejax.lab.plan.plan_sections import make_plan
+from moejax.lab.plan.read_load import read_shares
+from moejax.lab.plan.sections import PlanRequest
 from moejax.runtime import mesh_fit
 
 LENGTH = 4096
@@ -66,15 +68,15 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.context,
         arguments.sequences,
     )
-    asked = asked_for(flags, arguments.rest)
-    sections = plan(asked)
+    request = asked_for(flags, arguments.rest)
+    sections = make_plan(request)
     if arguments.json:
-        print(json.dumps(to_json(asked, sections), indent=2))
+        print(json.dumps(to_json(request, sections), indent=2))
         return
-    print(table(asked, sections, arguments.explain), flush=True)
+    print(table(request, sections, arguments.explain), flush=True)
 
 
-def asked_for(flags: Flags, rest: list[str]) -> Asked:
+def asked_for(flags: Flags, rest: list[str]) -> PlanRequest:
     """What flags and a config's settings ask for. Raises ``UserError`` for what cannot be."""
     for name in ("devices", "context", "sequences"):
         value = getattr(flags, name)
@@ -96,12 +98,12 @@ def asked_for(flags: Flags, rest: list[str]) -> Asked:
     size = model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     grid = paper_mesh(config.mesh, flags.devices, flags.device)
     mesh_fit.check_fits(config, grid)
-    return Asked(
+    return PlanRequest(
         config=config,
         vocab_size=size,
         grid=grid,
         kind=flags.device,
-        share_LE=load_of(flags.load, model) if model.moe.every else load_of(None, model),
+        share_LE=read_shares(flags.load, model) if model.moe.every else read_shares(None, model),
         load="even" if flags.load is None else str(flags.load),
         context=flags.context or config.data.sequence_length,
         sequences=flags.sequences,

@@ -1,5 +1,5 @@
-"""The training step of a config compiled for TPUs that are not here: does it fit, what does it
-compute, what does it move.
+"""Compile a config's training step for TPUs that this machine does not have: does it fit, what does
+it compute, and what does it send?
 """
 
 import functools
@@ -24,15 +24,17 @@ from moejax.train.state import TrainState, init_state
 from moejax.train.step import train_step
 
 WITHOUT_LOOPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-"""Products of gathered arrays would else be loops that overlap with the gathering."""
+"""Without this, a product of a gathered array becomes a loop that overlaps with the gathering, and
+the compiler counts the body of a loop once."""
 
 
-def measure(config: Config, target: str, slices: int, vocab_size: int) -> dict[str, Any]:
-    """Compile for a target (see ``targets.described``), and read the figures of one device: the
-    object that ``--json`` prints.
+def measure_step(config: Config, target: str, slices: int, vocab_size: int) -> dict[str, Any]:
+    """Compile for a target (see ``targets.described``) and read the figures of one device. Returns
+    the object that ``--json`` prints.
 
-    Memory is that of the step as it would run. Loops hide how often their bodies run, so arithmetic
-    and collectives are those of unrolled steps of one and two units of layers, extrapolated.
+    Memory is that of the step as it would run. Arithmetic and collectives are counted in unrolled
+    steps with one and with two units of layers, and extrapolated: in a loop the compiler counts the
+    body only once.
     """
     devices = targets.described(target, slices)
     grid = device_mesh.make_mesh(config.mesh, devices)
@@ -46,7 +48,8 @@ def measure(config: Config, target: str, slices: int, vocab_size: int) -> dict[s
         compiled = compile_step(config, grid, vocab_size)
     except OutOfMemory as error:
         say("it does not fit; looking for the largest buffers in a smaller step ...")
-        return found | {"fits": False, "compiler": str(error)} | what_fits(config, grid, vocab_size)
+        found |= {"fits": False, "compiler": str(error)}
+        return found | largest_buffers_of_smaller(config, grid, vocab_size)
     memory = compiled.memory_analysis()
     say(f"it fits, compiled in {time.perf_counter() - start:.0f} s; counting its arithmetic ...")
     found |= {
@@ -57,7 +60,7 @@ def measure(config: Config, target: str, slices: int, vocab_size: int) -> dict[s
         "overlapping": targets.overlapping(compiled.as_text()),
         "compile_seconds": time.perf_counter() - start,
     }
-    return found | work(config, grid, vocab_size)
+    return found | count_work(config, grid, vocab_size)
 
 
 say = functools.partial(print, file=sys.stderr, flush=True)
@@ -70,8 +73,8 @@ class OutOfMemory(Exception):
 def compile_step(
     config: Config, grid: jax.sharding.Mesh, vocab_size: int, options: dict[str, str] | None = None
 ) -> Any:
-    """The training step on described devices, compiled. Raises ``OutOfMemory``, or ``UserError``
-    with what else the compiler says.
+    """Compile the training step for described devices. Raises ``OutOfMemory``, and ``UserError``
+    with the compiler's message for any other error.
     """
     step = functools.partial(
         train_step,
@@ -81,7 +84,7 @@ def compile_step(
         config=config,
     )
     with jax.set_mesh(grid):
-        state = shapes_of(config, vocab_size)
+        state = state_shapes(config, vocab_size)
         shardings = partition.tree_shardings(grid, state, config.mesh.fsdp)
         state = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
@@ -102,27 +105,29 @@ def compile_step(
             raise UserError(f"the compiler says: {error}") from error
 
 
-def shapes_of(config: Config, vocab_size: int) -> TrainState:
+def state_shapes(config: Config, vocab_size: int) -> TrainState:
     """The shapes and types of the state of a run."""
     model, optimizer = build(config.model, vocab_size), make_optimizer(config.optim)
     return jax.eval_shape(functools.partial(init_state, model, optimizer, config))
 
 
-def work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, Any]:
+def count_work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, Any]:
     """Arithmetic and collectives of a whole step, on one device."""
-    shallow, runs = depths(config.model)
-    base = counts(with_layers(config, shallow), grid, vocab_size)
+    shallow, runs = shallow_and_full(config.model)
+    base = count_operations(with_layers(config, shallow), grid, vocab_size)
     totals, layers = dict(base), []
     for unit, repeats in runs:
         deeper = shallow | {unit: 2}
-        more = counts(with_layers(config, deeper), grid, vocab_size) if repeats > 1 else base
+        more = base
+        if repeats > 1:
+            more = count_operations(with_layers(config, deeper), grid, vocab_size)
         added = {key: more[key] - base[key] for key in base}
         totals = {key: totals[key] + max(0, repeats - 1) * added[key] for key in totals}
         if repeats > 1:
             moved = {key: added[key] for key in targets.COLLECTIVES if added[key]}
             layers.append({"layers": unit, "repeats": repeats, "collectives": moved})
     with jax.set_mesh(grid):
-        params = shapes_of(config, vocab_size).params
+        params = state_shapes(config, vocab_size).params
         formula = step_flops(config, vocab_size) + muon_flops(params, config.optim)
     return {
         "flops": totals["flops"],
@@ -133,27 +138,29 @@ def work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, 
     }
 
 
-def depths(model: ModelConfig) -> tuple[dict[str, int], list[tuple[str, int]]]:
-    """How often the least model of this kind repeats each run of layers, and this one does."""
+def shallow_and_full(model: ModelConfig) -> tuple[dict[str, int], list[tuple[str, int]]]:
+    """The repeats of each run of layers: in the smallest model of this kind, and in this one."""
     runs = count_repeats(model)
     return {name: min(repeats, 1) for name, repeats in runs.items()}, list(runs.items())
 
 
 def with_layers(config: Config, repeats: dict[str, int]) -> Config:
-    """The config with so many layers of each run, unrolled."""
+    """The config with this many repeats of each run of layers, unrolled."""
     model = with_repeats(config.model, repeats)
     return changed(config, {"model": changed(model, {"unroll": True})})
 
 
-def counts(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, float]:
-    """FLOPs and collectives of a step without loops, over layers or inside products."""
+def count_operations(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, float]:
+    """FLOPs and collectives of a step without loops over layers or inside products."""
     compiled = compile_step(config, grid, vocab_size, WITHOUT_LOOPS)
     return {"flops": compiled.cost_analysis()["flops"], **targets.collectives(compiled.as_text())}
 
 
-def what_fits(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, Any]:
-    """The largest buffers of the same step with fewer layers and, if need be, fewer sequences."""
-    config = with_layers(config, depths(config.model)[0])
+def largest_buffers_of_smaller(
+    config: Config, grid: jax.sharding.Mesh, vocab_size: int
+) -> dict[str, Any]:
+    """The largest buffers of a smaller step that fits: fewer layers, if needed fewer sequences."""
+    config = with_layers(config, shallow_and_full(config.model)[0])
     unit = config.sequences_per_group * grid.shape["data"] * grid.shape["expert"]
     batch = config.data.batch_size
     while True:
@@ -169,7 +176,7 @@ def what_fits(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[
         return {"buffers_of": fitting, "buffers": targets.largest_buffers(text)}
 
 
-def report(result: dict[str, Any]) -> str:
+def describe_step(result: dict[str, Any]) -> str:
     """The figures, line by line."""
     axes = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     slices = f"{result['slices']} slices of " * (result["slices"] > 1)

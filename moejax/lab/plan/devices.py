@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moejax.config.errors import ConfigError
@@ -17,7 +16,7 @@ class Device:
 
     platform: str
     bytes: float | None
-    """Memory that a program gets; None where nobody says."""
+    """Memory that a program gets; None if that is not known."""
 
 
 DEVICES = {
@@ -30,12 +29,12 @@ DEVICES = {
     "h200": Device("cuda", 141e9),
     "cpu": Device("cpu", None),
 }
-"""Those of TPUs are what their compiler grants, those of GPUs what is written on them."""
+"""For a TPU, the memory that its compiler grants; for a GPU, that in its name."""
 
 
 def paper_mesh(layout: MeshConfig, devices: int | None, kind: str) -> AbstractMesh:
-    """A mesh of so many devices, by default as few as the layout says. Raises ``ConfigError``
-    where they do not fit.
+    """A mesh without real devices; by default, of as few devices as the layout allows. Raises
+    ``ConfigError`` if the layout does not fit the number of devices.
     """
     inner = layout.expert * layout.model
     if devices is None:
@@ -50,8 +49,3 @@ def paper_mesh(layout: MeshConfig, devices: int | None, kind: str) -> AbstractMe
     device = AbstractDevice(kind, 1, DEVICES[kind].platform)
     sizes = (data, layout.expert, layout.model)
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
-
-
-def using(mesh: AbstractMesh) -> object:
-    """The context in which ``mesh`` is in use."""
-    return jax.sharding.use_abstract_mesh(mesh)

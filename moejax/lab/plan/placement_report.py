@@ -1,30 +1,13 @@
-"""Reading a load, and telling a placement in words and as JSON."""
+"""A placement of experts, in words and as JSON."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moejax.config.errors import UserError
 from moejax.moe.parallel.placement import Placement, balancedness
 
 
-def read_load(file: Path) -> np.ndarray:
-    """``load_LE`` (float64) from .npy, or from a load file of a run. Raises ``UserError``."""
-    try:
-        loaded = np.load(file)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            loaded = loaded["asked_LE"]
-        load = np.asarray(loaded, np.float64)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--load {file}: cannot read the load of experts from it: {error}. It should be a .npy"
-            " file of numbers [layers, experts], or a load file of a run."
-        ) from error
-    return load[None] if load.ndim == 1 else load
-
-
-def to_json(plan: Placement) -> dict[str, Any]:
+def placement_json(plan: Placement) -> dict[str, Any]:
     """The object that ``--json`` prints; ``expert`` is [layers, places], device after device."""
     return {
         "expert": plan.expert_LP.tolist(),
@@ -34,8 +17,8 @@ def to_json(plan: Placement) -> dict[str, Any]:
     }
 
 
-def report(plan: Placement, load_LE: np.ndarray) -> str:
-    """A line for each layer, and the experts of each device."""
+def describe_placement(plan: Placement, load_LE: np.ndarray) -> str:
+    """A line for each layer, and under it the experts of each device."""
     (L, E), devices = load_LE.shape, plan.load_LQ.shape[1]
     lines = []
     plain_L = None

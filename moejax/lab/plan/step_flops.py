@@ -1,55 +1,35 @@
-"""The products of a training step, as a compiler counts them."""
+"""The matrix products of a training step, counted as a compiler counts them."""
 
 import math
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from moejax.config.config import Config
 from moejax.config.optim import OptimConfig
+from moejax.lab.plan.step_sizes import choose_dispatch, count_slots
 from moejax.models.counts import forward_flops, latent_products
-from moejax.moe.experts import bank_shapes, matrices
-from moejax.moe.parallel.route import forms_of
-from moejax.routing.seating import capacity
+from moejax.moe.experts import matrices
 from moejax.runtime import device_mesh, partition
 
 
 @dataclass(frozen=True)
 class Product:
-    """Products of one kind in all layers."""
+    """The matrix products of one kind, in all layers."""
 
     part: str
     flops: float
-    """Forward, for a token."""
+    """In the forward pass, for one token."""
     backward: int = 2
-    """Products of the gradient: of both factors, or of one."""
+    """How many products its gradient takes: 2 for the gradients of both factors, or 1."""
     again: bool = True
-    """Whether a recomputed layer needs their value: that of its last product is in no gradient."""
+    """Whether a recomputed layer computes it again; no gradient needs the last product's value."""
     whole: bool = False
-    """Whether each device of the model axis computes all of it."""
+    """Whether each device of the model axis computes the whole product."""
 
 
-def dispatch_of(config: Config) -> tuple[str, str]:
-    """The form of dispatch and of expert parallelism on the mesh in use (see ``forms_of``)."""
-    model, moe = config.model, config.model.moe
-    dtype = jnp.dtype(model.dtype)
-    shapes = bank_shapes(model.activation, moe.num_experts, model.width, moe.hidden_size)
-    bank = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
-    tokens = config.data.batch_size // config.optim.accumulate * config.data.sequence_length
-    groups = tokens // moe.group_size
-    x_GSD = jax.ShapeDtypeStruct((groups, moe.group_size, model.width), dtype)
-    return forms_of(moe, config.mesh, bank, x_GSD, slots_of(config))
-
-
-def slots_of(config: Config) -> int:
-    """Slots of one expert in one group (C), in training."""
-    moe = config.model.moe
-    return capacity(moe.group_size, moe.top_k, moe.num_choices, moe.capacity_factor)
-
-
-def products(config: Config, vocab_size: int) -> list[Product]:
-    """All products of a step on the mesh in use, Muon's left out."""
+def list_products(config: Config, vocab_size: int) -> list[Product]:
+    """All products of a step on the mesh in use, without those of Muon."""
     model, moe = config.model, config.model.moe
     flops = forward_flops(model, vocab_size, config.data.sequence_length)
     latent = 2 * model.num_layers * latent_products(model)
@@ -66,26 +46,26 @@ def products(config: Config, vocab_size: int) -> list[Product]:
         Product("routers", flops["routers"], whole=True),
         Product("head", flops["head"], again=False, whole=True),
     ]
-    return found + (routed_products(config, flops["experts"]) if moe.every else [])
+    return found + (list_routed_products(config, flops["experts"]) if moe.every else [])
 
 
-def routed_products(config: Config, flops: float) -> list[Product]:
-    """The products of the experts, and those of the ``einsum`` dispatch. Slots are computed whether
-    they are empty or not; what experts give is needed again where it is weighted afterwards, for
-    the gradient of the weights.
+def list_routed_products(config: Config, flops: float) -> list[Product]:
+    """The products of the experts, and those of the ``einsum`` dispatch. Empty slots are computed,
+    too. Where the outputs of the experts are weighted, the gradient of the weights needs the
+    outputs again.
     """
     model, moe = config.model, config.model.moe
     last = 1 / len(matrices(model.activation))
-    dispatch, _ = dispatch_of(config)
+    dispatch, _ = choose_dispatch(config)
     weighs_output = not moe.built_router.weighs_input
     if dispatch != "grouped":
-        flops *= moe.num_experts * slots_of(config) / moe.group_size / moe.top_k
+        flops *= moe.num_experts * count_slots(config) / moe.group_size / moe.top_k
     found = [
         Product("experts", flops * (1 - last)),
         Product("experts", flops * last, again=dispatch != "grouped" and weighs_output),
     ]
     if dispatch == "einsum":
-        slots = moe.num_experts * slots_of(config)
+        slots = moe.num_experts * count_slots(config)
         each = 2 * sum(model.routed_layers) * slots * model.width
         # One of the tensors is one-hot and has no gradient, but where slots mix tokens.
         mixed = moe.built_router.slots
@@ -98,22 +78,22 @@ def routed_products(config: Config, flops: float) -> list[Product]:
 
 
 def step_flops(config: Config, vocab_size: int) -> float:
-    """FLOPs of a training step on one device of the mesh in use, as a compiler counts products;
-    ``muon_flops`` are not in it.
+    """FLOPs of a training step on one device of the mesh in use, as a compiler counts products,
+    without ``muon_flops``.
 
-    On top of ``cost``: slots that stay empty, the products of the ``einsum`` dispatch, what is
-    computed again where layers are recomputed, the whole forward pass again where micro-batches are
-    accumulated, and what the devices of the model axis compute each for themselves.
+    It has these on top of ``cost``: slots that stay empty, the products of the ``einsum`` dispatch,
+    recomputed layers, a second forward pass if micro-batches are accumulated, and products that
+    every device of the model axis computes for itself.
     """
     return sum(part_flops(config, vocab_size).values())
 
 
 def part_flops(config: Config, vocab_size: int) -> dict[str, float]:
-    """``step_flops`` of each part."""
+    """``step_flops``, by the part of the model."""
     tokens = config.data.batch_size * config.data.sequence_length
     remat, accumulates = config.model.remat == "layer", config.optim.accumulate > 1
     found: dict[str, float] = {}
-    for product in products(config, vocab_size):
+    for product in list_products(config, vocab_size):
         times = 1 + product.backward + (product.again and remat) + accumulates
         devices = device_mesh.token_devices() if product.whole else device_mesh.devices()
         here = times * product.flops * tokens / devices
@@ -122,8 +102,8 @@ def part_flops(config: Config, vocab_size: int) -> dict[str, float]:
 
 
 def muon_flops(params: object, config: OptimConfig) -> float:
-    """FLOPs of the Newton-Schulz iterations over all matrices that Muon takes, on one device of the
-    mesh in use: experts are its own, other matrices those of all.
+    """FLOPs of the Newton-Schulz iterations over all matrices that Muon moves, on one device of the
+    mesh in use. A device does this for its own experts, and for all of the other matrices.
     """
 
     def of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:

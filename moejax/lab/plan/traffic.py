@@ -3,33 +3,37 @@
 from dataclasses import dataclass
 
 from moejax.config.config import Config
-from moejax.lab.plan.memory import FLOAT, Parameter, Step
+from moejax.lab.plan.device_parameters import Parameter
+from moejax.lab.plan.step_sizes import FLOAT, StepSizes
 from moejax.runtime import device_mesh
 
 
 @dataclass(frozen=True)
 class Move:
-    """Collectives of one kind."""
+    """All collectives of one kind in a step."""
 
     name: str
     what: str
     count: int
-    """In a step."""
+    """How many there are."""
     bytes: float
-    """That leave a device in each."""
+    """How many bytes a device sends in each."""
 
 
-def exchanges(form: str, remat: bool, accumulates: bool) -> tuple[int, int]:
-    """Collectives of one routed layer's tokens, there and back again: slots and rows go and come,
-    and their gradients the same way. Where the layer is computed again so are they, but that sums
-    of rows that come back are in no gradient; micro-batches have a forward pass before.
+def count_exchanges(form: str, remat: bool, accumulates: bool) -> tuple[int, int]:
+    """How many collectives take the tokens of one routed layer to the experts, and how many take
+    results back. Slots or rows travel once in each direction, and so do their gradients. A
+    recomputed layer sends its tokens again; it brings results back again only under ``auto`` and
+    ``all_to_all``, since no gradient needs a sum of rows. Accumulation adds a forward pass.
     """
     again = remat and form in ("auto", "all_to_all")
     return 2 + remat + accumulates, 2 + again + accumulates
 
 
 def expected_devices(top_k: int, experts: int, devices: int) -> float:
-    """Other devices that a token's K distinct choices among even experts are on, on average."""
+    """On how many other devices a token's K distinct choices lie on average, if all experts are
+    equally likely.
+    """
     here = experts // devices
     missed = 1.0
     for i in range(top_k):
@@ -37,9 +41,9 @@ def expected_devices(top_k: int, experts: int, devices: int) -> float:
     return (devices - 1) * (1 - missed)
 
 
-def exchange_bytes(config: Config, step: Step, form: str) -> float:
-    """What leaves a device of the mesh in use in one collective of a routed layer, under a form of
-    expert parallelism: see ``parallel.all_to_all`` and ``parallel.by_rows``.
+def exchange_bytes(config: Config, step: StepSizes, form: str) -> float:
+    """Bytes that a device of the mesh in use sends in one collective of a routed layer, under a
+    form of expert parallelism: see ``parallel.all_to_all`` and ``parallel.by_rows``.
     """
     moe, n = config.model.moe, device_mesh.expert_devices()
     numbers = {
@@ -51,37 +55,38 @@ def exchange_bytes(config: Config, step: Step, form: str) -> float:
     return numbers[form] * step.D * step.itemsize
 
 
-def moves(config: Config, step: Step, parameters: list[Parameter]) -> list[Move]:
-    """The collectives of a step on the mesh in use, by what they move; small ones are left out."""
-    found = _of_tokens(config, step) if device_mesh.expert_devices() > 1 else []
-    return found + _of_parameters(config, step, parameters) + _of_model_axis(config, step)
+def list_moves(config: Config, step: StepSizes, parameters: list[Parameter]) -> list[Move]:
+    """The collectives of a step on the mesh in use, without small ones."""
+    found = _move_tokens(config, step) if device_mesh.expert_devices() > 1 else []
+    found += _move_parameters(config, step, parameters)
+    return found + _add_up_over_model_axis(config, step)
 
 
-NAMES = {
+COLLECTIVES_BY_FORM = {
     "auto": ("all-to-all", "all-to-all"),
     "all_to_all": ("all-to-all", "all-to-all"),
     "ragged": ("ragged-all-to-all", "ragged-all-to-all"),
     "all_gather": ("all-gather", "reduce-scatter"),
 }
-"""The collectives that take tokens to experts, and back, under each form."""
+"""Under each form of expert parallelism, the collectives that take tokens to experts and back."""
 
 
-def _of_tokens(config: Config, step: Step) -> list[Move]:
+def _move_tokens(config: Config, step: StepSizes) -> list[Move]:
     routed, parts = sum(config.model.routed_layers), config.optim.accumulate
     if not routed:
         return []
-    times = exchanges(step.form, config.model.remat == "layer", parts > 1)
+    times = count_exchanges(step.form, config.model.remat == "layer", parts > 1)
     each = exchange_bytes(config, step, step.form)
     what = ("tokens to experts", "what experts give, back")
     return [
         Move(name, said, count * routed * parts * config.mesh.chunks, each)
-        for name, said, count in zip(NAMES[step.form], what, times, strict=True)
+        for name, said, count in zip(COLLECTIVES_BY_FORM[step.form], what, times, strict=True)
     ]
 
 
-def _of_parameters(config: Config, step: Step, parameters: list[Parameter]) -> list[Move]:
-    """Gradients are added up over the devices that hold copies; with FSDP parameters are gathered,
-    forward and backward, and their gradients scattered.
+def _move_parameters(config: Config, step: StepSizes, parameters: list[Parameter]) -> list[Move]:
+    """Gradients are added up over the devices that hold copies of a parameter. With FSDP,
+    parameters are gathered in the forward and in the backward pass, and their gradients scattered.
     """
     found, parts = [], config.optim.accumulate
     copied = sum(2 * FLOAT * p.size * (p.copies - 1) / p.copies for p in parameters)
@@ -94,9 +99,10 @@ def _of_parameters(config: Config, step: Step, parameters: list[Parameter]) -> l
     return found
 
 
-def _of_model_axis(config: Config, step: Step) -> list[Move]:
-    """What the parts of heads and of hidden widths add to the residual stream is added up: twice a
-    layer forward and backward, and attention's once more where it is computed again.
+def _add_up_over_model_axis(config: Config, step: StepSizes) -> list[Move]:
+    """Each device of the model axis has a part of the heads and of the hidden widths, and their
+    contributions to the residual stream are added up: twice a layer in the forward and in the
+    backward pass, and once more for attention if the layer is recomputed.
     """
     n, parts = step.split, config.optim.accumulate
     if n == 1:

@@ -1,4 +1,4 @@
-"""Where each number of a plan comes from: the arithmetic, with the numbers in it."""
+"""Where each number of a plan comes from: its arithmetic, in words and numbers."""
 
 from moejax.config.model import ModelConfig
 from moejax.models.counts import active_parameters, parameters
@@ -6,8 +6,8 @@ from moejax.moe.experts import matrices
 from moejax.runtime.number_words import short
 
 
-def of_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
-    """Of the parameters of each part, and of both totals."""
+def explain_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
+    """The arithmetic of the parameters of each part, and of both totals."""
     moe, D, L, V = model.moe, model.width, model.num_layers, vocab_size
     routed, m = sum(model.routed_layers), len(matrices(model.activation))
     expert = f"{m} matrices of {D:,} x {moe.hidden_size:,}"
@@ -15,7 +15,7 @@ def of_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
     router = "" if moe.built_router.learned else ": this router learns nothing"
     return {
         "embedding": f"{V:,} tokens x {D:,}",
-        "attention": f"{L} layers x ({attention(model)})",
+        "attention": f"{L} layers x ({explain_attention(model)})",
         "dense_feed_forward": f"{L - routed} layers x {m} of {D:,} x {model.dense_hidden:,}",
         "experts": f"{routed} layers x {moe.num_experts} experts x {expert};"
         f" a token meets {moe.top_k} of the {moe.num_experts}",
@@ -23,10 +23,10 @@ def of_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
         "routers": f"{routed} layers x {D:,} x {moe.num_choices} choices{router}",
         "norms": f"{L} layers x 2 x {D:,} and {D:,} at the end, and those inside attention",
         "head": tied if model.tie_embeddings else f"{D:,} x {V:,} tokens",
-    } | (totals(model, V) if routed else {})
+    } | (explain_totals(model, V) if routed else {})
 
 
-def attention(model: ModelConfig) -> str:
+def explain_attention(model: ModelConfig) -> str:
     """The matrices of one attention layer."""
     D, H, J = model.width, model.num_heads, model.key_value_heads
     A, U, settings = model.query_head_size, model.value_head_size, model.attention
@@ -42,8 +42,8 @@ def attention(model: ModelConfig) -> str:
     )
 
 
-def totals(model: ModelConfig, vocab_size: int) -> dict[str, str]:
-    """Why a model of E experts is not E models, and a token of K experts does not meet K."""
+def explain_totals(model: ModelConfig, vocab_size: int) -> dict[str, str]:
+    """Why E experts are not E whole models, and a token with K experts does not meet K models."""
     moe, every = model.moe, parameters(model, vocab_size)
     E, K, experts = moe.num_experts, moe.top_k, every["experts"]
     rest, met = sum(every.values()) - experts, active_parameters(model, vocab_size)["experts"]
@@ -59,8 +59,8 @@ def totals(model: ModelConfig, vocab_size: int) -> dict[str, str]:
     }
 
 
-def of_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
-    """Of the forward FLOPs a token of each part."""
+def explain_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
+    """The arithmetic of each part's forward FLOPs for a token."""
     L, H = model.num_layers, model.num_heads
     A, U = model.query_head_size, model.value_head_size
     plain = "2 x the numbers of its matrices: a multiply-add is 2 FLOPs"
@@ -76,7 +76,7 @@ def of_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
     }
 
 
-MEMORY = {
+MEMORY_REASONS = {
     "weights": "4 bytes for each parameter that lies here: parameters are float32",
     "optimizer, adamw": "8 bytes for each parameter that AdamW moves: two moments in float32",
     "optimizer, muon": "4 bytes for each parameter that Muon moves: one momentum in float32",
@@ -95,4 +95,4 @@ MEMORY = {
     "dense": "hidden numbers and their gradients",
     "logits": "tokens x vocabulary, in float32, and in the type of products if it is another",
 }
-"""Of what lies in memory."""
+"""What each line on memory is, by its name."""

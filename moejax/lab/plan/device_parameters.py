@@ -1,0 +1,84 @@
+"""The parameters that lie on one device, and what the optimizer keeps for them."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from moejax.config.config import Config
+from moejax.lab.plan.step_sizes import FLOAT
+from moejax.models.decoder import DecoderLM
+from moejax.models.layer_runs import find_stack
+from moejax.runtime import device_mesh
+from moejax.runtime.partition import parameter_spec
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter, layers and experts stacked, on one device of the mesh in use."""
+
+    name: str
+    size: float
+    """How many of its numbers lie on this device."""
+    gathered: float
+    """How many of its numbers the products on this device need; without FSDP, the same."""
+    layer: tuple[str, ...]
+    """The run of layers that it belongs to; empty for parameters outside the layers."""
+    layers: int
+    """The number of these layers."""
+    copies: int
+    """How many devices that see other tokens hold the same numbers."""
+
+
+def parameter_shapes(config: Config, vocab_size: int) -> dict:
+    """The shapes of a decoder's parameters, before a mesh cuts them."""
+    model = DecoderLM(config.model, vocab_size)
+    length = config.data.sequence_length
+    tokens = jax.ShapeDtypeStruct((config.sequences_per_group, length), jnp.int32)
+    batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
+    return jax.eval_shape(
+        lambda key, b: model.init(key, b, True)["params"], jax.random.key(0), batch
+    )
+
+
+def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[Parameter]:
+    """What a device of the mesh holds of each parameter; ``params`` are their shapes."""
+    sizes = dict(grid.shape)
+
+    def parts(name: str, fsdp: bool, of: tuple[str, ...] = device_mesh.AXES) -> int:
+        axes = [a for axis in parameter_spec(name, fsdp) for a in _several(axis)]
+        return math.prod(sizes[axis] for axis in axes if axis in of)
+
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
+        name, layer = path[-1].key, find_stack([key.key for key in path])
+        here, whole = leaf.size / parts(name, config.mesh.fsdp), leaf.size / parts(name, False)
+        alike = math.prod(sizes[axis] for axis in device_mesh.TOKENS)
+        copies = alike // parts(name, config.mesh.fsdp, device_mesh.TOKENS)
+        return Parameter(name, here, whole, layer, leaf.shape[0] if layer else 0, copies)
+
+    found = jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, Parameter))
+
+
+def _several(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axis,) if isinstance(axis, str) else axis or ()
+
+
+def optimizer_bytes(config: Config, parameters: list[Parameter]) -> dict[str, float]:
+    """Bytes that the optimizer keeps on a device: AdamW keeps two moments, Muon one."""
+    found = {"muon": 0.0, "adamw": 0.0}
+    for p in parameters:
+        muon = config.optim.kind_of(p.name) == "muon"
+        found["muon" if muon else "adamw"] += FLOAT * p.size * (1 if muon else 2)
+    return {name: size for name, size in found.items() if size}
+
+
+def largest_layer(parameters: list[Parameter], field: str) -> float:
+    """The size of the largest layer, in numbers of these parameters."""
+    of_layer: dict[tuple[str, ...], float] = {}
+    for p in parameters:
+        of_layer[p.layer] = of_layer.get(p.layer, 0.0) + getattr(p, field) / p.layers
+    return max(of_layer.values(), default=0.0)

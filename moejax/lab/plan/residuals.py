@@ -1,0 +1,113 @@
+"""What the layers keep from the forward to the backward pass."""
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+
+from moejax.config.config import Config
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.lab.plan.step_sizes import StepSizes
+from moejax.models.decoder import seen
+from moejax.models.layers import Block
+
+
+def block_residuals(config: Config, step: StepSizes, routed: bool) -> float:
+    """Bytes that autodiff keeps of one layer, read from its program; copies of parameters are left
+    out. The layer has the sizes of one device's part, so no mesh is needed but to know the
+    platform.
+    """
+    model, split = config.model, step.split
+    moe = replace(model.moe, hidden_size=model.moe.hidden_size // split)
+    if model.moe.every:
+        moe = replace(moe, dispatch=step.dispatch)
+    model = replace(
+        model,
+        moe=moe,
+        num_heads=model.num_heads // split,
+        num_kv_heads=model.key_value_heads // split,
+        head_size=model.plain_head_size,
+        dense_hidden_size=model.dense_hidden // split,
+    )
+    return _trace_residuals(model, routed, step.T // step.N, step.N)
+
+
+@functools.cache
+def _trace_residuals(model: ModelConfig, routed: bool, rows: int, length: int) -> float:
+    block = Block(model, MeshConfig(), routed, True)
+    x_BND = jax.ShapeDtypeStruct((rows, length, model.width), jnp.dtype(model.dtype))
+    ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
+    context = jax.eval_shape(lambda batch: seen(model, batch, None, None)[0], batch)
+    each = {"layer": jnp.int32(0)}
+    if model.attention.window is not None:
+        each["window"] = jnp.int32(0)
+    bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)
+    own = {"bias_E": bias_E} if routed and model.moe.has_selection_bias else {}
+
+    def init(key: jax.Array, x: jax.Array, context: dict, own: dict) -> dict:
+        return block.init(key, x, {}, context, each, own)
+
+    def pull(params: dict, x: jax.Array, context: dict, own: dict) -> object:
+        def run(params: dict, x: jax.Array) -> object:
+            return block.apply(params, x, {}, context, each, own)[::2]
+
+        return jax.vjp(run, params, x)[1]  # its leaves are what is kept
+
+    params = jax.eval_shape(init, jax.random.key(0), x_BND, context, own)
+    traced = jax.make_jaxpr(pull)(params, x_BND, context, own).jaxpr
+    return kept_bytes(traced, given=len(jax.tree.leaves(params)))
+
+
+VIEWS = (
+    "reshape",
+    "squeeze",
+    "transpose",
+    "expand_dims",
+    "broadcast_in_dim",
+    "convert_element_type",
+)
+
+
+def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
+    """Bytes of a program's results. A result that appears in several shapes, types or multiples
+    counts once, at its smallest; what comes from the first ``given`` arguments alone is left out.
+    """
+    made = {variable: equation for equation in traced.eqns for variable in equation.outvars}
+
+    def origin(variable: Any) -> Any:
+        while variable in made:
+            equation = made[variable]
+            name, big = equation.primitive.name, [v for v in equation.invars if v.aval.shape]
+            scaled = name in ("mul", "add") and len(big) == 1
+            if not big or name not in VIEWS and not scaled:
+                break
+            variable = big[0]
+        return variable
+
+    there = set(traced.invars[:given])
+    sizes: dict[Any, int] = {}
+    for variable in traced.outvars:
+        if isinstance(variable, jax.extend.core.Literal):
+            continue
+        size, source = variable.aval.size * variable.aval.dtype.itemsize, origin(variable)
+        if source not in there:
+            sizes[source] = min(size, sizes.get(source, size))
+    return float(sum(sizes.values()))
+
+
+def saved_bytes(config: Config, step: StepSizes, remat: str) -> float:
+    """What all layers keep for the backward pass: with recomputation only their inputs, otherwise
+    everything that autodiff needs.
+    """
+    model = config.model
+    if remat == "layer":
+        return model.num_layers * step.T * step.D * step.itemsize
+    routed = sum(model.routed_layers)
+    dense = model.num_layers - routed
+    found = routed * block_residuals(config, step, True) if routed else 0.0
+    return found + (dense * block_residuals(config, step, False) if dense else 0.0)

@@ -240,7 +240,7 @@ def on_a_mesh(layer, params, mesh):
 
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, partition.tree_shardings(mesh, params))
-        x = jax.device_put(x, partition.named(mesh, "batch_BN"))
+        x = jax.device_put(x, partition.activation_sharding(mesh, "batch_BN"))
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(placed, x)
 
 

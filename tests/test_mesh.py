@@ -4,7 +4,10 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from moejax.config import (
     Config,
@@ -15,7 +18,7 @@ from moejax.config import (
     MoEConfig,
     OptimConfig,
 )
-from moejax.runtime import device_mesh, mesh_fit
+from moejax.runtime import device_fit, device_mesh, partition
 
 
 def layout(**settings) -> Config:
@@ -30,7 +33,7 @@ def model(mesh: dict, moe: dict | None = None, **settings) -> Config:
 
 def fits(config: Config) -> None:
     """On the eight devices that there are."""
-    mesh_fit.check_fits(config, device_mesh.make_mesh(config.mesh))
+    device_fit.check_fits(config, device_mesh.make_mesh(config.mesh))
 
 
 def two_slices() -> list:
@@ -192,3 +195,26 @@ def test_what_can_be_is_not_refused(config):
     fits(config)
     shape = device_mesh.make_mesh(config.mesh).shape
     assert shape["data"] * config.mesh.expert * config.mesh.model == len(jax.devices())
+
+
+def test_a_parameter_that_no_table_has_is_an_error_not_a_copy_on_every_device():
+    mesh = device_mesh.make_mesh(MeshConfig())
+    params = {"layers_0": {"moe": {"w_up_EDF": jnp.zeros((2, 8, 4, 4)), "scale_D": jnp.zeros(4)}}}
+    specs = jax.tree.map(lambda s: s.spec, partition.tree_shardings(mesh, params))
+    lying = {"w_up_EDF": P(None, "expert", None, "model"), "scale_D": P(None)}
+    assert specs == {"layers_0": {"moe": lying}}
+    mine = {"layers_0": {"moe": {"w_mine_EDF": jnp.zeros((2, 8, 4, 4))}}}
+    for tree in (mine, optax.adam(1.0).init(mine), {"w_mine_EDF": jnp.zeros(())}):
+        with pytest.raises(ValueError, match="'w_mine_EDF' lies on the mesh: add it to PARAMETERS"):
+            partition.tree_shardings(mesh, tree)
+    with pytest.raises(ValueError, match="an array without a name"):
+        partition.tree_shardings(mesh, [jnp.zeros(())])
+
+
+def test_what_repeats_the_names_of_parameters_lies_as_they_do():
+    mesh = device_mesh.make_mesh(MeshConfig())
+    params = {"moe": {"w_up_EDF": jnp.zeros((8, 4, 4)), "b_router_E": jnp.zeros(8)}}
+    adam = partition.tree_shardings(mesh, optax.adam(1.0).init(params))[0]
+    specs = jax.tree.map(lambda s: s.spec, (adam.count, adam.mu, adam.nu))
+    alike = {"moe": {"w_up_EDF": P("expert", None, "model"), "b_router_E": P(None)}}
+    assert specs == (P(), alike, alike)

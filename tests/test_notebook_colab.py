@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from moejax.commands.command_line import parse
-from moejax.runtime import device_mesh, mesh_fit
+from moejax.runtime import device_fit, device_mesh
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = json.loads((ROOT / "notebooks/colab_tpu.ipynb").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def test_the_config_accepts_the_flags_for_any_machine(platform, devices, shape, 
     command = ["--config", str(ROOT / "configs/quickstart.py"), *flags(platform, devices)]
     config, _ = parse(command, "train.py")
     mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:devices])
-    mesh_fit.check_fits(config, mesh)
+    device_fit.check_fits(config, mesh)
     assert (mesh.shape["data"], mesh.shape["expert"]) == shape
     assert config.data.batch_size == batch and config.run.steps == 100
     assert config.model.dtype == "float32"
@@ -416,7 +416,7 @@ target, *flags = sys.argv[1:]
 config, _ = parse(flags, "train.py")
 devices = targets.described(target)
 grid = device_mesh.make_mesh(config.mesh, devices)
-mesh_fit.check_fits(config, grid)
+device_fit.check_fits(config, grid)
 vocab_size = vocabulary(config.model, load_tokenizer(config.data.tokenizer))
 compiled = compile_step(config, grid, vocab_size)
 print(json.dumps({

@@ -108,7 +108,7 @@ def on(case: str, mesh: str, **settings) -> tuple:
     with jax.set_mesh(grid):
         shardings = partition.tree_shardings(grid, params, layout.fsdp)
         placed = jax.device_put(params, shardings)
-        x = jax.device_put(x, partition.named(grid, "batch_BN"))
+        x = jax.device_put(x, partition.activation_sharding(grid, "batch_BN"))
         return jax.device_get(jax.jit(run)(placed, x))
 
 
@@ -412,7 +412,8 @@ def moved(config: MoEConfig, mesh: str, backward: bool, **settings) -> tuple:
     shapes of what it gives one device. Tokens lie over all devices.
     """
     layout, grid = mesh_of(mesh, **settings)
-    layer, rows = MoELayer(config, "swiglu", layout), partition.named(grid, "batch_BN")
+    layer = MoELayer(config, "swiglu", layout)
+    rows = partition.activation_sharding(grid, "batch_BN")
 
     def abstract(of, sharding=rows):
         return jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding)

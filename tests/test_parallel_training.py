@@ -16,7 +16,7 @@ from moejax.data.sources import TextFiles
 from moejax.data.stdlib_corpus import library_files, library_root
 from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
-from moejax.runtime import batch_rows, device_mesh, mesh_fit, partition
+from moejax.runtime import batch_rows, device_fit, device_mesh, partition
 from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.state import init_state
 from moejax.train.step import train_step
@@ -49,7 +49,7 @@ def on(config: Config, mesh: str, **settings) -> tuple[Config, jax.sharding.Mesh
     layout = MeshConfig(data=data, expert=expert, model=model, **settings)
     grid = device_mesh.make_mesh(layout, jax.devices()[: data * expert * model])
     config = dataclasses.replace(config, mesh=layout)
-    mesh_fit.check_fits(config, grid)
+    device_fit.check_fits(config, grid)
     return config, grid
 
 
@@ -66,7 +66,7 @@ def trainer(config: Config, grid: jax.sharding.Mesh, optimizer=None):
         shape=schedule(config.optim, config.run.steps),
         config=config,
     )
-    placed = (shardings, partition.named(grid, "batch_BN"))
+    placed = (shardings, partition.activation_sharding(grid, "batch_BN"))
     step = jax.jit(step, in_shardings=placed, out_shardings=(shardings, None))
     return jax.jit(begin, out_shardings=shardings)(), step
 

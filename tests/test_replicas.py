@@ -61,7 +61,7 @@ def test_replicas_change_no_output(tiny, batch, form, capacity_factor):
         many = jax.device_put(many, partition.tree_shardings(grid, many))
         bank = many["layers_1"]["block_1"]["moe"]["w_up_EDF"]
         assert bank.addressable_shards[0].data.shape[-3] == 2  # places of a device
-        spread = jax.device_put(batch, partition.named(grid, "batch_BN"))
+        spread = jax.device_put(batch, partition.activation_sharding(grid, "batch_BN"))
         model = DecoderLM(config, 257, layout)
         run = jax.jit(model.apply, static_argnums=2)
         got = run({"params": many}, spread, False, bias_LE, jnp.asarray(place_LER))

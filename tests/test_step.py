@@ -12,7 +12,7 @@ import pytest
 from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig
 from moejax.models.decoder import DecoderLM
 from moejax.moe import balance
-from moejax.runtime import device_mesh, mesh_fit, partition
+from moejax.runtime import device_fit, device_mesh, partition
 from moejax.train.gradients import gradients
 from moejax.train.optimizer import make_optimizer, orthogonalised, schedule
 from moejax.train.state import init_state
@@ -199,7 +199,7 @@ def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
     whole = jax.jit(functools.partial(gradients, model, config=config))(*inputs)
     parts = jax.jit(functools.partial(gradients, model, config=split))(*inputs)
     chex.assert_trees_all_close(parts, whole, atol=1e-5, rtol=1e-5)
-    mesh_fit.check_fits(config, device_mesh.make_mesh(MeshConfig()))
+    device_fit.check_fits(config, device_mesh.make_mesh(MeshConfig()))
 
 
 def with_balance(config: Config, **changes) -> Config:
@@ -261,7 +261,7 @@ def test_random_routers_draw_anew_at_every_step_and_the_same_on_every_mesh(tiny,
     mesh = device_mesh.make_mesh(MeshConfig(data=2, expert=4))
     with jax.set_mesh(mesh):
         placed = jax.device_put(state, partition.tree_shardings(mesh, state))
-        spread = jax.device_put(batch, partition.named(mesh, "batch_BN"))
+        spread = jax.device_put(batch, partition.activation_sharding(mesh, "batch_BN"))
         _, other = step(placed, spread)
     chex.assert_trees_all_close(other.batch, second.batch, rtol=1e-5)
 
@@ -274,7 +274,7 @@ def test_device_scope_balances_what_each_device_has(tiny, batch):
         model, state, _ = start(config)
         mesh = device_mesh.make_mesh(MeshConfig(data=8, expert=1))
         with jax.set_mesh(mesh):
-            placed = jax.device_put(batch, partition.named(mesh, "batch_BN"))
+            placed = jax.device_put(batch, partition.activation_sharding(mesh, "batch_BN"))
             run = jax.jit(functools.partial(gradients, model, config=config))
             results.append(run(state.params, state.bias_LE, placed, jax.random.key(0)))
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)

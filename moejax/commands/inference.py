@@ -323,7 +323,7 @@ def check_batch(config: ModelConfig, length: int, rows: int, mesh: Mesh) -> None
 def totals_of(model: OpenModel, config: ModelConfig, mesh: Mesh, batches: list[Batch]) -> Totals:
     """The sums over all batches, with a bar that shows how far it is."""
     built = build(config, model.vocab_size, undivided(model.layout))
-    everywhere = partition.named(mesh, "everywhere")
+    everywhere = partition.activation_sharding(mesh, "everywhere")
     step = jax.jit(
         lambda *arguments: eval_step(*arguments, model=built)[0], out_shardings=everywhere
     )

@@ -110,7 +110,7 @@ class Generator:
         self._mesh, self._tokenizer = mesh, tokenizer
         self._weights = (params, bias_LE, place_LER)
         self._ends, self._window = ends, window
-        everywhere = partition.named(mesh, "everywhere")
+        everywhere = partition.activation_sharding(mesh, "everywhere")
         like = jax.eval_shape(lambda: cache_for(config, 1, 1))
         cache_shardings = partition.tree_shardings(mesh, like)
         self._empty_cache = jax.jit(
@@ -187,7 +187,7 @@ class Generator:
         are rows, slots that are read at once, and slots of the cache.
         """
         rows, read, slots = sizes
-        everywhere = partition.named(self._mesh, "everywhere")
+        everywhere = partition.activation_sharding(self._mesh, "everywhere")
         V = self._model.vocab_size
         draws = draws_of(sampling, V, np.arange(first, first + rows, dtype=np.int32))
         draws = jax.device_put(draws, everywhere)  # once: it takes as long as a small step

@@ -29,7 +29,7 @@ from moejax.models.by_kind import build
 from moejax.models.counts import cost
 from moejax.models.initial_params import init_params, selection_bias_shape
 from moejax.runs.checkpoint import read_parts
-from moejax.runtime import mesh_fit, partition
+from moejax.runtime import device_fit, partition
 from moejax.runtime.number_words import short
 
 
@@ -175,7 +175,7 @@ def read_run(path: Path) -> tuple[Config, Tokenizer | None]:
 def check_layout(config: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
     """Raise ``ConfigError`` if a model cannot lie on this mesh when it is run."""
     check_mesh(for_inference(config), layout)
-    mesh_fit.check_fsdp(config, layout, mesh)
+    device_fit.check_fsdp(config, layout, mesh)
 
 
 def parts_of_state(config: Config, vocab_size: int) -> dict:
@@ -223,7 +223,7 @@ def open_checkpoint(
     """A checkpoint in Hugging Face's format, as it is."""
     no_step(path, step)
     model = hf.load(path, dtype or "auto", mesh=mesh, layout=layout)
-    mesh_fit.check_fsdp(model.config, layout, mesh)
+    device_fit.check_fsdp(model.config, layout, mesh)
     return released(path, model.config, model.params, model.bias_LE, layout, model.hf)
 
 

@@ -97,7 +97,8 @@ class DecoderLM(nn.Module):
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
         x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
         if config.tie_embeddings:
-            w_DV = partition.gathered(embedding_VD.T.astype(dtype), "w_head_DV", self.layout.fsdp)
+            w_DV = embedding_VD.T.astype(dtype)
+            w_DV = partition.gather_weight(w_DV, "w_head_DV", self.layout.fsdp)
         else:
             w_DV = weight(self, "w_head_DV", (D, V), dtype)
         logits_BNV = (x_BND @ w_DV).astype(jnp.float32)

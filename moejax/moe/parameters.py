@@ -14,7 +14,8 @@ def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """A matrix of a module that has a ``layout``, in this type, ready for a product."""
-    return partition.gathered(matrix(module, name, shape).astype(dtype), name, module.layout.fsdp)
+    w = matrix(module, name, shape).astype(dtype)
+    return partition.gather_weight(w, name, module.layout.fsdp)
 
 
 def zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:

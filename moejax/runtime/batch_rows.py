@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moejax.runtime.partition import SPECS, named
+from moejax.runtime.partition import SPECS, activation_sharding
 
 
 def _own_positions(mesh: Mesh, process: int) -> tuple[list[int], int]:
@@ -33,7 +33,7 @@ def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch on the mesh, from the rows (``process_rows``) that this process has of each array
     [B, N].
     """
-    sharding = named(mesh, "batch_BN")
+    sharding = activation_sharding(mesh, "batch_BN")
     own, of = _own_positions(mesh, jax.process_index())
 
     def put(x_BN: np.ndarray) -> jax.Array:

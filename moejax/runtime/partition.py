@@ -23,8 +23,8 @@ SPECS = {
 }
 FSDP = "fsdp"
 """Stands for the axes over which copies of a parameter are spread, if they are."""
-# Parameters that are not replicated, by their own name: an axis (or several) for each of their last
-# dimensions.
+# Every parameter, by its own name: an axis (or several) for each of its last dimensions; those
+# without are replicated.
 PARAMETERS = {
     "w_gate_EDF": ("expert", FSDP, "model"),
     "w_up_EDF": ("expert", FSDP, "model"),
@@ -50,6 +50,15 @@ PARAMETERS = {
     "w_router_DE": (FSDP, None),
     "w_head_DV": (FSDP, None),
     "embedding_VD": (None, FSDP),
+    "scale_D": (),
+    "position_ND": (),
+    "w_patch_XD": (),
+    "b_out_D": (),
+    "b_router_E": (),
+    "w_noise_DE": (),
+    "w_router_DEC": (),
+    "router_scale": (),
+    "w_shared_gate_D1": (),
 }
 # What a decoder keeps of a text (``models.kv_cache``), likewise.
 CACHE = {
@@ -59,66 +68,84 @@ CACHE = {
     "key_LBM1A": (TOKENS, None, None, None),
     "segments_BM": (TOKENS, None),
     "positions_BM": (TOKENS, None),
+    "start": (),
 }
+# What a training keeps beside parameters, and optimizers beside what is like parameters.
+STATE = {
+    "bias_LE": (),
+    "step": (),
+    "skipped": (),
+    "skipped_in_a_row": (),
+    "count": (),
+    "ns_coeffs": (),
+}
+KNOWN = PARAMETERS | CACHE | STATE
 
 
 def parameter_spec(name: str, fsdp: bool) -> P:
-    """How the parameter (or the part of a cache) of this name lies on the mesh, leading dimensions
-    left out.
+    """How the parameter (or the part of a cache or state) of this name lies on the mesh, leading
+    dimensions left out. Raises ``ValueError`` for a name that is in no table.
     """
-    axes = (PARAMETERS | CACHE).get(name, ())
+    if name not in KNOWN:
+        raise ValueError(
+            f"nothing says how {name!r} lies on the mesh: add it to PARAMETERS in"
+            f" moejax/runtime/partition.py, with an axis for each of its last dimensions, or with"
+            f" none (), so that every device has all of it."
+        )
+    axes = KNOWN[name]
     spread = (TOKENS if "expert" not in axes else ("data",)) if fsdp else ()
 
-    def laid(axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    def resolve(axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if axis is None or isinstance(axis, str) and axis != FSDP:
             return axis
         several = (axis,) if isinstance(axis, str) else axis
         found = sum((spread if one == FSDP else (one,) for one in several), ())
         return found[0] if len(found) == 1 else found or None
 
-    return P(*map(laid, axes))
+    return P(*map(resolve, axes))
 
 
 def pin(x: jax.Array, name: str) -> jax.Array:
     """Fix how ``x`` lies on the mesh in use, by the name of its spec; without a mesh, return it."""
-    return _laid(x, SPECS[name])
+    return _constrain(x, SPECS[name])
 
 
-def _laid(x: jax.Array, spec: P) -> jax.Array:
+def _constrain(x: jax.Array, spec: P) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def gathered(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
+def gather_weight(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
     """A parameter as products want it: whole, but for the axes that the product is spread over.
 
     Its gradient goes back to where the parameter lies, so that XLA can add up and scatter in one
     (for CPUs it does not).
     """
-    return _gathered(w, name) if fsdp else w
+    return _gather(w, name) if fsdp else w
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(w: jax.Array, name: str) -> jax.Array:
-    return _laid(w, parameter_spec(name, False))
+def _gather(w: jax.Array, name: str) -> jax.Array:
+    return _constrain(w, parameter_spec(name, False))
 
 
-_gathered.defvjp(
-    lambda w, name: (_gathered(w, name), None),
-    lambda name, _, dw: (_laid(dw, parameter_spec(name, True)),),
+_gather.defvjp(
+    lambda w, name: (_gather(w, name), None),
+    lambda name, _, dw: (_constrain(dw, parameter_spec(name, True)),),
 )
 
 
 def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
     """The shardings of parameters, of a cache, or of any state that repeats their names (optimizer
-    moments).
+    moments). Raises ``ValueError`` for a leaf none of whose names is known.
     """
 
     def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
         names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        name = next((n for n in reversed(names) if n in PARAMETERS or n in CACHE), "")
-        spec = parameter_spec(name, fsdp)
+        names = [name for name in names if name is not None]
+        known = [name for name in names if name in KNOWN]
+        spec = parameter_spec((known or names or ["an array without a name"])[-1], fsdp)
         if leaf.ndim < len(spec):
             return NamedSharding(mesh, P())
         return NamedSharding(mesh, P(*[None] * (leaf.ndim - len(spec)), *spec))
@@ -126,6 +153,6 @@ def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def named(mesh: Mesh, name: str) -> NamedSharding:
+def activation_sharding(mesh: Mesh, name: str) -> NamedSharding:
     """The sharding of an activation or batch by the name of its spec."""
     return NamedSharding(mesh, SPECS[name])

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from moejax.config.config import Config
 from moejax.config.errors import RunError
 from moejax.runs.run_directory import RunDirectory
-from moejax.runtime import device_mesh, mesh_fit
+from moejax.runtime import device_fit, device_mesh
 from moejax.runtime.processes import Processes, say
 from moejax.runtime.stop import Stopped, StopSignals
 
@@ -34,7 +34,7 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
     with Processes(config.distributed) as processes, StopSignals() as stop:
         try:
             mesh = device_mesh.make_mesh(config.mesh)
-            mesh_fit.check_fits(config, mesh)
+            device_fit.check_fits(config, mesh)
             directory = Path(config.run.directory or f"runs/{name}")
             with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
                 run.check(config)

@@ -67,8 +67,8 @@ def make_learner(config: Config, vocab_size: int, mesh: Mesh) -> Learner:
 def make_programs(config: Config, learner: Learner, mesh: Mesh) -> Programs:
     """The functions of a run; each is compiled when it is first called."""
     shardings, model = learner.shardings, learner.model
-    batch_sharding = partition.named(mesh, "batch_BN")
-    everywhere = partition.named(mesh, "everywhere")
+    batch_sharding = partition.activation_sharding(mesh, "batch_BN")
+    everywhere = partition.activation_sharding(mesh, "everywhere")
     options = device_mesh.compiler_options(config.mesh, device_mesh.platform())
     return Programs(
         step=jax.jit(

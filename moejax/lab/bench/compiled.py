@@ -128,7 +128,9 @@ def compile_layer(bench: CompiledBench) -> Any:
 
     grid = target_mesh(bench)
     x_BND = jax.ShapeDtypeStruct(
-        (*shape, bench.width), jnp.dtype(bench.dtype), sharding=partition.named(grid, "batch_BN")
+        (*shape, bench.width),
+        jnp.dtype(bench.dtype),
+        sharding=partition.activation_sharding(grid, "batch_BN"),
     )
     with jax.set_mesh(grid):
         params = jax.eval_shape(init, x_BND)

@@ -14,7 +14,7 @@ from moejax.lab.plan.expected_drops import WANTED, forecast_seats
 from moejax.lab.plan.memory import plan_memory
 from moejax.lab.plan.step_sizes import choose_dispatch, count_slots, size_step
 from moejax.lab.plan.traffic import COLLECTIVES_BY_FORM, exchange_bytes
-from moejax.runtime import device_mesh, mesh_fit
+from moejax.runtime import device_fit, device_mesh
 from moejax.runtime.number_words import short
 
 SPARE = 0.9
@@ -130,7 +130,7 @@ def advise_mesh(config: Config, vocab_size: int, grid: AbstractMesh, kind: str) 
             flags += f" --data.eval-batch-size {data.batch_size}"
         try:
             mesh_of_other = paper_mesh(other.mesh, devices, kind)
-            mesh_fit.check_fits(other, mesh_of_other)
+            device_fit.check_fits(other, mesh_of_other)
             needed = plan_memory(other, vocab_size, mesh_of_other).peak
         except ConfigError:
             continue

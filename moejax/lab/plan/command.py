@@ -17,7 +17,7 @@ from moejax.lab.plan.devices import DEVICES, paper_mesh
 from moejax.lab.plan.plan_sections import make_plan
 from moejax.lab.plan.read_load import read_shares
 from moejax.lab.plan.sections import PlanRequest
-from moejax.runtime import mesh_fit
+from moejax.runtime import device_fit
 
 LENGTH = 4096
 """Positions in a sequence where only a model's config.json is known."""
@@ -97,7 +97,7 @@ def asked_for(flags: Flags, rest: list[str]) -> PlanRequest:
     )
     size = model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     grid = paper_mesh(config.mesh, flags.devices, flags.device)
-    mesh_fit.check_fits(config, grid)
+    device_fit.check_fits(config, grid)
     return PlanRequest(
         config=config,
         vocab_size=size,

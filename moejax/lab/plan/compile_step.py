@@ -17,7 +17,7 @@ from moejax.lab.plan.step_flops import muon_flops, step_flops
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.by_kind import build
 from moejax.models.layer_runs import count_repeats, with_repeats
-from moejax.runtime import device_mesh, mesh_fit, partition, targets
+from moejax.runtime import device_fit, device_mesh, partition, targets
 from moejax.runtime.number_words import short
 from moejax.train.optimizer import make_optimizer, schedule
 from moejax.train.state import TrainState, init_state
@@ -38,7 +38,7 @@ def measure_step(config: Config, target: str, slices: int, vocab_size: int) -> d
     """
     devices = targets.described(target, slices)
     grid = device_mesh.make_mesh(config.mesh, devices)
-    mesh_fit.check_fits(config, grid)
+    device_fit.check_fits(config, grid)
     start = time.perf_counter()
     found = {"target": target, "slices": slices, "mesh": dict(grid.shape)}
     kind = devices[0].device_kind
@@ -89,7 +89,7 @@ def compile_step(
         state = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )
-        rows = partition.named(grid, "batch_BN")
+        rows = partition.activation_sharding(grid, "batch_BN")
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
             batch_shapes(config, config.data.batch_size),

@@ -60,7 +60,7 @@ def collect_choices(
     places. ``rows`` sequences are run at a time.
     """
     decoder = DecoderLM(config, model.vocab_size, undivided(model.layout))
-    everywhere = partition.named(mesh, "everywhere")
+    everywhere = partition.activation_sharding(mesh, "everywhere")
 
     def run(params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]) -> jax.Array:
         _, routed = decoder.apply({"params": params}, batch, False, bias_LE)

@@ -20,7 +20,7 @@ def compute(
     Both ends of both moves are pinned to the mesh: with one end free, XLA inserts all-gathers.
     """
     E, (G, R, D) = params["w_down_EFD"].shape[0], x_GRD.shape
-    params = {name: partition.gathered(w, name, fsdp) for name, w in params.items()}
+    params = {name: partition.gather_weight(w, name, fsdp) for name, w in params.items()}
     x_GRD = partition.pin(x_GRD, "tokens_GSD")
     x_EGCD = partition.pin(x_GRD.reshape(G, E, -1, D).swapaxes(0, 1), "slots_EGCD")
     y_EGCD = partition.pin(experts.bank(params, x_EGCD, activation, dropout), "slots_EGCD")

@@ -10,8 +10,7 @@ table.
 
 from pathlib import Path
 
-from moejax.config import BalanceConfig, changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import BalanceConfig, Study, changed, load_config_file
 
 ONE = {"top_k": 1, "hidden_size": 256}
 SHARED = {"num_experts": 16, "top_k": 3, "hidden_size": 64, "shared_experts": 1}

@@ -11,8 +11,7 @@ alpha 0 +0.026..+0.057 and 1.75, alpha 0.001 +0.010..+0.031 and 1.17, alpha 0.1 
 
 from pathlib import Path
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 METHODS = {
     "alpha-0": {},

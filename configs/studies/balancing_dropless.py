@@ -8,8 +8,7 @@ bits per byte and 2.65 times the mean load on the fullest expert, with alpha 0.0
 
 import balancing
 
-from moejax.config import changed
-from moejax.lab.study.study import Study
+from moejax import Study, changed
 
 DROPLESS = ("alpha-0", "alpha-0.01")
 ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}

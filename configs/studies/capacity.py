@@ -10,8 +10,7 @@ without a limit.
 
 from pathlib import Path
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 ROOMY = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
 

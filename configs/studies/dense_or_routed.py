@@ -9,8 +9,7 @@ where the dense one ends after 505 steps (492..517), 0.84 of its steps.
 
 from pathlib import Path
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 
 def get_study() -> Study:

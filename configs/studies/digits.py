@@ -11,8 +11,7 @@ worse it is. (An image more or less is 0.28 %.)
 
 from pathlib import Path
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 ROUTERS = {
     "dense": {"every": 0},

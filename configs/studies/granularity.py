@@ -10,8 +10,7 @@ byte against 8x128-top2 (2.178), with the same seed: 16x64-top4 -0.060..-0.035, 
 
 from pathlib import Path
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 SIZES = {
     "8x128-top2": {"num_experts": 8, "hidden_size": 128, "top_k": 2},

@@ -9,8 +9,7 @@ byte against dense (2.214), with the same seed: 4 experts -0.028..+0.019, 8 -0.0
 
 from pathlib import Path
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 
 def get_study() -> Study:

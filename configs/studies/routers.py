@@ -15,8 +15,7 @@ from pathlib import Path
 
 from all_routers import ROUTERS
 
-from moejax.config import changed, load_config_file
-from moejax.lab.study.study import Study
+from moejax import Study, changed, load_config_file
 
 KINDS = ("switch", "top_k", "olmoe", "deepseek_v3", "hash")
 

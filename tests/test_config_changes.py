@@ -16,7 +16,7 @@ def test_settings_change_by_their_path_and_nothing_else_does():
         "optim.clip_norm": (1.0, None),
     }
     assert config == Config()
-    assert changed(config, {}) == config
+    assert changed(config, {}) == changed(config, {"model.moe": {}}) == config
 
 
 def test_the_paths_of_a_section_begin_inside_it():
@@ -59,7 +59,7 @@ def test_settings_that_depend_on_each_other_change_together():
         ({3: 3}, "no setting 3"),
         (
             {"model": ModelConfig(), "model.width": 64},
-            "model is given as a whole, and model.width beside it",
+            "model is given as a whole, and settings in it beside it",
         ),
     ],
 )

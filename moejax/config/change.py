@@ -43,11 +43,10 @@ def _replace(section: Any, changes: Mapping[str, Any], config: Any, at: str) -> 
         else:
             values[name] = value
     for name, part in inner.items():
-        check(
-            name not in values,
-            f"{at}{name} is given as a whole, and {at}{name}.{next(iter(part))} beside it: change"
-            f" one of them.",
-        )
+        if name in values:
+            raise ConfigError(
+                f"{at}{name} is given as a whole, and settings in it beside it: leave one out."
+            )
         values[name] = _replace(getattr(section, name), part, config, f"{at}{name}.")
     return dataclasses.replace(section, **values)
 

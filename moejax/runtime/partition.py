@@ -23,8 +23,8 @@ SPECS = {
 }
 FSDP = "fsdp"
 """Stands for the axes over which copies of a parameter are spread, if they are."""
-# Every parameter, by its own name: an axis (or several) for each of its last dimensions; those
-# without are replicated.
+# Parameters that are not replicated, by their own name: an axis (or several) for each of their last
+# dimensions.
 PARAMETERS = {
     "w_gate_EDF": ("expert", FSDP, "model"),
     "w_up_EDF": ("expert", FSDP, "model"),
@@ -50,15 +50,6 @@ PARAMETERS = {
     "w_router_DE": (FSDP, None),
     "w_head_DV": (FSDP, None),
     "embedding_VD": (None, FSDP),
-    "scale_D": (),
-    "position_ND": (),
-    "w_patch_XD": (),
-    "b_out_D": (),
-    "b_router_E": (),
-    "w_noise_DE": (),
-    "w_router_DEC": (),
-    "router_scale": (),
-    "w_shared_gate_D1": (),
 }
 # What a decoder keeps of a text (``models.kv_cache``), likewise.
 CACHE = {
@@ -68,18 +59,27 @@ CACHE = {
     "key_LBM1A": (TOKENS, None, None, None),
     "segments_BM": (TOKENS, None),
     "positions_BM": (TOKENS, None),
-    "start": (),
 }
-# What a training keeps beside parameters, and optimizers beside what is like parameters.
-STATE = {
-    "bias_LE": (),
-    "step": (),
-    "skipped": (),
-    "skipped_in_a_row": (),
-    "count": (),
-    "ns_coeffs": (),
-}
-KNOWN = PARAMETERS | CACHE | STATE
+# What every device has all of: the other parameters, and what a state or a cache has beside them.
+REPLICATED = (
+    "scale_D",
+    "position_ND",
+    "w_patch_XD",
+    "b_out_D",
+    "b_router_E",
+    "w_noise_DE",
+    "w_router_DEC",
+    "router_scale",
+    "w_shared_gate_D1",
+    "bias_LE",
+    "step",
+    "skipped",
+    "skipped_in_a_row",
+    "count",
+    "ns_coeffs",
+    "start",
+)
+KNOWN = PARAMETERS | CACHE | dict.fromkeys(REPLICATED, ())
 
 
 def parameter_spec(name: str, fsdp: bool) -> P:
@@ -89,8 +89,8 @@ def parameter_spec(name: str, fsdp: bool) -> P:
     if name not in KNOWN:
         raise ValueError(
             f"nothing says how {name!r} lies on the mesh: add it to PARAMETERS in"
-            f" moejax/runtime/partition.py, with an axis for each of its last dimensions, or with"
-            f" none (), so that every device has all of it."
+            f" moejax/runtime/partition.py, with an axis for each of its last dimensions, or to"
+            f" REPLICATED there, if every device is to have all of it."
         )
     axes = KNOWN[name]
     spread = (TOKENS if "expert" not in axes else ("data",)) if fsdp else ()

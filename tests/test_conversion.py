@@ -8,6 +8,7 @@ import hf_models
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import moejax.hf
@@ -22,7 +23,6 @@ from moejax.commands.conversion import (
 from moejax.config import Config, ConfigError, DataConfig, MeshConfig, RunConfig, load_config_file
 from moejax.config.errors import UserError
 from moejax.data.tokenizer import ByteTokenizer, byte_tokenizer_json, load_tokenizer
-from moejax.hf.accounts import flat
 from moejax.hf.reading import Pretrained
 from moejax.inference.opening import open_model
 from moejax.runtime import device_mesh
@@ -96,7 +96,7 @@ def test_all_three_kinds_of_directory_open_as_the_same_model(bytes_model, there)
 def test_what_is_imported_on_one_mesh_is_opened_on_another(there):
     layout = MeshConfig(data=2, expert=4, fsdp=True)
     model = opened(there, layout)
-    bank = flat(model.params)[("layers_1", "block_0", "moe", "w_up_EDF")]
+    bank = flatten_dict(model.params)[("layers_1", "block_0", "moe", "w_up_EDF")]
     assert {shard.data.shape[1] for shard in bank.addressable_shards} == {2}
     with pytest.raises(ConfigError, match="--model.num-heads 4 is not divisible by --mesh.model 8"):
         opened(there, MeshConfig(model=8))

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import moejax.hf
 from moejax.config import MeshConfig
-from moejax.hf.accounts import flat
-from moejax.hf.reading import as_batch
+from moejax.hf.reading import make_batch
 from moejax.models.counts import cost
 from moejax.moe import balance
 from moejax.runtime import device_mesh
@@ -44,7 +44,7 @@ def test_logits_and_auxiliary_loss_are_those_of_transformers(case, checkpoint):
     np.testing.assert_allclose(logits_BNV, want["logits_BNV"], atol=1e-4, rtol=0)
     if np.isnan(want["loss"]):
         return
-    batch = as_batch(hf_models.prompt())
+    batch = make_batch(hf_models.prompt())
     _, routed = jax.jit(lambda p: model.model.apply({"params": p}, batch, False, model.bias_LE))(
         model.params
     )
@@ -92,7 +92,7 @@ def test_on_eight_devices_each_gets_its_own_experts_alone(fsdp, checkpoint):
     layout = MeshConfig(data=2, expert=4, fsdp=fsdp)
     mesh = device_mesh.make_mesh(layout)
     model = moejax.hf.load(checkpoint("deepseek_v3"), mesh=mesh, layout=layout)
-    for path, array in flat(model.params).items():
+    for path, array in flatten_dict(model.params).items():
         if path[-1] not in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"):
             continue
         for shard in array.addressable_shards:
@@ -180,7 +180,7 @@ def test_a_gradient_reaches_every_parameter(checkpoint):
     model, ids = moejax.hf.load(checkpoint("gpt_oss")), hf_models.prompt()
     weight_BNV = jax.random.normal(jax.random.key(0), (*ids.shape, hf_models.V))
     grads = jax.jit(jax.grad(lambda p: (model.apply(p, ids) * weight_BNV).sum()))(model.params)
-    for path, grad in flat(grads).items():
+    for path, grad in flatten_dict(grads).items():
         assert np.abs(grad).max() > 1e-6, path
 
 

@@ -6,13 +6,14 @@ import hf_models
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import moejax.hf
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, RunConfig
 from moejax.hf import accounts
-from moejax.hf.reading import array_shapes, as_batch
-from moejax.hf.upcycle import upcycle, upcycled_config
+from moejax.hf.reading import array_shapes, make_batch
+from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.moe import balance
 
 pytestmark = [
@@ -80,13 +81,13 @@ def test_logits_under_padding_and_all_gradients(case, tmp_path):
 def on_disk(case, model, tree) -> dict[str, np.ndarray]:
     """A tree like our parameters under the names of their tensors."""
     shapes = {k: v for k, v in array_shapes(model.config).items() if k != accounts.BIAS}
-    arrays = accounts.flat(tree)
+    arrays = flatten_dict(tree)
     found = {}
-    for entry in accounts.entries(model.hf["model_type"], model.config, shapes):
+    for entry in accounts.list_entries(model.hf["model_type"], model.config, shapes):
         index = () if entry.index is None else entry.index
         parts = [np.asarray(arrays[path][index]) for path in entry.paths]
         for e, name in enumerate(entry.names):
-            own = [part[e] for part in parts] if entry.rule.by_expert else parts
+            own = [part[e] for part in parts] if entry.rule.is_per_expert else parts
             found[name] = entry.rule.write(own, model.config)
     return found
 
@@ -124,7 +125,7 @@ def test_every_token_chooses_the_same_experts_and_the_auxiliary_loss_is_the_same
     ids = hf_models.prompt()
     logits_of(peer, ids)
     _, routed = jax.jit(
-        lambda p: model.model.apply({"params": p}, as_batch(ids), False, model.bias_LE)
+        lambda p: model.model.apply({"params": p}, make_batch(ids), False, model.bias_LE)
     )(model.params)
     want = hf_models.golden(case)["loss"]
     if not np.isnan(want):
@@ -159,7 +160,7 @@ def test_an_export_has_every_byte_and_no_missing_or_unexpected_keys(case, tmp_pa
 @pytest.mark.parametrize("settings", [{"split": 1, "top_k": 2}, {"split": 2, "top_k": 4}])
 def test_an_upcycled_model_is_one_of_theirs_and_computes_what_the_dense_one_did(settings, tmp_path):
     dense = moejax.hf.load(hf_models.write(tmp_path / "in", "qwen3"))
-    config = upcycled_config(dense.config, num_experts=8, **settings)
+    config = upcycle_config(dense.config, num_experts=8, **settings)
     params = upcycle(dense.config, dense.params, config, split=settings["split"])
     assert moejax.hf.save(tmp_path / "out", config, params, hf=dense.hf) == "qwen3_moe"
     peer, said = theirs(tmp_path / "out")

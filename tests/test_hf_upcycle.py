@@ -4,12 +4,12 @@ import hf_models
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import moejax.hf
 from moejax.config import ConfigError
-from moejax.hf.accounts import flat
 from moejax.hf.reading import Pretrained, array_shapes
-from moejax.hf.upcycle import upcycle, upcycled_config
+from moejax.hf.upcycle import upcycle, upcycle_config
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def dense(tmp_path_factory):
 
 def routed(dense, *, noise: float = 0.0, split: int = 1, seed: int = 0, **settings) -> Pretrained:
     """The upcycled model."""
-    config = upcycled_config(dense.config, split=split, **settings)
+    config = upcycle_config(dense.config, split=split, **settings)
     params = upcycle(dense.config, dense.params, config, split=split, noise=noise, seed=seed)
-    shapes = {path: leaf.shape for path, leaf in flat(params).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(params).items()}
     assert shapes == array_shapes(config)
     return Pretrained(config, params, None, dense.hf, dense.directory)
 
@@ -48,10 +48,10 @@ def test_the_output_is_that_of_the_dense_model(settings, dense):
 def test_tokens_choose_whole_copies_and_not_all_the_same(dense):
     """With 8 experts of a quarter each, a token's four are those of one of the two copies."""
     model = routed(dense, num_experts=8, top_k=4, split=4)
-    from moejax.hf.reading import as_batch
+    from moejax.hf.reading import make_batch
 
     _, said = jax.jit(
-        lambda p: model.model.apply({"params": p}, as_batch(hf_models.prompt()), False)
+        lambda p: model.model.apply({"params": p}, make_batch(hf_models.prompt()), False)
     )(model.params)
     chosen_LTC4 = np.asarray(said.chosen_LBNE).reshape(2, -1, 2, 4)
     np.testing.assert_array_equal(chosen_LTC4.any(-1), chosen_LTC4.all(-1))
@@ -60,14 +60,14 @@ def test_tokens_choose_whole_copies_and_not_all_the_same(dense):
 
 
 def test_noise_makes_experts_differ_by_as_much_as_is_said(dense):
-    plain = flat(routed(dense, num_experts=4, top_k=2).params)
-    noisy = flat(routed(dense, num_experts=4, top_k=2, noise=0.1).params)
+    plain = flatten_dict(routed(dense, num_experts=4, top_k=2).params)
+    noisy = flatten_dict(routed(dense, num_experts=4, top_k=2, noise=0.1).params)
     path = ("layers_0", "block_0", "moe", "w_up_EDF")
     change = np.asarray(noisy[path] - plain[path])
     assert 0.09 < change.std() / np.std(plain[path]) < 0.11
     assert np.ptp(change, axis=1).min() > 0  # in each expert
     assert not np.array_equal(change[:, 0], change[:, 1])
-    other = flat(routed(dense, num_experts=4, top_k=2, noise=0.1, seed=1).params)
+    other = flatten_dict(routed(dense, num_experts=4, top_k=2, noise=0.1, seed=1).params)
     assert not np.array_equal(noisy[path], other[path])
 
 
@@ -85,10 +85,10 @@ def test_noise_makes_experts_differ_by_as_much_as_is_said(dense):
 )
 def test_what_cannot_be_upcycled_is_named(settings, message, dense):
     with pytest.raises(ConfigError, match=message):
-        upcycled_config(dense.config, **settings)
+        upcycle_config(dense.config, **settings)
 
 
 def test_a_routed_model_is_not_upcycled_again(dense):
-    config = upcycled_config(dense.config, num_experts=4, top_k=2)
+    config = upcycle_config(dense.config, num_experts=4, top_k=2)
     with pytest.raises(ConfigError, match="begins with a dense model"):
-        upcycled_config(config, num_experts=4, top_k=2)
+        upcycle_config(config, num_experts=4, top_k=2)

@@ -14,8 +14,8 @@ from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.data.tokenizer import byte_tokenizer_json
 from moejax.hf.files import read_json
-from moejax.hf.upcycle import upcycle, upcycled_config
-from moejax.hf.writing import begin
+from moejax.hf.upcycle import upcycle, upcycle_config
+from moejax.hf.writing import make_new_directory
 from moejax.inference import imported
 from moejax.inference.opening import is_checkpoint, is_run, open_model
 from moejax.models.counts import cost
@@ -40,7 +40,7 @@ class ImportSettings:
 
 def import_model(settings: ImportSettings) -> None:
     """Read, check and write, and say so. Raises ``UserError``."""
-    begin(settings.target)
+    make_new_directory(settings.target)
     mesh = device_mesh.make_mesh(settings.mesh)
     model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
     imported.write_model(
@@ -98,7 +98,7 @@ def export_model(settings: ExportSettings) -> None:
         not run.model.sees_images,
         f"{source} is a classifier of images: only language models are exported.",
     )
-    begin(settings.target)
+    make_new_directory(settings.target)
     mesh = device_mesh.make_mesh(settings.mesh)
     opened = open_model(source, mesh=mesh, layout=settings.mesh)
     original = _original(source, run)
@@ -137,13 +137,13 @@ def _files_from(source: Path, run: Config) -> Path | None:
 def _original(source: Path, run: Config) -> dict[str, Any] | None:
     """The ``config.json`` that a model, or the model that a run began from, came with."""
     if imported.is_imported(source):
-        return imported.original(source)
+        return imported.read_original(source)
     if run.run.init_from is None:
         return None
     began = Path(run.run.init_from).expanduser()
     if is_checkpoint(began):
         return read_json(began / "config.json")
-    return imported.original(began)
+    return imported.read_original(began)
 
 
 def _note(run: Config) -> str:
@@ -185,9 +185,9 @@ def upcycle_model(settings: UpcycleSettings) -> None:
     """Read, upcycle and write, and say so. Raises ``UserError``."""
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
-    begin(settings.target)
+    make_new_directory(settings.target)
     dense = hf.load(settings.source, settings.dtype)
-    config = upcycled_config(
+    config = upcycle_config(
         dense.config,
         num_experts=settings.num_experts,
         top_k=settings.top_k,

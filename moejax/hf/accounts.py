@@ -2,45 +2,29 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
-
-import jax
 
 from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
 from moejax.hf.families import FAMILIES, WHOLE
 from moejax.hf.files import Tensor
-from moejax.hf.tensors import Rule
+from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.layer_runs import locate_layers
 
-Path = tuple[str, ...]
-"""Where an array stands in the tree of parameters; ``("bias_LE",)`` is the selection bias."""
-BIAS: Path = ("bias_LE",)
+BIAS: ArrayPath = ("bias_LE",)
+"""The path of the selection bias, which is no parameter."""
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 """Tensors that follow from the config, in old checkpoints."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A rule at work: tensors of theirs, and the arrays of ours that they are."""
-
-    rule: Rule
-    names: tuple[str, ...]
-    """On disk: one, or one for each expert."""
-    paths: tuple[Path, ...]
-    index: int | None
-    """Which repeat of a run of layers (or row of ``bias_LE``); None for what is in no layer."""
-    shape: tuple[int, ...]
-    """Of each tensor of theirs."""
-
-
-def entries(family: str, config: ModelConfig, shapes: dict[Path, tuple[int, ...]]) -> list[Entry]:
+def list_entries(
+    family: str, config: ModelConfig, shapes: dict[ArrayPath, tuple[int, ...]]
+) -> list[Entry]:
     """All tensors of a model, in the order of its layers. ``shapes`` are those of our arrays.
 
     Raises ``CheckpointError`` for an array that the family has no tensor for.
     """
-    found = list(_all(family, config, shapes))
+    found = list(_generate_entries(family, config, shapes))
     claimed = {path for entry in found for path in entry.paths}
     left = sorted("/".join(path) for path in set(shapes) - claimed)
     if left:
@@ -48,7 +32,9 @@ def entries(family: str, config: ModelConfig, shapes: dict[Path, tuple[int, ...]
     return found
 
 
-def _all(family: str, config: ModelConfig, shapes: dict[Path, tuple[int, ...]]) -> Iterator[Entry]:
+def _generate_entries(
+    family: str, config: ModelConfig, shapes: dict[ArrayPath, tuple[int, ...]]
+) -> Iterator[Entry]:
     for rule in WHOLE:
         path = tuple(rule.names[0].split("/"))
         if path in shapes:
@@ -62,31 +48,14 @@ def _all(family: str, config: ModelConfig, shapes: dict[Path, tuple[int, ...]]) 
             paths = (BIAS,) if bias else tuple((*above, *n.split("/")) for n in rule.names)
             if not all(path in shapes for path in paths):
                 continue
-            ours = [shapes[path][1 + rule.by_expert :] for path in paths]
-            count = shapes[paths[0]][1] if rule.by_expert else 1
+            ours = [shapes[path][1 + rule.is_per_expert :] for path in paths]
+            count = shapes[paths[0]][1] if rule.is_per_expert else 1
             names = tuple(f"model.layers.{layer}.{rule.theirs}".format(e=e) for e in range(count))
             yield Entry(rule, names, paths, routed if bias else repeat, rule.shape(ours))
         routed += config.routed_layers[layer]
 
 
-def flat(tree: Any) -> dict[Path, Any]:
-    """A tree of nested dicts by path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
-
-
-def nested(leaves: dict[Path, Any]) -> dict[str, Any]:
-    """The inverse of ``flat``."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        inner = tree
-        for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[path[-1]] = leaf
-    return tree
-
-
-def check(
+def check_tensors(
     wanted: list[Entry], there: dict[str, Tensor], hf: dict[str, Any], config: ModelConfig
 ) -> tuple[str, ...]:
     """Every tensor on disk must be wanted, and every wanted one there, in its shape; returns the
@@ -95,8 +64,8 @@ def check(
     """
     shapes = {name: entry.shape for entry in wanted for name in entry.names}
     others = [name for name in there if name not in shapes]
-    left_out = tuple(name for name in others if _known(name, hf, config))
-    unknown = [name for name in others if not _known(name, hf, config)]
+    left_out = tuple(name for name in others if _may_be_left_out(name, hf, config))
+    unknown = [name for name in others if not _may_be_left_out(name, hf, config)]
     missing = [name for name in shapes if name not in there]
     misshapen = [
         f"{name} {list(there[name].shape)} instead of {list(shape)}"
@@ -112,22 +81,22 @@ def check(
         return left_out
     experts = {int(n) for name in there for n in re.findall(r"\.experts\.(\d+)\.", name)}
     counted = max(experts, default=-1) + 1
-    if any(entry.rule.by_expert for entry in wanted) and counted != config.moe.num_experts:
+    if any(entry.rule.is_per_expert for entry in wanted) and counted != config.moe.num_experts:
         wrong.append(
             f"  config.json says {config.moe.num_experts} experts, but the files have {counted}."
         )
     raise CheckpointError("tensors and config.json do not agree:\n" + "\n".join(wrong))
 
 
-def _known(name: str, hf: dict[str, Any], config: ModelConfig) -> bool:
+def _may_be_left_out(name: str, hf: dict[str, Any], config: ModelConfig) -> bool:
     """Whether a tensor that is no parameter of ours has its reason."""
     if DERIVED.search(name) or (name == "lm_head.weight" and config.tie_embeddings):
         return True
     last = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
-    return config.num_layers <= (layer_of(name) or 0) < last
+    return config.num_layers <= (find_layer(name) or 0) < last
 
 
-def layer_of(name: str) -> int | None:
+def find_layer(name: str) -> int | None:
     """The layer that a tensor on disk is in, or None; of what is derived, none."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     return None if layer is None or DERIVED.search(name) else int(layer[1])

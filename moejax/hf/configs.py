@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from flax.traverse_util import unflatten_dict
+
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 from moejax.config.files import from_dict
@@ -11,13 +13,13 @@ from moejax.config.model import ModelConfig
 from moejax.hf.families import FAMILIES, Family
 from moejax.routing import token_choice
 
-ALSO = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+OTHER_NAMES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 """Fields by other names that are in use for them."""
-IN_ALL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that mean the same in all families."""
 
 
-def family_of(hf: dict[str, Any]) -> str:
+def find_family(hf: dict[str, Any]) -> str:
     """The family that a ``config.json`` names. Raises ``ConfigError`` if it is none of ours."""
     kind: Any = hf.get("model_type")
     check(
@@ -32,23 +34,23 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
 
     Raises ``ConfigError`` that names the field for what is missing or not supported.
     """
-    name = family_of(hf)
+    name = find_family(hf)
     family = FAMILIES[name]
     for field, wanted in family.fixed.items():
         found = hf.get(field, wanted)
         check(
             found == wanted,
-            f"{field} is {_short(found)}: only {wanted!r} is supported for {name} models."
+            f"{field} is {_shorten(found)}: only {wanted!r} is supported for {name} models."
             + " Convert quantised weights to bfloat16 first." * field.startswith("quant"),
         )
     hf = family.defaults | hf
-    hf = {field: hf[also] for field, also in ALSO.items() if also in hf} | hf
+    hf = {field: hf[also] for field, also in OTHER_NAMES.items() if also in hf} | hf
     needed = {"num_attention_heads", *family.fields}
     missing = sorted(field for field in needed if field not in hf)
     check(not missing, f"config.json has no {', '.join(missing)}.")
     for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         good = type(hf[field]) is int and hf[field] > 0
-        check(good, f"{field} is {_short(hf[field])}: it must be a whole number greater than 0.")
+        check(good, f"{field} is {_shorten(hf[field])}: it must be a whole number greater than 0.")
     ours = family.ours | {path: hf[field] for field, path in family.fields.items()}
     try:
         for translation in family.translations:
@@ -59,7 +61,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
         raise ConfigError(f"a field is not of its type: {error}.") from error
     if "moe.balance.loss_weight" in ours:
         ours["moe.balance.loss_weight"] = float(ours["moe.balance.loss_weight"] or 0)
-    return from_dict(ModelConfig, _nested(ours))
+    return from_dict(ModelConfig, unflatten_dict(ours, sep="."))
 
 
 def write_config(
@@ -76,43 +78,45 @@ def write_config(
     reasons = []
     for name in names:
         check(name in FAMILIES, f"--family {name}: there are {', '.join(FAMILIES)}.")
-        wrong = misfits(config, FAMILIES[name], name)
+        wrong = explain_misfit(config, FAMILIES[name], name)
         if wrong:
             reasons.append(f"  {name}: {wrong}")
             continue
-        if name == own and not differing(essence(read_config(said)), essence(config)):
+        if name == own and not list_differences(
+            collect_computation(read_config(said)), collect_computation(config)
+        ):
             return said | ({"num_nextn_predict_layers": 0} if name == "deepseek_v3" else {})
         base = said if name == own else {}
-        kept = {field: said[field] for field in IN_ALL if field in said}
-        return base | _written(config, FAMILIES[name], name) | kept
+        kept = {field: said[field] for field in KEPT if field in said}
+        return base | _write_fields(config, FAMILIES[name], name) | kept
     raise ConfigError(
         "no family of Hugging Face's models can hold this one:\n" + "\n".join(reasons)
     )
 
 
-def misfits(config: ModelConfig, family: Family, name: str) -> str:
+def explain_misfit(config: ModelConfig, family: Family, name: str) -> str:
     """What a family has no place for, in words; empty if it can hold the model."""
     try:
-        back = read_config(_written(config, family, name))
+        back = read_config(_write_fields(config, family, name))
     except ConfigError as error:
         return str(error)
     except (TypeError, AttributeError, ZeroDivisionError):
         return "another kind of model"
-    return ", ".join(differing(essence(config), essence(back)))
+    return ", ".join(list_differences(collect_computation(config), collect_computation(back)))
 
 
-def _written(config: ModelConfig, family: Family, name: str) -> dict[str, Any]:
+def _write_fields(config: ModelConfig, family: Family, name: str) -> dict[str, Any]:
     hf: dict[str, Any] = {"model_type": name, "architectures": [family.architecture]}
     hf |= {field: value for field, value in family.fixed.items() if value is not None}
     hf["max_position_embeddings"] = 32768  # nobody says
     for field, path in family.fields.items():
-        hf[field] = _resolved(config, path)
+        hf[field] = _read_setting(config, path)
     for translation in family.translations:
         hf |= translation.write(config)
     return hf
 
 
-def _resolved(config: ModelConfig, path: str) -> Any:
+def _read_setting(config: ModelConfig, path: str) -> Any:
     """A setting by its path, with what a default stands for."""
     rule = config.moe.built_router.token_rule
     special = {
@@ -133,7 +137,7 @@ def _resolved(config: ModelConfig, path: str) -> Any:
     return value
 
 
-def essence(config: ModelConfig) -> dict[str, Any]:
+def collect_computation(config: ModelConfig) -> dict[str, Any]:
     """What a model computes when it is used, by flag: with defaults resolved, and without what
     matters in training alone.
     """
@@ -165,11 +169,11 @@ def essence(config: ModelConfig) -> dict[str, Any]:
     if not all(config.routed_layers):
         found["dense_hidden_size"] = config.dense_hidden
     if any(config.routed_layers):
-        found |= _essence_of_experts(config)
+        found |= _collect_experts(config)
     return {f"--model.{name.replace('_', '-')}": value for name, value in found.items()}
 
 
-def _essence_of_experts(config: ModelConfig) -> dict[str, Any]:
+def _collect_experts(config: ModelConfig) -> dict[str, Any]:
     moe, router = config.moe, config.moe.built_router
     names = ["num_experts", "top_k", "hidden_size", "expert_bias", "shared_experts"]
     found = {name: getattr(moe, name) for name in (*names, "identity_experts", "null_experts")}
@@ -187,36 +191,24 @@ def _essence_of_experts(config: ModelConfig) -> dict[str, Any]:
     return {f"moe.{name}": value for name, value in found.items()}
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def list_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The flags whose values differ, with the value of ``one``."""
     return [
-        f"{name} {_short(one.get(name))}"
+        f"{name} {_shorten(one.get(name))}"
         for name in dict.fromkeys((*one, *other))
-        if not _same(one.get(name), other.get(name))
+        if not _is_same(one.get(name), other.get(name))
     ]
 
 
-def _same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     numbers = (int, float)
     if isinstance(one, numbers) and isinstance(other, numbers):
         return math.isclose(one, other, rel_tol=1e-9)
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_is_same, one, other))
     return one == other
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 80 else text[:77] + "..."
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """``{"moe.top_k": 2}`` as ``{"moe": {"top_k": 2}}``."""
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split(".")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value
-    return nested

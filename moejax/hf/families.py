@@ -71,7 +71,7 @@ LATENT = (
 )
 
 
-def network(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) -> tuple[Rule, ...]:
+def network_rules(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) -> tuple[Rule, ...]:
     """A gated feed-forward network under Llama's names, or a bank of them."""
     inner, outer = dims
     return (
@@ -81,9 +81,9 @@ def network(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) -> tup
     )
 
 
-DENSE = network("mlp", "feed_forward")
+DENSE = network_rules("mlp", "feed_forward")
 ROUTER = (Rule("mlp.gate.weight", "moe/w_router_DE", transpose=True),)
-EXPERTS = network("mlp.experts.{e}", "moe", ("EDF", "EFD"))
+EXPERTS = network_rules("mlp.experts.{e}", "moe", ("EDF", "EFD"))
 
 SIZES = {
     "hidden_size": "width",
@@ -147,7 +147,7 @@ DEEPSEEK_TENSORS = (
     *DENSE,
     *ROUTER,
     *EXPERTS,
-    *network("mlp.shared_experts", "moe/shared"),
+    *network_rules("mlp.shared_experts", "moe/shared"),
     Rule("mlp.gate.e_score_correction_bias", "bias_LE"),
 )
 
@@ -192,7 +192,7 @@ FAMILIES: dict[str, Family] = {
             *DENSE,
             *ROUTER,
             *EXPERTS,
-            *network("mlp.shared_expert", "moe/shared"),
+            *network_rules("mlp.shared_expert", "moe/shared"),
             Rule("mlp.shared_expert_gate.weight", "moe/w_shared_gate_D1", transpose=True),
         ),
     ),
@@ -225,7 +225,7 @@ FAMILIES: dict[str, Family] = {
         fixed=DEEPSEEK_FIXED
         | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
-        translations=(fields.rope_of_latent, fields.one_head_each, fields.no_next_tokens),
+        translations=(fields.latent_rope, fields.one_head_each, fields.no_next_tokens),
         tensors=DEEPSEEK_TENSORS,
     ),
     "deepseek_v2": Family(
@@ -234,7 +234,7 @@ FAMILIES: dict[str, Family] = {
         defaults=GIVEN | {"q_lora_rank": None, "rope_theta": 10_000.0},
         fixed=DEEPSEEK_FIXED | {"norm_topk_prob": False, "scoring_func": "softmax"},
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v2"},
-        translations=(fields.rope_of_latent, fields.one_head_each, fields.group_method),
+        translations=(fields.latent_rope, fields.one_head_each, fields.group_method),
         tensors=DEEPSEEK_TENSORS[:-1],
     ),
     "gpt_oss": Family(

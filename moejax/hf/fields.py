@@ -39,12 +39,12 @@ heads = Translation(
 
 # Latent attention: every head has keys and values of its own.
 one_head_each = Translation(
-    lambda hf: _must(hf, "num_key_value_heads", (None, hf["num_attention_heads"])),
+    lambda hf: _check_allowed(hf, "num_key_value_heads", (None, hf["num_attention_heads"])),
     lambda model: {"num_key_value_heads": model.num_heads},
 )
 
 
-def _must(hf: Fields, name: str, allowed: tuple) -> Fields:
+def _check_allowed(hf: Fields, name: str, allowed: tuple) -> Fields:
     check(
         hf.get(name) in allowed,
         f"{name} is {hf.get(name)!r}: only {' or '.join(map(repr, allowed))} is supported.",
@@ -127,7 +127,7 @@ def _write_rope(model: ModelConfig) -> Fields:
 rope = Translation(_read_rope, _write_rope)
 
 
-def _read_rope_of_latent(hf: Fields) -> Fields:
+def _read_latent_rope(hf: Fields) -> Fields:
     """DeepSeek's yarn also multiplies the scores, by ``yarn_magnitude(factor, mscale_all_dim)``
     squared.
     """
@@ -140,7 +140,7 @@ def _read_rope_of_latent(hf: Fields) -> Fields:
     return ours
 
 
-def _write_rope_of_latent(model: ModelConfig) -> Fields:
+def _write_latent_rope(model: ModelConfig) -> Fields:
     fields, scale = _write_rope(model), model.attention.scale
     stretch = model.rope.factor
     if scale is not None and model.rope.scaling != "none" and stretch > 1:
@@ -151,7 +151,7 @@ def _write_rope_of_latent(model: ModelConfig) -> Fields:
     return fields
 
 
-rope_of_latent = Translation(_read_rope_of_latent, _write_rope_of_latent)
+latent_rope = Translation(_read_latent_rope, _write_latent_rope)
 
 window = Translation(
     lambda hf: {"attention.window": hf.get("sliding_window")},

@@ -2,13 +2,16 @@
 only from inside the directory; nothing in a checkpoint is ever executed.
 """
 
+import contextlib
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from moejax.config.errors import CheckpointError
@@ -53,10 +56,10 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
     """
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}.")
-    files, listed = _files(directory)
+    files, listed = _find_files(directory)
     found: dict[str, Tensor] = {}
     for file in files:
-        for tensor in _head(file):
+        for tensor in _read_head(file):
             if tensor.name in found:
                 raise CheckpointError(
                     f"{tensor.name} is in {found[tensor.name].file.name} and in {file.name}: a"
@@ -74,12 +77,12 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
     return found
 
 
-def _files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
+def _find_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
     """The files to read, and where the index says that each tensor is."""
     index, single = directory / INDEX, directory / SINGLE
     if not index.is_file():
         if single.is_file():
-            return [_inside(directory, SINGLE)], {}
+            return [_locate_inside(directory, SINGLE)], {}
         pickles = sorted(p.name for p in directory.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
         reason = f"there is neither {SINGLE} nor {INDEX} in {directory}."
         if pickles:
@@ -94,11 +97,11 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
     files = {}
     for name in mapping.values():
         if name not in files:
-            files[name] = _inside(directory, name)
+            files[name] = _locate_inside(directory, name)
     return list(files.values()), {tensor: files[name] for tensor, name in mapping.items()}
 
 
-def _inside(directory: Path, name: Any) -> Path:
+def _locate_inside(directory: Path, name: Any) -> Path:
     """A file of the directory by its name, which must not lead out of it."""
     plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
     if not plain:
@@ -111,7 +114,7 @@ def _inside(directory: Path, name: Any) -> Path:
     return directory / name
 
 
-def _head(file: Path) -> list[Tensor]:
+def _read_head(file: Path) -> list[Tensor]:
     """The tensors of a file."""
     try:
         with safe_open(file, "np") as opened:  # checks the head against the file's size
@@ -135,3 +138,17 @@ def _head(file: Path) -> list[Tensor]:
                 f" {', '.join(TYPES)} are read. Convert quantised weights to bfloat16 first."
             )
     return tensors
+
+
+@contextlib.contextmanager
+def open_reader() -> Iterator[Callable[[Tensor], np.ndarray]]:
+    """A function that reads a tensor, and keeps the file open that it was in."""
+    with contextlib.ExitStack() as stack:
+        opened: dict[Path, Any] = {}
+
+        def read(tensor: Tensor) -> np.ndarray:
+            if tensor.file not in opened:
+                opened[tensor.file] = stack.enter_context(safe_open(tensor.file, "np"))
+            return opened[tensor.file].get_tensor(tensor.name)
+
+        yield read

@@ -7,6 +7,9 @@ import numpy as np
 
 from moejax.config.model import ModelConfig
 
+ArrayPath = tuple[str, ...]
+"""Where an array stands in the tree of parameters."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -29,7 +32,7 @@ class Rule:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     @property
-    def by_expert(self) -> bool:
+    def is_per_expert(self) -> bool:
         """Whether there is a tensor for each expert."""
         return "{e}" in self.theirs
 
@@ -56,28 +59,42 @@ class Rule:
         return (*shape[:-2], shape[-1], shape[-2]) if self.transpose else shape
 
 
-def _halves_of_pairs(size: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Entry:
+    """A rule at work: tensors of theirs, and the arrays of ours that they are."""
+
+    rule: Rule
+    names: tuple[str, ...]
+    """On disk: one, or one for each expert."""
+    paths: tuple[ArrayPath, ...]
+    index: int | None
+    """Which repeat of a run of layers (or row of ``bias_LE``); None for what is in no layer."""
+    shape: tuple[int, ...]
+    """Of each tensor of theirs."""
+
+
+def _split_pairs(size: int) -> np.ndarray:
     """Where rotated pairs stand that lie side by side on disk: ours lie half a head apart."""
     return np.concatenate([np.arange(0, size, 2), np.arange(1, size, 2)])
 
 
-def queries(config: ModelConfig, width: int) -> list[np.ndarray]:
+def order_query_columns(config: ModelConfig, width: int) -> list[np.ndarray]:
     """Of each head the part without positions, then rotated pairs."""
     plain, head = config.plain_head_size, config.query_head_size
-    of_head = np.concatenate([np.arange(plain), plain + _halves_of_pairs(config.rotary_size)])
+    of_head = np.concatenate([np.arange(plain), plain + _split_pairs(config.rotary_size)])
     return [(np.arange(0, width, head)[:, None] + of_head).reshape(-1)]
 
 
-def latent_and_key(config: ModelConfig, width: int) -> list[np.ndarray]:
+def order_latent_columns(config: ModelConfig, width: int) -> list[np.ndarray]:
     """The latent vector, then a key's rotated pairs."""
     latent = width - config.rotary_size
-    pairs = latent + _halves_of_pairs(config.rotary_size)
+    pairs = latent + _split_pairs(config.rotary_size)
     return [np.concatenate([np.arange(latent), pairs])]
 
 
 COLUMNS: dict[str, Callable[[ModelConfig, int], list[np.ndarray]]] = {
-    "queries": queries,
-    "latent_and_key": latent_and_key,
+    "queries": order_query_columns,
+    "latent_and_key": order_latent_columns,
     "alternating": lambda config, width: [np.arange(0, width, 2), np.arange(1, width, 2)],
     "halves": lambda config, width: [np.arange(width // 2), np.arange(width // 2, width)],
 }

@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
-from moejax.hf import accounts
+from moejax.hf.tensors import ArrayPath
 from moejax.models.layer_runs import find_stack, locate_layers, stack_layers
 
 BANK = {"w_gate_DF": "w_gate_EDF", "w_up_DF": "w_up_EDF", "w_down_FD": "w_down_EFD"}
 
 
-def upcycled_config(
+def upcycle_config(
     dense: ModelConfig, *, num_experts: int, top_k: int, split: int = 1, every: int = 1
 ) -> ModelConfig:
     """The settings of ``upcycle``'s model. Raises ``ConfigError`` that names what cannot be."""
@@ -48,7 +49,7 @@ def upcycle(
     seed: int = 0,
 ) -> dict:
     """The parameters of a routed model from those of a dense one; ``config`` is
-    ``upcycled_config``'s. With ``noise`` 0 its output is that of the dense model.
+    ``upcycle_config``'s. With ``noise`` 0 its output is that of the dense model.
 
     Experts are copies of the dense network, and routers are drawn anew (Komatsuzaki et al. 2023,
     section 3): whatever they choose, its weights sum to 1. With ``split`` G, each copy is cut into
@@ -59,7 +60,7 @@ def upcycle(
     """
     moe, D = config.moe, config.width
     E, copies = moe.num_experts, moe.num_experts // split
-    arrays = accounts.flat(params)
+    arrays = flatten_dict(params)
     above = {path: leaf for path, leaf in arrays.items() if not find_stack(path)}
     keys = jax.random.split(jax.random.key(seed), config.num_layers)
 
@@ -74,7 +75,7 @@ def upcycle(
         drawn = size * jax.random.normal(key, experts.shape)
         return (experts.astype(jnp.float32) + drawn).astype(w.dtype)
 
-    def layer(number: int) -> dict[accounts.Path, jax.Array]:
+    def layer(number: int) -> dict[ArrayPath, jax.Array]:
         """A layer's arrays, as the new model has them."""
         path, repeat = locate_layers(dense)[number]
         own = {p[2:]: leaf[repeat] for p, leaf in arrays.items() if p[:2] == path}
@@ -93,4 +94,4 @@ def upcycle(
         chosen = [layers[number] for number in stack.layers]
         for path in chosen[0]:
             new[(*stack.path, *path)] = jnp.stack([one[path] for one in chosen])
-    return accounts.nested(new)
+    return unflatten_dict(new)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -17,12 +18,13 @@ from moejax.config.checks import check
 from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
 from moejax.hf import accounts
-from moejax.hf.accounts import BIAS, Entry
+from moejax.hf.accounts import BIAS
 from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
+from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime.atomic_files import write_json
 
-BESIDE = (
+OTHER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -66,25 +68,25 @@ def save(
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
     config = replace(config, vocab_size=params["embedding_VD"].shape[0])
     written = write_config(config, hf, family)
-    arrays = accounts.flat(params) | ({} if bias_LE is None else {BIAS: bias_LE})
+    arrays = flatten_dict(params) | ({} if bias_LE is None else {BIAS: bias_LE})
     shapes = {path: array.shape for path, array in arrays.items()}
-    entries = accounts.entries(written["model_type"], config, shapes)
-    types = {path: _type(path, array, dtype) for path, array in arrays.items()}
+    entries = accounts.list_entries(written["model_type"], config, shapes)
+    types = {path: _choose_type(path, array, dtype) for path, array in arrays.items()}
     written |= {"dtype": str(types[("embedding_VD",)])}
     written |= more or {}
     written.pop("torch_dtype", None)  # the same by an older name
 
-    begin(directory)
-    shards = _shards(entries, types, shard_bytes)
+    make_new_directory(directory)
+    shards = _split_into_shards(entries, types, shard_bytes)
     count = len(shards)
-    total = _bytes_of(entries, types)
+    total = _count_bytes(entries, types)
     files: dict[str, str] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing", delay=3) as bar:
         for number, shard in enumerate(shards, start=1):
             name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             tensors: dict[str, np.ndarray] = {}
             for entry in shard:
-                made = dict(_tensors(entry, arrays, types, config))
+                made = dict(_make_tensors(entry, arrays, types, config))
                 tensors |= made
                 bar.update(sum(tensor.nbytes for tensor in made.values()))
             save_file(tensors, directory / name, metadata={"format": "pt"})
@@ -93,12 +95,12 @@ def save(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
         write_json(directory / INDEX, index)
     if files_from is not None:
-        copy_beside(files_from, directory)
+        copy_other_files(files_from, directory)
     write_json(directory / "config.json", written)  # last: the sign of a whole checkpoint
     return written["model_type"]
 
 
-def begin(directory: Path) -> None:
+def make_new_directory(directory: Path) -> None:
     """Make a directory. Raises ``CheckpointError`` if something is in it, or it cannot be made."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,34 +113,34 @@ def begin(directory: Path) -> None:
         )
 
 
-def copy_beside(source: Path, target: Path) -> None:
+def copy_other_files(source: Path, target: Path) -> None:
     """Copy the tokenizer and what else belongs to a checkpoint."""
-    for name in BESIDE:
+    for name in OTHER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
-def _type(path: accounts.Path, array: jax.Array, dtype: str) -> np.dtype:
+def _choose_type(path: ArrayPath, array: jax.Array, dtype: str) -> np.dtype:
     if path == BIAS:
         return np.dtype("float32")
     return np.dtype(array.dtype if dtype == "auto" else getattr(ml_dtypes, dtype, dtype))
 
 
-def _bytes_of(entries: list[Entry], types: dict[accounts.Path, np.dtype]) -> int:
+def _count_bytes(entries: list[Entry], types: dict[ArrayPath, np.dtype]) -> int:
     return sum(
         len(entry.names) * math.prod(entry.shape) * types[entry.paths[0]].itemsize
         for entry in entries
     )
 
 
-def _shards(
-    entries: list[Entry], types: dict[accounts.Path, np.dtype], largest: int
+def _split_into_shards(
+    entries: list[Entry], types: dict[ArrayPath, np.dtype], largest: int
 ) -> list[list[Entry]]:
     """The entries in files of at most ``largest`` bytes, in order."""
     shards: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
-        more = _bytes_of([entry], types)
+        more = _count_bytes([entry], types)
         if size + more > largest and shards[-1]:
             shards.append([])
             size = 0
@@ -147,15 +149,15 @@ def _shards(
     return shards
 
 
-def _tensors(
+def _make_tensors(
     entry: Entry,
-    arrays: dict[accounts.Path, jax.Array],
-    types: dict[accounts.Path, np.dtype],
+    arrays: dict[ArrayPath, jax.Array],
+    types: dict[ArrayPath, np.dtype],
     config: ModelConfig,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of an entry: one layer's arrays are fetched, not more."""
     index = () if entry.index is None else entry.index
     ours = [np.asarray(arrays[path][index]).astype(types[path]) for path in entry.paths]
     for number, name in enumerate(entry.names):
-        of_one = [array[number] for array in ours] if entry.rule.by_expert else ours
-        yield name, np.ascontiguousarray(entry.rule.write(of_one, config))
+        arrays_of_one = [array[number] for array in ours] if entry.rule.is_per_expert else ours
+        yield name, np.ascontiguousarray(entry.rule.write(arrays_of_one, config))

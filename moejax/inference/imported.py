@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
@@ -18,9 +19,10 @@ from moejax.config.model import ModelConfig
 from moejax.config.optim import OptimConfig
 from moejax.config.run import RunConfig
 from moejax.hf import accounts
+from moejax.hf.arrays import lay_out
 from moejax.hf.files import read_json
-from moejax.hf.reading import array_shapes, shardings
-from moejax.hf.writing import begin, copy_beside
+from moejax.hf.reading import array_shapes
+from moejax.hf.writing import copy_other_files, make_new_directory
 from moejax.runtime.atomic_files import write_json
 
 ARRAYS = "model"
@@ -46,7 +48,7 @@ def write_model(
     """Write a model, its tokenizer, and ``config.json``: the settings of a run that goes on
     training it. ``hf`` is the ``config.json`` that it came with. Raises ``CheckpointError``.
     """
-    begin(directory)
+    make_new_directory(directory)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})
     try:
@@ -54,13 +56,17 @@ def write_model(
             checkpointer.save((directory / ARRAYS).absolute(), tree)
     except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
         raise CheckpointError(f"{directory} cannot be written: {error}.") from error
-    copy_beside(files_from, directory)
+    copy_other_files(files_from, directory)
     write_json(directory / ORIGINAL, hf)
-    run = fine_tuning(config, directory, layout, hf.get("max_position_embeddings") or 1024)
+    run = make_fine_tuning_config(
+        config, directory, layout, hf.get("max_position_embeddings") or 1024
+    )
     write_json(directory / "config.json", to_dict(run))
 
 
-def fine_tuning(model: ModelConfig, directory: Path, layout: MeshConfig, longest: int) -> Config:
+def make_fine_tuning_config(
+    model: ModelConfig, directory: Path, layout: MeshConfig, longest: int
+) -> Config:
     """Settings to go on training a model with: ordinary ones, to be overridden."""
     tokenizer = directory / "tokenizer.json"
     length = min(1024, longest)
@@ -86,18 +92,17 @@ def read_model(
     as they were written. Raises ``UserError``.
     """
     config = read_config_json(directory / "config.json").model
-    shapes = array_shapes(config)
     with ocp.StandardCheckpointer() as checkpointer:
         path = (directory / ARRAYS).absolute()
         try:
-            written = accounts.flat(checkpointer.metadata(path).item_metadata.tree)
-            lying, like = shardings(shapes, mesh, layout), {}
-            for name, shape in shapes.items():
+            written = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+            like = {}
+            for name, shape in array_shapes(config).items():
                 bias = name == accounts.BIAS
                 place = name if bias else ("params", *name)
                 kind = "float32" if bias else dtype or written[place].dtype
-                like[place] = jax.ShapeDtypeStruct(shape, kind, sharding=lying[name])
-            tree = checkpointer.restore(path, accounts.nested(like))
+                like[place] = jax.ShapeDtypeStruct(shape, kind)
+            tree = checkpointer.restore(path, unflatten_dict(lay_out(like, mesh, layout)))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{directory} cannot be read: {reason[:400]}.") from error
@@ -106,7 +111,7 @@ def read_model(
     return config, tree["params"], tree.get("bias_LE")
 
 
-def original(directory: Path) -> dict[str, Any] | None:
+def read_original(directory: Path) -> dict[str, Any] | None:
     """The ``config.json`` that a model came with, or None."""
     file = directory / ORIGINAL
     return read_json(file) if file.is_file() else None

@@ -208,7 +208,7 @@ def open_imported(
     no_step(path, step)
     check_layout(read_config_json(path / "config.json").model, layout, mesh)
     config, params, bias_LE = imported.read_model(path, mesh, layout, dtype)
-    return released(path, config, params, bias_LE, layout, imported.original(path))
+    return released(path, config, params, bias_LE, layout, imported.read_original(path))
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
-from moejax.hf.configs import differing, essence
+from moejax.hf.configs import collect_computation, list_differences
 from moejax.inference.opening import open_model
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.measures import measure_of
@@ -107,7 +107,7 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
     there = open_model(Path(place).expanduser(), mesh=mesh, layout=config.mesh, dtype="float32")
     resolved = dataclasses.replace(config.model, vocab_size=learner.model.vocab_size)
     theirs = dataclasses.replace(there.config, vocab_size=there.vocab_size)
-    differences = differing(essence(theirs), essence(resolved))
+    differences = list_differences(collect_computation(theirs), collect_computation(resolved))
     if differences:
         raise ConfigError(
             f"--run.init-from {place} is another model than the settings describe. It has"

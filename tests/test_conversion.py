@@ -22,7 +22,7 @@ from moejax.commands.conversion import (
 )
 from moejax.config import Config, ConfigError, DataConfig, MeshConfig, RunConfig, load_config_file
 from moejax.config.errors import UserError
-from moejax.data.tokenizer import ByteTokenizer, byte_tokenizer_json, load_tokenizer
+from moejax.data.tokenizer import ByteTokenizer, load_tokenizer, make_byte_tokenizer_files
 from moejax.hf.reading import Pretrained
 from moejax.inference.opening import open_model
 from moejax.runtime import device_mesh
@@ -31,7 +31,7 @@ from moejax.train.training import train
 
 def with_tokenizer(directory: Path) -> Path:
     """The directory, with the tokenizer of bytes."""
-    for name, content in byte_tokenizer_json().items():
+    for name, content in make_byte_tokenizer_files().items():
         (directory / name).write_text(json.dumps(content))
     return directory
 

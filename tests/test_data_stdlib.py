@@ -7,7 +7,7 @@ import pytest
 from moejax.config import ConfigError, DataConfig
 from moejax.data import stdlib_corpus
 from moejax.data.sources import open_documents, open_text
-from moejax.data.stdlib_corpus import StdlibCorpus, library_files, library_root, prepare_stdlib
+from moejax.data.stdlib_corpus import StdlibCorpus, find_library, list_library_files, prepare_stdlib
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def small_library(tmp_path, monkeypatch):
     for path, text in (files | left_out).items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(text)
-    monkeypatch.setattr(stdlib_corpus, "library_root", lambda: root)
+    monkeypatch.setattr(stdlib_corpus, "find_library", lambda: root)
     return files
 
 
@@ -44,7 +44,7 @@ def all_documents(documents):
 
 
 def test_the_real_library():
-    files = library_files(library_root())
+    files = list_library_files(find_library())
     train = {file.path for file in files if file.split == "train"}
     validation = {file.path for file in files if file.split == "validation"}
     assert len(train) > 300
@@ -122,6 +122,6 @@ def test_no_library_and_no_place(tmp_path, small_library, monkeypatch):
     (tmp_path / "data").write_text("a file where the folder should be")
     with pytest.raises(ConfigError, match="--data.directory"):
         open_small(tmp_path)
-    monkeypatch.setattr(stdlib_corpus, "library_root", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(stdlib_corpus, "find_library", lambda: tmp_path / "nothing")
     with pytest.raises(ConfigError, match="--data.source files"):
         open_small(tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from moejax.data.text_stream import TextStream, beginning
+from moejax.data.text_stream import TextStream, count_begun
 from moejax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 
 
@@ -60,7 +60,8 @@ def test_a_stop_string_in_what_was_held_back_counts_too():
 
 
 def test_the_beginning_of_a_stop_string():
-    assert [beginning(text, "abab") for text in ("", "b", "xa", "xaba", "abab")] == [0, 0, 1, 3, 2]
+    texts = ("", "b", "xa", "xaba", "abab")
+    assert [count_begun(text, "abab") for text in texts] == [0, 0, 1, 3, 2]
 
 
 @pytest.fixture

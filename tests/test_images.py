@@ -22,10 +22,10 @@ from moejax.config import (
 )
 from moejax.data import tfds_source
 from moejax.data.image_batches import (
-    changer,
     image_train_batches,
     image_validation_batches,
-    shifted,
+    make_augmentation,
+    shift_image,
 )
 from moejax.data.images import InMemory, check_images, open_images
 
@@ -116,25 +116,25 @@ def test_processes_have_the_rows_of_one():
 
 def test_a_shift_moves_pixels_and_brings_in_nothing():
     image = np.arange(1, 10, dtype=np.uint8).reshape(3, 3, 1)
-    assert shifted(image, 1, 0)[..., 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
-    assert shifted(image, 0, -2)[..., 0].tolist() == [[3, 0, 0], [6, 0, 0], [9, 0, 0]]
-    assert (shifted(image, 0, 0) == image).all() and not shifted(image, 3, -3).any()
+    assert shift_image(image, 1, 0)[..., 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    assert shift_image(image, 0, -2)[..., 0].tolist() == [[3, 0, 0], [6, 0, 0], [9, 0, 0]]
+    assert (shift_image(image, 0, 0) == image).all() and not shift_image(image, 3, -3).any()
 
 
 def test_images_are_changed_anew_each_time():
     image = np.arange(1, 17, dtype=np.uint8).reshape(4, 4, 1)
-    change, rng = changer(ImageDataConfig(shift=1, flip=True)), np.random.default_rng(0)
+    change, rng = make_augmentation(ImageDataConfig(shift=1, flip=True)), np.random.default_rng(0)
     seen = {change((image, 3), rng)[0].tobytes() for _ in range(300)}
     wanted = {
         side.tobytes()
         for down in (-1, 0, 1)
         for right in (-1, 0, 1)
-        for moved in [shifted(image, down, right)]
+        for moved in [shift_image(image, down, right)]
         for side in (moved, np.ascontiguousarray(moved[:, ::-1]))
     }
     assert seen == wanted
     assert change((image, 3), rng)[1] == 3
-    assert (changer(ImageDataConfig())((image, 3), rng)[0] == image).all()
+    assert (make_augmentation(ImageDataConfig())((image, 3), rng)[0] == image).all()
 
 
 def test_held_out_images_come_once_and_in_order():

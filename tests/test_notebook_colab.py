@@ -409,7 +409,7 @@ COMPILE = """
 import json, sys
 from moejax import mesh as meshes, targets
 from moejax.commands.command_line import parse
-from moejax.data.tokenizer import load_tokenizer, vocabulary
+from moejax.data.tokenizer import choose_vocab_size, load_tokenizer
 from moejax.lab.plan.compile_step import compile_step
 
 target, *flags = sys.argv[1:]
@@ -417,7 +417,7 @@ config, _ = parse(flags, "train.py")
 devices = targets.described(target)
 grid = device_mesh.make_mesh(config.mesh, devices)
 device_fit.check_fits(config, grid)
-vocab_size = vocabulary(config.model, load_tokenizer(config.data.tokenizer))
+vocab_size = choose_vocab_size(config.model, load_tokenizer(config.data.tokenizer))
 compiled = compile_step(config, grid, vocab_size)
 print(json.dumps({
     "mesh": dict(grid.shape),

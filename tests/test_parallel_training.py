@@ -13,7 +13,7 @@ import pytest
 from moejax.config import AttentionConfig, BalanceConfig, Config, MeshConfig, load_config_file
 from moejax.data.pipeline import train_batches
 from moejax.data.sources import TextFiles
-from moejax.data.stdlib_corpus import library_files, library_root
+from moejax.data.stdlib_corpus import find_library, list_library_files
 from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import batch_rows, device_fit, device_mesh, partition
@@ -234,7 +234,9 @@ def quickstart() -> tuple[Config, list[dict[str, np.ndarray]]]:
     """
     config = changed(load_config_file("configs/quickstart.py"), "model", unroll=False)
     config = changed(config, "data", seed=1, shuffle_window=8192)
-    files = [library_root() / f.path for f in library_files(library_root()) if f.split == "train"]
+    files = [
+        find_library() / f.path for f in list_library_files(find_library()) if f.split == "train"
+    ]
     tokenizer = load_tokenizer(config.data.tokenizer)
     stream = train_batches(
         TextFiles(files), tokenizer, config.data, batch_size=config.data.batch_size

@@ -19,7 +19,7 @@ from moejax.config import (
 )
 from moejax.config.errors import UserError
 from moejax.data.sources import TextFiles
-from moejax.data.spread import excerpts, quotas, spread_order
+from moejax.data.spread import draw_excerpts, order_evenly, share_pieces
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.lab.specialisation.association import (
     Choices,
@@ -135,19 +135,19 @@ def test_labels_beyond_the_most_frequent_are_the_rest():
 
 def test_the_first_documents_are_spread_over_all():
     for count in (1, 2, 7, 100, 1000):
-        assert sorted(spread_order(count)) == list(range(count))
-    first = np.sort(spread_order(1000)[:20])
+        assert sorted(order_evenly(count)) == list(range(count))
+    first = np.sort(order_evenly(1000)[:20])
     assert np.diff(first).max() < 100
 
 
 def test_each_document_gives_as_much_as_the_others_while_it_can():
-    assert quotas([100, 5, 30], length=10, tokens=60) == [3, 1, 3]
-    assert quotas([100, 5, 30], length=10, tokens=10**6) == [10, 1, 3]
+    assert share_pieces([100, 5, 30], length=10, tokens=60) == [3, 1, 3]
+    assert share_pieces([100, 5, 30], length=10, tokens=10**6) == [10, 1, 3]
 
 
 def test_excerpts_are_cut_from_all_over_the_documents():
     texts = [b"ab" * 50, b"", "é".encode() * 4, b"x" * 1000]
-    found = list(excerpts(texts, ByteTokenizer(), length=10, tokens=60))
+    found = list(draw_excerpts(texts, ByteTokenizer(), length=10, tokens=60))
     assert [one.document for one in found] == [0, 0, 0, 2, 3, 3, 3]
     for one in found:
         text = texts[one.document]

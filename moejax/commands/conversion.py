@@ -12,7 +12,7 @@ from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
-from moejax.data.tokenizer import byte_tokenizer_json
+from moejax.data.tokenizer import make_byte_tokenizer_files
 from moejax.hf.files import read_json
 from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.hf.writing import make_new_directory
@@ -119,7 +119,7 @@ def export_model(settings: ExportSettings) -> None:
         more=more,
     )
     if run.data.tokenizer == "bytes" and original is None:
-        for name, content in byte_tokenizer_json().items():
+        for name, content in make_byte_tokenizer_files().items():
             (settings.target / name).write_text(json.dumps(content), encoding="utf-8")
     print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 from moejax.config.data import DataConfig
 from moejax.config.images import ImageDataConfig
 from moejax.data.images import LabelledImages
-from moejax.data.pipeline import Batch, TrainBatches, filled, own_rows_by_stream
+from moejax.data.pipeline import Batch, TrainBatches, pad_batch, split_rows_by_stream
 
 
 def image_train_batches(
@@ -32,7 +32,7 @@ def image_train_batches(
     part of every batch each, as with text. Raises ``ConfigError`` if there are fewer images than
     streams.
     """
-    own_rows = own_rows_by_stream(len(source), config.shards, batch_size, rows)
+    own_rows = split_rows_by_stream(len(source), config.shards, batch_size, rows)
     settings, part = config.images, batch_size // config.shards
     layout = {
         "shards": config.shards,
@@ -42,31 +42,31 @@ def image_train_batches(
         "flip": settings.flip,
         "images": len(source),
     }
-    streams = {number: _stream(source, config, number, part) for number in own_rows}
+    streams = {number: _open_stream(source, config, number, part) for number in own_rows}
     return TrainBatches(streams, own_rows, layout)
 
 
-def _stream(
+def _open_stream(
     source: LabelledImages, config: DataConfig, number: int, rows: int
 ) -> grain.IterDataset:
     """One stream of the training images, ``rows`` at a time."""
     images = grain.MapDataset.source(source)[number :: config.shards]
     images = images.shuffle(config.seed).repeat()
-    images = images.random_map(changer(config.images), seed=config.seed)
+    images = images.random_map(make_augmentation(config.images), seed=config.seed)
     read = images.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    batches = read.batch(rows, drop_remainder=True).map(_batch)
+    batches = read.batch(rows, drop_remainder=True).map(_make_batch)
     return grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=config.prefetch
     )
 
 
-def changer(settings: ImageDataConfig) -> Callable:
+def make_augmentation(settings: ImageDataConfig) -> Callable:
     """``(image and class, random numbers) -> image and class``, as training shows them."""
 
     def change(example: tuple[np.ndarray, int], rng: np.random.Generator) -> tuple[np.ndarray, int]:
         image, label = example
         if settings.shift:
-            image = shifted(image, *rng.integers(-settings.shift, settings.shift + 1, 2))
+            image = shift_image(image, *rng.integers(-settings.shift, settings.shift + 1, 2))
         if settings.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         return image, label
@@ -74,21 +74,21 @@ def changer(settings: ImageDataConfig) -> Callable:
     return change
 
 
-def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """The image [height, width, channels] moved by so many pixels; what comes in is 0."""
+def shift_image(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """The image [height, width, channels] moved by so many pixels; pixels from outside are 0."""
     height, width = image.shape[:2]
     moved = np.zeros_like(image)
-    to_rows, to_columns = _overlap(height, down), _overlap(width, right)
-    moved[to_rows, to_columns] = image[_overlap(height, -down), _overlap(width, -right)]
+    to_rows, to_columns = _find_overlap(height, down), _find_overlap(width, right)
+    moved[to_rows, to_columns] = image[_find_overlap(height, -down), _find_overlap(width, -right)]
     return moved
 
 
-def _overlap(size: int, by: int) -> slice:
-    """Where something of this size, moved by so much, still is."""
+def _find_overlap(size: int, by: int) -> slice:
+    """What is still inside of a range of this size after it is moved."""
     return slice(max(0, by), max(0, size + min(0, by)))
 
 
-def _batch(stacked: tuple[np.ndarray, np.ndarray]) -> Batch:
+def _make_batch(stacked: tuple[np.ndarray, np.ndarray]) -> Batch:
     images, labels = stacked
     targets = np.asarray(labels, np.int32)[:, None]
     return {"images": images, "targets": targets, "segments": np.ones_like(targets)}
@@ -111,6 +111,6 @@ def image_validation_batches(
     for start in starts:
         examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
         images, labels = zip(*examples, strict=True)
-        batch = filled(_batch((np.stack(images), labels)), batch_size)
+        batch = pad_batch(_make_batch((np.stack(images), labels)), batch_size)
         found.append({name: x[own] for name, x in batch.items()})
     return found

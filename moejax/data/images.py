@@ -12,7 +12,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 
 HELD_OUT_DIGITS = 360
-"""Of 1,797, drawn once and for all."""
+"""How many of the 1,797 images are held out: always the same ones."""
 
 
 class LabelledImages(Protocol):
@@ -67,7 +67,7 @@ def open_images(config: DataConfig) -> ImageSet:
         validation=validation,
         classes=classes,
         shape=shape,
-        description=f"TFDS {config.tfds_name}: {_both_sides(train, validation)}",
+        description=f"TFDS {config.tfds_name}: {_describe_sides(train, validation)}",
     )
 
 
@@ -89,16 +89,16 @@ def _open_digits() -> ImageSet:
         validation=validation,
         classes=tuple(map(str, found.target_names)),
         shape=images.shape[1:],
-        description=f"scikit-learn's digits: {_both_sides(train, validation)}",
+        description=f"scikit-learn's digits: {_describe_sides(train, validation)}",
     )
 
 
-def _both_sides(train: LabelledImages, validation: LabelledImages) -> str:
+def _describe_sides(train: LabelledImages, validation: LabelledImages) -> str:
     return f"{len(train):,} images to train on, {len(validation):,} held out"
 
 
 def check_images(images: ImageSet, model: ModelConfig) -> None:
-    """The model must expect what the images are. Raises ``ConfigError``."""
+    """Check that a model fits the images. Raises ``ConfigError``."""
     wanted, (height, width, channels) = model.image, images.shape
     check(
         height == width,

@@ -70,7 +70,7 @@ class _CutDocuments(grain.experimental.FlatMapTransform):
         return Pieces(element, self._tokenizer, self._length)
 
 
-def _columns(piece: Piece) -> dict[str, np.ndarray]:
+def _stack_columns(piece: Piece) -> dict[str, np.ndarray]:
     """Inputs, targets and bytes side by side: one array packs faster than three."""
     columns = np.empty((len(piece.target_bytes), 3), np.int32)
     columns[:, 0] = piece.tokens[:-1]
@@ -79,7 +79,7 @@ def _columns(piece: Piece) -> dict[str, np.ndarray]:
     return {"piece": columns}
 
 
-def _batch(rows: dict[str, np.ndarray]) -> Batch:
+def _make_batch(rows: dict[str, np.ndarray]) -> Batch:
     """Packed rows, stacked, to the named arrays of a batch."""
     inputs, targets, target_bytes = np.ascontiguousarray(np.moveaxis(rows["piece"], -1, 0))
     return {
@@ -91,15 +91,17 @@ def _batch(rows: dict[str, np.ndarray]) -> Batch:
     }
 
 
-def _pieces(documents: grain.MapDataset, tokenizer: Tokenizer, length: int) -> grain.IterDataset:
+def _cut_pieces(
+    documents: grain.MapDataset, tokenizer: Tokenizer, length: int
+) -> grain.IterDataset:
     # One thread does everything: the prefetch thread behind the last stage.
     read = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     return grain.experimental.FlatMapIterDataset(read, _CutDocuments(tokenizer, length))
 
 
-def _packed(pieces: grain.IterDataset, length: int) -> grain.IterDataset:
+def _pack_rows(pieces: grain.IterDataset, length: int) -> grain.IterDataset:
     return grain.experimental.FirstFitPackIterDataset(
-        pieces.map(_columns),
+        pieces.map(_stack_columns),
         length_struct={"piece": length},
         num_packing_bins=_ROWS_PACKED_TOGETHER,
         shuffle_bins=False,
@@ -192,7 +194,7 @@ def train_batches(
     ``rows`` are read. Raises ``ConfigError`` if there are fewer documents than streams.
     """
     shards = config.shards
-    own_rows = own_rows_by_stream(len(source), shards, batch_size, rows)
+    own_rows = split_rows_by_stream(len(source), shards, batch_size, rows)
     part = batch_size // shards
     layout = {
         "shards": shards,
@@ -203,11 +205,11 @@ def train_batches(
         "tokenizer": tokenizer.fingerprint,
         "documents": len(source),
     }
-    streams = {number: _stream(source, tokenizer, config, number, part) for number in own_rows}
+    streams = {number: _open_stream(source, tokenizer, config, number, part) for number in own_rows}
     return TrainBatches(streams, own_rows, layout)
 
 
-def own_rows_by_stream(
+def split_rows_by_stream(
     count: int, shards: int, batch_size: int, rows: np.ndarray | None
 ) -> dict[int, slice | np.ndarray]:
     """Which rows of the part of each stream one process has; streams of which it has none are left
@@ -225,18 +227,18 @@ def own_rows_by_stream(
     }
 
 
-def _stream(
+def _open_stream(
     source: Documents, tokenizer: Tokenizer, config: DataConfig, number: int, rows: int
 ) -> grain.IterDataset:
     """One stream of the training text, ``rows`` rows at a time."""
     length = config.sequence_length
     documents = grain.MapDataset.source(source)[number :: config.shards]
     pieces = grain.experimental.WindowShuffleIterDataset(
-        _pieces(documents.shuffle(config.seed).repeat(), tokenizer, length),
+        _cut_pieces(documents.shuffle(config.seed).repeat(), tokenizer, length),
         window_size=config.shuffle_window,
         seed=config.seed,
     )
-    batches = _packed(pieces, length).batch(rows, drop_remainder=True).map(_batch)
+    batches = _pack_rows(pieces, length).batch(rows, drop_remainder=True).map(_make_batch)
     return grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=config.prefetch
     )
@@ -257,16 +259,16 @@ def validation_batches(
     All processes pack the same rows and take theirs, so that all have equally many batches. The
     last batch is filled up with rows of padding. ``limit`` keeps the first so many batches.
     """
-    pieces = _pieces(grain.MapDataset.source(source), tokenizer, config.sequence_length)
-    packed = iter(_packed(pieces, config.sequence_length).batch(batch_size))
+    pieces = _cut_pieces(grain.MapDataset.source(source), tokenizer, config.sequence_length)
+    packed = iter(_pack_rows(pieces, config.sequence_length).batch(batch_size))
     own = slice(None) if rows is None else rows
     return [
-        {name: x_BN[own] for name, x_BN in filled(_batch(packed_rows), batch_size).items()}
+        {name: x_BN[own] for name, x_BN in pad_batch(_make_batch(packed_rows), batch_size).items()}
         for packed_rows in itertools.islice(packed, limit)
     ]
 
 
-def filled(batch: Batch, batch_size: int) -> Batch:
+def pad_batch(batch: Batch, batch_size: int) -> Batch:
     """The batch, filled up with rows of padding."""
     missing = batch_size - len(batch["segments"])
     return {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for name, x in batch.items()}

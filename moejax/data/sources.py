@@ -51,8 +51,8 @@ def open_documents(config: DataConfig) -> Corpus:
     return Corpus(
         train=train,
         validation=validation,
-        description=f"TFDS {config.tfds_name}: {_documents(len(train))} to train on,"
-        f" {_documents(len(validation))} held out",
+        description=f"TFDS {config.tfds_name}: {_format_count(len(train))} to train on,"
+        f" {_format_count(len(validation))} held out",
     )
 
 
@@ -65,11 +65,13 @@ def open_text(what: str, *, split: str, field: str, directory: str | None) -> tu
     """
     if what == "stdlib":
         documents = _open_stdlib(DataConfig(directory=directory)).validation
-        about = f"{_documents(len(documents))} of the standard library that are held out"
+        about = f"{_format_count(len(documents))} of the standard library that are held out"
         return documents, about
     if not what.startswith("tfds:"):
-        sizes = _sizes("--data", os.path.expanduser(what))
-        about = f"{what}: {_documents(len(sizes), 'file')} ({_bytes(sum(sizes.values()))})"
+        sizes = _find_sizes("--data", os.path.expanduser(what))
+        about = (
+            f"{what}: {_format_count(len(sizes), 'file')} ({_format_bytes(sum(sizes.values()))})"
+        )
         return TextFiles(list(sizes)), about
     from moejax.data.tfds_source import open_tfds
 
@@ -87,7 +89,7 @@ def open_text(what: str, *, split: str, field: str, directory: str | None) -> tu
         documents, _ = open_tfds(config)
     except ConfigError as error:
         raise ConfigError(f"--data {what} --split {split} --text-field {field}: {error}") from error
-    return documents, f"TFDS {name}, {split}: {_documents(len(documents))}"
+    return documents, f"TFDS {name}, {split}: {_format_count(len(documents))}"
 
 
 def _open_stdlib(config: DataConfig) -> Corpus:
@@ -100,7 +102,7 @@ def _open_stdlib(config: DataConfig) -> Corpus:
         train=TextField(builder.as_data_source("train"), "text", "path"),
         validation=TextField(builder.as_data_source("validation"), "text", "path"),
         description=f"the standard library of Python {platform.python_version()}:"
-        f" {_both_sides(size['train'], size['validation'])}",
+        f" {_describe_sides(size['train'], size['validation'])}",
     )
 
 
@@ -124,8 +126,8 @@ class TextFiles:
         return self.paths[index]
 
 
-def path_of(documents: Documents, index: int) -> str | None:
-    """The path of the file that a document is or was; None if nobody knows of one."""
+def find_path(documents: Documents, index: int) -> str | None:
+    """The path of the file that a document is or was; None if it was no file."""
     path = getattr(documents, "path", None)
     return None if path is None else path(index)
 
@@ -133,19 +135,21 @@ def path_of(documents: Documents, index: int) -> str | None:
 def _open_files(config: DataConfig) -> Corpus:
     assert config.files is not None  # as DataConfig demands of this source
     pattern = os.path.expanduser(config.files)
-    sizes = _sizes("--data.files", pattern)
+    sizes = _find_sizes("--data.files", pattern)
     if config.validation_files is None:
         held_out = {path for path in sizes if _is_held_out(path, pattern, config)}
         train = {path: size for path, size in sizes.items() if path not in held_out}
         validation = {path: size for path, size in sizes.items() if path in held_out}
         check(
             bool(train and validation),
-            f"of the {_documents(len(sizes), 'file')} of --data.files {config.files},"
+            f"of the {_format_count(len(sizes), 'file')} of --data.files {config.files},"
             f" {len(validation)} are held out at --data.validation-percent"
             f" {config.validation_percent:g}: each side needs one. Give --data.validation-files.",
         )
     else:
-        validation = _sizes("--data.validation-files", os.path.expanduser(config.validation_files))
+        validation = _find_sizes(
+            "--data.validation-files", os.path.expanduser(config.validation_files)
+        )
         # One glob may contain the other: what is held out is never trained on.
         held_out = {os.path.realpath(path) for path in validation}
         train = {p: size for p, size in sizes.items() if os.path.realpath(p) not in held_out}
@@ -157,11 +161,11 @@ def _open_files(config: DataConfig) -> Corpus:
     return Corpus(
         train=TextFiles(list(train)),
         validation=TextFiles(list(validation)),
-        description=f"{config.files}: {_both_sides(train.values(), validation.values())}",
+        description=f"{config.files}: {_describe_sides(train.values(), validation.values())}",
     )
 
 
-def _sizes(flag: str, pattern: str) -> dict[str, int]:
+def _find_sizes(flag: str, pattern: str) -> dict[str, int]:
     """Bytes of each non-empty file that matches, sorted by path; errors name the flag or file."""
     matches = (path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
     paths = sorted(set(matches))
@@ -173,38 +177,38 @@ def _sizes(flag: str, pattern: str) -> dict[str, int]:
     check(not unreadable, f"{flag}: cannot read {', '.join(unreadable[:3])}.")
     sizes = {path: os.path.getsize(path) for path in paths}
     sizes = {path: size for path, size in sizes.items() if size}
-    check(bool(sizes), f"{flag}: all {_documents(len(paths), 'file')} of {pattern} are empty.")
+    check(bool(sizes), f"{flag}: all {_format_count(len(paths), 'file')} of {pattern} are empty.")
     return sizes
 
 
 def _is_held_out(path: str, pattern: str, config: DataConfig) -> bool:
     """By a hash of the path below the glob's fixed part: a moved folder keeps its split."""
     fixed = glob.escape(pattern) == pattern
-    start = os.path.dirname(pattern) if fixed else _fixed_part(pattern)
+    start = os.path.dirname(pattern) if fixed else _find_fixed_part(pattern)
     relative = Path(os.path.relpath(path, start or ".")).as_posix()
     share = int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:12], 16)
     return share * 100 < config.validation_percent * 16**12
 
 
-def _fixed_part(pattern: str) -> str:
+def _find_fixed_part(pattern: str) -> str:
     """The folders of a glob before its first wildcard."""
     first = next(i for i, character in enumerate(pattern) if character in "*?[")
     return os.path.dirname(pattern[:first])
 
 
-def _both_sides(train: Collection[int], validation: Collection[int]) -> str:
+def _describe_sides(train: Collection[int], validation: Collection[int]) -> str:
     """``581 documents (9.57 MB) to train on, 25 documents (335 kB) held out``, from their sizes."""
     return (
-        f"{_documents(len(train))} ({_bytes(sum(train))}) to train on,"
-        f" {_documents(len(validation))} ({_bytes(sum(validation))}) held out"
+        f"{_format_count(len(train))} ({_format_bytes(sum(train))}) to train on,"
+        f" {_format_count(len(validation))} ({_format_bytes(sum(validation))}) held out"
     )
 
 
-def _documents(count: int, what: str = "document") -> str:
+def _format_count(count: int, what: str = "document") -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _bytes(count: float) -> str:
+def _format_bytes(count: float) -> str:
     """``335 kB``: three digits and a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:

@@ -26,9 +26,9 @@ class Excerpt(NamedTuple):
     """The bytes of the document that each stands for."""
 
 
-def spread_order(count: int) -> list[int]:
-    """0 to ``count`` - 1, each once, so that the first few are spread evenly, however many: steps
-    of about the golden ratio around a circle.
+def order_evenly(count: int) -> list[int]:
+    """The numbers from 0 to ``count`` - 1 in an order whose first few, however many, are spread
+    evenly: steps of about the golden ratio around a circle.
     """
     step = max(1, round(count * 0.618))
     while math.gcd(step, count) > 1:
@@ -36,9 +36,9 @@ def spread_order(count: int) -> list[int]:
     return [i * step % count for i in range(count)]
 
 
-def quotas(lengths: Sequence[int], length: int, tokens: int) -> list[int]:
-    """How many pieces of at most ``length`` tokens to take of each document of ``lengths`` tokens:
-    one of each in turn that has more, until they hold ``tokens``.
+def share_pieces(lengths: Sequence[int], length: int, tokens: int) -> list[int]:
+    """How many pieces of at most ``length`` tokens to take of each document, whose tokens are
+    ``lengths``: one of each document in turn, as long as it has more, until they hold ``tokens``.
     """
     taken, total = [0] * len(lengths), 0
     for begin in range(0, max(lengths, default=0), length):
@@ -49,7 +49,7 @@ def quotas(lengths: Sequence[int], length: int, tokens: int) -> list[int]:
     return taken
 
 
-def excerpts(
+def draw_excerpts(
     documents: Documents, tokenizer: Tokenizer, length: int, tokens: int
 ) -> Iterator[Excerpt]:
     """Pieces with about ``tokens`` tokens, in the order of the text: equally many of each document
@@ -60,23 +60,23 @@ def excerpts(
     """
     lengths: dict[int, int] = {}
     enough = 0
-    for index in spread_order(len(documents)):
-        lengths[index] = len(_target_bytes(Pieces(documents[index], tokenizer, length)))
+    for index in order_evenly(len(documents)):
+        lengths[index] = len(_join_target_bytes(Pieces(documents[index], tokenizer, length)))
         enough += min(length, lengths[index])
         if enough >= tokens:
             break
-    taken = dict(zip(lengths, quotas([*lengths.values()], length, tokens), strict=True))
+    taken = dict(zip(lengths, share_pieces([*lengths.values()], length, tokens), strict=True))
     for index in sorted(taken):
         if taken[index]:
-            yield from _of_document(index, documents[index], tokenizer, length, taken[index])
+            yield from _cut_excerpts(index, documents[index], tokenizer, length, taken[index])
 
 
-def _of_document(
+def _cut_excerpts(
     index: int, text: bytes, tokenizer: Tokenizer, length: int, count: int
 ) -> Iterator[Excerpt]:
     pieces = Pieces(text, tokenizer, length)
     # Inputs are the targets one place later; the boundary stands for nothing.
-    ends = np.cumsum(np.append(0, _target_bytes(pieces)))
+    ends = np.cumsum(np.append(0, _join_target_bytes(pieces)))
     begins = np.append(0, ends[:-1])
     for i in range(count):
         number = (2 * i + 1) * len(pieces) // (2 * count)
@@ -85,7 +85,7 @@ def _of_document(
         yield Excerpt(index, text, inputs, place > 0, begins[place], ends[place])
 
 
-def _target_bytes(pieces: Pieces) -> np.ndarray:
-    """Those of a whole document; none if it has no pieces."""
+def _join_target_bytes(pieces: Pieces) -> np.ndarray:
+    """The bytes of all targets of a document; empty if it has no pieces."""
     found = [pieces[i].target_bytes for i in range(len(pieces))]
     return np.concatenate([np.zeros(0, np.int32), *found])

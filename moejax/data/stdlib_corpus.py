@@ -40,16 +40,16 @@ class LibraryFile:
         return "train" if int(digest, 16) % _HELD_OUT else "validation"
 
 
-def library_root() -> Path:
+def find_library() -> Path:
     """The folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def library_files(root: Path) -> list[LibraryFile]:
+def list_library_files(root: Path) -> list[LibraryFile]:
     """The non-empty ``.py`` files under ``root`` that belong to the corpus, sorted by path."""
     found = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not _left_out(name)]
+        subfolders[:] = [name for name in subfolders if not _is_left_out(name)]
         for name in names:
             file = Path(folder, name)
             if name.endswith(".py") and not name.startswith("_sysconfigdata") and file.is_file():
@@ -58,7 +58,7 @@ def library_files(root: Path) -> list[LibraryFile]:
     return sorted((file for file in found if file.size), key=lambda file: file.path)
 
 
-def _left_out(folder: str) -> bool:
+def _is_left_out(folder: str) -> bool:
     """Whether a folder holds tests, tables, other people's packages or build settings."""
     tests = folder in ("test", "tests") or folder.endswith(("_test", "_tests"))
     return tests or folder in _LEFT_OUT or folder.startswith("config-")
@@ -82,8 +82,8 @@ class StdlibCorpus(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in ("train", "validation")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str | bytes]]]:
-        root = library_root()
-        files = (file for file in library_files(root) if file.split == split)
+        root = find_library()
+        files = (file for file in list_library_files(root) if file.split == split)
         for index, file in enumerate(files):
             yield index, {"path": file.path, "text": (root / file.path).read_bytes()}
 
@@ -95,8 +95,8 @@ def prepare_stdlib(directory: str | None) -> tuple[tfds.core.DatasetBuilder, lis
     also when two processes start at once. It is kept apart by the version of Python and the names
     and sizes of the files. Raises ``ConfigError`` if there are no files or no place to write.
     """
-    root = library_root()
-    files = library_files(root)
+    root = find_library()
+    files = list_library_files(root)
     check(
         {file.split for file in files} == {"train", "validation"},
         f"this Python's standard library holds too few .py files ({len(files)} in {root}) to train"
@@ -110,14 +110,14 @@ def prepare_stdlib(directory: str | None) -> tuple[tfds.core.DatasetBuilder, lis
     def builder() -> StdlibCorpus:
         return StdlibCorpus(config=config, data_dir=directory, file_format="array_record")
 
-    with quiet():
+    with silence_tfds():
         if not builder().is_prepared():
             _write(builder)
         return builder(), files
 
 
 def _write(builder: Callable[[], StdlibCorpus]) -> None:
-    """Prepare ``builder()``; it is as well if another process was faster."""
+    """Prepare ``builder()``, unless another process does so at the same time and is faster."""
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     fresh = builder()
     try:
@@ -131,7 +131,7 @@ def _write(builder: Callable[[], StdlibCorpus]) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_tfds() -> Iterator[None]:
     """Silence TFDS: its banners, its progress bars and its log."""
     log = logging.getLogger("absl")
     level = log.level

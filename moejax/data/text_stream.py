@@ -31,13 +31,13 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that one more token makes certain; often, but not always, its own."""
         self._ids.append(int(token))
-        return self._given_out(self._decoded(last=False), last=False)
+        return self._give_out(self._decode_new(last=False), last=False)
 
     def finish(self) -> str:
         """What was still held back, when no more tokens come."""
-        return self._given_out(self._decoded(last=True), last=True)
+        return self._give_out(self._decode_new(last=True), last=True)
 
-    def _decoded(self, last: bool) -> str:
+    def _decode_new(self, last: bool) -> str:
         """The text of the tokens that were not decoded before, if it is whole."""
         before = self._tokenizer.decode(self._ids[self._start : self._end])
         both = self._tokenizer.decode(self._ids[self._start :])
@@ -46,18 +46,18 @@ class TextStream:
         self._start, self._end = self._end, len(self._ids)
         return both[len(before) :]
 
-    def _given_out(self, new: str, last: bool) -> str:
+    def _give_out(self, new: str, last: bool) -> str:
         text = self._held + new
         found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        held = 0 if last else max((beginning(text, stop) for stop in self._stop), default=0)
+        held = 0 if last else max((count_begun(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
 
-def beginning(text: str, stop: str) -> int:
+def count_begun(text: str, stop: str) -> int:
     """How many of the last characters of ``text`` are the first ones of ``stop``, not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -21,7 +21,7 @@ from tensorflow_datasets.core import naming
 from moejax.config.checks import check
 from moejax.config.data import DataConfig
 from moejax.config.errors import ConfigError
-from moejax.data.stdlib_corpus import quiet
+from moejax.data.stdlib_corpus import silence_tfds
 
 _PROBE_SECONDS = 5.0
 SPLITS = ("tfds_train_split", "tfds_validation_split")
@@ -77,7 +77,7 @@ def open_tfds(config: DataConfig) -> tuple[TextField, TextField]:
     Raises ``ConfigError`` for an unknown name, field or split, and when the data set is not
     prepared and cannot be.
     """
-    builder = _prepared(config, _check_text_field)
+    builder = _open_prepared(config, _check_text_field)
     found = []
     for setting in SPLITS:
         documents = TextField(_open_split(builder, config, setting), config.tfds_text_field)
@@ -94,7 +94,7 @@ def open_tfds_images(
     """The training and the validation images of ``config.tfds_name``, the names of their classes,
     and their height, width and channels. Raises ``ConfigError`` as ``open_tfds`` does.
     """
-    builder = _prepared(config, _check_image_fields)
+    builder = _open_prepared(config, _check_image_fields)
     image, label = config.images.image_field, config.images.label_field
     sides = [ImageAndLabel(_open_split(builder, config, s), image, label) for s in SPLITS]
     for setting, side in zip(SPLITS, sides, strict=True):
@@ -110,25 +110,25 @@ def open_tfds_images(
     return *sides, tuple(features[label].names), features[image].shape
 
 
-def _prepared(config: DataConfig, check_fields: Callable) -> tfds.core.DatasetBuilder:
+def _open_prepared(config: DataConfig, check_fields: Callable) -> tfds.core.DatasetBuilder:
     """The builder of a data set that is ready to be read."""
-    builder = _find(config)
+    builder = _find_builder(config)
     check_fields(builder, config)  # before a long download
     if not _is_prepared(builder):
         _prepare(builder, config)
-        builder = _find(config)
+        builder = _find_builder(config)
     return builder
 
 
-def _find(config: DataConfig) -> tfds.core.DatasetBuilder:
+def _find_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     """The builder of the named data set."""
     at = f"--data.tfds-name {config.tfds_name}"
-    with quiet():
+    with silence_tfds():
         try:
             name, _ = naming.parse_builder_name_kwargs(config.tfds_name)
             # Community data sets are looked up over the network, with minutes of retries.
             check(not name.namespace, f"{at}: leave out the `{name.namespace}:`.")
-            _register(name.name)
+            _register_older_sets(name.name)
             return tfds.builder(config.tfds_name, data_dir=config.directory)
         except tfds.core.DatasetNotFoundError as error:
             known = sorted(set(tfds.list_builders(with_community_datasets=False)))
@@ -141,10 +141,10 @@ def _find(config: DataConfig) -> tfds.core.DatasetBuilder:
         except ConfigError:
             raise
         except Exception as error:
-            raise _explained(at, error) from error
+            raise _explain(at, error) from error
 
 
-def _register(name: str) -> None:
+def _register_older_sets(name: str) -> None:
     """Make TFDS know its older data sets.
 
     Without TensorFlow, TFDS stops importing them at the first module that needs it, and then
@@ -163,7 +163,7 @@ def _register(name: str) -> None:
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    with quiet():
+    with silence_tfds():
         return builder.is_prepared()
 
 
@@ -204,9 +204,9 @@ def _is_text(feature: tfds.features.FeatureConnector) -> bool:
 def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
     """Download and write the data set as array_record, with TFDS's own progress bars."""
     at = f"--data.tfds-name {config.tfds_name}"
-    url = _download_url(builder)
+    url = _find_download_url(builder)
     check(
-        url is None or _reachable(url, _PROBE_SECONDS),
+        url is None or _is_reachable(url, _PROBE_SECONDS),
         f"{at} is neither prepared in {builder.data_dir} nor can it be downloaded: no answer from"
         f" {url}. Prepare it where there is a network and point --data.directory at a copy, or"
         f" train on what needs none: --data.source stdlib or files; of images, digits.",
@@ -215,11 +215,11 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig) -> None:
     try:
         builder.download_and_prepare(file_format="array_record", download_config=download)
     except Exception as error:
-        if not _is_prepared(_find(config)):  # unless another process was faster
-            raise _explained(f"{at} cannot be prepared", error) from error
+        if not _is_prepared(_find_builder(config)):  # unless another process was faster
+            raise _explain(f"{at} cannot be prepared", error) from error
 
 
-def _download_url(builder: tfds.core.DatasetBuilder) -> str | None:
+def _find_download_url(builder: tfds.core.DatasetBuilder) -> str | None:
     """An address that preparing will download from; ``None`` if it needs no network."""
     urls = getattr(builder, "url_infos", None) or {}
     url = next((url for url in urls if url.startswith(("http://", "https://"))), None)
@@ -227,7 +227,7 @@ def _download_url(builder: tfds.core.DatasetBuilder) -> str | None:
     return url or ("https://storage.googleapis.com/" if stock else None)
 
 
-def _reachable(url: str, seconds: float) -> bool:
+def _is_reachable(url: str, seconds: float) -> bool:
     """Whether a server answers for ``url`` within ``seconds``, looking up its name included."""
     answered = threading.Event()
 
@@ -249,7 +249,7 @@ def _reachable(url: str, seconds: float) -> bool:
     return answered.is_set()
 
 
-def _explained(at: str, error: Exception) -> ConfigError:
+def _explain(at: str, error: Exception) -> ConfigError:
     """What an exception of TFDS means to the user."""
     reason = " ".join(str(error).split())[:600] or type(error).__name__
     if isinstance(error, ImportError):
@@ -266,7 +266,7 @@ def _open_split(
     split = getattr(config, setting)
     at = f"--data.{setting.replace('_', '-')} {split}"
     try:
-        with quiet():
+        with silence_tfds():
             return builder.as_data_source(split)
     except NotImplementedError as error:
         raise ConfigError(

@@ -74,7 +74,7 @@ class ByteTokenizer:
         return bytes(int(i) for i in ids if 0 <= i < self.boundary).decode("utf-8", "replace")
 
 
-def byte_tokenizer_json() -> dict[str, dict]:
+def make_byte_tokenizer_files() -> dict[str, dict]:
     """The ``ByteTokenizer`` in the files of a Hugging Face tokenizer, by name: the same ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -140,7 +140,7 @@ class HuggingFaceTokenizer:
         tokenizer drops (a normalizer may strip spaces) counts for the token after it, or at the
         end of the document for the last one.
         """
-        letters, byte_ends = characters(text)
+        letters, byte_ends = split_characters(text)
         encoding = self._backend.encode(letters, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
         if not len(ids):
@@ -158,7 +158,7 @@ class HuggingFaceTokenizer:
         return self._backend.decode(kept, skip_special_tokens=True)
 
 
-def characters(text: bytes) -> tuple[str, np.ndarray]:
+def split_characters(text: bytes) -> tuple[str, np.ndarray]:
     """The characters of ``text``, and for each count of characters the bytes they take up.
 
     Each byte that is not UTF-8 becomes one U+FFFD that counts as one byte.
@@ -193,7 +193,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     return HuggingFaceTokenizer(path)
 
 
-def vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> int:
+def choose_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> int:
     """The size of a model's vocabulary: the config's, or the tokenizer's."""
     size = config.vocab_size or tokenizer.vocab_size
     check(

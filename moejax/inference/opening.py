@@ -21,7 +21,7 @@ from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.mesh_fit import check_mesh
 from moejax.config.model import ModelConfig
-from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
+from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.hf.files import read_json
 from moejax.inference import imported
 from moejax.inference.generation import for_inference
@@ -108,7 +108,7 @@ def open_run(
     config, tokenizer = read_run(path)
     model_config = config.model if dtype is None else replace(config.model, dtype=dtype)
     check_layout(model_config, layout, mesh)
-    V = vocabulary(model_config, tokenizer) if tokenizer else classes_of(path)
+    V = choose_vocab_size(model_config, tokenizer) if tokenizer else classes_of(path)
     like = as_used(parts_of_state(replace(config, mesh=MeshConfig()), V), model_config)
     shardings = partition.tree_shardings(mesh, like, layout.fsdp)
     like = jax.tree.map(

@@ -10,7 +10,7 @@ from moejax.data.image_batches import image_train_batches, image_validation_batc
 from moejax.data.images import ImageSet, check_images, open_images
 from moejax.data.pipeline import Batch, TrainBatches, train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
-from moejax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary
+from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class LanguageTask:
     @property
     def vocab_size(self) -> int:
         """Logits of a target (V)."""
-        return vocabulary(self.config.model, self.tokenizer)
+        return choose_vocab_size(self.config.model, self.tokenizer)
 
     @property
     def description(self) -> str:

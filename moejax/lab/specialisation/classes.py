@@ -16,7 +16,7 @@ from token import EXACT_TOKEN_TYPES
 
 import numpy as np
 
-from moejax.data.tokenizer import characters
+from moejax.data.tokenizer import split_characters
 
 CLASSES = (
     "keyword",
@@ -59,7 +59,7 @@ def python_classes(text: bytes) -> np.ndarray | None:
     in an f-string. What no token covers is white space, and by its place on the line `line` or
     `space`. Bytes that are not UTF-8 do no harm inside strings and comments.
     """
-    letters, byte_ends = characters(text)
+    letters, byte_ends = split_characters(text)
     lines = letters.removeprefix(_BOM).split("\n")
     starts = np.cumsum([letters.startswith(_BOM), *(len(line) + 1 for line in lines)])
     class_of_letter = _white_space(letters)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from moejax.config.checks import check
-from moejax.data.sources import Documents, path_of
-from moejax.data.spread import Excerpt, excerpts
+from moejax.data.sources import Documents, find_path
+from moejax.data.spread import Excerpt, draw_excerpts
 from moejax.data.tokenizer import Tokenizer
 from moejax.lab.specialisation.classes import (
     CLASSES,
@@ -92,7 +92,7 @@ def draw_sample(
     """
     kept: list[_Kept] = []
     for _, group in itertools.groupby(
-        excerpts(documents, tokenizer, length, tokens), lambda excerpt: excerpt.document
+        draw_excerpts(documents, tokenizer, length, tokens), lambda excerpt: excerpt.document
     ):
         kept += _of_document([*group], documents)
     check(bool(kept), "the text gives no tokens: there is nothing to look at.")
@@ -139,7 +139,7 @@ class _Kept:
 def _of_document(group: list[Excerpt], documents: Documents) -> list[_Kept]:
     """Of the excerpts of one document."""
     index, text = group[0].document, group[0].text
-    path = path_of(documents, index)
+    path = find_path(documents, index)
     is_python = path is not None and path.endswith(".py")
     class_of_byte = python_classes(text) if is_python else None
     readable = class_of_byte is not None

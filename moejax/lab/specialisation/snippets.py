@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moejax.data.tokenizer import characters
+from moejax.data.tokenizer import split_characters
 from moejax.lab.specialisation.association import Association, Choices, contributions
 from moejax.lab.specialisation.sample import AROUND, Sample
 from moejax.runs.lift import SURE
@@ -93,7 +93,7 @@ def snippet(sample: Sample, row_T: np.ndarray, chosen_T: np.ndarray, t: int) -> 
             level[sample.begin_T[other] : sample.end_T[other]] = 1
     level[begin:end] = 2
     low, high = (_to_character(text, at) for at in (max(0, begin - AROUND), end + AROUND))
-    letters, byte_ends = characters(text[low:high])
+    letters, byte_ends = split_characters(text[low:high])
     parts = zip(letters, level[low:high][byte_ends[:-1]].tolist(), strict=True)
     groups = itertools.groupby(parts, lambda part: part[1])
     return tuple(("".join(letter for letter, _ in group), kind) for kind, group in groups)

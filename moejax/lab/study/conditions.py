@@ -6,7 +6,7 @@ from typing import Any
 from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import differences
-from moejax.data.tokenizer import load_tokenizer, vocabulary
+from moejax.data.tokenizer import choose_vocab_size, load_tokenizer
 from moejax.models.counts import cost
 
 PLACES = ("data.directory", "data.prefetch")
@@ -46,7 +46,7 @@ def flops_per_token(config: Config) -> int:
     """Active FLOPs of a token in training."""
     if config.model.sees_images:  # the head, which all runs have alike, left out
         return cost(config.model, 0, config.positions).flops_per_token
-    size = vocabulary(config.model, load_tokenizer(config.data.tokenizer))
+    size = choose_vocab_size(config.model, load_tokenizer(config.data.tokenizer))
     return cost(config.model, size, config.positions).flops_per_token
 
 

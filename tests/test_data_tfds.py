@@ -133,9 +133,9 @@ def test_a_server_that_refuses_is_reachable_one_that_is_silent_is_not():
     with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
         thread = threading.Thread(target=server.handle_request, daemon=True)
         thread.start()
-        assert tfds_source._reachable(f"http://127.0.0.1:{server.server_port}/", 5)
+        assert tfds_source._is_reachable(f"http://127.0.0.1:{server.server_port}/", 5)
         thread.join()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
-        assert not tfds_source._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", 0.3)
+        assert not tfds_source._is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", 0.3)
         assert time.monotonic() - start < 2

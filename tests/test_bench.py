@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from moejax.config.errors import ConfigError
-from moejax.lab.bench.compiled import CompiledBench, kernels_of, random_sizes, visits
+from moejax.lab.bench.compile_layer import CompiledBench, count_visits, find_kernels, random_sizes
 from moejax.moe.kernels import megablox
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def test_visits_are_those_of_the_kernel():
     for sizes in ([0, 0, 0], [256, 0, 0], [0, 100, 28], *rng.integers(0, 300, (20, 3))):
         sizes = np.array(sizes, np.int32)
         for tile in (128, 256):
-            assert visits(sizes, tile) == tiles_of_the_kernel(sizes, tm=tile)
+            assert count_visits(sizes, tile) == tiles_of_the_kernel(sizes, tm=tile)
 
 
 def test_random_sizes_are_those_of_uniform_routing():
@@ -68,7 +68,7 @@ def test_grouped_products_are_found_in_a_program():
             '  %other = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"',
         ]
     )
-    product, gradient = kernels_of(text, np.full(8, 128))
+    product, gradient = find_kernels(text, np.full(8, 128))
     assert product.work == megablox.Work(1024, 256, 384, 8, 2)
     assert gradient.work == megablox.Work(1024, 256, 384, 8, 2, gradient=True)
     assert (product.declared_flops, product.declared_bytes) == (12, 34)
@@ -163,7 +163,7 @@ COMPILE_FOR_HOPPER = """
 import sys, types, jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from moejax.lab.bench.compiled import CompiledBench
+from moejax.lab.bench.compile_layer import CompiledBench
 from moejax.moe.layer import MoELayer
 
 tokens, width, hidden, experts, top_k = map(int, sys.argv[2:])

@@ -18,7 +18,7 @@ import pytest
 
 from moejax.config.errors import ConfigError, UserError
 from moejax.lab.bench import gpu, peers
-from moejax.lab.bench.agreement import agreements, clear_choices
+from moejax.lab.bench.agreement import check_agreement, clear_choices
 from moejax.lab.bench.gpu import GpuBench
 from moejax.lab.bench.peers import PeersBench, ragged_dot_layer
 from moejax.lab.bench.programs import Arm, make_problem, routed_arms
@@ -103,10 +103,10 @@ def test_a_layer_that_computes_something_else_is_not_timed(problem, ours):
     y_1TD, (dparams, dx_1TD) = ours
     wrong = {"other forward+backward": lambda: (1.001 * y_1TD, (dparams, dx_1TD))}
     with pytest.raises(UserError, match="other does not compute .* its output is 1.0e-03"):
-        agreements(problem, wrong)
+        check_agreement(problem, wrong)
     nan = {"other forward+backward": lambda: (y_1TD, (dparams, dx_1TD * jnp.nan))}
     with pytest.raises(UserError, match="its gradient of the input is nan"):
-        agreements(problem, nan)
+        check_agreement(problem, nan)
 
 
 def test_tokens_whose_choice_a_rounding_decides_are_not_compared(problem):

@@ -7,19 +7,19 @@ import pytest
 
 from moejax.config.errors import ConfigError
 from moejax.lab.bench import scaling
-from moejax.lab.bench.scaling import ScalingBench, exponent, weight_traffic
+from moejax.lab.bench.scaling import ScalingBench, fit_exponent, weight_traffic
 from moejax.lab.bench.shape import LayerShape
 
 
 @pytest.mark.parametrize("power", [0.0, 0.31, 1.0, 2.0])
 def test_the_exponent_of_a_power_is_found(power):
     x = [8, 16, 32, 128]
-    assert exponent(x, [3.5 * n**power for n in x]) == pytest.approx(power, abs=1e-12)
+    assert fit_exponent(x, [3.5 * n**power for n in x]) == pytest.approx(power, abs=1e-12)
 
 
 def test_the_exponent_is_that_of_least_squares():
     """By hand: log2 of the times 0, 2, 1 over log2 of the tokens 0, 1, 2 has the slope 1/2."""
-    assert exponent([1, 2, 4], [1, 4, 2]) == pytest.approx(0.5)
+    assert fit_exponent([1, 2, 4], [1, 4, 2]) == pytest.approx(0.5)
 
 
 def test_weights_are_three_float32_matrices_an_expert():
@@ -31,7 +31,7 @@ def test_weights_are_three_float32_matrices_an_expert():
 
 def test_a_point_is_measured():
     shape = LayerShape(tokens=16, experts=2, width=8, hidden=8, dispatch="grouped")
-    point = scaling.point(shape, rounds=2)
+    point = scaling.measure_point(shape, rounds=2)
     for which in ("forward", "forward_backward"):
         routed, dense = (point[f"{layer}_{which}_ms"]["median"] for layer in scaling.LAYERS)
         assert point[f"{which}_ratio"]["median"] == pytest.approx(routed / dense)
@@ -53,7 +53,7 @@ def made_up(shape, rounds):
 
 def test_both_sweeps_are_fitted_and_drawn(tmp_path, monkeypatch, capsys):
     file = tmp_path / "scaling.svg"
-    monkeypatch.setattr(scaling, "point", made_up)
+    monkeypatch.setattr(scaling, "measure_point", made_up)
     bench = ScalingBench(
         tokens=(64, 16, 32), experts=(2, 4), at_tokens=32, at_experts=2, output=file
     )

@@ -173,9 +173,14 @@ def compile_on_the_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def bench(name: str, summary: str, prepare: Callable[[], None] | None = None) -> Command:
-    """`moejax bench NAME`: the settings, ``measure`` and ``report`` of ``lab.bench.NAME``. Exits
-    with 1 if the figures say that a result is wrong.
+def bench(
+    name: str,
+    summary: str,
+    prepare: Callable[[], None] | None = None,
+    file: str | None = None,
+) -> Command:
+    """`moejax bench NAME`: the settings, ``measure`` and ``report`` of a file in ``lab.bench``, by
+    default of this name. Exits with 1 if the figures say that a result is wrong.
     """
 
     def run(arguments: Namespace) -> None:
@@ -183,7 +188,7 @@ def bench(name: str, summary: str, prepare: Callable[[], None] | None = None) ->
             prepare()
         import tyro
 
-        module = import_module(f"moejax.lab.bench.{name}")
+        module = import_module(f"moejax.lab.bench.{file or name}")
         settings = getattr(module, f"{name.title()}Bench")
 
         def parsed(bench: tyro.conf.OmitArgPrefixes[settings], json: bool = False) -> tuple:
@@ -397,6 +402,7 @@ COMMANDS: dict[str, Command | Group] = {
                 "compiled",
                 "arithmetic and memory of a routed layer on TPUs, without one, by their compiler",
                 compile_on_the_cpu,
+                file="compile_layer",
             ),
             "peers": bench(
                 "peers",

@@ -1,6 +1,7 @@
 """TPUs that are described instead of being here: what to compile for, and what came out."""
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any
@@ -82,24 +83,27 @@ def overlapping(text: str) -> int:
     return count
 
 
+def array_dims(array: str) -> tuple[int, ...]:
+    """The dimensions in the type of an array: ``array_dims("bf16[8,128]") == (8, 128)``."""
+    return tuple(int(number) for number in re.findall(r"\d+", array.partition("[")[2]))
+
+
 def largest_buffers(text: str, count: int = 8) -> list[tuple[int, str, str]]:
-    """The largest arrays that a compiled program writes: bytes, type and shape, what it is."""
+    """The largest arrays that a compiled program writes: bytes, type and shape, and its name."""
     found: dict[tuple[int, str], str] = {}
     inside_fusion = False
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" "):
             inside_fusion = "fused_computation" in line.split("(")[0]
-        made = re.match(r"  (?:ROOT )?%\S+ = (\w+)\[([\d,]*)\]\S* ([\w-]+)\(", line)
+        made = re.match(r"  (?:ROOT )?%\S+ = (\w+)(\[[\d,]*\])\S* ([\w-]+)\(", line)
         if (
             inside_fusion
             or made is None
             or made[3] in ("parameter", "get-tuple-element", "bitcast")
         ):
             continue
-        size = NUMBER_BYTES.get(made[1], 4)
-        for number in filter(None, made[2].split(",")):
-            size *= int(number)
+        size = NUMBER_BYTES.get(made[1], 4) * math.prod(array_dims(made[2]))
         name = re.search(r'op_name="([^"]*)"', line)
-        found.setdefault((size, f"{made[1]}[{made[2]}]"), name[1] if name else made[3])
+        found.setdefault((size, made[1] + made[2]), name[1] if name else made[3])
     largest = sorted(found.items(), reverse=True)[:count]
     return [(size, array, name) for (size, array), name in largest]

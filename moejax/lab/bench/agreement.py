@@ -1,4 +1,4 @@
-"""Whether the arms of a comparison compute the same: outputs, and gradients of the input."""
+"""Check that all arms of a comparison compute the same outputs and gradients of the input."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,24 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config.errors import UserError
-from moejax.lab.bench.programs import Problem, dense_arms, routed_arms, whole_products
+from moejax.lab.bench.programs import Problem, dense_arms, full_precision, routed_arms
 from moejax.moe.layer import exact
 
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
-"""The largest difference from our layer in float32, over its largest value."""
+"""The largest allowed difference from our layer in float32, divided by its largest value."""
 MARGINS = {"float32": 1e-3, "bfloat16": 3e-2}
-"""Tokens whose last choice wins by less, in logits, are not compared: rounding may decide it."""
+"""Tokens whose last choice wins by less than this, in logits, are not compared, since rounding may
+decide the choice."""
 
 
-def agreements(problem: Problem, arms: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """How far outputs and gradients of the input are from ours in float32, over the largest value.
+def check_agreement(problem: Problem, arms: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """How far outputs and gradients of the input are from ours in float32, divided by the largest
+    value.
 
-    Raises ``UserError`` where that is more than rounding. Both are rows of single tokens, and those
-    whose choice rounding may decide are left out. A layer of ours that drops choices is not
-    compared.
+    Raises ``UserError`` if that is more than rounding. Outputs and gradients have a row for each
+    token; rows of tokens whose choice rounding may decide are left out. Our own layer is not
+    compared if it drops choices.
     """
     shape = problem.shape
-    routed, dense = expected(problem)
+    routed, dense = compute_expected(problem)
     clear_T = clear_choices(problem)
     errors = {}
     for program, run in arms.items():
@@ -34,7 +36,7 @@ def agreements(problem: Problem, arms: dict[str, Callable[[], Any]]) -> dict[str
             continue
         is_dense = name in ("dense", "torch dense")
         rows_T = np.ones_like(clear_T) if is_dense else clear_T
-        errors[name] = differences(run(), dense if is_dense else routed, rows_T)
+        errors[name] = largest_differences(run(), dense if is_dense else routed, rows_T)
         for what, error in errors[name].items():
             if not error <= LIMITS[shape.dtype]:
                 raise UserError(
@@ -44,20 +46,20 @@ def agreements(problem: Problem, arms: dict[str, Callable[[], Any]]) -> dict[str
     return {"limit": LIMITS[shape.dtype], "compared_share": float(clear_T.mean()), "errors": errors}
 
 
-def expected(problem: Problem) -> tuple[Any, Any]:
-    """Results of our routed layer in float32, where nothing is dropped, and of the dense one."""
+def compute_expected(problem: Problem) -> tuple[Any, Any]:
+    """The results of our layers in float32: of the routed one, without drops, and the dense one."""
     shape = replace(
         problem.shape, dtype="float32", dispatch="grouped", group_size=None, capacity_factor=None
     )
     x_1TD, dy_1TD = (x.astype(jnp.float32) for x in (problem.x_1TD, problem.dy_1TD))
     problem = replace(problem, shape=shape, x_1TD=x_1TD, dy_1TD=dy_1TD)
-    with whole_products("float32"):
+    with full_precision("float32"):
         arms = dense_arms(problem) | routed_arms("routed", problem, shape)
     return arms["routed forward+backward"](), arms["dense forward+backward"]()
 
 
 def clear_choices(problem: Problem) -> np.ndarray:
-    """Which tokens choose their experts by more than a rounding error: ``clear_T`` (bool)."""
+    """Which tokens choose their experts by more than rounding can change: ``clear_T`` (bool)."""
     shape, margin = problem.shape, MARGINS[problem.shape.dtype]
     if shape.top_k == shape.experts:
         return np.ones(shape.tokens, bool)
@@ -72,8 +74,8 @@ def clear_choices(problem: Problem) -> np.ndarray:
     return clear_T
 
 
-def differences(result: Any, right: Any, rows_T: np.ndarray) -> dict[str, float]:
-    """The largest of output and of the input's gradient, in these rows."""
+def largest_differences(result: Any, right: Any, rows_T: np.ndarray) -> dict[str, float]:
+    """The largest difference of the output, and of the input's gradient, in these rows."""
     (y, (_, dx)), (y_0, (_, dx_0)) = result, right
     pairs = {"output": (y, y_0), "gradient of the input": (dx, dx_0)}
     errors = {}

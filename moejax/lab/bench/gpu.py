@@ -1,4 +1,4 @@
-"""A routed layer on a Hopper GPU, in the shapes of known models: is it right, and is it fast?"""
+"""Check and time a routed layer on a Hopper GPU, in the shapes of known models."""
 
 import re
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import numpy as np
 from moejax.config.checks import check
 from moejax.config.errors import UserError
 from moejax.lab.bench import reference
-from moejax.lab.bench.peers import missing, ragged_dot_arms, torch_arms
+from moejax.lab.bench.peers import missing_libraries, ragged_dot_arms, torch_arms
 from moejax.lab.bench.programs import (
     PASSES,
     Arm,
     Problem,
     dense_arms,
+    full_precision,
     make_problem,
     routed_arms,
-    whole_products,
 )
 from moejax.lab.bench.shape import LayerShape, check_groups
 from moejax.lab.bench.timing import Times, interleave, main_clock
@@ -32,31 +32,31 @@ SIZES: dict[str, dict[str, int]] = {
     "e8": {"width": 4096, "hidden": 14336, "experts": 8, "top_k": 2},
     "e128": {"width": 2048, "hidden": 768, "experts": 128, "top_k": 8},
 }
-"""By their experts: close to DeepSeek-V2-Lite, Mixtral 8x7B, Qwen3-30B-A3B."""
+"""By their number of experts; close to DeepSeek-V2-Lite, Mixtral 8x7B and Qwen3-30B-A3B."""
 TINY = {
     "e64": {"width": 64, "hidden": 128, "experts": 8, "top_k": 4},
     "e8": {"width": 128, "hidden": 64, "experts": 4, "top_k": 2},
     "e128": {"width": 64, "hidden": 64, "experts": 16, "top_k": 4},
 }
 LIMITS = {"float32": 1e-4, "bfloat16": 1e-2}
-"""The largest difference from float64, over the largest value."""
+"""The largest allowed difference from float64, divided by the largest value."""
 TOKENS_CHECKED, UNITS_CHECKED = 64, 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuBench:
-    """What is run."""
+    """Which shapes are checked and timed, and how."""
 
     only: tuple[Name, ...] = ("e64", "e8", "e128")
-    """Shapes, by their experts."""
+    """Shapes, named by their number of experts."""
     tokens: int = 16384
     """Tokens (T); 256 with --tiny."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the activations and products; the kernels for Hopper want 16 bits."""
+    """Type of the activations and products; the kernels for Hopper need 16 bits."""
     rounds: int = 9
     """Timed rounds."""
     tiny: bool = False
-    """All of it in small shapes, on whatever there is: to see that it runs."""
+    """Run all of it in small shapes on any machine, to see that it works."""
 
     def __post_init__(self) -> None:
         check(bool(self.only), f"--only needs at least one of {', '.join(SIZES)}.")
@@ -71,7 +71,7 @@ class GpuBench:
 
 
 def measure(bench: GpuBench) -> dict[str, Any]:
-    """Check and time; the object that ``--json`` prints."""
+    """Check and time. Returns the object that ``--json`` prints."""
     backend, device = jax.default_backend(), jax.devices()[0]
     if backend != "gpu" and not bench.tiny:
         raise UserError(
@@ -79,7 +79,7 @@ def measure(bench: GpuBench) -> dict[str, Any]:
             " here. On a machine that has one: pip install -e '.[cuda]'. To see all of it run in"
             " small shapes on any machine: --tiny."
         )
-    with whole_products(bench.dtype):
+    with full_precision(bench.dtype):
         shapes = {name: measure_shape(bench, name) for name in bench.only}
     result = {"device": device.device_kind, "backend": backend, "clock": main_clock()}
     result |= {"settings": asdict(bench), "limit": LIMITS[bench.dtype], "shapes": shapes}
@@ -89,18 +89,18 @@ def measure(bench: GpuBench) -> dict[str, Any]:
 
 
 def measure_shape(bench: GpuBench, name: str) -> dict[str, Any]:
-    """One shape: errors, times, ratios and memory."""
+    """The errors, times, ratios and memory of one shape."""
     shape = bench.shape(name)
     problem = make_problem(shape)
     errors, failed = {}, {}
 
-    def checked() -> dict:
+    def check_kernels() -> dict:
         errors.update(kernel_errors(problem))
         return {}
 
     arms: dict[str, Callable] = {}
     attempts = {
-        "check": checked,
+        "check": check_kernels,
         "grouped": lambda: routed_arms("grouped", problem, shape),
         "einsum": lambda: routed_arms("einsum", problem, bench.shape(name, "einsum")),
         "gather": lambda: routed_arms("gather", problem, bench.shape(name, "gather")),
@@ -118,12 +118,14 @@ def measure_shape(bench: GpuBench, name: str) -> dict[str, Any]:
         "errors": errors,
         "right": bool(errors) and max(errors.values()) <= LIMITS[bench.dtype],
         "failed": failed,
-        "arms": {arm: figures(times, arms, arm) for arm in attempts if f"{arm} forward" in arms},
+        "arms": {
+            arm: summarize_arm(times, arms, arm) for arm in attempts if f"{arm} forward" in arms
+        },
     }
 
 
 def attempt(make: Callable[[], dict]) -> tuple[dict, str | None]:
-    """Make programs and run each once; or none of them, and why: memory was too small, say."""
+    """Make programs and run each once. If that fails, return none, and the reason."""
     try:
         arms = make()
         for run in arms.values():
@@ -138,9 +140,9 @@ def attempt(make: Callable[[], dict]) -> tuple[dict, str | None]:
 
 
 def grouped_mm_arms(problem: Problem) -> dict[str, Callable]:
-    """The layer on PyTorch's grouped product, as transformers writes it."""
-    if missing():
-        raise UserError(f"absent: no {' and no '.join(missing())} here")
+    """The layer with PyTorch's grouped product, as transformers writes it."""
+    if missing_libraries():
+        raise UserError(f"absent: no {' and no '.join(missing_libraries())} here")
     programs, absent, _ = torch_arms(problem, ("grouped_mm",))
     if absent:
         raise UserError("absent: " + "; ".join(absent.values()))
@@ -148,8 +150,8 @@ def grouped_mm_arms(problem: Problem) -> dict[str, Callable]:
     return {f"torch grouped_mm {which}": programs[f"{name} {which}"] for which in PASSES}
 
 
-def figures(times: Times, arms: dict[str, Callable], name: str) -> dict[str, Any]:
-    """Of one arm: milliseconds, ratios to what there is to compare with, and peak memory."""
+def summarize_arm(times: Times, arms: dict[str, Callable], name: str) -> dict[str, Any]:
+    """The figures of one arm: milliseconds, peak memory, ratios to dense and to ragged_dot."""
     found: dict[str, Any] = {}
     for which, key in PASSES.items():
         found[f"{key}_ms"] = times.spread(f"{name} {which}", main_clock())
@@ -162,7 +164,9 @@ def figures(times: Times, arms: dict[str, Callable], name: str) -> dict[str, Any
 
 
 def kernel_errors(problem: Problem) -> dict[str, float]:
-    """Of ``kernels.feed_forward`` on the device, over the largest value: see ``reference``."""
+    """The errors of ``kernels.feed_forward`` on the device, divided by the largest value. The right
+    values are those of ``reference``.
+    """
     shape = problem.shape
     T, K, E = shape.tokens, shape.top_k, shape.experts
     logits_TE = jax.random.normal(jax.random.key(2), (T, E))
@@ -184,22 +188,24 @@ def kernel_errors(problem: Problem) -> dict[str, float]:
     rng = np.random.default_rng(0)
     token_T = rng.choice(T, min(T, TOKENS_CHECKED), replace=False)
     case = reference.Case(*jax.device_get((params, x_TD, expert_TK, weight_TK, dy_TD)))
-    of_tokens = reference.of_tokens(case, token_T)
+    by_token = reference.differentiate_tokens(case, token_T)
     got = {"y": y_TD, "dx": dx_TD, "dweight": dweight_TK}
-    pairs = {name: [(got[name][token_T], right)] for name, right in of_tokens.items()}
+    pairs = {name: [(got[name][token_T], right)] for name, right in by_token.items()}
     gradients = replace(case, params=dparams)
     for expert in range(E):
         unit_F = rng.choice(shape.hidden, min(shape.hidden, UNITS_CHECKED), replace=False)
         here = gradients.matrices(expert, unit_F)
         for (name, right), dw in zip(
-            reference.of_units(case, expert, unit_F).items(), here, strict=True
+            reference.differentiate_units(case, expert, unit_F).items(), here, strict=True
         ):
             pairs.setdefault(name, []).append((dw, right))
-    return {name: largest(found) for name, found in pairs.items()}
+    return {name: largest_error(found) for name, found in pairs.items()}
 
 
-def largest(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The largest difference of pairs (got, right) over the largest right value; NaN counts."""
+def largest_error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The largest difference in pairs (got, right), divided by the largest right value; a NaN gives
+    NaN.
+    """
     away = np.array([np.abs(got.astype(np.float64) - right).max() for got, right in pairs])
     return float(away.max() / max(np.abs(right).max() for _, right in pairs))
 
@@ -222,12 +228,12 @@ def report(result: dict[str, Any]) -> str:
             " | to ragged_dot | peak GB |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        lines += [row(arm, figures) for arm, figures in found["arms"].items()]
+        lines += [table_row(arm, figures) for arm, figures in found["arms"].items()]
         lines += [f"| {arm} | {why} | | | | | | |" for arm, why in found["failed"].items()] + [""]
     return "\n".join(lines)
 
 
-def row(arm: str, figures: dict[str, Any]) -> str:
+def table_row(arm: str, figures: dict[str, Any]) -> str:
     """One line of the table."""
     cells = [arm]
     for key in PASSES.values():

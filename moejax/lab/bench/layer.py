@@ -1,4 +1,4 @@
-"""A routed layer against the dense layer of equal active size, timed in one run."""
+"""Time a routed layer beside the dense layer of equal active size, in one run."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,44 +9,39 @@ import jax.numpy as jnp
 from moejax.config.checks import check
 from moejax.lab.bench.programs import PASSES, Arm, Problem, dense_arms, make_problem, routed_arms
 from moejax.lab.bench.shape import LayerShape
-from moejax.lab.bench.timing import Times, interleave, main_clock
-from moejax.runtime.allocator import keep_freed_memory
+from moejax.lab.bench.timing import Times, TimingSettings, interleave, main_clock
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerBench(LayerShape):
-    """The layer, and how long to look."""
+class LayerBench(LayerShape, TimingSettings):
+    """The layer, and how to time it."""
 
     skew: float = 0.0
-    """This share of all tokens has expert 0 for its first choice; above 0, the balanced load is
-    timed, too."""
-    rounds: int = 9
-    """Timed rounds."""
-    keep_memory: bool = False
-    """Keep freed memory, as train.py does, instead of giving it back to the system."""
+    """The share of all tokens whose first choice is expert 0. Above 0, the balanced load is timed,
+    too."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        LayerShape.__post_init__(self)
+        TimingSettings.__post_init__(self)
         check(0 <= self.skew <= 1, f"--skew must lie in [0, 1], not {self.skew}.")
-        check(self.rounds > 0, f"--rounds must be greater than 0, not {self.rounds}.")
 
 
-def programs(bench: LayerBench) -> dict[str, Arm]:
-    """Forward and forward+backward of both layers, compiled."""
+def compile_programs(bench: LayerBench) -> dict[str, Arm]:
+    """Compile forward and forward+backward of both layers."""
     problem = make_problem(bench)
     arms = dense_arms(problem)
     if bench.skew:
         arms |= routed_arms("balanced", problem, bench)
-        problem = skewed(problem, bench.skew)
+        problem = send_to_first_expert(problem, bench.skew)
     return arms | routed_arms("routed", problem, bench)
 
 
-def skewed(problem: Problem, share: float) -> Problem:
-    """Make a share of the tokens choose expert 0 first, by one feature that only it sees."""
+def send_to_first_expert(problem: Problem, share: float) -> Problem:
+    """Make a share of the tokens choose expert 0 first, by a feature that only this expert sees."""
     x_1TD, params = problem.x_1TD, problem.routed["params"]
     T = x_1TD.shape[1]
     first_T = jnp.where(jnp.arange(T) < share * T, 1.0, -1.0).astype(x_1TD.dtype)
-    # Mixed up, as neighbours in a text do not share all their experts.
+    # In random order: neighbours in a text do not all share one expert.
     first_T = jax.random.permutation(jax.random.key(1), first_T)
     w_DE = params["w_router_DE"].at[0].set(0).at[0, 0].set(100.0)
     return replace(
@@ -58,9 +53,8 @@ def skewed(problem: Problem, share: float) -> Problem:
 
 def measure(bench: LayerBench) -> dict[str, Any]:
     """Time all programs in one run; the object that ``--json`` prints."""
-    if bench.keep_memory:
-        keep_freed_memory()
-    arms = programs(bench)
+    bench.prepare_memory()
+    arms = compile_programs(bench)
     times = interleave(dict(arms), bench.rounds)
     result: dict[str, Any] = {"shape": asdict(bench), "backend": jax.default_backend()}
     for name, key in PASSES.items():
@@ -77,7 +71,7 @@ def measure(bench: LayerBench) -> dict[str, Any]:
 
 
 def ratios(times: Times, arm: str, to: str, key: str) -> dict[str, Any]:
-    """Ratios by CPU time (the plain key) and by wall time, with their spread."""
+    """Ratios by the main clock (the plain key), with quartiles, and by the other clock."""
     clock = main_clock()
     other = "wall" if clock == "cpu" else "cpu"
     main = times.ratio(arm, to, clock)

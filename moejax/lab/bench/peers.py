@@ -1,7 +1,7 @@
-"""The work of one routed layer in others' code, in one run: Hugging Face, PyTorch, plain JAX.
+"""Time one routed layer in several libraries, in one run: ours, Hugging Face, PyTorch, plain JAX.
 
-All have the same weights and the same input, and are timed only once their outputs and the
-gradients of the input agree.
+All have the same weights and the same input. They are timed only if their outputs and the gradients
+of the input agree.
 """
 
 import importlib.util
@@ -17,45 +17,41 @@ import jax.numpy as jnp
 
 from moejax.config.checks import check
 from moejax.config.errors import UserError
-from moejax.lab.bench.agreement import agreements
+from moejax.lab.bench.agreement import check_agreement
 from moejax.lab.bench.programs import (
     PASSES,
     Problem,
     compile_both,
     dense_arms,
+    full_precision,
     make_problem,
     routed_arms,
-    whole_products,
 )
 from moejax.lab.bench.shape import LayerShape
-from moejax.lab.bench.timing import Times, interleave, main_clock
+from moejax.lab.bench.timing import Times, TimingSettings, interleave, main_clock
 from moejax.moe.layer import exact
-from moejax.runtime.allocator import keep_freed_memory
 
 MOST_COPIED_BYTES = 1e9
-"""Of weights: an implementation that copies more is left out."""
+"""An implementation that copies more bytes of weights than this is left out."""
 
 Implementation = Literal["eager", "grouped_mm", "batched_mm"]
 Programs = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersBench(LayerShape):
-    """The layer, and whom it is compared with."""
+class PeersBench(LayerShape, TimingSettings):
+    """The layer, and what it is compared with."""
 
     dispatch: Literal["auto", "einsum", "gather", "grouped"] = "grouped"
     """The form of dispatch of our layer."""
     implementations: tuple[Implementation, ...] = ("eager", "grouped_mm", "batched_mm")
-    """Forms of Mixtral's experts in transformers. Those that it has beside them fetch kernels."""
+    """Forms of Mixtral's experts in transformers. Its other forms download kernels."""
     ragged_dot: bool = False
-    """Also time the layer by jax.lax.ragged_dot: on CPUs it takes 8 to 80 times as long."""
-    rounds: int = 9
-    """Timed rounds."""
-    keep_memory: bool = False
-    """Keep freed memory, as train.py does, instead of giving it back to the system."""
+    """Also time the layer by jax.lax.ragged_dot, which takes 8 to 80 times as long on CPUs."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        LayerShape.__post_init__(self)
+        TimingSettings.__post_init__(self)
         check(
             self.activation == "swiglu",
             f"--activation must be swiglu, that of Mixtral's experts, not {self.activation}.",
@@ -64,31 +60,29 @@ class PeersBench(LayerShape):
             self.router in ("top_k", "mixtral"),
             f"--router must be top_k or mixtral, a softmax over the chosen, not {self.router}.",
         )
-        check(self.rounds > 0, f"--rounds must be greater than 0, not {self.rounds}.")
 
 
 def measure(bench: PeersBench) -> dict[str, Any]:
-    """Compare, then time all in one run; the object that ``--json`` prints."""
-    if missing():
+    """Check that all agree, then time them in one run. Returns the object of ``--json``."""
+    if missing_libraries():
         raise UserError(
-            f"comparing with other libraries needs {' and '.join(missing())}:"
+            f"comparing with other libraries needs {' and '.join(missing_libraries())}:"
             " pip install -e '.[peers]'"
         )
-    if bench.keep_memory:
-        keep_freed_memory()
-    with whole_products(bench.dtype):
-        return compared(bench)
+    bench.prepare_memory()
+    with full_precision(bench.dtype):
+        return compare_layers(bench)
 
 
-def compared(bench: PeersBench) -> dict[str, Any]:
-    """See ``measure``."""
+def compare_layers(bench: PeersBench) -> dict[str, Any]:
+    """Check and time, in the settings that are in force now."""
     problem = make_problem(bench)
     arms: Programs = routed_arms("ours", problem, bench) | dense_arms(problem)
     if bench.ragged_dot:
         arms |= ragged_dot_arms(problem)
     others, absent, threads = torch_arms(problem, bench.implementations)
     arms |= others
-    agreement = agreements(problem, arms)
+    agreement = check_agreement(problem, arms)
     times = interleave(arms, bench.rounds)
     names = [name.removesuffix(" forward") for name in arms if name.endswith(" forward")]
     return {
@@ -101,30 +95,30 @@ def compared(bench: PeersBench) -> dict[str, Any]:
         "agreement": agreement,
         "absent": absent,
         "clock": main_clock(),
-        "arms": {name: figures(times, name) for name in names},
+        "arms": {name: summarize_arm(times, name) for name in names},
         **best_peer(times, [name for name in names if is_peer(name)]),
     }
 
 
-def missing() -> list[str]:
+def missing_libraries() -> list[str]:
     """Which of the other libraries are not installed."""
     return [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
 
 
 def is_peer(name: str) -> bool:
-    """Whether an arm is the routed layer in others' code."""
+    """Whether an arm is the routed layer in the code of another library."""
     return name == "ragged_dot" or name.startswith("transformers")
 
 
 def ragged_dot_arms(problem: Problem) -> Programs:
-    """The routed layer by ``jax.lax.ragged_dot``, compiled."""
+    """Compile the routed layer written with ``jax.lax.ragged_dot``."""
     apply = partial(ragged_dot_layer, top_k=problem.shape.top_k)
     return compile_both("ragged_dot", apply, problem.routed, problem)
 
 
 def ragged_dot_layer(params: Any, x_1TD: jax.Array, *, top_k: int) -> jax.Array:
-    """A softmax top-k router and SwiGLU experts, as one writes them on ``jax.lax.ragged_dot``:
-    ``y_1TD``. Parameters are those of ``MoELayer``.
+    """A softmax top-k router and SwiGLU experts, written with ``jax.lax.ragged_dot``: ``y_1TD``.
+    The parameters are those of ``MoELayer``.
     """
     p = {name: value.astype(x_1TD.dtype) for name, value in params["params"].items()}
     x_TD = x_1TD[0]
@@ -145,8 +139,10 @@ def ragged_dot_layer(params: Any, x_1TD: jax.Array, *, top_k: int) -> jax.Array:
 def torch_arms(
     problem: Problem, implementations: tuple[Implementation, ...]
 ) -> tuple[Programs, dict[str, str], int]:
-    """PyTorch's programs with our weights; which are absent, and why; and PyTorch's threads."""
-    # Before PyTorch starts: its waiting threads would spin, and a busy machine multiplies that.
+    """The programs of PyTorch with our weights; those that are absent, with the reason; and how
+    many threads PyTorch has.
+    """
+    # Before PyTorch starts: its waiting threads would spin, which costs most on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from moejax.lab.bench import torch_layers
 
@@ -161,16 +157,16 @@ def torch_arms(
         absent["transformers batched_mm"] = why
     names = tuple(n for n in implementations if f"transformers {n}" not in absent)
     threads = torch_layers.use_all_cores()
-    layers = torch_layers.mixtral(problem, names)
-    layers["torch dense"] = torch_layers.dense(problem)
+    layers = torch_layers.build_mixtral(problem, names)
+    layers["torch dense"] = torch_layers.build_dense(problem)
     programs = {}
     for name, layer in layers.items():
-        programs |= torch_layers.both(name, layer, problem)
+        programs |= torch_layers.make_programs(name, layer, problem)
     return programs, absent, threads
 
 
-def figures(times: Times, name: str) -> dict[str, Any]:
-    """Milliseconds of an arm, by CPU and by wall."""
+def summarize_arm(times: Times, name: str) -> dict[str, Any]:
+    """The milliseconds of an arm, by CPU time and by wall time."""
     return {
         key: {f"{clock}_ms": times.spread(f"{name} {which}", clock) for clock in ("cpu", "wall")}
         for which, key in PASSES.items()
@@ -178,7 +174,7 @@ def figures(times: Times, name: str) -> dict[str, Any]:
 
 
 def best_peer(times: Times, peers: list[str]) -> dict[str, Any]:
-    """Whose forward+backward is fastest, and how many times as long as ours it takes."""
+    """The peer with the fastest forward+backward, and its time divided by ours."""
     if not peers:
         return {"best_peer": None}
     clock = main_clock()
@@ -194,7 +190,7 @@ def best_peer(times: Times, peers: list[str]) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """A table, and the ratio to the best of the others."""
+    """A table of all arms, and the ratio of the best peer to ours."""
     clock = result["clock"]
     lines = [f"{'ms, ' + clock + ' time':<26}{'forward':>24}{'forward+backward':>24}"]
     for name, arm in result["arms"].items():

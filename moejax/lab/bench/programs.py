@@ -1,4 +1,4 @@
-"""Compiled programs to be timed: forward and forward+backward of a layer."""
+"""Compile the programs that are timed: forward and forward+backward of a layer."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from moejax.lab.bench.shape import LayerShape
 from moejax.moe.layer import FeedForward, MoELayer
 
 PASSES = {"forward": "forward", "forward+backward": "forward_backward"}
-"""What is timed of each layer, and its key in JSON."""
+"""The passes that are timed of each layer, and their keys in JSON."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What all arms of a comparison are given."""
+    """The input and the parameters that all arms of a comparison share."""
 
     shape: LayerShape
     x_1TD: jax.Array
@@ -44,22 +44,22 @@ class Arm:
 
     @property
     def temporary_bytes(self) -> int:
-        """Memory beside inputs and outputs."""
+        """Memory for all but inputs and outputs."""
         return self.compiled.memory_analysis().temp_size_in_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Memory with inputs and outputs, as the compiler plans it."""
+        """Memory at the peak, inputs and outputs included, as the compiler plans it."""
         return self.compiled.memory_analysis().peak_memory_in_bytes
 
 
-def whole_products(dtype: str) -> AbstractContextManager:
-    """Where float32 products are compiled in full precision, as PyTorch's are, on GPUs too."""
+def full_precision(dtype: str) -> AbstractContextManager:
+    """A context in which float32 products have full precision, as in PyTorch, also on GPUs."""
     return jax.default_matmul_precision("highest") if dtype == "float32" else nullcontext()
 
 
 def make_problem(shape: LayerShape) -> Problem:
-    """Random numbers, the same for equal shapes."""
+    """A problem of random numbers, the same for equal shapes."""
     T, D = shape.tokens, shape.width
     keys = jax.random.split(jax.random.key(0), 3)
     x_1TD, dy_1TD = (jax.random.normal(k, (1, T, D), jnp.dtype(shape.dtype)) for k in keys[:2])
@@ -75,12 +75,12 @@ def dense_layer(shape: LayerShape) -> FeedForward:
 
 
 def dense_arms(problem: Problem) -> dict[str, Arm]:
-    """The dense layer, compiled."""
+    """Compile the dense layer."""
     return compile_both("dense", dense_layer(problem.shape).apply, problem.dense, problem)
 
 
 def routed_arms(name: str, problem: Problem, shape: LayerShape) -> dict[str, Arm]:
-    """The routed layer, compiled, with the dispatch that ``shape`` names."""
+    """Compile the routed layer, with the dispatch that ``shape`` names."""
     layer = MoELayer(shape.moe(), shape.activation)
 
     def apply(params: Any, x_1TD: jax.Array) -> jax.Array:
@@ -90,8 +90,8 @@ def routed_arms(name: str, problem: Problem, shape: LayerShape) -> dict[str, Arm
 
 
 def compile_both(name: str, apply: Callable, params: Any, problem: Problem) -> dict[str, Arm]:
-    """Forward and forward+backward of ``apply(params, x_1TD)``, compiled. The gradient is that of
-    all parameters and of the input: ``y_1TD, (dparams, dx_1TD)``.
+    """Compile forward and forward+backward of ``apply(params, x_1TD)``. The gradient is that of all
+    parameters and of the input: ``y_1TD, (dparams, dx_1TD)``.
     """
 
     def gradient(params: Any, x_1TD: jax.Array, dy_1TD: jax.Array) -> Any:
@@ -106,7 +106,7 @@ def compile_both(name: str, apply: Callable, params: Any, problem: Problem) -> d
 
 
 def compile_arm(function: Callable, inputs: tuple) -> Arm:
-    """Compile for these inputs, and time that."""
+    """Compile for these inputs, and time the compilation."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*inputs).compile()
     return Arm(compiled, inputs, time.perf_counter() - start)

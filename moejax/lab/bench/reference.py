@@ -1,7 +1,7 @@
 """The routed feed-forward and its gradients in float64, one expert at a time, by NumPy.
 
-Large layers are checked on samples that are exact parts of the whole: some tokens with all their
-experts, and some hidden units of every expert with all its rows.
+Large layers are checked on samples. Each sample is an exact part of the whole: some tokens with all
+of their experts, or some hidden units of every expert with all of its rows.
 """
 
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Case:
         return *(c.astype(np.float64) for c in columns), down_FD.astype(np.float64)
 
     def rows(self, expert: int, token_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of these tokens chose an expert, as places in ``token_T``, and as which choice."""
+        """Which of these tokens chose an expert: places in ``token_T``, and which choice it was."""
         return np.nonzero(self.expert_TK[token_T] == expert)
 
 
-def of_tokens(case: Case, token_T: np.ndarray) -> dict[str, np.ndarray]:
+def differentiate_tokens(case: Case, token_T: np.ndarray) -> dict[str, np.ndarray]:
     """``y``, ``dx`` and ``dweight`` of these tokens."""
     x_TD, dy_TD = (a[token_T].astype(np.float64) for a in (case.x_TD, case.dy_TD))
     weight_TK = case.weight_TK[token_T].astype(np.float64)
@@ -52,7 +52,7 @@ def of_tokens(case: Case, token_T: np.ndarray) -> dict[str, np.ndarray]:
     return {"y": y_TD, "dx": dx_TD, "dweight": dweight_TK}
 
 
-def of_units(case: Case, expert: int, unit_F: np.ndarray) -> dict[str, np.ndarray]:
+def differentiate_units(case: Case, expert: int, unit_F: np.ndarray) -> dict[str, np.ndarray]:
     """``dw_gate``, ``dw_up`` [D, F] and ``dw_down`` [F, D] of these hidden units of an expert."""
     gate_DF, up_DF, down_FD = case.matrices(expert, unit_F)
     token_R, k_R = case.rows(expert, np.arange(len(case.x_TD)))

@@ -1,7 +1,8 @@
-"""How the time of a routed layer grows: with tokens, and with experts at equal active size.
+"""How the time of a routed layer grows with tokens, and with experts at equal active size.
 
-Time grows as a power of what is varied; its exponent is the slope of a straight line through the
-logarithms. The dense layer of equal active size beside it says what the machine does by itself.
+Time grows as a power of the size that varies; the exponent is the slope of a straight line through
+the logarithms. The dense layer of equal active size is timed beside it, to show how the machine
+itself behaves.
 """
 
 import sys
@@ -17,20 +18,20 @@ from moejax.config.checks import check
 from moejax.lab.bench.programs import PASSES, dense_arms, make_problem, routed_arms
 from moejax.lab.bench.scaling_chart import scaling_chart
 from moejax.lab.bench.shape import LayerShape, check_groups
-from moejax.lab.bench.timing import interleave, main_clock
-from moejax.runtime.allocator import keep_freed_memory
+from moejax.lab.bench.timing import TimingSettings, interleave, main_clock
+from moejax.runtime.atomic_files import write_text
 
 LAYERS = ("routed", "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingBench:
-    """Two sweeps. What one varies is fixed in the other."""
+class ScalingBench(TimingSettings):
+    """Two sweeps: each varies one size and keeps the other."""
 
     tokens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     """Tokens (T) of the sweep over tokens."""
     experts: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    """Experts (E) of the sweep over experts; K and F stay, and so does the active size."""
+    """Experts (E) of the sweep over experts; K and F, and so the active size, stay the same."""
     at_experts: int = 8
     """Experts in the sweep over tokens."""
     at_tokens: int = 8192
@@ -45,14 +46,11 @@ class ScalingBench:
     """Type of the activations and products; parameters are float32."""
     dispatch: Literal["auto", "einsum", "gather", "grouped"] = "grouped"
     """The form of dispatch."""
-    rounds: int = 9
-    """Timed rounds of each point."""
-    keep_memory: bool = False
-    """Keep freed memory, as train.py does, instead of giving it back to the system."""
     output: Path = Path("scaling.svg")
-    """Where the plot goes."""
+    """The file of the plot."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("tokens", "experts"):
             values = getattr(self, name)
             check(
@@ -61,7 +59,7 @@ class ScalingBench:
                 f" {' '.join(map(str, values)) or 'none'}.",
             )
             check(min(values) > 0, f"--{name} must be greater than 0, not {min(values)}.")
-        for name in ("at_experts", "at_tokens", "top_k", "width", "hidden", "rounds"):
+        for name in ("at_experts", "at_tokens", "top_k", "width", "hidden"):
             value = getattr(self, name)
             check(value > 0, f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
         if self.dispatch in ("einsum", "gather"):
@@ -93,34 +91,33 @@ class ScalingBench:
 
 
 def measure(bench: ScalingBench) -> dict[str, Any]:
-    """Time all points and draw them; the object that ``--json`` prints."""
-    if bench.keep_memory:
-        keep_freed_memory()
+    """Time all points and draw them. Returns the object that ``--json`` prints."""
+    bench.prepare_memory()
     shapes = {"tokens": bench.over_tokens(), "experts": bench.over_experts()}
     measured = {}
     every = list(dict.fromkeys(shapes["tokens"] + shapes["experts"]))  # they may share one
     for i, shape in enumerate(every):
         where = f"[{i + 1}/{len(every)}] tokens {shape.tokens}, experts {shape.experts}"
         print(where, file=sys.stderr, flush=True)
-        measured[shape] = point(shape, bench.rounds)
+        measured[shape] = measure_point(shape, bench.rounds)
     points = {name: [measured[shape] for shape in sweep] for name, sweep in shapes.items()}
     result: dict[str, Any] = {
         "settings": asdict(bench) | {"output": str(bench.output)},
         "backend": jax.default_backend(),
         "clock": main_clock(),
-        "token_exponent": exponents(points["tokens"], "tokens", "routed"),
-        "expert_exponent": exponents(points["experts"], "experts", "routed"),
-        "dense_token_exponent": exponents(points["tokens"], "tokens", "dense"),
-        "dense_expert_exponent": exponents(points["experts"], "experts", "dense"),
+        "token_exponent": fit_exponents(points["tokens"], "tokens", "routed"),
+        "expert_exponent": fit_exponents(points["experts"], "experts", "routed"),
+        "dense_token_exponent": fit_exponents(points["tokens"], "tokens", "dense"),
+        "dense_expert_exponent": fit_exponents(points["experts"], "experts", "dense"),
         "over_tokens": points["tokens"],
         "over_experts": points["experts"],
     }
-    bench.output.write_text(scaling_chart(result), encoding="utf-8")
+    write_text(bench.output, scaling_chart(result))
     return result
 
 
-def point(shape: LayerShape, rounds: int) -> dict[str, Any]:
-    """One shape: milliseconds of both layers by the clock that counts, and the weights' bytes."""
+def measure_point(shape: LayerShape, rounds: int) -> dict[str, Any]:
+    """Time one shape: milliseconds of both layers by the main clock, and the traffic of weights."""
     problem = make_problem(shape)
     arms = dense_arms(problem) | routed_arms("routed", problem, shape)
     times, clock = interleave(dict(arms), rounds), main_clock()
@@ -138,30 +135,30 @@ def point(shape: LayerShape, rounds: int) -> dict[str, Any]:
 
 
 def weight_traffic(shape: LayerShape) -> dict[str, float]:
-    """The least that one forward+backward moves of the experts' weights, in megabytes: each is read
-    (once is enough for both passes only if all fit into a cache), and each gradient is written.
-    Both are float32.
+    """The least traffic of the experts' weights in one forward+backward, in megabytes. Each weight
+    is read, at least once (both passes share this only if all weights fit into a cache), and each
+    gradient is written. Both are float32.
     """
     megabytes = 3 * 4 * shape.experts * shape.width * shape.hidden / 1e6
     return {"weights_read_megabytes": megabytes, "gradients_written_megabytes": megabytes}
 
 
-def exponents(points: Sequence[dict[str, Any]], by: str, layer: str) -> dict[str, float]:
-    """Of both passes: see ``exponent``."""
+def fit_exponents(points: Sequence[dict[str, Any]], by: str, layer: str) -> dict[str, float]:
+    """The exponents of both passes: see ``fit_exponent``."""
     x = [p[by] for p in points]
     return {
-        key: exponent(x, [p[f"{layer}_{key}_ms"]["median"] for p in points])
+        key: fit_exponent(x, [p[f"{layer}_{key}_ms"]["median"] for p in points])
         for key in PASSES.values()
     }
 
 
-def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
     """The ``a`` of ``y = c x**a``, by least squares of the logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def report(result: dict[str, Any]) -> str:
-    """A table of each sweep, the exponents, and where the plot is."""
+    """A table of each sweep, the exponents, and the place of the plot."""
     lines = []
     for by in ("tokens", "experts"):
         heads = [by, "routed f", "dense f", "ratio", "routed f+b", "dense f+b", "ratio"]

@@ -1,4 +1,4 @@
-"""The picture of ``moejax bench scaling``: time over tokens and over experts, both logarithmic."""
+"""The picture of ``moejax bench scaling``: time over tokens and experts, on logarithmic axes."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ path.routed,path.dense{fill:none}.forward{stroke-dasharray:6 4}
 def scaling_chart(result: dict[str, Any]) -> str:
     """A standalone SVG of two panels, with dotted lines of slope 1 and, over experts, 0."""
     width, height = 2 * (LEFT + SIDE) + GAP, TOP + SIDE + BOTTOM
-    panels = [panel(result, "tokens", (1,)), panel(result, "experts", (0, 1))]
+    panels = [draw_panel(result, "tokens", (1,)), draw_panel(result, "experts", (0, 1))]
     moved = [
         f'<g transform="translate({LEFT + i * (LEFT + SIDE + GAP / 2):.0f},{TOP})">{one}</g>'
         for i, one in enumerate(panels)
@@ -32,13 +32,13 @@ def scaling_chart(result: dict[str, Any]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
         f' width="{width}" height="{height}"><style>{STYLE}</style>'
-        f'<rect width="{width}" height="{height}" fill="#fff"/>{legend(result)}'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>{draw_legend(result)}'
         f"{''.join(moved)}</svg>\n"
     )
 
 
-def legend(result: dict[str, Any]) -> str:
-    """Which line is which, and what the dotted ones are."""
+def draw_legend(result: dict[str, Any]) -> str:
+    """The names of the lines, and what the dotted ones mean."""
     keys = []
     for i, (layer, name) in enumerate(LINES):
         left = LEFT + 214 * i
@@ -48,7 +48,7 @@ def legend(result: dict[str, Any]) -> str:
     return "".join(keys) + f'<text x="{LEFT}" y="46" class="soft">{words}</text>'
 
 
-def panel(result: dict[str, Any], by: str, slopes: tuple[int, ...]) -> str:
+def draw_panel(result: dict[str, Any], by: str, slopes: tuple[int, ...]) -> str:
     """One sweep, in the units of the drawing from the upper left corner of its plot area."""
     points = result[f"over_{by}"]
     at = np.array([p[by] for p in points], float)
@@ -59,17 +59,17 @@ def panel(result: dict[str, Any], by: str, slopes: tuple[int, ...]) -> str:
     every = np.concatenate([*lines.values()])
     x = Axis(at[0] / 1.15, at[-1] * 1.15, SIDE, log=True)
     y = Axis(every.min() / 1.4, every.max() * 1.4, SIDE, log=True)
-    shapes = [grid(x, y, at, by)]
+    shapes = [draw_grid(x, y, at, by)]
     for slope in slopes:
         start = lines["routed", "forward+backward"][0]
-        # As far as it stays inside.
+        # Only as far as the line stays inside the panel.
         end = at[-1] if not slope else min(at[-1], at[0] * (y.high / start) ** (1 / slope))
         ends = np.array([at[0], end])
         shapes.append(
-            f'<path class="slope" d="{path(x, y, ends, start * (ends / at[0]) ** slope)}"/>'
+            f'<path class="slope" d="{draw_path(x, y, ends, start * (ends / at[0]) ** slope)}"/>'
         )
     for (layer, name), ms in lines.items():
-        shapes.append(f'<path class="{layer} {name}" d="{path(x, y, at, ms)}"/>')
+        shapes.append(f'<path class="{layer} {name}" d="{draw_path(x, y, at, ms)}"/>')
         across, up = x.place(at), SIDE - y.place(ms)
         shapes += [
             f'<circle class="{layer}" cx="{a:.1f}" cy="{u:.1f}" r="3"/>'
@@ -80,7 +80,7 @@ def panel(result: dict[str, Any], by: str, slopes: tuple[int, ...]) -> str:
     return "".join([*shapes, f'<text x="0" y="-10">{title}</text>'])
 
 
-def grid(x: Axis, y: Axis, at: np.ndarray, by: str) -> str:
+def draw_grid(x: Axis, y: Axis, at: np.ndarray, by: str) -> str:
     """Rules at round times, and the points of the sweep below the plot area."""
     ticks = y.ticks()
     rules = "".join(f"M0,{SIDE - up:.1f}h{SIDE}" for up in y.place(np.array(ticks)))
@@ -96,7 +96,7 @@ def grid(x: Axis, y: Axis, at: np.ndarray, by: str) -> str:
     return f'<path class="rule" d="{rules}"/>{"".join(times)}{"".join(places)}{name}'
 
 
-def path(x: Axis, y: Axis, at: np.ndarray, values: np.ndarray) -> str:
+def draw_path(x: Axis, y: Axis, at: np.ndarray, values: np.ndarray) -> str:
     """A line through points."""
     across, up = x.place(at), SIDE - y.place(values)
     return "M" + "L".join(f"{a:.1f},{u:.1f}" for a, u in zip(across, up, strict=True))

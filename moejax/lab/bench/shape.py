@@ -1,4 +1,4 @@
-"""What the benchmarks are about: the settings of a routed layer and the size of its input."""
+"""The layer that a benchmark measures: its settings and the size of its input."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ from moejax.config.errors import ConfigError
 from moejax.config.moe import MoEConfig
 
 GROUP = 256
-"""Tokens of a group of einsum and gather, if nobody says otherwise."""
+"""Tokens in a group of einsum and gather, by default."""
 
 FLAGS = {
     "--model.moe.num-experts": "--experts",
     "--model.moe.hidden-size": "--hidden",
     "--model.moe.": "--",
 }
-"""Of a config, and what they are called here."""
+"""Flags of a config, and their names here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class LayerShape:
     group_size: int | None = None
     """Tokens that compete for slots together; by default 256, or all if nothing is dropped."""
     capacity_factor: float | None = None
-    """Slots over the fair share; None drops nothing (and is 1.25 for einsum and gather)."""
+    """Slots divided by the fair share; None drops nothing (einsum and gather then take 1.25)."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "experts", "top_k", "width", "hidden"):
@@ -88,7 +88,7 @@ class LayerShape:
 
 
 def check_groups(flag: str, tokens: int) -> None:
-    """Raise ``ConfigError`` where tokens cannot be cut into groups of the size above."""
+    """Raise ``ConfigError`` if the tokens cannot be cut into groups of ``GROUP``."""
     check(
         tokens % min(GROUP, tokens) == 0,
         f"--{flag} must be a multiple of {GROUP}, the groups of einsum and gather, or fewer, not"

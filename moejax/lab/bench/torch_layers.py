@@ -31,9 +31,9 @@ class Dense(nn.Module):
         return self.down(nn.functional.silu(self.gate(x_BND)) * self.up(x_BND))
 
 
-def dense(problem: Problem) -> nn.Module:
+def build_dense(problem: Problem) -> nn.Module:
     """The dense layer, with the parameters of ours."""
-    shape, p = problem.shape, tensors(problem.dense, problem.shape.dtype)
+    shape, p = problem.shape, to_tensors(problem.dense, problem.shape.dtype)
     with torch.device("meta"):
         layer = Dense(shape.width, shape.top_k * shape.hidden)
     weights = {
@@ -45,11 +45,11 @@ def dense(problem: Problem) -> nn.Module:
     return layer
 
 
-def mixtral(problem: Problem, implementations: tuple[str, ...]) -> dict[str, nn.Module]:
+def build_mixtral(problem: Problem, implementations: tuple[str, ...]) -> dict[str, nn.Module]:
     """Mixtral's block of transformers, router included, with the parameters of our routed layer:
     one for each of these implementations of its experts. They share their weights.
     """
-    shape, p = problem.shape, tensors(problem.routed, problem.shape.dtype)
+    shape, p = problem.shape, to_tensors(problem.routed, problem.shape.dtype)
     gate_up_EDF = torch.cat([p["w_gate_EDF"], p["w_up_EDF"]], dim=-1)
     weights = {
         "gate.weight": p["w_router_DE"].T.contiguous(),
@@ -72,39 +72,39 @@ def mixtral(problem: Problem, implementations: tuple[str, ...]) -> dict[str, nn.
     return blocks
 
 
-def both(name: str, layer: nn.Module, problem: Problem) -> dict[str, Callable]:
+def make_programs(name: str, layer: nn.Module, problem: Problem) -> dict[str, Callable]:
     """Forward, without keeping anything for a gradient, and forward+backward, with the gradients of
     all parameters and of the input, as from ``programs.compile_both``. Each returns when its
     results are there.
     """
-    x = tensor(problem.x_1TD, problem.shape.dtype).requires_grad_()
-    dy = tensor(problem.dy_1TD, problem.shape.dtype)
+    x = to_tensor(problem.x_1TD, problem.shape.dtype).requires_grad_()
+    dy = to_tensor(problem.dy_1TD, problem.shape.dtype)
     params = list(layer.parameters())
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
-            return synchronised(layer(x))
+            return wait_for(layer(x))
 
     def gradient() -> tuple[torch.Tensor, tuple]:
         y = layer(x)
         *dparams, dx = torch.autograd.grad(y, [*params, x], dy)
-        return synchronised((y.detach(), (dparams, dx)))
+        return wait_for((y.detach(), (dparams, dx)))
 
     return {f"{name} forward": forward, f"{name} forward+backward": gradient}
 
 
-def tensors(params: Any, dtype: str) -> dict[str, torch.Tensor]:
+def to_tensors(params: Any, dtype: str) -> dict[str, torch.Tensor]:
     """The parameters of a Linen module by name."""
-    return {name: tensor(value, dtype) for name, value in params["params"].items()}
+    return {name: to_tensor(value, dtype) for name, value in params["params"].items()}
 
 
-def tensor(value: jax.Array, dtype: str) -> torch.Tensor:
+def to_tensor(value: jax.Array, dtype: str) -> torch.Tensor:
     """An array as a tensor of this type, on the device that is timed."""
     copied = torch.from_numpy(np.array(value, np.float32))
-    return copied.to(device(), getattr(torch, dtype))
+    return copied.to(torch_device(), getattr(torch, dtype))
 
 
-def device() -> str:
+def torch_device() -> str:
     """Where PyTorch computes: beside JAX, on a GPU or on the CPU."""
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
@@ -116,9 +116,9 @@ def has_device() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def synchronised(results: Any) -> Any:
+def wait_for(results: Any) -> Any:
     """The results, once they are there."""
-    if device() == "cuda":
+    if torch_device() == "cuda":
         torch.cuda.synchronize()
     return results
 

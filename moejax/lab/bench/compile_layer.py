@@ -1,8 +1,8 @@
-"""What a routed layer costs on a TPU, forward and backward, as its compiler says: no TPU is needed.
+"""Compile a routed layer for TPUs, forward and backward, and read what it costs; no TPU is needed.
 
-Arithmetic, memory and collectives are those of the program; time is for a TPU to tell. Of grouped
-products a compiler knows neither how many tiles they will visit nor what they will move, so both
-are counted for experts of the sizes that uniform random routing gives.
+Arithmetic, memory and collectives are read from the program; only a real TPU can tell its time. The
+compiler does not know how many tiles a grouped product visits, nor how many bytes that moves. Both
+are counted here, for experts of the sizes that uniform random routing gives.
 """
 
 import re
@@ -27,12 +27,12 @@ from moejax.runtime import device_mesh, partition, targets
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledBench(LayerShape):
-    """A routed layer, and what it is compiled for."""
+    """A routed layer, and the machine that it is compiled for."""
 
     target: str = "v5e:2x2"
     """TPU chips and how they are laid out, such as v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:4x4."""
     data: int = 1
-    """Devices on the data axis of the mesh; tokens are spread evenly over all devices in use."""
+    """Devices on the data axis of the mesh; tokens are spread evenly over all devices."""
     expert: int = 1
     """Devices on the expert axis of the mesh."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -52,7 +52,7 @@ class CompiledBench(LayerShape):
 
     @property
     def devices(self) -> int:
-        """Devices in use."""
+        """Number of devices in use."""
         return self.data * self.expert
 
     @property
@@ -69,29 +69,29 @@ class Kernel:
     work: Work
     tile: Tile
     visits: int
-    """To tiles of rows."""
+    """How often tiles of rows are visited."""
     declared_flops: int
-    """What the program says, as if every row were visited once."""
+    """What the compiler counts, as if every row were visited once."""
     declared_bytes: int
 
     @property
     def flops(self) -> int:
-        """What it computes."""
+        """The FLOPs that it really computes."""
         return self.work.flops(self.tile, self.visits)
 
     @property
     def bytes(self) -> int:
-        """What it moves."""
+        """The bytes that it really moves."""
         return self.work.bytes(self.tile, self.visits)
 
 
 def measure(bench: CompiledBench) -> dict[str, Any]:
-    """Compile, and read the figures of one device: the object that ``--json`` prints."""
+    """Compile, and read the figures of one device. Returns the object that ``--json`` prints."""
     start = time.perf_counter()
     compiled = compile_layer(bench)
     seconds = time.perf_counter() - start
     text, cost = compiled.as_text(), compiled.cost_analysis()
-    kernels = list(kernels_of(text, random_sizes(bench)))
+    kernels = list(find_kernels(text, random_sizes(bench)))
     products = 3 * len(experts.matrices(bench.activation))  # each with its two gradients
     ideal = 2 * products * bench.tokens // bench.devices * bench.top_k * bench.width * bench.hidden
     flops = cost["flops"] + sum(k.flops - k.declared_flops for k in kernels)
@@ -112,7 +112,7 @@ def measure(bench: CompiledBench) -> dict[str, Any]:
 
 
 def compile_layer(bench: CompiledBench) -> Any:
-    """The layer, forward and backward, with the gradients of parameters and input, compiled."""
+    """Compile the layer, forward and backward, with the gradients of parameters and input."""
     layer = MoELayer(bench.moe(), bench.activation)
     shape = (bench.devices, bench.tokens // bench.devices)
 
@@ -147,7 +147,7 @@ def compile_layer(bench: CompiledBench) -> Any:
 
 
 def target_mesh(bench: CompiledBench) -> Mesh:
-    """A mesh of described TPUs. Raises ``UserError`` where there is no compiler or no such TPU."""
+    """A mesh of described TPUs. Raises ``UserError`` if there is no compiler or no such TPU."""
     devices = np.array(targets.described(bench.target))
     if bench.devices > devices.size:
         raise UserError(
@@ -158,7 +158,7 @@ def target_mesh(bench: CompiledBench) -> Mesh:
     return Mesh(grid, device_mesh.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def kernels_of(text: str, size_E: np.ndarray) -> Iterator[Kernel]:
+def find_kernels(text: str, size_E: np.ndarray) -> Iterator[Kernel]:
     """The grouped products in the text of a compiled program, for experts of these sizes."""
     calls = re.findall(
         r'= (\w+\[[\d,]+\])[^\n]*"tpu_custom_call", operand_layout_constraints=\{(.*?\})\}'
@@ -166,17 +166,15 @@ def kernels_of(text: str, size_E: np.ndarray) -> Iterator[Kernel]:
         text,
     )
     for made, operands, transposed, flops, moved in calls:
-        arrays = [dims(array) for array in re.findall(r"\w+\[[\d,]*\]", f"{operands} {made}")]
+        arrays = [
+            targets.array_dims(array)
+            for array in re.findall(r"\w+\[[\d,]*\]", f"{operands} {made}")
+        ]
         (R, D), other, result = arrays[-3:]
         E, F = (result if transposed else other)[0], result[-1]
         work = Work(R, D, F, E, 2 if made.startswith("bf16") else 4, gradient=bool(transposed))
         tile = tiles(work)
-        yield Kernel(work, tile, visits(size_E, tile[0]), int(flops), int(moved))
-
-
-def dims(array: str) -> tuple[int, ...]:
-    """Of an array's type in HLO: ``dims("bf16[8,128]") == (8, 128)``."""
-    return tuple(int(n) for n in array.split("[")[1].rstrip("]").split(",") if n)
+        yield Kernel(work, tile, count_visits(size_E, tile[0]), int(flops), int(moved))
 
 
 def random_sizes(bench: CompiledBench) -> np.ndarray:
@@ -187,7 +185,7 @@ def random_sizes(bench: CompiledBench) -> np.ndarray:
     return np.bincount(chosen_TK.reshape(-1), minlength=bench.experts)
 
 
-def visits(size_E: np.ndarray, tile: int) -> int:
+def count_visits(size_E: np.ndarray, tile: int) -> int:
     """How often tiles of rows are visited: once for each expert with rows in them."""
     end_E = np.cumsum(size_E)
     tiles_E = -(-end_E // tile) - (end_E - size_E) // tile

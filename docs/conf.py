@@ -22,6 +22,10 @@ exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "moejax"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+highlight_language = "text"
+smartquotes = False  # `--flag` has two dashes
 
 # Links to headings, checked; external links are never fetched.
 myst_heading_anchors = 4

@@ -6,19 +6,21 @@ from pathlib import Path
 BOX, HEIGHT, GAP = 440, 46, 18
 # Each step: the file, what it does, what it hands on.
 BATCH = [
-    ("train.py", "reads flags", "Config"),
-    ("data/sources.py", "finds the text", "documents"),
+    ("train.py", "reads the config and flags", "Config"),
+    ("train/training.py", "prepares the run, or resumes it", "state, batches"),
     ("data/pipeline.py", "cuts, shuffles, packs", "batch [B, N]"),
-    ("runtime/batch_rows.py", "lays it on the mesh", "batch on the devices"),
+    ("train/loop.py", "takes batches one by one", "batch on the devices"),
     ("train/step.py", "one update, a pure function", "inputs_BN"),
+    ("train/forward.py", "runs the model, adds up", "batch"),
     ("models/decoder.py", "embeds, runs the layers, head", "logits_BNV, statistics"),
     ("train/objective.py", "cross-entropy and balance losses", "loss, gradients"),
     ("train/optimizer.py", "AdamW or Muon, learning rate", "new parameters"),
-    ("train/metrics.py", "sums become lines of metrics", "metrics, load"),
+    ("train/interval.py", "sums become a line of metrics", "metrics, load"),
     ("runs/alarms.py", "what goes wrong, in words", "lines, alarms"),
     ("runs/run_directory.py", "writes the run", "run directory"),
     ("runs/pages/report.py", "draws it", "report.html"),
 ]
+# How a routed layer in the model works.
 TOKEN = [
     ("models/layers.py", "a block: attention, then this", "x_BND"),
     ("moe/layer.py", "the router's logits", "logits_GSE"),

@@ -32,7 +32,7 @@ from moejax.train.tensorboard import TensorBoard
 
 
 def train(config: Config, *, name: str, command: str) -> None:
-    """Train, or go on training, the run of ``config``; see the README for what it leaves behind.
+    """Train, or go on training, the run of ``config``; docs/guides/runs.md says what that leaves.
 
     All processes of a job call it alike. Raises ``UserError`` with a message for the user, and
     ``Stopped`` after a signal.

@@ -1,4 +1,7 @@
-"""Settings of the optimizer and its schedule."""
+"""Settings of the optimizer and its schedule.
+
+Letters: X: numbers of a patch.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,5 +1,7 @@
 """The table of model families that Hugging Face's checkpoints come in. A family is data: the fields
 of its ``config.json``, what is always so, and the names and layouts of its tensors.
+
+Letters: X: all heads side by side.
 """
 
 from dataclasses import dataclass

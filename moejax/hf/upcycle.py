@@ -1,4 +1,7 @@
-"""A routed model from a dense one, which computes the same to begin with (sparse upcycling)."""
+"""A routed model from a dense one, which computes the same to begin with (sparse upcycling).
+
+Letters: X: copies of the dense layer.
+"""
 
 from dataclasses import replace
 

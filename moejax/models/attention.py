@@ -1,4 +1,8 @@
-"""Causal self-attention with rotary positions, grouped keys and values, and packed documents."""
+"""Causal self-attention with rotary positions, grouped keys and values, and packed documents.
+
+Letters: A: width of a head; I: query heads to each key/value head; J: key/value heads; M: positions
+that are looked at; U: width of a head's values; X: all heads side by side.
+"""
 
 from functools import partial
 from typing import TypedDict

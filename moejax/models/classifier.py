@@ -1,4 +1,7 @@
-"""Classifiers of images: a vision transformer, and feed-forward layers alone."""
+"""Classifiers of images: a vision transformer, and feed-forward layers alone.
+
+Letters: M: positions that are looked at; X: numbers of a patch.
+"""
 
 import flax.linen as nn
 import jax

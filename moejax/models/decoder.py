@@ -1,4 +1,7 @@
-"""A decoder-only transformer language model with routed layers."""
+"""A decoder-only transformer language model with routed layers.
+
+Letters: M: positions that are looked at.
+"""
 
 from dataclasses import replace
 

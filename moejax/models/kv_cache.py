@@ -1,6 +1,8 @@
 """What a decoder keeps of the positions that it has seen.
 
 All sequences of a batch fill the same slots: shorter prompts begin later, after empty slots.
+
+Letters: A: width of a head; J: key/value heads; M: slots of the cache; R: width of a latent vector.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Multi-head latent attention (DeepSeek-V2, 2024, section 2.1)."""
+"""Multi-head latent attention (DeepSeek-V2, 2024, section 2.1).
+
+Letters: A: width of a head; M: positions that are looked at; R: width of a latent vector; U: width
+of a head's values; X: all heads side by side.
+"""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,7 @@
-"""The layers that all models are made of: attention, and feed-forward networks, routed or not."""
+"""The layers that all models are made of: attention, and feed-forward networks, routed or not.
+
+Letters: M: positions that are looked at.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""Rotary positions (Su et al. 2021), and how they are stretched to longer texts."""
+"""Rotary positions (Su et al. 2021), and how they are stretched to longer texts.
+
+Letters: A: width of a head.
+"""
 
 import math
 

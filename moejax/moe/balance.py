@@ -2,6 +2,8 @@
 
 ``RouterStats`` are sums, not means, so that any scope (a sequence, a device, a batch, all
 accumulated micro-batches) follows exactly by adding them up.
+
+Letters: M: bins of a histogram; Q: groups of experts; W: stretches of the sequence.
 """
 
 from dataclasses import dataclass

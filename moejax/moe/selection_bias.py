@@ -2,6 +2,8 @@
 
 It is added to the scores for the choice alone, never to weights, and no gradient moves it: it is
 updated once per optimizer step from the counts of the whole batch. Always float32.
+
+Letters: M: bins of a histogram.
 """
 
 from typing import Literal

@@ -1,4 +1,7 @@
-"""Token choice: every token picks its experts. One algebra; a named router is a preset of it."""
+"""Token choice: every token picks its experts. One algebra; a named router is a preset of it.
+
+Letters: Q: groups of experts.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal

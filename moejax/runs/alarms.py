@@ -2,6 +2,8 @@
 
 Each is a condition on the lines of training metrics and on the load of the last intervals, and
 nothing else: a run that was resumed says the same as one that was not.
+
+Letters: I: intervals.
 """
 
 import math

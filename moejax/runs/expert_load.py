@@ -1,4 +1,7 @@
-"""``load/STEP.npz``: which experts were asked for in each logging interval."""
+"""``load/STEP.npz``: which experts were asked for in each logging interval.
+
+Letters: I: intervals; W: stretches of the sequence.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

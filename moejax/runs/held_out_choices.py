@@ -1,4 +1,7 @@
-"""``choices/STEP.npz``: which experts the first tokens of the held-out text asked for."""
+"""``choices/STEP.npz``: which experts the first tokens of the held-out text asked for.
+
+Letters: I: evaluations.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

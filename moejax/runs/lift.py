@@ -1,4 +1,7 @@
-"""How much more often than by chance things go together: the lift of a table of counts."""
+"""How much more often than by chance things go together: the lift of a table of counts.
+
+Letters: Y: classes of tokens.
+"""
 
 import numpy as np
 

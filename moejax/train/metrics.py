@@ -1,4 +1,7 @@
-"""From sums over steps or batches to the lines of ``metrics.jsonl``, and these in words."""
+"""From sums over steps or batches to the lines of ``metrics.jsonl``, and these in words.
+
+Letters: Q: groups of experts.
+"""
 
 import math
 from typing import Any

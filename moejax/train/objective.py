@@ -1,4 +1,7 @@
-"""What is minimised: cross-entropy and the auxiliary losses of the routers."""
+"""What is minimised: cross-entropy and the auxiliary losses of the routers.
+
+Letters: M: positions that are looked at.
+"""
 
 from dataclasses import replace
 

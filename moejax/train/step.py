@@ -1,4 +1,7 @@
-"""One optimizer step: a pure function of state and batch."""
+"""One optimizer step: a pure function of state and batch.
+
+Letters: M: positions that are looked at.
+"""
 
 from dataclasses import replace
 

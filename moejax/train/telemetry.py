@@ -1,5 +1,7 @@
 """What is kept of a logging interval: one line of metrics, one small file of arrays by layer and
 expert, and the alarms that they raise.
+
+Letters: W: stretches of the sequence.
 """
 
 from collections import deque

@@ -1,4 +1,7 @@
-"""Sums over steps or batches, fetched from the devices; on the host, in float64."""
+"""Sums over steps or batches, fetched from the devices; on the host, in float64.
+
+Letters: Q: groups of experts; W: stretches of the sequence.
+"""
 
 import math
 from typing import Any

@@ -3,6 +3,8 @@
 The model: each token of a group asks for an expert with a probability of K times the expert's share
 of the load, independently of the other tokens. The number of tokens that ask for it is then
 binomial. Real text is less even within a group, so measured drops are somewhat larger than these.
+
+Letters: X: numbers of choices.
 """
 
 import math

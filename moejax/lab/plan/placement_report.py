@@ -1,4 +1,7 @@
-"""A placement of experts, in words and as JSON."""
+"""A placement of experts, in words and as JSON.
+
+Letters: P: places of experts and replicas; Q: devices.
+"""
 
 from typing import Any
 

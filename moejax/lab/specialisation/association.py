@@ -8,6 +8,8 @@ lift is that share over the expert's share of all choices.
 What chance would give is found by shifting the classes around a circle against the routing: this
 keeps how long runs of a class and runs of an expert are. Neighbouring tokens are alike in both, so
 that a plain permutation would call almost anything significant.
+
+Letters: Y: classes of tokens; Z: shifts of the classes.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,7 @@
-"""What the experts of one model take: the findings, as JSON, and in a few words."""
+"""What the experts of one model take: the findings, as JSON, and in a few words.
+
+Letters: Y: classes of tokens.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

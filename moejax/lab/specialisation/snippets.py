@@ -1,4 +1,7 @@
-"""What an expert takes, shown: its classes, its most frequent tokens, and places in the text."""
+"""What an expert takes, shown: its classes, its most frequent tokens, and places in the text.
+
+Letters: Y: classes of tokens.
+"""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""What the experts of one model take, as one page."""
+"""What the experts of one model take, as one page.
+
+Letters: Y: classes of tokens.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""A study as one page: the table of its runs, their curves together, and the load of each."""
+"""A study as one page: the table of its runs, their curves together, and the load of each.
+
+Letters: I: intervals; X: columns of a map; Y: rows of a map.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""One matrix product whose gradient XLA:CPU computes without transposing the wrong operand."""
+"""One matrix product whose gradient XLA:CPU computes without transposing the wrong operand.
+
+Letters: X: rows of the product; Y: what is summed over; Z: columns of the product.
+"""
 
 import jax
 from jax import lax

@@ -5,6 +5,8 @@ get replicas, and replicas are packed so that all devices have about the same lo
 experts share their tokens (group-limited routing), groups are first packed onto nodes, so that
 tokens need not leave theirs. On top of the published greedy packing, places are exchanged for as
 long as that makes the heaviest device lighter.
+
+Letters: P: places of experts and replicas; Q: devices or groups.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Figures about images: what was taken for what, and which expert takes which class."""
+"""Figures about images: what was taken for what, and which expert takes which class.
+
+Letters: X: columns of a map; Y: rows of a map.
+"""
 
 import numpy as np
 

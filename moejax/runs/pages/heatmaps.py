@@ -4,6 +4,8 @@ A cell is a level of a palette. Levels of a *ratio* palette count tenths of an o
 fair is transparent, more is warm, less is cold, nothing at all is a colour of its own. A *lift*
 palette has these colours twice: the second ones, for what may be chance, are pale. Levels of a
 *share* palette run from 0, transparent, to the largest value.
+
+Letters: X: columns of a map; Y: rows of a map.
 """
 
 import base64

@@ -1,4 +1,7 @@
-"""One run as one page: what it learned, how its experts were used, and how it was made."""
+"""One run as one page: what it learned, how its experts were used, and how it was made.
+
+Letters: I: intervals.
+"""
 
 import math
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Figures of the routers themselves: their certainty, weights, biases, habits and pairs."""
+"""Figures of the routers themselves: their certainty, weights, biases, habits and pairs.
+
+Letters: I: intervals; W: stretches of the sequence; X: columns of a map; Y: rows of a map.
+"""
 
 from typing import Any
 

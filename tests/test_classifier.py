@@ -253,7 +253,7 @@ def steps(config: Config, images, mesh=None, count=2):
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(model, optimizer, config))()
         for _ in range(count):
-            state, report = step(state, batch_rows.place(mesh, images))
+            state, report = step(state, batch_rows.place_batch(mesh, images))
     return jax.device_get(state.params), float(report.batch.sums.nats)
 
 

@@ -414,7 +414,7 @@ from moejax.lab.plan.compile_step import compile_step
 
 target, *flags = sys.argv[1:]
 config, _ = parse(flags, "train.py")
-devices = targets.described(target)
+devices = targets.describe_devices(target)
 grid = device_mesh.make_mesh(config.mesh, devices)
 device_fit.check_fits(config, grid)
 vocab_size = choose_vocab_size(config.model, load_tokenizer(config.data.tokenizer))
@@ -423,7 +423,7 @@ print(json.dumps({
     "mesh": dict(grid.shape),
     "peak": compiled.memory_analysis().peak_memory_in_bytes,
     "memory": targets.HBM_BYTES[devices[0].device_kind],
-    "collectives": targets.collectives(compiled.as_text()),
+    "collectives": targets.count_collectives(compiled.as_text()),
 }))
 """
 

@@ -169,7 +169,7 @@ def first_step(tiny: Config, batch: dict[str, np.ndarray], mesh: str, **settings
             state, step = trainer(config, grid, keep)
             bias_LE = 0.1 * jnp.sin(jnp.arange(state.bias_LE.size)).reshape(state.bias_LE.shape)
             state = dataclasses.replace(state, bias_LE=bias_LE)
-            REMEMBERED[key] = step(state, batch_rows.place(grid, sixteen(batch)))
+            REMEMBERED[key] = step(state, batch_rows.place_batch(grid, sixteen(batch)))
     return REMEMBERED[key]
 
 
@@ -255,7 +255,7 @@ def ten_steps(mesh: str, **settings) -> np.ndarray:
     with jax.set_mesh(grid):
         state, step = trainer(config, grid)
         for batch in batches:
-            state, report = step(state, batch_rows.place(grid, batch))
+            state, report = step(state, batch_rows.place_batch(grid, batch))
             reports.append(jax.device_get(report))
     return np.array(
         [

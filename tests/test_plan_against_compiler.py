@@ -102,7 +102,7 @@ def test_a_plan_agrees(shape, mesh):
     """
     layout = MESHES[mesh]
     config = config_of(shape, layout)
-    grid = device_mesh.make_mesh(layout, targets.described("v5e:2x4"))
+    grid = device_mesh.make_mesh(layout, targets.describe_devices("v5e:2x4"))
     found = compiled.compile_step(config, grid, V, compiled.WITHOUT_LOOPS)
 
     # What a loop does is counted once, so of each kind of layers one counts.
@@ -122,5 +122,5 @@ def test_a_plan_agrees(shape, mesh):
 
     if layout.expert > 1:  # slots, by what `auto` takes on such a mesh
         slots = sum(move.count for move in moved if move.name == "all-to-all")
-        travels = targets.collectives(found.as_text())["all-to-all"]
+        travels = targets.count_collectives(found.as_text())["all-to-all"]
         assert travels == slots / sum(config.model.routed_layers)

@@ -70,7 +70,7 @@ def test_chunks_travel_while_others_are_computed(chunks, overlap):
 
 def test_slices_lie_along_the_data_axis():
     """What travels inside a layer stays inside a slice."""
-    devices = targets.described("v5e:2x2", slices=2)
+    devices = targets.describe_devices("v5e:2x2", slices=2)
     grid = device_mesh.make_mesh(MeshConfig(expert=2, model=2), devices)
     assert [{device.slice_index for device in part.flat} for part in grid.devices] == [{0}, {1}]
     with pytest.raises(ConfigError, match="--mesh.data 1 is not divisible by the 2 slices"):

@@ -330,7 +330,7 @@ def totals_of(model: OpenModel, config: ModelConfig, mesh: Mesh, batches: list[B
     totals = None
     with jax.set_mesh(mesh):
         for batch in tqdm(batches, disable=None, unit="batch", leave=False):
-            sums = step(model.params, model.bias_LE, batch_rows.place(mesh, batch))
+            sums = step(model.params, model.bias_LE, batch_rows.place_batch(mesh, batch))
             totals = add_totals(totals, sum_batch(sums))
     check(totals is not None, "the text gives no tokens: nothing can be evaluated on it.")
     return totals

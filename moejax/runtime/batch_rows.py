@@ -29,7 +29,7 @@ def process_rows(mesh: Mesh, rows: int, process: int | None = None) -> np.ndarra
     return np.concatenate([np.arange(i * each, (i + 1) * each) for i in own])
 
 
-def place(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch on the mesh, from the rows (``process_rows``) that this process has of each array
     [B, N].
     """

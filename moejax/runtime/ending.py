@@ -33,17 +33,19 @@ class Ending:
         """Leave aborts to the system again."""
         _set_c_handler(ctypes.c_void_p(0))
 
-    def print_reason(self, reason: str, code: int) -> None:
-        """Print why the process ends, unless a reason is printed already."""
+    def print_reason(self, reason: str, code: int) -> int:
+        """Print why the process ends, unless a reason is printed already; returns the exit code of
+        the reason that is printed.
+        """
         with self._lock:
             if self.code is None:
                 self.code = code
                 print(f"error: {reason}", file=sys.stderr, flush=True)
+            return self.code
 
     def exit(self, reason: str, code: int) -> None:
         """Print why, and end the process."""
-        self.print_reason(reason, code)
-        exit_at_once(self.code)
+        exit_at_once(self.print_reason(reason, code))
 
     def exit_without_process_0(self) -> None:
         """End the process because process 0 does not answer."""

@@ -26,8 +26,8 @@ class Store:
     """
 
     def __init__(self, prefix: str) -> None:
-        self._client = distributed.global_state.client
-        self._address = distributed.global_state.coordinator_address
+        state: Any = distributed.global_state
+        self._client, self._address = state.client, state.coordinator_address
         self._prefix = prefix
 
     def put(self, key: str, value: Any, *, replace: bool = False) -> None:

@@ -40,7 +40,7 @@ COLLECTIVES = (
 NUMBER_BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 
 
-def described(target: str, slices: int = 1) -> list[jax.Device]:
+def describe_devices(target: str, slices: int = 1) -> list[jax.Device]:
     """The devices of ``target`` (``v5e:2x2``, ``v5p:4x4x4``; ``v5e:1x1`` for one chip), of so many
     slices. Raises ``UserError`` where there is no compiler or no such TPU.
     """
@@ -61,12 +61,12 @@ def described(target: str, slices: int = 1) -> list[jax.Device]:
     return list(topology.devices)
 
 
-def collectives(text: str) -> dict[str, int]:
+def count_collectives(text: str) -> dict[str, int]:
     """How many of each collective operation a compiled program has."""
     return {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
 
 
-def overlapping(text: str) -> int:
+def count_overlapping(text: str) -> int:
     """How many collective operations of a compiled program run beside products: those that have one
     between their start and their end in its schedule.
     """
@@ -88,7 +88,7 @@ def array_dims(array: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", array.partition("[")[2]))
 
 
-def largest_buffers(text: str, count: int = 8) -> list[tuple[int, str, str]]:
+def list_largest_buffers(text: str, count: int = 8) -> list[tuple[int, str, str]]:
     """The largest arrays that a compiled program writes: bytes, type and shape, and its name."""
     found: dict[tuple[int, str], str] = {}
     inside_fusion = False

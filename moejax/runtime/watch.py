@@ -112,12 +112,13 @@ class Watch:
     def _obey(self, verdict: dict[str, Any]) -> None:
         who, why = f"process {verdict['process']} of {self._count}", verdict["why"]
         if verdict["died"]:
-            self._ending.print_reason(f"{who} has died: {why}. All processes end. {RESUME}", 1)
+            why, code = f"{who} has died: {why}. All processes end. {RESUME}", 1
         else:
             why = f"{who} has ended, and so do all; its own output says more. It says: {why}"
-            self._ending.print_reason(why, verdict["code"])
+            code = verdict["code"]
+        code = self._ending.print_reason(why, code)
         # Once process 0 knows that all know, it goes, and takes the store along.
         self._store.put(f"read/{self._index}", True, replace=True)
         if self._index == 0:
             self._wait_for_readers(besides=verdict["process"])
-        exit_at_once(self._ending.code)
+        exit_at_once(code)

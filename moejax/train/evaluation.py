@@ -38,7 +38,7 @@ class Evaluation:
         started, totals, chosen_LBNE, counts = time.monotonic(), None, None, None
         own_rows = batch_rows.process_rows(self.mesh, self.rows)
         for batch in self.task.validation_batches(own_rows):
-            placed = batch_rows.place(self.mesh, batch)
+            placed = batch_rows.place_batch(self.mesh, batch)
             report, chosen, classes = self.eval_step(state.params, state.bias_LE, placed)
             chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
             totals = add_totals(totals, sum_batch(report))

@@ -154,7 +154,7 @@ def place_batch(batch: Batch, environment: Environment) -> dict[str, jax.Array]:
     """A batch on the mesh, with the signal to stop that this process has had beside each row."""
     signum = environment.stop.check() or 0
     signals_B = np.full(len(batch["segments"]), signum, np.int32)
-    return batch_rows.place(environment.mesh, batch | {"signals_B": signals_B})
+    return batch_rows.place_batch(environment.mesh, batch | {"signals_B": signals_B})
 
 
 def stop_after_saving(

@@ -105,7 +105,7 @@ def measure(bench: CompiledBench) -> dict[str, Any]:
         "gigabytes_accessed": moved / 1e9,
         "gigabytes_of_products": sum(k.bytes for k in kernels) / 1e9,
         "peak_gigabytes": compiled.memory_analysis().peak_memory_in_bytes / 1e9,
-        "collectives": targets.collectives(text),
+        "collectives": targets.count_collectives(text),
         "kernels": [asdict(k.work) | {"tile": k.tile, "visits": k.visits} for k in kernels],
         "compile_seconds": seconds,
     }
@@ -148,7 +148,7 @@ def compile_layer(bench: CompiledBench) -> Any:
 
 def target_mesh(bench: CompiledBench) -> Mesh:
     """A mesh of described TPUs. Raises ``UserError`` if there is no compiler or no such TPU."""
-    devices = np.array(targets.described(bench.target))
+    devices = np.array(targets.describe_devices(bench.target))
     if bench.devices > devices.size:
         raise UserError(
             f"--data {bench.data} x --expert {bench.expert} needs {bench.devices} devices, but"

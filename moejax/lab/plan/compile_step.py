@@ -29,14 +29,14 @@ the compiler counts the body of a loop once."""
 
 
 def measure_step(config: Config, target: str, slices: int, vocab_size: int) -> dict[str, Any]:
-    """Compile for a target (see ``targets.described``) and read the figures of one device. Returns
-    the object that ``--json`` prints.
+    """Compile for a target (see ``targets.describe_devices``) and read the figures of one device.
+    Returns the object that ``--json`` prints.
 
     Memory is that of the step as it would run. Arithmetic and collectives are counted in unrolled
     steps with one and with two units of layers, and extrapolated: in a loop the compiler counts the
     body only once.
     """
-    devices = targets.described(target, slices)
+    devices = targets.describe_devices(target, slices)
     grid = device_mesh.make_mesh(config.mesh, devices)
     device_fit.check_fits(config, grid)
     start = time.perf_counter()
@@ -56,8 +56,8 @@ def measure_step(config: Config, target: str, slices: int, vocab_size: int) -> d
         "fits": True,
         "peak_gigabytes": memory.peak_memory_in_bytes / 1e9,
         "state_gigabytes": memory.argument_size_in_bytes / 1e9,
-        "buffers": targets.largest_buffers(compiled.as_text()),
-        "overlapping": targets.overlapping(compiled.as_text()),
+        "buffers": targets.list_largest_buffers(compiled.as_text()),
+        "overlapping": targets.count_overlapping(compiled.as_text()),
         "compile_seconds": time.perf_counter() - start,
     }
     return found | count_work(config, grid, vocab_size)
@@ -153,7 +153,10 @@ def with_layers(config: Config, repeats: dict[str, int]) -> Config:
 def count_operations(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict[str, float]:
     """FLOPs and collectives of a step without loops over layers or inside products."""
     compiled = compile_step(config, grid, vocab_size, WITHOUT_LOOPS)
-    return {"flops": compiled.cost_analysis()["flops"], **targets.collectives(compiled.as_text())}
+    return {
+        "flops": compiled.cost_analysis()["flops"],
+        **targets.count_collectives(compiled.as_text()),
+    }
 
 
 def largest_buffers_of_smaller(
@@ -173,7 +176,7 @@ def largest_buffers_of_smaller(
             batch = max(unit, batch // 2 // unit * unit)
             continue
         fitting = {"layers": config.model.num_layers, "sequences": batch}
-        return {"buffers_of": fitting, "buffers": targets.largest_buffers(text)}
+        return {"buffers_of": fitting, "buffers": targets.list_largest_buffers(text)}
 
 
 def describe_step(result: dict[str, Any]) -> str:

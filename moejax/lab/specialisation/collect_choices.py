@@ -73,7 +73,7 @@ def collect_choices(
             part = slice(begin, begin + rows)
             batch = pad_batch(inputs_BN[part], sample.length_B[part], rows)
             chosen_LBNE = jax.device_get(
-                step(model.params, model.bias_LE, batch_rows.place(mesh, batch))
+                step(model.params, model.bias_LE, batch_rows.place_batch(mesh, batch))
             )
             is_text_BN = sample.is_text_BN[part]
             packed.append(chosen_LBNE[:, : len(is_text_BN)][:, is_text_BN])

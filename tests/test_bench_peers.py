@@ -173,8 +173,8 @@ def test_an_arm_without_memory_is_reported():
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):
-    true = gpu.kernels.feed_forward
-    monkeypatch.setattr(gpu.kernels, "feed_forward", lambda *args: 1.001 * true(*args))
+    true = gpu.grouped_feed_forward
+    monkeypatch.setattr(gpu, "grouped_feed_forward", lambda *args: 1.001 * true(*args))
     problem = make_problem(GpuBench(tiny=True, dtype="float32").shape("e8"))
     errors = gpu.kernel_errors(problem)
     assert min(errors.values()) > gpu.LIMITS["float32"]

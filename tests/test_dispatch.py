@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from moejax.config import MeshConfig, MoEConfig
-from moejax.moe.dispatch.automatic import form_of
+from moejax.moe.choose_travel import choose_dispatch
 from moejax.routing.seating import capacity
 from moejax.runtime import device_mesh
 
@@ -21,7 +21,7 @@ def form(monkeypatch, platform, tokens=4096, width=512, dtype=jnp.bfloat16, **se
     shapes = {"w_gate_EDF": (E, width, F), "w_up_EDF": (E, width, F), "w_down_EFD": (E, F, width)}
     params = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
     x_GSD = jax.ShapeDtypeStruct((tokens // S, S, width), dtype)
-    return form_of(moe, params, x_GSD, capacity(S, moe.top_k, E, moe.capacity_factor))
+    return choose_dispatch(moe, params, x_GSD, capacity(S, moe.top_k, E, moe.capacity_factor))
 
 
 @pytest.mark.parametrize(

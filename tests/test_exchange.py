@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from moejax.config import MeshConfig
-from moejax.moe.parallel.exchange import emulated, exchange
+from moejax.moe.parallel.exchange import emulate, exchange
 from moejax.runtime import device_mesh
 
 Q, D = 4, 3
@@ -99,7 +99,7 @@ def test_the_emulation_copies_from_any_offset_to_any_offset_and_so_does_its_grad
     rng = np.random.default_rng(5)
     x_QRD, output_QRD, slope_QRD = rng.normal(size=(3, Q, rows, D)).astype(np.float32)
     how = (starts_QQ, count_QQ, places_QQ, count_QQ.T)
-    run = on_each(lambda *arrays: emulated(*arrays, axis_name="expert"))
+    run = on_each(lambda *arrays: emulate(*arrays, axis_name="expert"))
     got, pull = jax.vjp(lambda x, output: run(x, output, *how), x_QRD, output_QRD)
     want = copied(x_QRD, output_QRD, starts_QQ, count_QQ, places_QQ)
     np.testing.assert_array_equal(got, want)
@@ -123,7 +123,7 @@ def test_the_gradient_of_the_exchange_is_that_of_the_emulation_differentiated(na
     how = tuple(np.ascontiguousarray(p, np.int32) for p in places)
 
     def plain(x_RD, *how):
-        return emulated(x_RD, jnp.zeros((taken, D)), *how, axis_name="expert")
+        return emulate(x_RD, jnp.zeros((taken, D)), *how, axis_name="expert")
 
     plainly = jax.vjp(lambda x: on_each(plain)(x, *how), x_QRD)
     written = on_each(lambda x_RD: exchange(x_RD, jnp.asarray(count_QQ), sent, taken))

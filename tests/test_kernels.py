@@ -11,8 +11,8 @@ import pytest
 
 from moejax.moe import experts
 from moejax.moe.kernels import block_loop, grouped_products, megablox
-from moejax.moe.kernels import feed_forward as kernels
 from moejax.moe.kernels.by_platform import by_platform
+from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
 from moejax.moe.kernels.megablox import Work, tiles
 from moejax.moe.kernels.rows import sort_rows
 
@@ -95,7 +95,10 @@ def by_platform_form(activation, weigh):
 
     def run(params, x, weight, dy, rows):
         y, pull = jax.vjp(
-            lambda *a: kernels.feed_forward(*a, rows, activation, weigh), params, x, weight
+            lambda *a: grouped_feed_forward(*a, rows, activation, weigh),
+            params,
+            x,
+            weight,
         )
         return (y, pull(dy)), {}
 
@@ -219,7 +222,12 @@ def lowered(platform, dtype=jnp.bfloat16, D=128):
 
     def gradient(params, x, weight, expert_TK, dy):
         rows = sort_rows(expert_TK, E)
-        run = partial(kernels.feed_forward, rows=rows, activation="swiglu", weigh="output")
+        run = partial(
+            grouped_feed_forward,
+            rows=rows,
+            activation="swiglu",
+            weigh="output",
+        )
         y, pull = jax.vjp(run, params, x, weight)
         return y, pull(dy)
 
@@ -250,7 +258,7 @@ def test_a_program_for_cpus_knows_nothing_of_kernels(monkeypatch):
     def never(name):
         raise AssertionError(f"{name} was imported")
 
-    monkeypatch.setattr(kernels, "import_module", never)
+    monkeypatch.setattr("moejax.moe.kernels.grouped_feed_forward.import_module", never)
     assert "custom_call" not in lowered("cpu", D=72)
     with pytest.raises(AssertionError, match="moejax.moe.kernels.megablox was imported"):
         lowered("tpu", D=72)
@@ -270,7 +278,7 @@ def test_what_the_loop_keeps_costs_nothing():
 
     def loss(params, x, remat):
         def layer(x, p):
-            return x + kernels.feed_forward(p, x, weight, rows, "swiglu"), None
+            return x + grouped_feed_forward(p, x, weight, rows, "swiglu"), None
 
         return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params)[0].sum()
 

@@ -15,8 +15,8 @@ import pytest
 from moejax.config import MeshConfig, MoEConfig
 from moejax.moe import balance, selection_bias
 from moejax.moe.dispatch import grouped
-from moejax.moe.layer import MoELayer
-from moejax.moe.parallel import by_rows
+from moejax.moe.layer import MoELayer, send
+from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.runtime import device_mesh, partition
 
@@ -276,21 +276,20 @@ def served_by_hand(expert_GSK, here: int, sides: tuple[int, int], room: int) -> 
     return served
 
 
+def by_rows(layout: MeshConfig, form: str, capacity: int = S) -> Travel:
+    """Without slots, by an explicit form where there are several devices on the expert axis."""
+    form = form if layout.expert > 1 else "auto"
+    known = {"activation": "swiglu", "capacity": capacity, "layout": layout}
+    return Travel(dispatch="grouped", exchange=form, **known)
+
+
 def routed(form, mesh, choice, params, x, real, direction, capacity=S, factor=None):
     """The slope along ``direction`` by bank, tokens and weights, what comes out, and who got it."""
     layout, grid = mesh_of(mesh, expert_parallel=form, receive_factor=factor)
 
     def loss(params, x, weight):
-        y, seated = by_rows.route(
-            params,
-            x,
-            dataclasses.replace(choice, weight_GSK=weight),
-            real,
-            activation="swiglu",
-            capacity=capacity,
-            form=form,
-            layout=layout,
-        )
+        weighted = dataclasses.replace(choice, weight_GSK=weight)
+        y, seated = send(params, x, weighted, real, by_rows(layout, form, capacity))
         return (y * direction).sum(), (y, seated)
 
     with jax.set_mesh(grid):
@@ -332,7 +331,7 @@ def test_what_a_device_has_no_room_for_is_as_if_it_had_not_been_chosen(mesh, fac
     params = {k: v for k, v in inputs("dropless")[0].items() if k.endswith(("EDF", "EFD"))}
 
     room = math.ceil(factor * (G // (data * n) * S * K))
-    asked = np.asarray(grouped.seated_experts(choice, real, E, capacity, "position"))
+    asked = np.asarray(grouped.drop_unseated(choice, real, E, capacity, "position"))
     served = served_by_hand(asked, here, (data, n), room)
     assert (asked >= 0).sum() > served.sum() > 0
     only = dataclasses.replace(choice, expert_GSK=jnp.where(served, expert_GSK, -1))
@@ -359,11 +358,7 @@ def test_every_sender_has_its_part_of_the_room_and_the_first_have_what_is_left(f
     params = inputs("dropless")[0]
     params = {k: v for k, v in params.items() if k.endswith(("EDF", "EFD"))}
     with jax.set_mesh(device_mesh.make_mesh(layout, jax.devices()[:4])):
-        _, seated_GSE = jax.jit(
-            functools.partial(
-                by_rows.route, activation="swiglu", capacity=S, form=form, layout=layout
-            )
-        )(
+        _, seated_GSE = jax.jit(functools.partial(send, travel=by_rows(layout, form)))(
             params,
             jnp.ones((4, S, D)),
             choices(expert_GSK, np.ones((4, S, 1))),

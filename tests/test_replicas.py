@@ -12,14 +12,14 @@ from moejax.config import ConfigError, MeshConfig
 from moejax.inference.replicate import replicate
 from moejax.models.decoder import DecoderLM
 from moejax.moe.parallel.placement import Placement, place
-from moejax.moe.parallel.replicas import places_of, to_places
+from moejax.moe.parallel.replicas import choose_places, list_places
 from moejax.routing.contract import TokenChoice
 from moejax.runtime import device_mesh, partition
 
 
 def test_the_places_of_each_expert():
     plan = Placement(np.array([[2, 0, 1, 2]]), np.ones((1, 2)))
-    np.testing.assert_array_equal(places_of(plan), [[[1, -1], [2, -1], [0, 3]]])
+    np.testing.assert_array_equal(list_places(plan), [[[1, -1], [2, -1], [0, 3]]])
 
 
 def test_tokens_take_replicas_in_turn_and_capacity_is_that_of_the_expert():
@@ -27,7 +27,7 @@ def test_tokens_take_replicas_in_turn_and_capacity_is_that_of_the_expert():
     expert_GSK = jnp.array([[[1], [1], [0], [1], [1]]])
     choice = TokenChoice(expert_GSK, jnp.ones((1, 5, 1)), jnp.ones((1, 5, 2)) / 2)
     place_ER = jnp.array([[0, -1], [1, 3]])
-    sent, seated_GSE = to_places(choice, place_ER, jnp.ones((1, 5), bool), 3, "position")
+    sent, seated_GSE = choose_places(choice, place_ER, jnp.ones((1, 5), bool), 3, "position")
     np.testing.assert_array_equal(sent.expert_GSK[0, :, 0], [1, 3, 0, 3, -1])
     np.testing.assert_array_equal(seated_GSE[0], [[0, 1], [0, 1], [1, 0], [0, 1], [0, 0]])
 

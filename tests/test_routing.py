@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from moejax.config import MoEConfig
 from moejax.moe.dispatch import einsum
 from moejax.moe.layer import MoELayer
+from moejax.moe.travel import Travel
 from moejax.routing import assignment
 from moejax.routing.baselines import mix
 from moejax.routing.contract import Choice, RouterInput, asked
@@ -314,7 +315,7 @@ def test_llama4_weighs_what_an_expert_gets():
     choice = ask("llama4", [[0.0, -1.0]], 1)
     assert_chosen(choice, [[0]], [[0.5]])
     ones = {name: jnp.ones((2, 1, 1)) for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD")}
-    run = functools.partial(einsum.route, activation="swiglu", capacity=1)
+    run = functools.partial(einsum.route, travel=Travel(activation="swiglu", capacity=1))
     got, seated = jax.jit(run)(ones, jnp.ones((1, 1, 1)), choice, np.ones((1, 1), bool))
     np.testing.assert_allclose(got, [[[0.15561]]], rtol=1e-4)
     np.testing.assert_array_equal(seated, [[[1, 0]]])

@@ -8,7 +8,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.layer_runs import get_stack, set_stack, stack_layers
 from moejax.moe.experts import bank_shapes
 from moejax.moe.parallel.placement import Placement
-from moejax.moe.parallel.replicas import places_of
+from moejax.moe.parallel.replicas import list_places
 
 BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
 
@@ -29,7 +29,7 @@ def replicate(config: ModelConfig, params: dict, plan: Placement) -> tuple[dict,
         if stack.routed is not None:
             moved = _moved(get_stack(params, stack), plan.expert_LP[list(stack.routed)])
             params = set_stack(params, stack, moved)
-    return params, places_of(plan)
+    return params, list_places(plan)
 
 
 def _moved(block: dict, expert_RP: np.ndarray) -> dict:

@@ -1,17 +1,21 @@
 """The Linen modules that declare the parameters of routed and dense feed-forward layers."""
 
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.config.mesh import MeshConfig
+from moejax.config.mesh import BY_ROWS, MeshConfig
 from moejax.config.moe import MoEConfig
 from moejax.moe import balance, experts, selection_bias
-from moejax.moe.parallel.replicas import to_places
-from moejax.moe.parallel.route import route_of
+from moejax.moe.choose_travel import choose_travel
+from moejax.moe.dispatch import einsum, gather, grouped
+from moejax.moe.parallel import by_rows
+from moejax.moe.parallel.replicas import choose_places
 from moejax.moe.parameters import matrix, weight, zeros
+from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.routing.contract import Choice, RouterInput, TokenChoice
 from moejax.routing.seating import capacity
@@ -47,7 +51,7 @@ class MoELayer(nn.Module):
     that some routers look at. In training, routers that draw do so from the stream ``router``.
     ``layout`` says how tokens meet experts on other devices of the mesh in use.
 
-    At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.places_of``) says
+    At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.list_places``) says
     in which places of the bank's parameters, then [P, ...], each expert stands.
     """
 
@@ -182,20 +186,35 @@ class MoELayer(nn.Module):
         moe, real_GS, slots = self.config, inputs.real_GS, inputs.capacity
         sizes = (moe.num_experts, x_GSD.shape[-1], moe.hidden_size)
         shapes = experts.bank_shapes(self.activation, *sizes, moe.expert_bias)
-        options = {"activation": self.activation, "seating": moe.seating, "dropout": dropout}
+        travels = partial(
+            choose_travel, moe, self.layout, activation=self.activation, dropout=dropout
+        )
         if place_ER is None:
             made = {
                 n: (zeros if n.startswith("b_") else matrix)(self, n, s) for n, s in shapes.items()
             }
             bank = {n: w.astype(x_GSD.dtype) for n, w in made.items()}
-            route = route_of(moe, self.layout, bank, x_GSD, slots)
-            return route(bank, x_GSD, choice, real_GS, capacity=slots, **options)
+            return send(bank, x_GSD, choice, real_GS, travels(bank, x_GSD, capacity=slots))
         # As many places as there are; Linen would want one for each expert.
         bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in shapes}
-        choice, seated_GSE = to_places(choice, place_ER, real_GS, slots, moe.seating)
-        room = x_GSD.shape[1]
-        route = route_of(moe, self.layout, bank, x_GSD, room)
-        return route(bank, x_GSD, choice, real_GS, capacity=room, **options)[0], seated_GSE
+        choice, seated_GSE = choose_places(choice, place_ER, real_GS, slots, moe.seating)
+        travel = travels(bank, x_GSD, capacity=x_GSD.shape[1])
+        return send(bank, x_GSD, choice, real_GS, travel)[0], seated_GSE
+
+
+ROUTES = {"einsum": einsum.route, "gather": gather.route, "grouped": grouped.route}
+
+
+def send(
+    params: dict[str, jax.Array],
+    x_GSD: jax.Array,
+    choice: Choice,
+    real_GS: jax.Array,
+    travel: Travel,
+) -> tuple[jax.Array, jax.Array]:
+    """Send tokens to the experts they chose and add up what comes back: see ``einsum.route``."""
+    route = by_rows.route if travel.exchange in BY_ROWS else ROUTES[travel.dispatch]
+    return route(params, x_GSD, choice, real_GS, travel)
 
 
 def exact(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
 
 AXES = ("data", "expert", "model")
-TOKENS = ("data", "expert")
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moejax.runtime.device_mesh import TOKENS
-
+TOKENS = ("data", "expert")
+"""The axes over which tokens are spread."""
 # Activations, by the name of what they hold.
 SPECS = {
     "everywhere": P(),

@@ -23,7 +23,7 @@ from moejax.lab.bench.programs import (
 )
 from moejax.lab.bench.shape import LayerShape, check_groups
 from moejax.lab.bench.timing import Times, interleave, main_clock
-from moejax.moe.kernels import feed_forward as kernels
+from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
 from moejax.moe.kernels.rows import sort_rows
 
 Name = Literal["e64", "e8", "e128"]
@@ -164,7 +164,7 @@ def summarize_arm(times: Times, arms: dict[str, Callable], name: str) -> dict[st
 
 
 def kernel_errors(problem: Problem) -> dict[str, float]:
-    """The errors of ``kernels.feed_forward`` on the device, divided by the largest value. The right
+    """The errors of ``grouped_feed_forward`` on the device, divided by the largest value. The right
     values are those of ``reference``.
     """
     shape = problem.shape
@@ -178,7 +178,7 @@ def kernel_errors(problem: Problem) -> dict[str, float]:
     def run(params: Any, x_TD: jax.Array, weight_TK: jax.Array, dy_TD: jax.Array) -> Any:
         rows = sort_rows(expert_TK, E)
         y_TD, pull = jax.vjp(
-            lambda p, x, w: kernels.feed_forward(p, x, w, rows, shape.activation),
+            lambda p, x, w: grouped_feed_forward(p, x, w, rows, shape.activation),
             *(params, x_TD, weight_TK),
         )
         return y_TD, *pull(dy_TD)

@@ -13,7 +13,7 @@ from moejax.lab.plan.step_sizes import FLOAT
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import find_stack
 from moejax.runtime import device_mesh
-from moejax.runtime.partition import parameter_spec
+from moejax.runtime.partition import TOKENS, parameter_spec
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
         name, layer = path[-1].key, find_stack([key.key for key in path])
         here, whole = leaf.size / parts(name, config.mesh.fsdp), leaf.size / parts(name, False)
-        alike = math.prod(sizes[axis] for axis in device_mesh.TOKENS)
-        copies = alike // parts(name, config.mesh.fsdp, device_mesh.TOKENS)
+        alike = math.prod(sizes[axis] for axis in TOKENS)
+        copies = alike // parts(name, config.mesh.fsdp, TOKENS)
         return Parameter(name, here, whole, layer, leaf.shape[0] if layer else 0, copies)
 
     found = jax.tree_util.tree_map_with_path(one, params)

@@ -18,8 +18,7 @@ from moejax.lab.plan.layer_bytes import layer_workspace, workspace_if_saved
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, size_step
 from moejax.models.decoder import cache_for
-from moejax.runtime import device_mesh
-from moejax.runtime.partition import parameter_spec
+from moejax.runtime.partition import TOKENS, parameter_spec
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
 def cache_bytes(config: Config, sequences: int, context: int, grid: AbstractMesh) -> float:
     """Bytes of the keys and values of a device's share of sequences of ``context`` positions."""
     sizes = dict(grid.shape)
-    here = math.ceil(sequences / math.prod(sizes[axis] for axis in device_mesh.TOKENS))
+    here = math.ceil(sequences / math.prod(sizes[axis] for axis in TOKENS))
     cache = jax.eval_shape(lambda: cache_for(config.model, here, context))
     return sum(
         x.size

@@ -8,8 +8,8 @@ import jax.extend
 import jax.numpy as jnp
 
 from moejax.config.config import Config
+from moejax.moe.choose_travel import choose_forms
 from moejax.moe.experts import bank_shapes
-from moejax.moe.parallel.route import forms_of
 from moejax.routing.seating import capacity
 from moejax.runtime import device_mesh
 
@@ -18,7 +18,7 @@ FLOAT = 4
 
 
 def choose_dispatch(config: Config) -> tuple[str, str]:
-    """The forms of dispatch and of expert parallelism on the mesh in use (see ``forms_of``)."""
+    """The forms of dispatch and of expert parallelism on the mesh in use (see ``choose_forms``)."""
     model, moe = config.model, config.model.moe
     dtype = jnp.dtype(model.dtype)
     shapes = bank_shapes(model.activation, moe.num_experts, model.width, moe.hidden_size)
@@ -26,7 +26,7 @@ def choose_dispatch(config: Config) -> tuple[str, str]:
     tokens = config.data.batch_size // config.optim.accumulate * config.data.sequence_length
     groups = tokens // moe.group_size
     x_GSD = jax.ShapeDtypeStruct((groups, moe.group_size, model.width), dtype)
-    return forms_of(moe, config.mesh, bank, x_GSD, count_slots(config))
+    return choose_forms(moe, config.mesh, bank, x_GSD, count_slots(config))
 
 
 def count_slots(config: Config) -> int:

@@ -1,13 +1,11 @@
 """Dispatch by the one-hot tensors of GShard and Switch: the reference for every other form."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from moejax.moe.dispatch import slots
-from moejax.moe.experts import Dropout
 from moejax.moe.kernels.product import product
+from moejax.moe.travel import Travel
 from moejax.routing.contract import Choice, ExpertChoice, SoftChoice, TokenChoice, spread
 from moejax.routing.seating import Seating, seat_choices
 from moejax.runtime import partition
@@ -60,30 +58,24 @@ def route(
     x_GSD: jax.Array,
     choice: Choice,
     real_GS: jax.Array,
-    *,
-    activation: str,
-    capacity: int,
-    seating: Seating = "position",
-    dropout: Dropout | None = None,
-    compute: Callable = slots.compute,
+    travel: Travel,
 ) -> tuple[jax.Array, jax.Array]:
     """Send tokens to the experts they chose and add up what comes back.
 
-    ``params`` is the bank (see ``experts.bank``), ``real_GS`` is False at padding, ``capacity`` the
-    slots of one expert in one group. Choices outside the bank (-1, zero-computation experts) are
-    passed over. Returns ``y_GSD``, zero for a token all of whose choices were dropped, and
-    ``seated_GSE``, what each token got of each expert of the bank. ``compute`` has the experts work
-    on the slots, on whatever devices they are.
+    ``params`` is the bank (see ``experts.bank``), ``real_GS`` is False at padding. Choices outside
+    the bank (-1, zero-computation experts) are passed over. Returns ``y_GSD``, zero for a token all
+    of whose choices were dropped, and ``seated_GSE``, what each token got of each expert of the
+    bank.
     """
     num_experts = params["w_down_EFD"].shape[0]
     dispatch_GSEC, combine_GSEC, seated_GSE = tensors(
-        choice, real_GS, num_experts, capacity, seating
+        choice, real_GS, num_experts, travel.capacity, travel.seating
     )
     G, S, D = x_GSD.shape
 
     # einsum("GSEC,GSD->EGCD") and back, as products over flat slots R = E * C.
     dispatch_GRS = dispatch_GSEC.reshape(G, S, -1).swapaxes(1, 2).astype(x_GSD.dtype)
-    y_GRD = compute(params, product(dispatch_GRS, x_GSD), activation, dropout)
+    y_GRD = slots.compute(params, product(dispatch_GRS, x_GSD), travel)
     # The weights were chosen in float32; the product runs in the type of the activations.
     combine_GSR = combine_GSEC.reshape(G, S, -1).astype(y_GRD.dtype)
     y_GSD = product(combine_GSR, y_GRD)

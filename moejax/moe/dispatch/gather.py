@@ -1,16 +1,15 @@
 """Dispatch by index: the slots of ``einsum``, filled and emptied by gathers instead of products."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from moejax.moe.dispatch import slots
-from moejax.moe.experts import Dropout
 from moejax.moe.kernels.rows import sum_choices, take
+from moejax.moe.travel import Travel
 from moejax.routing.contract import ExpertChoice, TokenChoice, spread
-from moejax.routing.seating import Seating, seat_choices
+from moejax.routing.seating import seat_choices
 from moejax.runtime import partition
 
 
@@ -19,19 +18,14 @@ def route(
     x_GSD: jax.Array,
     choice: TokenChoice | ExpertChoice,
     real_GS: jax.Array,
-    *,
-    activation: str,
-    capacity: int,
-    seating: Seating = "position",
-    dropout: Dropout | None = None,
-    compute: Callable = slots.compute,
+    travel: Travel,
 ) -> tuple[jax.Array, jax.Array]:
     """As ``einsum.route``: the same slots, drops and values, without a cost that grows with S."""
-    num_experts = params["w_down_EFD"].shape[0]
+    num_experts, capacity = params["w_down_EFD"].shape[0], travel.capacity
     G, S, D = x_GSD.shape
     x_GSD = partition.pin(x_GSD, "tokens_GSD")
     if isinstance(choice, TokenChoice):
-        slot_GSK = seat_choices(choice, real_GS, num_experts, capacity, seating)
+        slot_GSK = seat_choices(choice, real_GS, num_experts, capacity, travel.seating)
         seated_GSK = slot_GSK >= 0
         place_GSK = jnp.where(seated_GSK, choice.expert_GSK * capacity + slot_GSK, -1)
         choice_GR = jax.vmap(partial(invert, slots=num_experts * capacity))(place_GSK)
@@ -49,7 +43,7 @@ def route(
     weighs_input = isinstance(choice, TokenChoice) and choice.weigh == "input"
     if weighs_input:
         x_GRD = (x_GRD * weight_GR1).astype(x_GSD.dtype)
-    y_GRD = compute(params, x_GRD, activation, dropout)
+    y_GRD = slots.compute(params, x_GRD, travel)
     if not weighs_input:
         y_GRD = (y_GRD * weight_GR1).astype(x_GSD.dtype)
     if isinstance(choice, TokenChoice):

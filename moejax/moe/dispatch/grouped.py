@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.moe.kernels import feed_forward as kernels
+from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
 from moejax.moe.kernels.rows import sort_rows
+from moejax.moe.parallel.on_each_device import run_on_each_device
+from moejax.moe.travel import Travel
 from moejax.routing.contract import TokenChoice, spread
 from moejax.routing.seating import Seating, seat_choices
 
@@ -14,31 +16,32 @@ def route(
     x_GSD: jax.Array,
     choice: TokenChoice,
     real_GS: jax.Array,
-    *,
-    activation: str,
-    capacity: int,
-    seating: Seating = "position",
+    travel: Travel,
 ) -> tuple[jax.Array, jax.Array]:
     """As ``einsum.route``, also in what is dropped: nothing, where the capacity is the whole group.
 
-    Empty slots cost nothing here. The bank is whole, and on one device: ``parallel.by_rows`` is for
-    several.
+    Empty slots cost nothing here. Every device has the whole bank: ``parallel.by_rows`` is for
+    experts that are spread.
     """
     num_experts = params["w_down_EFD"].shape[0]
-    expert_GSK = seated_experts(choice, real_GS, num_experts, capacity, seating)
-    expert_TK = expert_GSK.reshape(-1, expert_GSK.shape[-1])
-    y_TD = kernels.feed_forward(
-        params,
-        x_GSD.reshape(expert_TK.shape[0], -1),
-        choice.weight_GSK.reshape(expert_TK.shape),
-        sort_rows(expert_TK, num_experts),
-        activation,
-        choice.weigh,
-    )
-    return y_TD.reshape(x_GSD.shape), seated(expert_GSK, num_experts)
+
+    def run(params, x_GSD, choice, real_GS):
+        expert_GSK = drop_unseated(choice, real_GS, num_experts, travel.capacity, travel.seating)
+        expert_TK = expert_GSK.reshape(-1, expert_GSK.shape[-1])
+        y_TD = grouped_feed_forward(
+            params,
+            x_GSD.reshape(expert_TK.shape[0], -1),
+            choice.weight_GSK.reshape(expert_TK.shape),
+            sort_rows(expert_TK, num_experts),
+            travel.activation,
+            choice.weigh,
+        )
+        return y_TD.reshape(x_GSD.shape), spread_seated(expert_GSK, num_experts)
+
+    return run_on_each_device(run, params, x_GSD, choice, real_GS, layout=travel.layout)
 
 
-def seated_experts(
+def drop_unseated(
     choice: TokenChoice, real_GS: jax.Array, num_experts: int, capacity: int, seating: Seating
 ) -> jax.Array:
     """``expert_GSK`` with -1 (int32) for choices that no expert of the bank takes."""
@@ -49,6 +52,6 @@ def seated_experts(
     return jnp.where(seated_GSK, expert_GSK, -1)
 
 
-def seated(expert_GSK: jax.Array, num_experts: int) -> jax.Array:
-    """What each token got of each expert, ``seated_GSE`` (float32), from ``seated_experts``."""
+def spread_seated(expert_GSK: jax.Array, num_experts: int) -> jax.Array:
+    """What each token got of each expert, ``seated_GSE`` (float32), from ``drop_unseated``."""
     return spread(expert_GSK, (expert_GSK >= 0).astype(jnp.float32), num_experts)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.moe import experts
-from moejax.moe.kernels.rows import Rows, copies, round_up, total
+from moejax.moe.kernels.rows import Rows, copy_tokens, round_up, sum_copies
 
 Params = dict[str, jax.Array]
 
@@ -137,10 +137,10 @@ def _network(
             return y_RF
         return y_RF + (scale * _spread(bias_EF, rows, R)).astype(y_RF.dtype)
 
-    x_RD = copies(x_TD, token_R, row_TK)
-    weight_R1 = copies(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
+    x_RD = copy_tokens(x_TD, token_R, row_TK)
+    weight_R1 = copy_tokens(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
     y_RD = experts.feed_forward(affine, x_RD, activation, weight_T1=weight_R1, weigh=weigh)
-    return total(y_RD, token_R, row_TK)
+    return sum_copies(y_RD, token_R, row_TK)
 
 
 def _spread(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:

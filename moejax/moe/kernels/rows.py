@@ -61,8 +61,8 @@ def sum_choices(x_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def copies(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """The token in each row, ``x_RD``. ``total`` is its transpose, in rows that have a choice.
+def copy_tokens(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    """The token in each row, ``x_RD``. ``sum_copies`` is its transpose, in rows that have a choice.
 
     Not ``gather.fill``, which replaces empty slots: on TPUs that takes memory for all rows again.
     """
@@ -70,18 +70,18 @@ def copies(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def total(y_RD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """Each token's rows added up, ``y_TD``. ``copies`` is its transpose."""
+def sum_copies(y_RD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    """Each token's rows added up, ``y_TD``. ``copy_tokens`` is its transpose."""
     return sum_choices(y_RD, row_TK).astype(y_RD.dtype)
 
 
-copies.defvjp(
-    lambda x, token_R, row_TK: (copies(x, token_R, row_TK), (token_R, row_TK)),
-    lambda saved, d: (total(d, *saved), None, None),
+copy_tokens.defvjp(
+    lambda x, token_R, row_TK: (copy_tokens(x, token_R, row_TK), (token_R, row_TK)),
+    lambda saved, d: (sum_copies(d, *saved), None, None),
 )
-total.defvjp(
-    lambda y, token_R, row_TK: (total(y, token_R, row_TK), (token_R, row_TK)),
-    lambda saved, d: (copies(d, *saved), None, None),
+sum_copies.defvjp(
+    lambda y, token_R, row_TK: (sum_copies(y, token_R, row_TK), (token_R, row_TK)),
+    lambda saved, d: (copy_tokens(d, *saved), None, None),
 )
 
 

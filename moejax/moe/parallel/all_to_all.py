@@ -4,30 +4,21 @@ from functools import partial
 
 import jax
 
-from moejax.config.mesh import MeshConfig
 from moejax.moe import experts
-from moejax.moe.parallel.on_each_device import on_each_device
+from moejax.moe.parallel.on_each_device import run_on_each_device
+from moejax.moe.travel import Travel
 from moejax.runtime import device_mesh
 
 exchange = partial(jax.lax.all_to_all, axis_name="expert", tiled=True)
 
 
-def compute(
-    params: dict[str, jax.Array],
-    x_GRD: jax.Array,
-    activation: str,
-    dropout: None = None,
-    *,
-    layout: MeshConfig,
-) -> jax.Array:
+def compute(params: dict[str, jax.Array], x_GRD: jax.Array, travel: Travel) -> jax.Array:
     """As ``slots.compute``: each device sends every other one the slots of its experts, and gets
     back what they made of them (Lepikhin et al. 2020, section 3.3).
 
     An exchange takes G E C D (n - 1) / n numbers out of a device with G groups, n devices on the
     expert axis.
     """
-    if dropout is not None:
-        raise ValueError("all_to_all has no expert dropout, which draws for all slots at once.")
     D = x_GRD.shape[-1]
 
     def run(params: dict[str, jax.Array], x_GRD: jax.Array) -> tuple[jax.Array, None]:
@@ -35,8 +26,8 @@ def compute(
         # Slots of my experts, from the groups of all; [G, E, C, D] -> [n * G, E / n, C, D].
         x_GECD = x_GRD.reshape(G, here * device_mesh.expert_devices(), -1, D)
         x_GECD = exchange(x_GECD, split_axis=1, concat_axis=0)
-        y_EGCD = experts.bank(params, x_GECD.swapaxes(0, 1), activation)
+        y_EGCD = experts.bank(params, x_GECD.swapaxes(0, 1), travel.activation)
         y_GECD = exchange(y_EGCD.swapaxes(0, 1), split_axis=0, concat_axis=1)
         return y_GECD.reshape(x_GRD.shape), None
 
-    return on_each_device(run, params, x_GRD, layout=layout)[0]
+    return run_on_each_device(run, params, x_GRD, layout=travel.layout)[0]

@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moejax.config.mesh import MeshConfig
-from moejax.moe.dispatch import grouped
-from moejax.moe.kernels import feed_forward as kernels
-from moejax.moe.kernels.rows import copies, sort_rows, total
-from moejax.moe.parallel.exchange import before, exchange
-from moejax.moe.parallel.on_each_device import on_each_device
+from moejax.moe.dispatch.grouped import drop_unseated, spread_seated
+from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
+from moejax.moe.kernels.rows import copy_tokens, sort_rows, sum_copies
+from moejax.moe.parallel.exchange import exchange, sum_before
+from moejax.moe.parallel.on_each_device import run_on_each_device
+from moejax.moe.travel import Travel
 from moejax.routing.contract import TokenChoice
-from moejax.routing.seating import Seating, seat
+from moejax.routing.seating import seat
 from moejax.runtime import device_mesh
 
 Params = dict[str, jax.Array]
@@ -36,61 +36,57 @@ def route(
     x_GSD: jax.Array,
     choice: TokenChoice,
     real_GS: jax.Array,
-    *,
-    activation: str,
-    capacity: int,
-    seating: Seating = "position",
-    dropout: None = None,
-    form: str,
-    layout: MeshConfig,
+    travel: Travel,
 ) -> tuple[jax.Array, jax.Array]:
-    """As ``einsum.route``, also in what is dropped. ``form`` is ``ragged`` or ``all_gather``.
+    """As ``einsum.route``, also in what is dropped, for experts spread over several devices.
 
     With ``layout.receive_factor``, choices beyond what a device takes in are dropped as well: every
     sender may fill an equal part of it, and what others leave, first choices first.
     """
-    if dropout is not None:
-        raise ValueError("rows know no expert dropout: use gather or einsum.")
-    if device_mesh.expert_devices() == 1:
-        run = partial(grouped.route, activation=activation, capacity=capacity, seating=seating)
-        return on_each_device(run, params, x_GSD, choice, real_GS, layout=layout)
+    factor = travel.layout.receive_factor
 
     def run(params, x_GSD, choice, real_GS):
         n, here = device_mesh.expert_devices(), params["w_down_EFD"].shape[0]
+        E = n * here
         (G, S, D), K = x_GSD.shape, choice.expert_GSK.shape[-1]
-        expert_GSK = grouped.seated_experts(choice, real_GS, n * here, capacity, seating)
-        worst = n * G * min(S * min(K, here), here * capacity)
+        expert_GSK = drop_unseated(choice, real_GS, E, travel.capacity, travel.seating)
+        worst = n * G * min(S * min(K, here), here * travel.capacity)
         room = worst
-        if layout.receive_factor is not None:
+        if factor is not None:
             # A hair less before rounding up, so that 1.1 * 10 are 11.
-            room = min(worst, math.ceil(layout.receive_factor * G * S * K * (1 - 1e-9)))
+            room = min(worst, math.ceil(factor * G * S * K * (1 - 1e-9)))
         expert_TK = expert_GSK.reshape(G * S, K)
         if room < worst:
-            expert_TK = received(expert_TK, here, room)
-        experts_of = partial(
-            _local_experts, params, room=room, activation=activation, weigh=choice.weigh
+            expert_TK = drop_beyond_room(expert_TK, here, room)
+        run_experts = partial(
+            _run_local_experts,
+            params,
+            room=room,
+            activation=travel.activation,
+            weigh=choice.weigh,
         )
-        move = _all_gather if form == "all_gather" else partial(_ragged, here=here, room=room)
+        gathers = travel.exchange == "all_gather"
+        move = _all_gather if gathers else partial(_ragged, here=here, room=room)
         weight_TK = choice.weight_GSK.reshape(G * S, K)
-        y_TD = move(experts_of, x_GSD.reshape(G * S, D), expert_TK, weight_TK)
-        return y_TD.reshape(x_GSD.shape), grouped.seated(expert_TK.reshape(G, S, K), n * here)
+        y_TD = move(run_experts, x_GSD.reshape(G * S, D), expert_TK, weight_TK)
+        return y_TD.reshape(x_GSD.shape), spread_seated(expert_TK.reshape(G, S, K), E)
 
-    return on_each_device(run, params, x_GSD, choice, real_GS, layout=layout)
+    return run_on_each_device(run, params, x_GSD, choice, real_GS, layout=travel.layout)
 
 
 def _all_gather(
-    experts_of: Callable,
+    run_experts: Callable,
     x_TD: jax.Array,
     expert_TK: jax.Array,
     weight_TK: jax.Array,
 ) -> jax.Array:
-    everyone = partial(lax.all_gather, axis_name="expert", tiled=True)
-    y_TD = experts_of(everyone(x_TD), everyone(expert_TK), everyone(weight_TK))
+    gather = partial(lax.all_gather, axis_name="expert", tiled=True)
+    y_TD = run_experts(gather(x_TD), gather(expert_TK), gather(weight_TK))
     return lax.psum_scatter(y_TD, "expert", tiled=True)
 
 
 def _ragged(
-    experts_of: Callable,
+    run_experts: Callable,
     x_TD: jax.Array,
     expert_TK: jax.Array,
     weight_TK: jax.Array,
@@ -99,21 +95,21 @@ def _ragged(
     room: int,
 ) -> jax.Array:
     (T, K), n = expert_TK.shape, device_mesh.expert_devices()
-    rows = sort_rows(once(expert_TK, here), n)
+    rows = sort_rows(find_devices(expert_TK, here), n)
     sent, taken = T * min(K, n), min(room, n * T)
     token_R = rows.choice_R[:sent] // K
     count_QQ = lax.all_gather(rows.size_E, "expert")
-    x_RD = exchange(copies(x_TD, token_R, rows.row_TK), count_QQ, sent, taken)
+    x_RD = exchange(copy_tokens(x_TD, token_R, rows.row_TK), count_QQ, sent, taken)
     # What the receiver must know beside the row; float32 holds the numbers of experts exactly.
     beside_TX = jnp.concatenate([expert_TK.astype(jnp.float32), weight_TK], axis=1)
-    beside_RX = exchange(copies(beside_TX, token_R, rows.row_TK), count_QQ, sent, taken)
+    beside_RX = exchange(copy_tokens(beside_TX, token_R, rows.row_TK), count_QQ, sent, taken)
     came_R1 = jnp.arange(taken)[:, None] < count_QQ[:, lax.axis_index("expert")].sum()
     expert_RK = jnp.where(came_R1, beside_RX[:, :K], -1).astype(jnp.int32)
-    y_RD = experts_of(x_RD, expert_RK, beside_RX[:, K:])
-    return total(exchange(y_RD, count_QQ.T, taken, sent), token_R, rows.row_TK)
+    y_RD = run_experts(x_RD, expert_RK, beside_RX[:, K:])
+    return sum_copies(exchange(y_RD, count_QQ.T, taken, sent), token_R, rows.row_TK)
 
 
-def once(expert_TK: jax.Array, here: int) -> jax.Array:
+def find_devices(expert_TK: jax.Array, here: int) -> jax.Array:
     """The device of each choice, ``device_TK`` (int32), -1 where an earlier choice of the token is
     of the same device, or there is none.
     """
@@ -124,7 +120,7 @@ def once(expert_TK: jax.Array, here: int) -> jax.Array:
     return jnp.where(earlier_TKK.any(-1), -1, device_TK)
 
 
-def received(expert_TK: jax.Array, here: int, room: int) -> jax.Array:
+def drop_beyond_room(expert_TK: jax.Array, here: int, room: int) -> jax.Array:
     """``expert_TK`` with -1 where the device of an expert has no room left for the choice."""
     n, me = device_mesh.expert_devices(), lax.axis_index("expert")
     device_1TK = jnp.where(expert_TK >= 0, expert_TK // here, -1)[None]
@@ -133,12 +129,12 @@ def received(expert_TK: jax.Array, here: int, room: int) -> jax.Array:
     wanted_QQ = lax.all_gather(wanted_Q, "expert")  # [sender, receiver]
     first_QQ = jnp.minimum(wanted_QQ, room // n)
     more_QQ, left_Q = wanted_QQ - first_QQ, room - first_QQ.sum(0)
-    granted_QQ = first_QQ + jnp.clip(left_Q - before(more_QQ, 0), 0, more_QQ)
+    granted_QQ = first_QQ + jnp.clip(left_Q - sum_before(more_QQ, 0), 0, more_QQ)
     granted_TK = granted_QQ[me][jnp.maximum(device_1TK[0], 0)]
     return jnp.where(turn_TK < granted_TK, expert_TK, -1)
 
 
-def _local_experts(
+def _run_local_experts(
     params: Params,
     x_TD: jax.Array,
     expert_TK: jax.Array,
@@ -154,4 +150,4 @@ def _local_experts(
     expert_TK = jnp.where((expert_TK >= 0) & (expert_TK < here), expert_TK, -1)
     rows = sort_rows(expert_TK, here)
     rows = replace(rows, choice_R=rows.choice_R[:room])
-    return kernels.feed_forward(params, x_TD, weight_TK, rows, activation, weigh)
+    return grouped_feed_forward(params, x_TD, weight_TK, rows, activation, weigh)

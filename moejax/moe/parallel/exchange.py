@@ -19,9 +19,9 @@ def exchange(x_RD: jax.Array, count_QQ: jax.Array, sent: int, taken: int) -> jax
     """
     me = lax.axis_index("expert")
     output_RD = jnp.zeros((taken, x_RD.shape[1]), x_RD.dtype)
-    how = (before(count_QQ, 1)[me], count_QQ[me], before(count_QQ, 0)[me], count_QQ[:, me])
+    how = (sum_before(count_QQ, 1)[me], count_QQ[me], sum_before(count_QQ, 0)[me], count_QQ[:, me])
     # XLA has no such operation for CPUs.
-    run = emulated if device_mesh.platform() == "cpu" else lax.ragged_all_to_all
+    run = emulate if device_mesh.platform() == "cpu" else lax.ragged_all_to_all
     return run(x_RD, output_RD, *how, axis_name="expert")
 
 
@@ -31,12 +31,12 @@ exchange.defvjp(
 )
 
 
-def before(count: jax.Array, axis: int) -> jax.Array:
+def sum_before(count: jax.Array, axis: int) -> jax.Array:
     """The sum of what comes earlier along an axis."""
     return jnp.cumsum(count, axis) - count
 
 
-def emulated(
+def emulate(
     operand: jax.Array,
     output: jax.Array,
     input_offsets: jax.Array,

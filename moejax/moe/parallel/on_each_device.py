@@ -6,11 +6,10 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from moejax.config.mesh import MeshConfig
-from moejax.runtime.device_mesh import TOKENS
-from moejax.runtime.partition import parameter_spec
+from moejax.runtime.partition import TOKENS, parameter_spec
 
 
-def on_each_device(
+def run_on_each_device(
     function: Callable, params: dict[str, jax.Array], *arrays: object, layout: MeshConfig
 ) -> tuple:
     """``function(params, *arrays) -> (y, more)`` on each device's own groups of tokens.
@@ -25,16 +24,18 @@ def on_each_device(
         return function(params, *arrays)
     specs = {name: parameter_spec(name, layout.fsdp) for name in params}
 
-    def whole(w: jax.Array, spec: P) -> jax.Array:
+    def gather(w: jax.Array, spec: P) -> jax.Array:
         for dimension, axis in enumerate(spec):
             if axis == "data":
                 w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
         return w
 
     def run(params: dict[str, jax.Array], *arrays: object) -> tuple:
-        params = {name: whole(w, specs[name]) for name, w in params.items()}
+        params = {name: gather(w, specs[name]) for name, w in params.items()}
         parts = [
-            function(params, *(jax.tree.map(lambda x, i=i: _part(x, i, layout.chunks), arrays)))
+            function(
+                params, *(jax.tree.map(lambda x, i=i: _take_part(x, i, layout.chunks), arrays))
+            )
             for i in range(layout.chunks)
         ]
         y, more = jax.tree.map(lambda *p: jax.numpy.concatenate(p), *parts)
@@ -52,6 +53,6 @@ def on_each_device(
     return y.sum(0), more
 
 
-def _part(x: jax.Array, i: int, parts: int) -> jax.Array:
+def _take_part(x: jax.Array, i: int, parts: int) -> jax.Array:
     size = x.shape[0] // parts
     return x[i * size : (i + 1) * size]

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.moe.dispatch import grouped
+from moejax.moe.dispatch.grouped import drop_unseated, spread_seated
 from moejax.moe.parallel.placement import Placement
 from moejax.routing.contract import TokenChoice
 from moejax.routing.seating import Seating
 
 
-def places_of(plan: Placement) -> np.ndarray:
+def list_places(plan: Placement) -> np.ndarray:
     """The places of each expert, ``place_LER`` (int32), -1 where an expert has fewer than R."""
     count_LE = plan.replicas_LE
     place_LER = np.full((*count_LE.shape, count_LE.max()), -1, np.int32)
@@ -23,7 +23,7 @@ def places_of(plan: Placement) -> np.ndarray:
     return place_LER
 
 
-def to_places(
+def choose_places(
     choice: TokenChoice,
     place_ER: jax.Array,
     real_GS: jax.Array,
@@ -36,10 +36,10 @@ def to_places(
     -1 here, and places must have room for all. Tokens take an expert's replicas in turn.
     """
     E = place_ER.shape[0]
-    expert_GSK = grouped.seated_experts(choice, real_GS, E, capacity, seating)
+    expert_GSK = drop_unseated(choice, real_GS, E, capacity, seating)
     turn_GS1 = jnp.arange(real_GS.size).reshape(*real_GS.shape, 1)
     count_E = (place_ER >= 0).sum(1)
     here_GSK = jnp.maximum(expert_GSK, 0)
     place_GSK = place_ER[here_GSK, turn_GS1 % count_E[here_GSK]]
     place_GSK = jnp.where(expert_GSK >= 0, place_GSK, -1)
-    return replace(choice, expert_GSK=place_GSK), grouped.seated(expert_GSK, E)
+    return replace(choice, expert_GSK=place_GSK), spread_seated(expert_GSK, E)

@@ -19,7 +19,7 @@ LARGEST_BLOCK = 1024
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def feed_forward(
+def grouped_feed_forward(
     params: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
@@ -47,7 +47,7 @@ def _backward(activation, weigh, saved, dy_TD):
     return *backward(*saved, dy_TD, activation=activation, weigh=weigh), None
 
 
-feed_forward.defvjp(_forward, _backward)
+grouped_feed_forward.defvjp(_forward, _backward)
 
 
 def forward_shapes(params, x_TD, weight_TK, rows, **static):
@@ -73,7 +73,7 @@ def loop_backward(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
     return block_loop.backward(params, x_TD, weight_TK, rows, dy_TD, **static)
 
 
-def products_of(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
+def find_products(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
     """The grouped products of a platform for a bank and input of these shapes and types, or None.
 
     Their file, and with it Pallas, is imported when a platform is first asked for them.
@@ -83,21 +83,21 @@ def products_of(platform: str, params: Params, x: jax.Array) -> grouped_products
     return import_module(f"moejax.moe.kernels.{FILES[platform]}").products(params, x)
 
 
-def by_products_on(platform: str, form: Callable, loop: Callable) -> Callable:
+def prefer_products(platform: str, form: Callable, loop: Callable) -> Callable:
     """``form`` with the grouped products of a platform, or the loop where it has none."""
 
     def run(params: Params, x_TD: jax.Array, *rest: object, **static: str) -> object:
-        products = products_of(platform, params, x_TD)
+        products = find_products(platform, params, x_TD)
         if products is None:
             # One size: a choice between several would wait for the host.
-            sizes = (one_size(rest[1]),)
+            sizes = (choose_block_size(rest[1]),)
             return loop(params, x_TD, *rest, **static, sizes=sizes)
         return form(products, params, x_TD, *rest, **static)
 
     return run
 
 
-def one_size(rows: Rows) -> int:
+def choose_block_size(rows: Rows) -> int:
     """The size of a block where there is but one: about the rows of an expert, a power of two."""
     mean = rows.choice_R.shape[0] // rows.size_E.shape[0]
     return max(32, min(LARGEST_BLOCK, 1 << max(0, mean.bit_length() - 1)))
@@ -107,11 +107,11 @@ forward = by_platform(
     "grouped_feed_forward",
     forward_shapes,
     loop_forward,
-    **{p: by_products_on(p, grouped_products.forward, loop_forward) for p in FILES},
+    **{p: prefer_products(p, grouped_products.forward, loop_forward) for p in FILES},
 )
 backward = by_platform(
     "grouped_feed_forward_gradient",
     backward_shapes,
     loop_backward,
-    **{p: by_products_on(p, grouped_products.backward, loop_backward) for p in FILES},
+    **{p: prefer_products(p, grouped_products.backward, loop_backward) for p in FILES},
 )

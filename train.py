@@ -1,19 +1,10 @@
 """Train a model: python train.py --config configs/quickstart.py [--section.field value ...]"""
 
-import shlex
 import sys
 
-from moejax.commands.command_line import parse, run_main
-from moejax.runtime.allocator import keep_freed_memory
-
-
-def main() -> None:
-    config, name = parse(sys.argv[1:], "python train.py")
-    keep_freed_memory()
-    from moejax.train.training import train  # late: it starts JAX
-
-    train(config, name=name, command=shlex.join(["python", *sys.argv]))
-
+from moejax.commands.command_line import errors_as_messages
+from moejax.commands.train import train
 
 if __name__ == "__main__":
-    run_main(main)
+    with errors_as_messages():
+        train(sys.argv[1:], "python train.py", ["python", sys.argv[0]])

@@ -23,15 +23,15 @@ _HOMES = {
     # The error whose message tells a user what to put right.
     "UserError": "moejax.config.errors",
     # Train a config in its run directory, and read what a run has written.
-    "train_model": "moejax.train.loop:train",
+    "train_model": "moejax.train.training:train",
     "read_run": "moejax.runs.records",
     # A trained model: of a run, of an imported model, or of a checkpoint of Hugging Face.
     "open_model": "moejax.inference.opening",
     # A checkpoint of Hugging Face as parameters and settings.
     "load_checkpoint": "moejax.hf.reading:load",
     # Configs to train under equal conditions and to compare.
-    "Study": "moejax.lab.study.study",
-    "load_study_file": "moejax.lab.study.study",
+    "Study": "moejax.lab.study.definition",
+    "load_study_file": "moejax.lab.study.definition",
     # A router of one's own: the decorator that makes it known, what it sees, what it answers.
     "router": "moejax.routing.routers",
     "RouterInput": "moejax.routing.contract",

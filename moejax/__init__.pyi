@@ -9,15 +9,15 @@ from moejax.config.moe import BalanceConfig as BalanceConfig
 from moejax.config.moe import MoEConfig as MoEConfig
 from moejax.hf.reading import load as load_checkpoint
 from moejax.inference.opening import open_model as open_model
-from moejax.lab.study.study import Study as Study
-from moejax.lab.study.study import load_study_file as load_study_file
+from moejax.lab.study.definition import Study as Study
+from moejax.lab.study.definition import load_study_file as load_study_file
 from moejax.moe.layer import MoELayer as MoELayer
 from moejax.routing.contract import ExpertChoice as ExpertChoice
 from moejax.routing.contract import RouterInput as RouterInput
 from moejax.routing.contract import TokenChoice as TokenChoice
 from moejax.routing.routers import router as router
 from moejax.runs.records import read_run as read_run
-from moejax.train.loop import train as train_model
+from moejax.train.training import train as train_model
 
 __version__: str
 __all__ = [

@@ -12,14 +12,9 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import moejax.hf
-from moejax.commands.conversion import (
-    ExportSettings,
-    ImportSettings,
-    UpcycleSettings,
-    export_model,
-    import_model,
-    upcycle_model,
-)
+from moejax.commands.export import ExportSettings, export_model
+from moejax.commands.import_ import ImportSettings, import_model
+from moejax.commands.upcycle import UpcycleSettings, upcycle_model
 from moejax.config import Config, ConfigError, DataConfig, MeshConfig, RunConfig, load_config_file
 from moejax.config.errors import UserError
 from moejax.data.tokenizer import ByteTokenizer, load_tokenizer, make_byte_tokenizer_files

@@ -173,7 +173,7 @@ def test_a_model_trained_here_in_the_layout_of_mixtral_is_one_there(tmp_path):
     """A few steps of the quickstart's kind, exported by the command; bytes are its tokens."""
     from transformers import AutoTokenizer
 
-    from moejax.commands.conversion import ExportSettings, export_model
+    from moejax.commands.export import ExportSettings, export_model
     from moejax.config import MeshConfig
     from moejax.inference.opening import open_model
     from moejax.runtime import device_mesh

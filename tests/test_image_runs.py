@@ -28,8 +28,9 @@ from moejax.config import (
 )
 from moejax.config.errors import ConfigError, RunError, UserError
 from moejax.data import tfds_source
+from moejax.lab.study.definition import Study
+from moejax.lab.study.run_study import run_study
 from moejax.lab.study.side_by_side import side_by_side
-from moejax.lab.study.study import Study, run_study
 from moejax.runs.lift import expected_counts, lift
 from moejax.runs.records import read_run
 from moejax.train.training import train

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.commands.inference import Generate, all_prompts
-from moejax.commands.main import make_parser
+from moejax.commands.generate import GenerateSettings, collect_prompts
+from moejax.commands.main import run as run_words
 from moejax.config import (
     BalanceConfig,
     Config,
@@ -93,9 +93,7 @@ def copy(run, tmp_path) -> Path:
 
 def moejax(*words: str | Path) -> None:
     """Run a subcommand in this process; its errors are raised."""
-    arguments, rest = make_parser().parse_known_args([str(word) for word in words])
-    arguments.rest = rest
-    arguments.command.run(arguments)
+    run_words([str(word) for word in words])
 
 
 @pytest.fixture
@@ -219,11 +217,11 @@ def test_generate_prints_one_object(run, said, tmp_path):
 
 def test_prompts_come_from_flags_and_lines(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\n\nt\xc3\xa9\xff")))
-    given = Generate(path=tmp_path, prompt=("zero", "\udcff"), prompt_file="-")
-    assert all_prompts(given) == ["zero", "\ufffd", "one", "", "té\ufffd"]
+    given = GenerateSettings(path=tmp_path, prompt=("zero", "\udcff"), prompt_file="-")
+    assert collect_prompts(given) == ["zero", "\ufffd", "one", "", "té\ufffd"]
     (tmp_path / "empty").touch()
     with pytest.raises(ConfigError, match="--prompt-file .*empty is empty"):
-        all_prompts(Generate(path=tmp_path, prompt_file=str(tmp_path / "empty")))
+        collect_prompts(GenerateSettings(path=tmp_path, prompt_file=str(tmp_path / "empty")))
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_left_alone(copy, figures):

@@ -15,7 +15,7 @@ import jax
 import pytest
 from packaging.requirements import Requirement
 
-from moejax.commands.command_line import parse
+from moejax.commands.command_line import parse_config
 from moejax.runtime import device_fit, device_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def flags(platform: str, devices: int) -> list[str]:
 )
 def test_the_config_accepts_the_flags_for_any_machine(platform, devices, shape, batch):
     command = ["--config", str(ROOT / "configs/quickstart.py"), *flags(platform, devices)]
-    config, _ = parse(command, "train.py")
+    config, _ = parse_config(command, "train.py")
     mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:devices])
     device_fit.check_fits(config, mesh)
     assert (mesh.shape["data"], mesh.shape["expert"]) == shape
@@ -407,13 +407,13 @@ def test_all_cells_on_colab_with_drive(tmp_path, monkeypatch, colab, displayed, 
 
 COMPILE = """
 import json, sys
-from moejax import mesh as meshes, targets
-from moejax.commands.command_line import parse
+from moejax.runtime import device_fit, device_mesh, targets
+from moejax.commands.command_line import parse_config
 from moejax.data.tokenizer import choose_vocab_size, load_tokenizer
 from moejax.lab.plan.compile_step import compile_step
 
 target, *flags = sys.argv[1:]
-config, _ = parse(flags, "train.py")
+config, _ = parse_config(flags, "train.py")
 devices = targets.describe_devices(target)
 grid = device_mesh.make_mesh(config.mesh, devices)
 device_fit.check_fits(config, grid)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_report import EXPERTS, OTHER_FIGURES, ROUTING_FIGURES, write_load, write_run
 
-from moejax.lab.study.comparison import study_html
 from moejax.lab.study.side_by_side import side_by_side
+from moejax.lab.study.study_page import study_html
 from moejax.runs.pages.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

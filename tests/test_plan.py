@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,10 @@ import pytest
 from test_hf_counts import CARDS, DEEPSEEK_V3, MIXTRAL
 
 from moejax.commands import main as cli
+from moejax.commands.plan_cost import CostSettings, make_request
 from moejax.config import ConfigError, MeshConfig, load_config_file
 from moejax.config.errors import UserError
 from moejax.lab.plan.advice import advise_mesh, roomier_configs
-from moejax.lab.plan.command import Flags, asked_for
 from moejax.lab.plan.cost_report import table, to_json
 from moejax.lab.plan.dense_twins import dense_twins
 from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
@@ -38,10 +39,9 @@ from moejax.train.step import train_step
 V = 64
 
 
-def flags(**given) -> Flags:
+def settings(**given) -> CostSettings:
     """Those that `moejax plan` has where nothing else is given."""
-    usual = dict(hf=None, load=None, devices=None, device="cpu", context=None, sequences=1)
-    return Flags(**usual | given)
+    return CostSettings(**{"device": "cpu"} | given)
 
 
 def wider(config, **model):
@@ -81,7 +81,7 @@ def test_mixtral_is_explained(tmp_path):
     """Eight experts are not eight models, and two of them not two."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps(MIXTRAL))
-    request = asked_for(flags(hf=file), [])
+    request = make_request(settings(hf=file), [])
     section = list_parameters(request)
     text = table(request, [section], explain=True)
     assert "8 x 5.64G of experts + 1.61G of the rest = 46.7G" in text
@@ -93,7 +93,7 @@ def test_mixtral_is_explained(tmp_path):
 def test_the_plan_of_a_released_model_equals_its_card(tmp_path, hf, total, active, digits):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(hf))
-    request = asked_for(flags(hf=file), [])
+    request = make_request(settings(hf=file), [])
     found = to_json(request, [list_parameters(request)])
     assert round(found["parameters_total"] / 1e9, digits) == total
     assert round(found["parameters_active"] / 1e9, digits) == active
@@ -103,8 +103,8 @@ def test_the_plan_of_a_released_model_equals_its_card(tmp_path, hf, total, activ
 
 
 def test_the_table_and_the_object_say_the_same():
-    request = asked_for(
-        flags(devices=8), ["--config", "configs/quickstart.py", "--mesh.expert", "4"]
+    request = make_request(
+        settings(devices=8, config=Path("configs/quickstart.py")), ["--mesh.expert", "4"]
     )
     sections = make_plan(request)
     found, text = to_json(request, sections), table(request, sections, explain=True)
@@ -250,14 +250,14 @@ def test_what_does_not_fit_is_said_and_what_would():
     ],
 )
 def test_a_plan_without_a_command_is_one_of_cost(argv, meant):
-    assert cli.with_default(argv) == meant
+    assert cli.insert_default(argv) == meant
 
 
 @pytest.mark.parametrize(
     ("given", "rest", "message"),
     [
         ({}, [], "say what to plan: --config FILE"),
-        ({"hf": "there"}, ["--config", "configs/quickstart.py"], "exclude each other"),
+        ({"hf": "there", "config": Path("configs/quickstart.py")}, [], "exclude each other"),
         ({"hf": "missing"}, [], "missing.json cannot be read"),
         ({"hf": "list"}, [], "is not a JSON object"),
         ({"hf": "bert"}, [], "model_type 'bert' is not supported. There are: mixtral"),
@@ -272,7 +272,7 @@ def test_wrong_input_ends_in_one_message(given, rest, message, tmp_path):
     if "hf" in given:
         given = given | {"hf": tmp_path / f"{given['hf']}.json"}
     with pytest.raises(UserError, match=message):
-        asked_for(flags(**given), rest)
+        make_request(settings(**given), rest)
 
 
 def test_the_command_says_what_is_wrong_and_exits_with_2():

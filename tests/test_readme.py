@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moejax.config import load_config_file
-from moejax.lab.study.study import load_study_file
+from moejax.lab.study.definition import load_study_file
 from moejax.moe.layer import MoELayer
 from moejax.routing.routers import ROUTERS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moejax.commands.main import make_parser
+from moejax.commands.main import run as run_words
 from moejax.config import (
     Config,
     DataConfig,
@@ -360,9 +360,7 @@ def run(tmp_path_factory) -> Path:
 
 def moejax(*words: str | Path) -> None:
     """Run a subcommand in this process; its errors are raised."""
-    arguments, rest = make_parser().parse_known_args([str(word) for word in words])
-    arguments.rest = rest
-    arguments.command.run(arguments)
+    run_words([str(word) for word in words])
 
 
 def test_the_command_writes_a_page_and_a_summary(run, capsys):

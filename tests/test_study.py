@@ -20,7 +20,8 @@ from test_run import TIMING, metrics, wait_for_step
 from moejax.config import Config, changed, to_dict
 from moejax.config.errors import ConfigError, DivergedError, RunError
 from moejax.lab.study.baseline import make_baseline, reach
-from moejax.lab.study.study import Study, load_study_file, run_study
+from moejax.lab.study.definition import Study, load_study_file
+from moejax.lab.study.run_study import run_study
 from moejax.runs.pages.charts import MOST_POINTS, Series, line_chart
 from moejax.runs.pages.ranks import Rank, rank_chart
 from moejax.runs.records import Run
@@ -129,7 +130,7 @@ def write_file(file: Path, made: Study) -> None:
     configs = {name: to_dict(config) for name, config in made.runs.items()}
     file.write_text(
         "import os, sys\nfrom moejax.config import Config, from_dict\n"
-        "from moejax.lab.study.study import Study\n\n"
+        "from moejax import Study\n\n"
         "if 'WITHOUT_JAX' in os.environ:\n    sys.modules['jax'] = None\n\n\n"
         f"def get_study():\n    configs = {configs!r}\n"
         "    runs = {name: from_dict(Config, config) for name, config in configs.items()}\n"
@@ -474,7 +475,7 @@ def test_a_broken_study_file_is_explained(tmp_path, text, words):
     file = tmp_path / "mine.py"
     head = (
         "import functools\nfrom moejax.config import Config\n"
-        "from moejax.lab.study.study import Study\n"
+        "from moejax import Study\n"
         "c, s = Config(), functools.partial(Study, **{'title': 'T', 'question': 'Q'})\n"
     )
     if text is not None:

@@ -1,59 +1,119 @@
-"""From the command line to a Config, and from an error to a message and an exit code."""
+"""From the words of a command line to settings, and from an error to a message and an exit code."""
 
-import argparse
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
 
+T = TypeVar("T")
 
-def parse(argv: list[str], program: str) -> tuple[Config, str]:
-    """The config of ``--config FILE`` with the overrides that follow, and its name.
+SETTINGS_FOLLOW = (
+    "Every setting of a config can follow as a flag, such as --mesh.expert 8:"
+    " `python train.py --config FILE --help` lists them."
+)
 
-    Help and misspelt or mistyped flags end the process (exit codes 0 and 2) with a message.
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFile:
+    """Which config a command is about."""
+
+    config: Path | None = None
+    """The Python file of a run, or the config.json of one."""
+
+
+def parse_settings(kind: type[T], words: list[str], program: str, summary: str) -> T:
+    """The settings of a subcommand. Help, and flags that are misspelt or mistyped, end the process
+    (exit codes 0 and 2) with a message.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    known, rest = first.parse_known_args(argv)
-    asks_help = any(word in ("-h", "--help") for word in rest)
-    if known.config is None and not asks_help:
+    import tyro  # late: a message about a config file should not wait for it
+
+    return tyro.cli(
+        kind,
+        args=words,
+        prog=program,
+        description=_first_capital(summary),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def parse_known(kind: type[T], words: list[str], program: str, summary: str) -> tuple[T, list[str]]:
+    """The settings of a subcommand, and the words that are left for ``override``."""
+    import tyro
+
+    return tyro.cli(
+        kind,
+        args=words,
+        prog=program,
+        description=f"{_first_capital(summary)} {SETTINGS_FOLLOW}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+        return_unknown_args=True,
+    )
+
+
+def parse_config(words: list[str], program: str) -> tuple[Config, str]:
+    """The config of ``--config FILE`` with the flags that follow, and its name. Help lists all
+    settings of a config.
+    """
+    import tyro
+
+    given, flags = tyro.cli(ConfigFile, args=words, add_help=False, return_unknown_args=True)
+    if given.config is None and {"-h", "--help"} & set(flags):
+        return override(Config(), flags, f"{program} --config FILE"), ""
+    return read_config(given.config, flags, program)
+
+
+def read_config(file: Path | None, flags: list[str], program: str) -> tuple[Config, str]:
+    """The config of a file, changed by flags, and its name. Raises ``ConfigError``."""
+    if file is None:
         there = sorted(str(path) for path in Path("configs").glob("*.py"))
         raise ConfigError(
             "--config is missing: the Python file of a run, such as "
             + (", ".join(there) or "configs/quickstart.py")
             + "."
         )
-    config = load_config_file(known.config) if known.config else Config()
-    config = overridden(config, rest, f"{program} --config {known.config or 'FILE'}")
+    config = override(load_config_file(file), flags, f"{program} --config {file}")
     # One config.json is like another: its directory has the name.
-    return config, known.config.parent.name if known.config.suffix == ".json" else known.config.stem
+    return config, file.parent.name if file.suffix == ".json" else file.stem
 
 
-def overridden(config: Config, flags: list[str], program: str) -> Config:
-    """The config with what ``flags`` say; help and wrong flags end the process as in ``parse``."""
-    import tyro  # late: a message about a config file should not wait for it
+def override(config: Config, flags: list[str], program: str) -> Config:
+    """The config with the settings of flags; help and wrong flags end the process, as in
+    ``parse_settings``.
+    """
+    import tyro
 
     return tyro.cli(
         Config,
-        args=flags,
+        args=lengthen(flags),
         default=config,
         prog=program,
-        description="Every setting below can be overridden; the defaults are those of the file.",
+        description="Every setting below can be overridden; the defaults are those of the file."
+        " --model.moe.* may be written as --moe.*, and --model.moe.balance.* as --balance.*:"
+        " --moe.top-k 2 --balance.loss-weight 0.01.",
         config=(tyro.conf.FlagConversionOff,),  # --mesh.fsdp True, as for truths that may be None
     )
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run ``main``; a ``UserError`` becomes a message on standard error and its exit code."""
+def _first_capital(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+@contextlib.contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """A ``UserError`` becomes a message on standard error, and ends the process with its code."""
     sys.unraisablehook = _without_orbax_callbacks
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        main()
+        yield
     except BrokenPipeError:  # whoever read what is printed has seen enough
         os._exit(1)
     except UserError as error:

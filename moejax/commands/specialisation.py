@@ -2,12 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from moejax.commands.inference import OnText, check_batch, opened, text_of
+from moejax.commands.model_settings import (
+    TextSettings,
+    check_batch,
+    open_language_model,
+    open_settings_text,
+)
 from moejax.config.checks import check, check_positive
 from moejax.inference.generation import for_inference
 from moejax.lab.specialisation.collect_choices import check_routed
@@ -16,13 +19,14 @@ from moejax.lab.specialisation.findings import findings_json, summary
 from moejax.lab.specialisation.sample import draw_sample
 from moejax.lab.specialisation.specialisation_page import specialisation_html
 from moejax.runs.metric_lines import finite
+from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.atomic_files import write_text
 
 MOST_TOKENS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Specialisation(OnText):
+class SpecialisationSettings(TextSettings):
     """The settings of `moejax specialisation`."""
 
     batch_size: int | None = 16
@@ -44,16 +48,17 @@ class Specialisation(OnText):
         )
 
 
-def specialisation(settings: Specialisation) -> None:
+def specialisation(settings: SpecialisationSettings) -> None:
     """Look at the routing, write the page and print a summary."""
+    keep_freed_memory()
     started = time.monotonic()
     path = settings.output or settings.path.expanduser() / "specialisation.html"
-    model, mesh = opened(settings)
+    model, mesh = open_language_model(settings)
     check_routed(model.config, settings.path)
     check(path.parent.is_dir(), f"--output {path}: there is no directory {path.parent}.")
     config, length = for_inference(model.config), settings.length(model)
     check_batch(config, length, settings.batch_size, mesh)
-    documents, about = text_of(settings, model)
+    documents, about = open_settings_text(settings, model)
     whole = min(config.moe.group_size, length)
     sample = draw_sample(documents, model.tokenizer, length, settings.tokens, whole)
     found = compare_with_classes(
@@ -71,9 +76,3 @@ def specialisation(settings: Specialisation) -> None:
     figures = findings_json(found) | {"seconds": seconds, "page": str(path)}
     text = json.dumps(finite(figures), indent=2) if settings.json else summary(found, path, seconds)
     print(text, flush=True)
-
-
-COMMANDS: dict[str, tuple[type[Specialisation], Callable[[Any], None]]] = {
-    "specialisation": (Specialisation, specialisation),
-}
-"""The settings of the command, and what it does with them."""

@@ -1,0 +1,110 @@
+"""`moejax export`: a trained model as a checkpoint of Hugging Face."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from moejax import hf
+from moejax.config.checks import check
+from moejax.config.config import Config
+from moejax.config.files import read_config_json
+from moejax.config.mesh import MeshConfig
+from moejax.data.tokenizer import make_byte_tokenizer_files
+from moejax.hf.files import read_json
+from moejax.hf.writing import make_new_directory
+from moejax.inference import imported
+from moejax.inference.opening import is_checkpoint, is_run, open_model
+from moejax.runtime import device_mesh
+from moejax.runtime.allocator import keep_freed_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Write a run or an imported model in Hugging Face's format."""
+
+    source: tyro.conf.Positional[Path]
+    """Directory of a run, or of an imported model."""
+    target: tyro.conf.Positional[Path]
+    """New directory."""
+    family: str | None = None
+    """Write it as this family (mixtral, qwen3_moe, ...); by default the one that it was imported
+    from, or the first that can hold it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the parameters; `auto` is that in which the model computes."""
+    mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
+
+
+def export_model(settings: ExportSettings) -> None:
+    """Open and write, and say so. Raises ``UserError``."""
+    keep_freed_memory()
+    source = settings.source
+    check(
+        is_run(source) or imported.is_imported(source),
+        f"{source} is neither a run (config.json and checkpoints/) nor an imported model"
+        f" (config.json and model/).",
+    )
+    run = read_config_json(source / "config.json")
+    check(
+        not run.model.sees_images,
+        f"{source} is a classifier of images: only language models are exported.",
+    )
+    make_new_directory(settings.target)
+    mesh = device_mesh.make_mesh(settings.mesh)
+    opened = open_model(source, mesh=mesh, layout=settings.mesh)
+    original = _original(source, run)
+    more: dict[str, Any] = {}
+    if original is None:
+        edge = opened.tokenizer.boundary
+        more = {"bos_token_id": edge, "eos_token_id": edge}
+        more["max_position_embeddings"] = run.data.sequence_length
+    family = hf.save(
+        settings.target,
+        opened.config,
+        opened.params,
+        opened.bias_LE,
+        hf=original,
+        family=settings.family,
+        dtype=settings.dtype,
+        files_from=_files_from(source, run),
+        more=more,
+    )
+    if run.data.tokenizer == "bytes" and original is None:
+        for name, content in make_byte_tokenizer_files().items():
+            (settings.target / name).write_text(json.dumps(content), encoding="utf-8")
+    print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
+
+
+def _files_from(source: Path, run: Config) -> Path | None:
+    """The directory with the model's tokenizer; None if it has read bytes."""
+    if imported.is_imported(source):
+        return source
+    if run.data.tokenizer == "bytes":
+        return None
+    tokenizer = Path(run.data.tokenizer).expanduser()
+    return tokenizer if tokenizer.is_dir() else tokenizer.parent
+
+
+def _original(source: Path, run: Config) -> dict[str, Any] | None:
+    """The ``config.json`` that a model, or the model that a run began from, came with."""
+    if imported.is_imported(source):
+        return imported.read_original(source)
+    if run.run.init_from is None:
+        return None
+    began = Path(run.run.init_from).expanduser()
+    if is_checkpoint(began):
+        return read_json(began / "config.json")
+    return imported.read_original(began)
+
+
+def _note(run: Config) -> str:
+    """What a reader must know of a model that was trained with capacity."""
+    factor = run.model.moe.capacity_factor
+    if not any(run.model.routed_layers) or factor is None:
+        return ""
+    return (
+        f"\nnote     it was trained with --model.moe.capacity-factor {factor}; Hugging Face's"
+        f" models drop nothing"
+    )

@@ -1,0 +1,119 @@
+"""`moejax generate`: text from a trained model."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from moejax.commands.model_settings import ModelSettings, open_language_model
+from moejax.config.checks import check, check_positive
+from moejax.config.errors import ConfigError
+from moejax.inference.generation import Generated, Generator
+from moejax.inference.opening import OpenModel
+from moejax.inference.sampling import Sampling
+from moejax.runtime.allocator import keep_freed_memory
+from moejax.runtime.number_words import duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(ModelSettings):
+    """The settings of `moejax generate`."""
+
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The beginning of a text; may be given several times."""
+    prompt_file: str | None = None
+    """A file with a prompt on each line, or - for the standard input."""
+    sampling: tyro.conf.OmitArgPrefixes[tyro.conf.UseAppendAction[Sampling]] = field(
+        default_factory=Sampling
+    )
+    window: int | None = None
+    """Positions that a position sees, itself included, and the longest prompt in tokens; by default
+    as many as the model was trained on."""
+    batch_size: int = 32
+    """Prompts that are continued together."""
+
+    def __post_init__(self) -> None:
+        check_positive("", self, "window", "batch_size")
+        check(
+            bool(self.prompt) or self.prompt_file is not None,
+            "there is no prompt: give --prompt TEXT, or --prompt-file FILE.",
+        )
+
+
+def generate(settings: GenerateSettings) -> None:
+    """Continue the prompts and print the texts: one as it grows, several at the end."""
+    keep_freed_memory()
+    prompts = collect_prompts(settings)
+    model, mesh = open_language_model(settings)
+    generator = Generator(
+        model.config,
+        model.layout,
+        model.params,
+        model.bias_LE,
+        mesh=mesh,
+        tokenizer=model.tokenizer,
+        ends=model.ends,
+        window=settings.window or model.context,
+    )
+    ids = [model.begin(prompt) for prompt in prompts]
+    generator.check_prompts(ids)
+    streams = len(prompts) == 1 and not settings.json
+
+    def show(_: int, text: str) -> None:
+        if streams:
+            print(text, end="", flush=True)
+
+    show(0, prompts[0])
+    done = generator.generate(ids, settings.sampling, batch_size=settings.batch_size, on_text=show)
+    if settings.json:
+        print(json.dumps(texts_json(model, prompts, done), indent=2), flush=True)
+    else:
+        print("" if streams else "\n".join(write_headers(prompts, done)), flush=True)
+    print(describe_speed(done), file=sys.stderr, flush=True)
+
+
+def collect_prompts(settings: GenerateSettings) -> list[str]:
+    """The prompts of the flags, then those of the file; what is not UTF-8 becomes U+FFFD."""
+    given, file = list(settings.prompt), settings.prompt_file
+    if file is not None:
+        try:
+            text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--prompt-file {file} cannot be read: {error.strerror}.") from error
+        lines = text.decode("utf-8", "replace").splitlines()
+        check(bool(lines or given), f"--prompt-file {file} is empty: write a prompt on each line.")
+        given += lines
+    return [
+        prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for prompt in given
+    ]
+
+
+def write_headers(prompts: list[str], done: Generated) -> list[str]:
+    """Each text under a line that tells its number and why it ended."""
+    why = {"end": "the text ended", "stop": "--stop", "length": "--tokens"}
+    lines = []
+    for number, (prompt, one) in enumerate(zip(prompts, done.continuations, strict=True), 1):
+        lines += [f"--- {number} ({len(one.ids):,} tokens; {why[one.ended]})", prompt + one.text]
+    return lines
+
+
+def describe_speed(done: Generated) -> str:
+    """How many tokens there are, and how long they took."""
+    count = sum(len(one.ids) for one in done.continuations)
+    rate = done.tokens_per_second
+    fast = "" if rate is None else f"{rate:,.0f} tokens/s after "
+    return f"{count:,} tokens, {fast}{duration(done.first_seconds)} to compile and read"
+
+
+def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[str, Any]:
+    """What `--json` prints."""
+    pairs = zip(prompts, done.continuations, strict=True)
+    return {
+        "model": model.description,
+        "texts": [{"prompt": prompt, **asdict(one)} for prompt, one in pairs],
+        "first_seconds": done.first_seconds,
+        "tokens_per_second": done.tokens_per_second,
+    }

@@ -1,0 +1,46 @@
+"""`moejax import`: a checkpoint of Hugging Face, to train on from."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from moejax import hf
+from moejax.commands.describe_import import describe_import
+from moejax.config.mesh import MeshConfig
+from moejax.hf.writing import make_new_directory
+from moejax.inference import imported
+from moejax.runtime import device_mesh
+from moejax.runtime.allocator import keep_freed_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings:
+    """Bring a checkpoint in Hugging Face's format into a directory that training begins from."""
+
+    source: tyro.conf.Positional[Path]
+    """Directory with config.json and safetensors."""
+    target: tyro.conf.Positional[Path]
+    """New directory."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the parameters; `auto` keeps that on disk."""
+    mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
+
+
+def import_model(settings: ImportSettings) -> None:
+    """Read, check and write, and say so. Raises ``UserError``."""
+    keep_freed_memory()
+    make_new_directory(settings.target)
+    mesh = device_mesh.make_mesh(settings.mesh)
+    model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
+    imported.write_model(
+        settings.target,
+        model.config,
+        model.params,
+        model.bias_LE,
+        layout=settings.mesh,
+        hf=model.hf,
+        files_from=settings.source,
+    )
+    print(describe_import(model.hf["model_type"], model.config, settings.target), flush=True)

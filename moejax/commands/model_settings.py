@@ -1,0 +1,119 @@
+"""Which model a command runs, on which text: the settings of generate, eval and specialisation."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from jax.sharding import Mesh
+
+from moejax.config.checks import check, check_positive
+from moejax.config.files import load_config_file
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.data.sources import Documents, open_documents, open_text
+from moejax.inference.opening import OpenModel, open_model
+from moejax.runtime import device_mesh
+
+LONGEST = 2048
+"""Positions of a piece of text, where nobody says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it is run."""
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
+    """The directory of a run, of an imported model, or of a checkpoint of Hugging Face."""
+    config: Path | None = None
+    """A Python file that is run first: the config of the run, if it has a router of its own."""
+    step: int | None = None
+    """The checkpoint; by default the last."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of activations and matrix products; by default that of training."""
+    json: bool = False
+    """Print one JSON object."""
+    mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(ModelSettings):
+    """Which model is run on which text, and how the text is cut."""
+
+    data: str | None = None
+    """The text: `stdlib`, the held-out part of the standard library; a quoted glob of files; or
+    `tfds:NAME`. By default what was held out when the model was trained."""
+    split: str = "validation"
+    """The split of `tfds:NAME`, in TFDS's notation (`test[:1%]`)."""
+    text_field: str = "text"
+    """The feature of `tfds:NAME` that holds the text."""
+    data_directory: str | None = None
+    """Where prepared data sets are kept; by default TFDS's own place, `~/tensorflow_datasets`."""
+    sequence_length: int | None = None
+    """Positions of the pieces that the text is cut into, each read by itself; by default as many as
+    the model was trained on, and at most 2,048."""
+    batch_size: int | None = None
+    """Sequences in a batch, over all devices; by default 64. Of images, as many as in training."""
+
+    def __post_init__(self) -> None:
+        check_positive("", self, "sequence_length", "batch_size")
+
+    def length(self, model: OpenModel) -> int:
+        """Positions of a piece of text."""
+        return self.sequence_length or min(model.context, LONGEST)
+
+
+def open_language_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
+    """A language model, and the mesh that it lies on."""
+    model, mesh = open_any_model(settings)
+    check(
+        not model.config.sees_images,
+        f"{settings.path} is a classifier of images: `moejax eval` evaluates it; what is about text"
+        f" needs a language model.",
+    )
+    return model, mesh
+
+
+def open_any_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
+    """The model, and the mesh that it lies on."""
+    if settings.config is not None:
+        load_config_file(settings.config)
+    mesh = device_mesh.make_mesh(settings.mesh)
+    layout, path = settings.mesh, settings.path.expanduser()
+    model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
+    check(
+        model.tokenizer is not None or model.config.sees_images,
+        f"there is no tokenizer.json in {path}: put that of the model there.",
+    )
+    return model, mesh
+
+
+def open_settings_text(settings: TextSettings, model: OpenModel) -> tuple[Documents, str]:
+    """The documents to run the model on, and one line about them."""
+    if settings.data is not None:
+        return open_text(
+            settings.data,
+            split=settings.split,
+            field=settings.text_field,
+            directory=settings.data_directory,
+        )
+    check(model.data is not None, "--data is missing: the text to evaluate on, such as stdlib.")
+    corpus = open_documents(model.data)
+    return corpus.validation, corpus.description
+
+
+def check_batch(config: ModelConfig, length: int, rows: int, mesh: Mesh) -> None:
+    """Batches must be spread evenly, in whole groups where groups mean something."""
+    group = config.moe.group_size if any(config.routed_layers) else 1
+    check(
+        length % group == 0 or group % length == 0,
+        f"--sequence-length {length} must divide the {group} tokens of a routing group, or be a"
+        f" multiple of them: with --model.moe.router {config.moe.router} they belong together.",
+    )
+    devices = mesh.shape["data"] * mesh.shape["expert"]
+    unit = devices * max(1, group // length)
+    check(
+        rows % unit == 0,
+        f"--batch-size {rows} cannot be spread over data x expert = {devices} devices: make it a"
+        f" multiple of {unit}.",
+    )

@@ -1,0 +1,124 @@
+"""`moejax plan cost`: what a config will cost, from its settings alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moejax.commands.command_line import ConfigFile, override, read_config
+from moejax.commands.use_cpu import use_cpu
+from moejax.config.change import changed
+from moejax.config.checks import check, check_positive
+from moejax.config.config import Config
+from moejax.config.data import DataConfig
+from moejax.config.errors import UserError
+from moejax.data.tokenizer import load_tokenizer
+from moejax.hf.configs import read_config as read_hf_config
+from moejax.lab.plan.cost_report import table, to_json
+from moejax.lab.plan.devices import DEVICES, paper_mesh
+from moejax.lab.plan.plan_sections import make_plan
+from moejax.lab.plan.read_load import read_shares
+from moejax.lab.plan.sections import PlanRequest
+from moejax.runtime import device_fit
+
+LENGTH = 4096
+"""Positions in a sequence where only a model's config.json is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostSettings(ConfigFile):
+    """What to plan, and for which devices."""
+
+    hf: Path | None = None
+    """A config.json of Hugging Face, instead of --config."""
+    load: Path | None = None
+    """Load of each expert: a run's load/STEP.npz, its directory, or .npy; by default even."""
+    devices: int | None = None
+    """Devices; by default as few as the config's mesh has."""
+    device: Annotated[str, tyro.conf.arg(metavar="|".join(DEVICES))] = "v5p"
+    """Kind of the devices."""
+    context: int | None = None
+    """Positions in the cache of keys and values; by default those of a sequence."""
+    sequences: int = 1
+    """Sequences in the cache."""
+    explain: bool = False
+    """The arithmetic under each line."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+    def __post_init__(self) -> None:
+        check_positive("", self, "devices", "context", "sequences")
+        check(
+            self.device in DEVICES,
+            f"--device {self.device} is not known. There are: {', '.join(DEVICES)}.",
+        )
+        check(
+            self.config is not None or self.hf is not None,
+            "say what to plan: --config FILE (a config of moejax), or --hf FILE (the config.json of"
+            " a released model).",
+        )
+        check(
+            self.config is None or self.hf is None,
+            "--config and --hf exclude each other: leave one out.",
+        )
+
+
+def plan_cost(settings: CostSettings, flags: list[str]) -> None:
+    """Print the plan."""
+    use_cpu()
+    request = make_request(settings, flags)
+    sections = make_plan(request)
+    if settings.json:
+        print(json.dumps(to_json(request, sections), indent=2))
+        return
+    print(table(request, sections, settings.explain), flush=True)
+
+
+def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
+    """What the settings, and the flags of a config, ask for. Raises ``UserError`` for what cannot
+    be.
+    """
+    if settings.config is not None:
+        config, _ = read_config(settings.config, flags, "moejax plan")
+    else:
+        config = read_released(settings, flags)
+    model = config.model
+    check(
+        not model.sees_images,
+        f"--model.kind {model.kind}: a plan is of a language model. What an image classifier costs"
+        f" stands at the head of its training, and by part in its summary.json.",
+    )
+    size = model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
+    grid = paper_mesh(config.mesh, settings.devices, settings.device)
+    device_fit.check_fits(config, grid)
+    return PlanRequest(
+        config=config,
+        vocab_size=size,
+        grid=grid,
+        kind=settings.device,
+        share_LE=read_shares(settings.load, model) if model.moe.every else read_shares(None, model),
+        load="even" if settings.load is None else str(settings.load),
+        context=settings.context or config.data.sequence_length,
+        sequences=settings.sequences,
+    )
+
+
+def read_released(settings: CostSettings, flags: list[str]) -> Config:
+    """A released model, trained on a sequence a device in bfloat16, changed by settings."""
+    try:
+        hf = json.loads(settings.hf.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--hf {settings.hf} cannot be read: {error}. It should be the config.json of a model."
+        ) from error
+    check(isinstance(hf, dict), f"--hf {settings.hf} is not a JSON object.")
+    try:
+        model = read_hf_config(hf)
+    except UserError as error:
+        raise UserError(f"--hf {settings.hf}: {error}") from error
+    rows = settings.devices or 1
+    data = DataConfig(sequence_length=LENGTH, batch_size=rows, eval_batch_size=rows)
+    config = Config(model=changed(model, {"dtype": "bfloat16", "remat": "layer"}), data=data)
+    return override(config, flags, f"moejax plan --hf {settings.hf}")

@@ -1,0 +1,44 @@
+"""`moejax plan placement`: which device holds which experts, and which of them twice."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from moejax.lab.plan.placement_report import describe_placement, placement_json
+from moejax.lab.plan.read_load import read_load
+from moejax.moe.parallel.placement import place
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementSettings:
+    """The load of the experts, and the devices that hold them."""
+
+    load: Path
+    """Load of each expert, [layers, experts] or [experts], in any unit: .npy, or a load file of a
+    run (runs/NAME/load/STEP.npz)."""
+    devices: int
+    """Devices that hold experts."""
+    replicas: int
+    """Experts on all devices together, with replicas."""
+    nodes: int = 1
+    """Nodes that the devices are on."""
+    groups: int = 1
+    """Groups of experts, each to stay on one node."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+
+def plan_placement(settings: PlacementSettings) -> None:
+    """Print where the experts go."""
+    load_LE = read_load(settings.load)
+    plan = place(
+        load_LE,
+        devices=settings.devices,
+        places=settings.replicas,
+        nodes=settings.nodes,
+        groups=settings.groups,
+    )
+    if settings.json:
+        print(json.dumps(placement_json(plan), indent=2))
+        return
+    print(describe_placement(plan, load_LE))

@@ -1,0 +1,52 @@
+"""`moejax study`: train configs under equal conditions, and compare them."""
+
+import contextlib
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moejax.config.checks import check
+from moejax.lab.study.definition import load_study_file
+from moejax.lab.study.results import to_json
+from moejax.lab.study.run_study import run_study
+from moejax.lab.study.tables import markdown, table
+from moejax.runtime.allocator import keep_freed_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """Which study, and where it goes."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """Python file with get_study() -> Study."""
+    directory: Path | None = None
+    """Where it is written; by default studies/ and FILE's name."""
+    only: tuple[str, ...] | None = None
+    """Train these runs; compare all."""
+    json: bool = False
+    """Print the results as JSON, and progress to stderr."""
+
+    def __post_init__(self) -> None:
+        check(self.only != (), "--only needs the names of runs.")
+
+
+def study(settings: StudySettings) -> None:
+    """Train the runs of a study and print the table that compares them."""
+    keep_freed_memory()
+    directory = settings.directory or Path("studies", settings.file.stem)
+    command = shlex.join(["moejax", *sys.argv[1:]])
+    progress = sys.stderr if settings.json else sys.stdout
+    with contextlib.redirect_stdout(progress):
+        loaded = load_study_file(settings.file)
+        comparison = run_study(loaded, directory, command=command, only=settings.only or ())
+    if settings.json:
+        print(json.dumps(to_json(comparison), indent=2))
+        return
+    print(f"\n{markdown(table(comparison))}")
+    print(f"page     {directory / 'study.html'}\ntable    {directory / 'table.md'}")
+    print(f"results  {directory / 'results.json'}", flush=True)

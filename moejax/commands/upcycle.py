@@ -1,0 +1,76 @@
+"""`moejax upcycle`: a routed model of a dense one that computes the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from moejax import hf
+from moejax.commands.describe_import import describe_import
+from moejax.config.checks import check
+from moejax.config.mesh import MeshConfig
+from moejax.hf.upcycle import upcycle, upcycle_config
+from moejax.hf.writing import make_new_directory
+from moejax.inference import imported
+from moejax.runtime.allocator import keep_freed_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleSettings:
+    """Make a routed model of a dense one (Llama, Mistral or Qwen3) that computes the same."""
+
+    source: tyro.conf.Positional[Path]
+    """Directory with config.json and safetensors of a dense model."""
+    target: tyro.conf.Positional[Path]
+    """New directory, as `moejax import` writes it."""
+    num_experts: int = 8
+    """Experts in a routed layer."""
+    top_k: int = 2
+    """Experts that a token chooses."""
+    split: int = 1
+    """Cut each copy of the dense network into so many experts."""
+    every: int = 1
+    """Every n-th layer gets experts."""
+    noise: float = 0.0
+    """Noise on the experts, over the standard deviation of their matrices."""
+    seed: int = 0
+    """Of routers and noise."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the parameters; `auto` keeps that on disk."""
+
+
+def upcycle_model(settings: UpcycleSettings) -> None:
+    """Read, upcycle and write, and say so. Raises ``UserError``."""
+    keep_freed_memory()
+    check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
+    check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
+    make_new_directory(settings.target)
+    dense = hf.load(settings.source, settings.dtype)
+    config = upcycle_config(
+        dense.config,
+        num_experts=settings.num_experts,
+        top_k=settings.top_k,
+        split=settings.split,
+        every=settings.every,
+    )
+    params = upcycle(
+        dense.config,
+        dense.params,
+        config,
+        split=settings.split,
+        noise=settings.noise,
+        seed=settings.seed,
+    )
+    imported.write_model(
+        settings.target,
+        config,
+        params,
+        None,
+        layout=MeshConfig(),
+        hf=dense.hf,
+        files_from=settings.source,
+    )
+    print(
+        describe_import(f"{dense.hf['model_type']}, upcycled", config, settings.target), flush=True
+    )

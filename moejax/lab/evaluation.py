@@ -1,0 +1,80 @@
+"""A trained model on batches of text or images: what it gives, in figures and in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from moejax.config.checks import check
+from moejax.config.model import ModelConfig
+from moejax.data.pipeline import Batch
+from moejax.inference.generation import undivided
+from moejax.inference.opening import OpenModel
+from moejax.models.by_kind import build
+from moejax.runtime import batch_rows, partition
+from moejax.runtime.number_words import duration
+from moejax.train import metrics
+from moejax.train.eval_step import eval_step
+from moejax.train.totals import Totals, add_totals, sum_batch
+
+
+def evaluate_model(
+    model: OpenModel, config: ModelConfig, mesh: Mesh, batches: Sequence[Batch]
+) -> dict[str, Any]:
+    """The figures of a model over all batches. ``config``: how it is run, with or without drops."""
+    totals = sum_batches(model, config, mesh, batches)
+    return {
+        **({} if config.sees_images else {"tokens": totals["targets"]}),
+        "batches": len(batches),
+        **metrics.count_evaluated(totals),
+        **metrics.loss_metrics(totals),
+        **metrics.router_metrics(totals, config.moe.num_experts),
+    }
+
+
+def sum_batches(
+    model: OpenModel, config: ModelConfig, mesh: Mesh, batches: Sequence[Batch]
+) -> Totals:
+    """The sums over all batches, with a bar that shows how far it is."""
+    built = build(config, model.vocab_size, undivided(model.layout))
+    everywhere = partition.activation_sharding(mesh, "everywhere")
+    step = jax.jit(
+        lambda *arguments: eval_step(*arguments, model=built)[0], out_shardings=everywhere
+    )
+    totals = None
+    with jax.set_mesh(mesh):
+        for batch in tqdm(batches, disable=None, unit="batch", leave=False):
+            sums = step(model.params, model.bias_LE, batch_rows.place_batch(mesh, batch))
+            totals = add_totals(totals, sum_batch(sums))
+    check(totals is not None, "the text gives no tokens: nothing can be evaluated on it.")
+    return totals
+
+
+def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:
+    """The figures in words."""
+    of_images = "accuracy" in figures
+    rows = "images"
+    if not of_images:
+        rows = f"sequences of {figures['sequence_length']:,} positions"
+    lines = [
+        f"model      {figures['model']}",
+        f"{'images' if of_images else 'text':<11}{figures['data']}",
+        f"           {figures['batches']:,} batches of {rows}, in {duration(figures['seconds'])}",
+    ]
+    if "max_violation" in figures:
+        experts = sum(config.routed_layers) * config.moe.num_choices
+        lines.append(
+            f"router     max violation {figures['max_violation_global']:.2f}"
+            f" ({figures['max_violation']:.2f} in a batch), dead experts"
+            f" {figures['dead_experts']} of {experts}, dropped {figures['dropped_fraction']:.1%}"
+        )
+    if of_images:
+        lines.append(f"accuracy   {metrics.describe_accuracy(figures)}, loss {figures['loss']:.4f}")
+        return "\n".join(lines)
+    lines += [
+        f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)",
+        f"bits/byte  {figures['bits_per_byte']:.4f} ({figures['text_bytes']:,} bytes)",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""Train the runs of a study, one after the other.
+
+Each run has a directory of its own below that of the study, as if ``train.py`` had made it.
+"""
+
+import functools
+import gc
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from moejax.config.errors import ConfigError, DivergedError, RunError, UserError
+from moejax.lab.study.definition import Study
+from moejax.lab.study.results import Comparison
+from moejax.lab.study.trials import DIVERGED, Trial, check_settings, plan_trials, read_outcome
+from moejax.lab.study.write_comparison import write_comparison
+from moejax.runtime.atomic_files import write_text
+from moejax.runtime.stop import Stopped, StopSignals
+
+say = functools.partial(print, flush=True)
+
+
+def run_study(
+    study: Study, directory: Path, *, command: str, only: Sequence[str] = ()
+) -> Comparison:
+    """Train what is not yet trained, compare all runs and write the comparison to ``directory``.
+
+    ``only``: names of runs; others are compared as they are. What is finished or has diverged is
+    not trained again, what was interrupted goes on. Raises ``UserError`` with a message for the
+    user, and ``Stopped`` after a signal.
+    """
+    unknown = [name for name in only if name not in study.runs]
+    if unknown:
+        raise ConfigError(
+            f"--only {' '.join(unknown)}: the runs of this study are {', '.join(study.runs)}."
+        )
+    trials = plan_trials(study, directory)
+    try:
+        with StopSignals():  # between runs as during them: the exit code tells the signal
+            for trial in trials:
+                check_settings(trial)
+            _train_all(study, directory, trials, command, only)
+            return write_comparison(study, directory, trials, command)
+    except Stopped as stopped:
+        say(f"{stopped.name}: the study stops; the same command goes on with it.")
+        raise
+    except OSError as error:
+        raise RunError(f"cannot read or write the study in {directory}: {error}.") from error
+
+
+def _train_all(
+    study: Study, directory: Path, trials: Sequence[Trial], command: str, only: Sequence[str]
+) -> None:
+    chosen = [trial for trial in trials if not only or trial.name in only]
+    with tempfile.TemporaryDirectory(prefix="moejax-") as compiled:
+        for number, trial in enumerate(chosen, 1):
+            found = read_outcome(trial)
+            where = f"run {number} of {len(chosen)}: {trial.label}"
+            if found.status in ("finished", "diverged"):
+                say(f"{where} has {found.status}, in {trial.directory}")
+                continue
+            say(f"{where}, in {trial.directory}")
+            _train(trial, command, Path(compiled))
+            write_comparison(study, directory, trials, command)
+
+
+def _train(trial: Trial, command: str, compiled: Path) -> None:
+    """Train to the end; that a run diverges is a result, kept in its directory."""
+    import jax  # late: a study that is finished does not start it
+
+    from moejax.runtime.processes import joins
+    from moejax.runtime.reuse import keep_compiled
+    from moejax.train.training import train
+
+    if joins(trial.config.distributed, os.environ):
+        raise ConfigError(
+            "a study trains in one process, but here are several. Train its runs by train.py, each"
+            " in all processes, or let DistributedConfig(initialize='never') keep them apart."
+        )
+    (trial.directory / DIVERGED).unlink(missing_ok=True)
+    try:
+        with keep_compiled(compiled):  # for the other seeds, whose steps are the same
+            train(trial.config, name=trial.label, command=command)
+    except DivergedError as error:
+        write_text(trial.directory / DIVERGED, f"{error}\n")
+        say(f"{trial.label} diverged: {error}")
+    except UserError as error:
+        raise RunError(f"{trial.label}: {error}") from error
+    finally:
+        jax.clear_caches()  # the compiled steps of one run are of no use to the next
+        gc.collect()

@@ -9,7 +9,9 @@ import pytest
 
 from moejax.config import AttentionConfig, ConfigError, MeshConfig, ModelConfig, MoEConfig
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.inference.generation import SLOTS, Generator, for_inference, padded, rounded_up
+from moejax.inference.generation import Generator
+from moejax.inference.inference_config import inference_config
+from moejax.inference.prompts import SLOTS, pad_prompts, round_up
 from moejax.inference.replicate import replicate
 from moejax.inference.sampling import Sampling, draw
 from moejax.models.decoder import DecoderLM, cache_for
@@ -35,7 +37,7 @@ def made(config: ModelConfig) -> dict:
     """Parameters without a program that draws them, with larger ones in the head than at the start
     of a training: no two tokens are as good as equally probable.
     """
-    model, zeros = DecoderLM(for_inference(config), V), np.zeros((1, 8), np.int32)
+    model, zeros = DecoderLM(inference_config(config), V), np.zeros((1, 8), np.int32)
     batch = {"inputs": zeros, "segments": zeros, "positions": zeros}
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, False)["params"])
     rng = np.random.default_rng(0)
@@ -92,7 +94,7 @@ def full_logits(config: ModelConfig, params: dict, texts: list) -> list[np.ndarr
         token_BN[row, : len(text)], segment_BN[row, : len(text)] = text, 1
     batch = {"inputs": token_BN, "segments": segment_BN}
     batch["positions"] = np.arange(token_BN.shape[1]) * segment_BN
-    model = DecoderLM(for_inference(config), V)
+    model = DecoderLM(inference_config(config), V)
     run = jax.jit(lambda p: model.apply({"params": p}, batch, False, bias_of(config))[0])
     return [
         logits_NV[: len(text)]
@@ -123,7 +125,7 @@ def test_the_cache_gives_the_logits_of_the_whole_text_at_every_position(config, 
     """Prompts of 3, 1, 12 and 2 tokens, read together, and 7 tokens after each."""
     params = made(config)
     text = np.random.default_rng(0).integers(0, V, (len(PROMPTS), 7), dtype=np.int32)
-    model = DecoderLM(for_inference(config), V)
+    model = DecoderLM(inference_config(config), V)
 
     @jax.jit
     def extend(cache, token_BN, segment_BN, position_BN):
@@ -133,7 +135,9 @@ def test_the_cache_gives_the_logits_of_the_whole_text_at_every_position(config, 
         )
 
     rows, slots = len(PROMPTS), 16
-    logits_B1V, cache = extend(cache_for(config, rows, slots + 7), *padded(PROMPTS, rows, slots))
+    logits_B1V, cache = extend(
+        cache_for(config, rows, slots + 7), *pad_prompts(PROMPTS, rows, slots)
+    )
     got = [logits_B1V[:, 0]]
     position_B1 = np.array([[len(prompt)] for prompt in PROMPTS], np.int32)
     for n in range(7):
@@ -336,7 +340,7 @@ def test_two_programs_are_compiled_for_a_shape_whatever_the_settings(params):
         ids_of(counted, **sampling)
         ids_of(counted, [PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[2]], **sampling)
     assert counted._run._cache_size() == 2
-    assert rounded_up(1) == rounded_up(SLOTS) == SLOTS and rounded_up(SLOTS + 1) == 2 * SLOTS
+    assert round_up(1) == round_up(SLOTS) == SLOTS and round_up(SLOTS + 1) == 2 * SLOTS
 
 
 @pytest.mark.parametrize(

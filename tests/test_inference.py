@@ -30,7 +30,7 @@ from moejax.config import (
 )
 from moejax.config.errors import RunError, UserError
 from moejax.data.tokenizer import ByteTokenizer
-from moejax.inference.generation import for_inference
+from moejax.inference.inference_config import inference_config
 from moejax.inference.opening import open_model
 from moejax.models.decoder import DecoderLM
 from moejax.routing.routers import ROUTERS
@@ -137,7 +137,7 @@ def test_eval_is_the_cross_entropy_of_every_byte(run, figures):
     assert model.context == N and model.ends == {256} and model.bias_LE.shape == (2, 4)
     assert model.begin("ab").tolist() == [256, 97, 98]
     tokens = [256, *HELD_OUT, 256]
-    decoder = DecoderLM(for_inference(model.config), model.vocab_size)
+    decoder = DecoderLM(inference_config(model.config), model.vocab_size)
     run_one = jax.jit(lambda b: decoder.apply({"params": model.params}, b, False, model.bias_LE)[0])
     bits, count = 0.0, len(tokens) - 1
     for start in range(0, count, N):
@@ -163,7 +163,7 @@ def test_bfloat16_parameters_are_those_that_are_cast_at_each_use(run):
     )
     types = {path[-1].key: x.dtype.name for path, x in jax.tree.leaves_with_path(half.params)}
     assert {name for name, kind in types.items() if kind == "float32"} == {"scale_D", "w_router_DE"}
-    decoder = DecoderLM(for_inference(half.config), half.vocab_size)
+    decoder = DecoderLM(inference_config(half.config), half.vocab_size)
     zeros = np.zeros((1, N), np.int32)
     batch = {"inputs": zeros + np.arange(N), "segments": zeros + 1, "positions": zeros}
     apply = jax.jit(lambda p: decoder.apply({"params": p}, batch, False, half.bias_LE)[0])

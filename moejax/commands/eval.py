@@ -18,8 +18,8 @@ from moejax.config.model import ModelConfig
 from moejax.data.image_batches import image_validation_batches
 from moejax.data.images import open_images
 from moejax.data.pipeline import Batch, validation_batches
-from moejax.inference.generation import for_inference
-from moejax.inference.opening import OpenModel
+from moejax.inference.inference_config import inference_config
+from moejax.inference.open_model import OpenModel
 from moejax.lab.evaluation import describe_figures, evaluate_model
 from moejax.runs.metric_lines import finite
 from moejax.runtime.allocator import keep_freed_memory
@@ -47,14 +47,14 @@ class EvalSettings(TextSettings):
     def apply_to(self, config: ModelConfig) -> ModelConfig:
         """The model as it is to be evaluated."""
         if self.capacity_factor is None:
-            return for_inference(config)
+            return inference_config(config)
         router, moe = config.moe.built_router, config.moe
         check(
             not router.experts_choose and not router.slots,
             f"--capacity-factor limits the tokens' choices, but with --model.moe.router"
             f" {moe.router} tokens do not choose: leave it out.",
         )
-        config = for_inference(config)
+        config = inference_config(config)
         changes = {"eval_capacity_factor": self.capacity_factor, "group_size": moe.group_size}
         changes["seating"] = self.seating or moe.seating
         return changed(config, {"moe": changes})

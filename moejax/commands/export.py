@@ -16,7 +16,9 @@ from moejax.data.tokenizer import make_byte_tokenizer_files
 from moejax.hf.files import read_json
 from moejax.hf.writing import make_new_directory
 from moejax.inference import imported
-from moejax.inference.opening import is_checkpoint, is_run, open_model
+from moejax.inference.opening import open_model
+from moejax.inference.released_model import is_checkpoint
+from moejax.inference.trained_run import is_run
 from moejax.runtime import device_mesh
 from moejax.runtime.allocator import keep_freed_memory
 

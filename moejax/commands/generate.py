@@ -12,7 +12,7 @@ from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
 from moejax.inference.generation import Generated, Generator
-from moejax.inference.opening import OpenModel
+from moejax.inference.open_model import OpenModel
 from moejax.inference.sampling import Sampling
 from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.number_words import duration

@@ -12,7 +12,7 @@ from moejax.commands.model_settings import (
     open_settings_text,
 )
 from moejax.config.checks import check, check_positive
-from moejax.inference.generation import for_inference
+from moejax.inference.inference_config import inference_config
 from moejax.lab.specialisation.collect_choices import check_routed
 from moejax.lab.specialisation.compare_choices import compare_with_classes
 from moejax.lab.specialisation.findings import findings_json, summary
@@ -56,7 +56,7 @@ def specialisation(settings: SpecialisationSettings) -> None:
     model, mesh = open_language_model(settings)
     check_routed(model.config, settings.path)
     check(path.parent.is_dir(), f"--output {path}: there is no directory {path.parent}.")
-    config, length = for_inference(model.config), settings.length(model)
+    config, length = inference_config(model.config), settings.length(model)
     check_batch(config, length, settings.batch_size, mesh)
     documents, about = open_settings_text(settings, model)
     whole = min(config.moe.group_size, length)

@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
 from moejax.config.errors import CheckpointError
-from moejax.config.files import read_config_json, to_dict
+from moejax.config.files import to_dict
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.optim import OptimConfig
 from moejax.config.run import RunConfig
-from moejax.hf import accounts
+from moejax.hf.accounts import BIAS
 from moejax.hf.arrays import lay_out
 from moejax.hf.files import read_json
-from moejax.hf.reading import array_shapes
+from moejax.hf.tensors import ArrayPath
 from moejax.hf.writing import copy_other_files, make_new_directory
 from moejax.runtime.atomic_files import write_json
 
@@ -85,20 +85,23 @@ def make_fine_tuning_config(
     )
 
 
-def read_model(
-    directory: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None
-) -> tuple[ModelConfig, dict, jax.Array | None]:
-    """The settings, parameters and selection bias of a model, on ``mesh``; in ``dtype``, by default
-    as they were written. Raises ``UserError``.
+def read_weights(
+    directory: Path,
+    shapes: dict[ArrayPath, tuple[int, ...]],
+    mesh: Mesh,
+    layout: MeshConfig,
+    dtype: str | None,
+) -> tuple[dict, jax.Array | None]:
+    """The parameters and the selection bias of a model whose arrays have these shapes, on ``mesh``;
+    in ``dtype``, by default as they were written. Raises ``UserError``.
     """
-    config = read_config_json(directory / "config.json").model
     with ocp.StandardCheckpointer() as checkpointer:
         path = (directory / ARRAYS).absolute()
         try:
             written = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
             like = {}
-            for name, shape in array_shapes(config).items():
-                bias = name == accounts.BIAS
+            for name, shape in shapes.items():
+                bias = name == BIAS
                 place = name if bias else ("params", *name)
                 kind = "float32" if bias else dtype or written[place].dtype
                 like[place] = jax.ShapeDtypeStruct(shape, kind)
@@ -106,9 +109,7 @@ def read_model(
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{directory} cannot be read: {reason[:400]}.") from error
-    if dtype is not None:
-        config = replace(config, dtype=dtype)
-    return config, tree["params"], tree.get("bias_LE")
+    return tree["params"], tree.get("bias_LE")
 
 
 def read_original(directory: Path) -> dict[str, Any] | None:

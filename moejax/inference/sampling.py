@@ -39,7 +39,7 @@ class Sampling:
         check(all(self.stop), "--stop must not be empty: leave it out to stop nowhere.")
 
 
-def draws_of(sampling: Sampling, vocab_size: int, row_B: np.ndarray) -> Draws:
+def make_draws(sampling: Sampling, vocab_size: int, row_B: np.ndarray) -> Draws:
     """The settings as arrays, for prompts with these numbers."""
     return {
         "temperature": np.float32(sampling.temperature),
@@ -50,7 +50,7 @@ def draws_of(sampling: Sampling, vocab_size: int, row_B: np.ndarray) -> Draws:
     }
 
 
-def keys(draws: Draws, position_B: jax.Array) -> jax.Array:
+def make_keys(draws: Draws, position_B: jax.Array) -> jax.Array:
     """A key for each row's token at its position, ``key_B``, whatever the other rows are."""
     seed = jax.random.key(draws["seed"])
 
@@ -72,10 +72,10 @@ def draw(logits_BV: jax.Array, key_B: jax.Array, draws: Draws) -> jax.Array:
     logits_BV /= jnp.where(temperature > 0, temperature, 1)
     categorical = jax.vmap(jax.random.categorical)
 
-    def from_all() -> jax.Array:
+    def draw_from_all() -> jax.Array:
         return categorical(key_B, logits_BV)
 
-    def from_the_best() -> jax.Array:
+    def draw_from_best() -> jax.Array:
         best_BV = jnp.argsort(-logits_BV)
         sorted_BV = jnp.take_along_axis(logits_BV, best_BV, -1)
         sorted_BV = jnp.where(jnp.arange(V) < top_k, sorted_BV, -jnp.inf)
@@ -85,5 +85,5 @@ def draw(logits_BV: jax.Array, key_B: jax.Array, draws: Draws) -> jax.Array:
         place_B1 = categorical(key_B, sorted_BV)[:, None]
         return jnp.take_along_axis(best_BV, place_B1, -1)[:, 0]
 
-    token_B = jax.lax.cond((top_k < V) | (top_p < 1), from_the_best, from_all)
+    token_B = jax.lax.cond((top_k < V) | (top_p < 1), draw_from_best, draw_from_all)
     return jnp.where(temperature > 0, token_B, logits_BV.argmax(-1)).astype(jnp.int32)

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.data.pipeline import Batch
-from moejax.inference.generation import undivided
-from moejax.inference.opening import OpenModel
+from moejax.inference.inference_config import inference_layout
+from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build
 from moejax.runtime import batch_rows, partition
 from moejax.runtime.number_words import duration
@@ -38,7 +38,7 @@ def sum_batches(
     model: OpenModel, config: ModelConfig, mesh: Mesh, batches: Sequence[Batch]
 ) -> Totals:
     """The sums over all batches, with a bar that shows how far it is."""
-    built = build(config, model.vocab_size, undivided(model.layout))
+    built = build(config, model.vocab_size, inference_layout(model.layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")
     step = jax.jit(
         lambda *arguments: eval_step(*arguments, model=built)[0], out_shardings=everywhere

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.config.moe import MoEConfig
-from moejax.inference.generation import undivided
-from moejax.inference.opening import OpenModel
+from moejax.inference.inference_config import inference_layout
+from moejax.inference.open_model import OpenModel
 from moejax.lab.specialisation.association import Choices
 from moejax.lab.specialisation.sample import Sample
 from moejax.models.decoder import DecoderLM
@@ -59,7 +59,7 @@ def collect_choices(
     """The experts that each token of the sample asks for, with these inputs in the sample's
     places. ``rows`` sequences are run at a time.
     """
-    decoder = DecoderLM(config, model.vocab_size, undivided(model.layout))
+    decoder = DecoderLM(config, model.vocab_size, inference_layout(model.layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")
 
     def run(params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]) -> jax.Array:

@@ -4,7 +4,7 @@ from jax.sharding import Mesh
 
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
-from moejax.inference.opening import OpenModel
+from moejax.inference.open_model import OpenModel
 from moejax.lab.specialisation.association import associate, draw_shifts
 from moejax.lab.specialisation.collect_choices import collect_choices, name_experts
 from moejax.lab.specialisation.findings import Findings

@@ -1,0 +1,66 @@
+"""A text while it is generated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moejax.data.text_stream import TextStream
+from moejax.data.tokenizer import Tokenizer
+from moejax.inference.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What was generated after one prompt."""
+
+    text: str
+    ids: list[int]
+    """The tokens, those of a stop string included; but not the one that ended the text."""
+    ended: Literal["end", "stop", "length"]
+    """By a token that ends texts, by a stop string, or because all tokens asked for are there."""
+
+
+class GrowingText:
+    """One prompt and what comes after it, as it grows."""
+
+    def __init__(
+        self,
+        prompt: np.ndarray,
+        sampling: Sampling,
+        ends: frozenset[int],
+        tokenizer: Tokenizer,
+        give_out: Callable[[str], None],
+    ) -> None:
+        self.prompt = prompt
+        self.ended: Literal["end", "stop", "length"] | None = None
+        self._ids: list[int] = []
+        self._pieces: list[str] = []
+        self._stream = TextStream(tokenizer, prompt, sampling.stop)
+        self._ends, self._tokens, self._give_out = ends, sampling.tokens, give_out
+
+    def add(self, token: int) -> None:
+        """Add a token; after the end it is ignored."""
+        if self.ended:
+            return
+        if token in self._ends:
+            self.ended = "end"
+        else:
+            self._ids.append(token)
+            self._give(self._stream.push(token))
+            if len(self._ids) == self._tokens:
+                self.ended = "length"
+        if self.ended and not self._stream.stopped:
+            self._give(self._stream.finish())
+        if self._stream.stopped:
+            self.ended = "stop"
+
+    def _give(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self._give_out(piece)
+
+    def continuation(self) -> Continuation:
+        """All that came after the prompt."""
+        return Continuation(text="".join(self._pieces), ids=self._ids, ended=self.ended)

@@ -1,0 +1,43 @@
+"""A model that can be run."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from moejax.config.data import DataConfig
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A model on a mesh, without what only training needs."""
+
+    config: ModelConfig
+    """As it was trained; ``inference_config`` makes it ready to be run."""
+    layout: MeshConfig
+    vocab_size: int
+    params: dict
+    """On the mesh, in the types in which the model uses them."""
+    bias_LE: jax.Array | None
+    tokenizer: Tokenizer | None
+    """None if a released model came without its own, and for images."""
+    context: int
+    """Positions of the sequences that it was trained on; tokens of an image."""
+    beginning: tuple[int, ...]
+    """The tokens before every text."""
+    ends: frozenset[int]
+    """The tokens that end a text."""
+    description: str
+    """One line: what it is, and of what size."""
+    data: DataConfig | None
+    """The text or images that it was trained on, with a part held out; None if nobody says."""
+    rows: int = 64
+    """Sequences, or images, in a batch, where nobody says."""
+
+    def begin(self, text: str) -> np.ndarray:
+        """The tokens of a text that is to go on, int32 [n]."""
+        ids, _ = self.tokenizer.encode(text.encode())
+        return np.concatenate([self.beginning, ids]).astype(np.int32)

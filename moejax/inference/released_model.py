@@ -1,0 +1,89 @@
+"""Released models: as `moejax import` keeps them, and as Hugging Face does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moejax.config.checks import check
+from moejax.config.files import read_config_json
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.data.tokenizer import load_tokenizer
+from moejax.hf.files import read_json
+from moejax.hf.reading import array_shapes, load
+from moejax.inference import imported
+from moejax.inference.inference_config import check_layout
+from moejax.inference.open_model import OpenModel
+from moejax.models.counts import cost
+from moejax.runtime import device_fit
+from moejax.runtime.number_words import short
+
+
+def open_imported(
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+) -> OpenModel:
+    """A model that `moejax import` or `moejax upcycle` wrote."""
+    check_no_step(path, step)
+    config = read_config_json(path / "config.json").model
+    check_layout(config, layout, mesh)
+    params, bias_LE = imported.read_weights(path, array_shapes(config), mesh, layout, dtype)
+    config = config if dtype is None else replace(config, dtype=dtype)
+    return describe_released(path, config, params, bias_LE, layout, imported.read_original(path))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint in Hugging Face's format, whole or not."""
+    file = path / "config.json"
+    return file.is_file() and "model_type" in read_json(file)
+
+
+def open_checkpoint(
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+) -> OpenModel:
+    """A checkpoint in Hugging Face's format, as it is."""
+    check_no_step(path, step)
+    model = load(path, dtype or "auto", mesh=mesh, layout=layout)
+    device_fit.check_fsdp(model.config, layout, mesh)
+    return describe_released(path, model.config, model.params, model.bias_LE, layout, model.hf)
+
+
+def check_no_step(path: Path, step: int | None) -> None:
+    """Only runs have several checkpoints."""
+    check(step is None, f"--step {step}: {path} is no run, and has one state only.")
+
+
+def describe_released(
+    path: Path,
+    config: ModelConfig,
+    params: dict,
+    bias_LE: jax.Array | None,
+    layout: MeshConfig,
+    fields: dict[str, Any],
+) -> OpenModel:
+    """A released model with what its directory says of texts: ``fields`` are its config.json."""
+    has_tokenizer = (path / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(str(path)) if has_tokenizer else None
+    generation = path / "generation_config.json"
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    ends = fields.get("eos_token_id") if ends is None else ends
+    if ends is None and tokenizer is not None:
+        ends = tokenizer.boundary
+    price = cost(config, config.vocab_size, sequence_length=1)
+    return OpenModel(
+        config=config,
+        layout=layout,
+        vocab_size=config.vocab_size,
+        params=params,
+        bias_LE=bias_LE,
+        tokenizer=tokenizer,
+        context=fields.get("max_position_embeddings") or 2048,
+        beginning=() if tokenizer is None else tokenizer.beginning,
+        ends=frozenset(ends if isinstance(ends, list) else [ends]),
+        description=f"{path}, {fields['model_type']}:"
+        f" {short(price.parameters_total, 'kMBT')} parameters,"
+        f" {short(price.parameters_active, 'kMBT')} active a token",
+        data=None,
+    )

@@ -1,0 +1,124 @@
+"""The model of a run, from one of its checkpoints."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from moejax.config.config import Config
+from moejax.config.errors import ConfigError, RunError
+from moejax.config.files import read_config_json
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
+from moejax.inference.inference_config import check_layout
+from moejax.inference.open_model import OpenModel
+from moejax.models.by_kind import build
+from moejax.models.counts import cost
+from moejax.models.initial_params import init_params, selection_bias_shape
+from moejax.runs.checkpoint import read_parts
+from moejax.runtime import partition
+from moejax.runtime.number_words import short
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the directory of a run."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
+def open_run(
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+) -> OpenModel:
+    """The model of a run, from its last checkpoint that can be read."""
+    config, tokenizer = read_settings(path)
+    model_config = config.model if dtype is None else replace(config.model, dtype=dtype)
+    check_layout(model_config, layout, mesh)
+    V = choose_vocab_size(model_config, tokenizer) if tokenizer else count_classes(path)
+    like = cast_shapes(state_shapes(replace(config, mesh=MeshConfig()), V), model_config)
+    shardings = partition.tree_shardings(mesh, like, layout.fsdp)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        like,
+        shardings,
+    )
+    step, parts, extra = read_parts(path / "checkpoints", like, step)
+    trained_with = extra["place"]["layout"].get("tokenizer")
+    if tokenizer and trained_with != tokenizer.fingerprint:
+        raise RunError(
+            f"{path} was trained with another tokenizer than the one that is now at"
+            f" {config.data.tokenizer} ({trained_with}, not {tokenizer.fingerprint}): put the old"
+            f" one back there."
+        )
+    price = cost(config.model, V, config.positions)
+    boundary = (tokenizer.boundary,) if tokenizer else ()
+    return OpenModel(
+        config=model_config,
+        layout=layout,
+        vocab_size=V,
+        params=parts["params"],
+        bias_LE=parts.get("bias_LE"),
+        tokenizer=tokenizer,
+        context=config.positions,
+        beginning=boundary,
+        ends=frozenset(boundary),
+        description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
+        f" {short(price.parameters_active, 'kMBT')} active a token",
+        data=config.data,
+        rows=config.data.eval_batch_size if config.model.sees_images else OpenModel.rows,
+    )
+
+
+def count_classes(path: Path) -> int:
+    """The number of classes of a run on images."""
+    try:
+        return len(json.loads((path / "summary.json").read_text(encoding="utf-8"))["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path / 'summary.json'} does not say what the classes of the images are: {error}."
+        ) from error
+
+
+def read_settings(path: Path) -> tuple[Config, Tokenizer | None]:
+    """The settings and the tokenizer of a run; a classifier of images has no tokenizer. Raises
+    ``RunError`` that says which of them is missing.
+    """
+    try:
+        config = read_config_json(path / "config.json")
+    except ConfigError as error:
+        own = ""
+        if "--model.moe.router" in str(error):
+            own = " If it is a router of your own, give --config and the file that has it."
+        raise RunError(f"{error}{own}") from error
+    if config.model.sees_images:
+        return config, None
+    try:
+        return config, load_tokenizer(config.data.tokenizer)
+    except ConfigError as error:
+        raise RunError(f"the tokenizer that {path} was trained with is missing: {error}") from error
+
+
+def state_shapes(config: Config, vocab_size: int) -> dict:
+    """Shapes of the parts of a train state that a trained model needs."""
+    model = build(config.model, vocab_size)
+    parts = {"params": jax.eval_shape(partial(init_params, model, config))}
+    if (shape := selection_bias_shape(config.model)) is not None:
+        parts["bias_LE"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return parts
+
+
+def cast_shapes(params: dict, config: ModelConfig) -> dict:
+    """Shapes of parameters in the types in which a model uses them. Matrices and their biases have
+    the type of the activations: the model would cast them at every step. What belongs to routers,
+    norms and softmaxes is float32.
+    """
+
+    def typed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = path[-1].key
+        cast = name in partition.PARAMETERS and name not in ("w_router_DE", "sink_H")
+        return jax.ShapeDtypeStruct(leaf.shape, config.dtype if cast else leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(typed, params)

@@ -4,7 +4,9 @@ import json
 import re
 import shlex
 import shutil
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 
 import moejax.hf
-from moejax.commands.command_line import parse
+from moejax.commands.command_line import override, parse_config, parse_known, parse_settings
+from moejax.commands.main import find_command
+from moejax.commands.short_flags import lengthen
 from moejax.config import Config, ModelConfig, MoEConfig, flat, load_config_file, to_dict
 from moejax.models.by_kind import build
 from moejax.routing.routers import ROUTERS
@@ -100,18 +104,32 @@ def test_links_inside_the_documentation_lead_somewhere(page):
 @pytest.mark.parametrize("page", TEXTS)
 def test_settings_that_a_page_names_exist(page):
     known = {name.replace("_", "-") for name in flat(to_dict(Config()))}
-    sections = "model|data|optim|mesh|distributed|run"
-    for name in re.findall(rf"--((?:{sections})\.[\w.*-]+)", TEXTS[page]):
-        start = name.rstrip(".").removesuffix(".*")
+    sections = "model|data|optim|mesh|distributed|run|moe|balance"
+    for name in re.findall(rf"--(?:{sections})\.[\w.*-]*", TEXTS[page]):
+        start = lengthen([name])[0].removeprefix("--").rstrip(".*")
         assert start in known or any(k.startswith(start + ".") for k in known), name
 
 
+def parse_words(words: list[str]) -> object:
+    """The settings of a command line, parsed by the command that it names and not run."""
+    if words[0] == "python":
+        return parse_config(words[2:], "python train.py")
+    command, name, rest = find_command(words[1:])
+    file, function = command.function.split(":")
+    takes = get_type_hints(getattr(import_module(f"moejax.commands.{file}"), function))
+    if "words" in takes:
+        return parse_config(rest, name)
+    if "flags" not in takes:
+        return parse_settings(takes["settings"], rest, name, command.summary)
+    settings, flags = parse_known(takes["settings"], rest, name, command.summary)
+    config = Config() if settings.config is None else load_config_file(settings.config)
+    return settings, override(config, flags, name)
+
+
 @pytest.mark.parametrize("page", [name for name in TEXTS if commands(TEXTS[name])])
-def test_trainings_that_a_page_shows_have_good_settings(page, workplace):
+def test_commands_that_a_page_shows_are_understood(page, workplace):
     for words in commands(TEXTS[page]):
-        if words[0] == "python":
-            config, _ = parse(words[2:], "python train.py")
-            assert isinstance(config, Config)
+        assert parse_words(words) is not None
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
@@ -146,6 +164,12 @@ def test_the_python_of_adding_a_model_learns(workplace):
     names = run_page("docs/guides/adding_a_model.md")
     assert names["logits"].shape == (2, 8, 5)
     assert 0.5 < float(names["loss"]) < 4
+
+
+def test_the_python_of_across_devices_gives_what_there_is_without_replicas(workplace):
+    names = run_page("docs/guides/devices.md")
+    expected, _ = names["model"].apply({"params": names["params"]}, names["batch"], False)
+    np.testing.assert_allclose(names["logits"], expected, atol=1e-4)
 
 
 def test_the_python_of_adding_a_data_set_gives_batches(workplace):

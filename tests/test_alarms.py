@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moejax.config import BalanceConfig, Config, ModelConfig, MoEConfig
-from moejax.runs.alarms import PATIENCE, SILENCE, Recent, alarms, dead, effective_experts
+from moejax.runs.alarms import PATIENCE, SILENCE, Recent, effective_experts, find_alarms, find_dead
 from moejax.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def line(**values: float) -> dict:
 
 def told(lines: list[dict], loads: list[np.ndarray] = (EVEN,) * PATIENCE, **moe) -> dict[str, str]:
     """Kind and words of the alarms at the last of the lines."""
-    found = alarms(Recent(lines, list(loads), LAYERS), config(**moe))
+    found = find_alarms(Recent(lines, list(loads), LAYERS), config(**moe))
     return {alarm["kind"]: alarm["words"] for alarm in found}
 
 
@@ -42,9 +42,9 @@ def test_effective_experts_by_hand():
 
 def test_an_expert_is_dead_only_where_there_were_choices_enough_to_tell():
     np.testing.assert_array_equal(
-        dead(np.array([[1000, 1000, 5, 0]])), [[False, False, True, True]]
+        find_dead(np.array([[1000, 1000, 5, 0]])), [[False, False, True, True]]
     )
-    assert not dead(np.array([[90, 90, 0, 0]])).any()
+    assert not find_dead(np.array([[90, 90, 0, 0]])).any()
 
 
 def test_a_healthy_run_is_told_nothing():
@@ -120,7 +120,7 @@ def test_an_alarm_is_silent_for_a_while_after_it_was_told():
 def test_a_dense_model_and_a_run_that_has_just_begun_are_silent(loads):
     dense = dataclasses.replace(config(), model=ModelConfig(num_layers=1, width=16, num_heads=2))
     only = {"loss": 2.0, "skipped_updates": 0}
-    assert alarms(Recent([only], loads, LAYERS), dense) == []
+    assert find_alarms(Recent([only], loads, LAYERS), dense) == []
 
 
 # Runs made to fail.

@@ -14,9 +14,9 @@ from moejax.lab.study.side_by_side import side_by_side
 from moejax.runs.expert_load import Load
 from moejax.runs.held_out_choices import HeldOutChoices
 from moejax.runs.pages.charts import Axis, Series, line_chart, robust_range
-from moejax.runs.pages.heatmaps import NOTHING, REACH, fold_rows, folded_names, ratio_levels
+from moejax.runs.pages.heatmaps import NOTHING, REACH, fold_rows, name_folded_rows, ratio_levels
 from moejax.runs.pages.report import report_html, write_report
-from moejax.runs.pages.router_figures import together
+from moejax.runs.pages.router_figures import pair_lift
 from moejax.runs.pages.verdict import verdict
 from moejax.runs.records import Run, read_run
 from moejax.runtime.number_words import duration, exact, short, tick_labels
@@ -294,11 +294,11 @@ def test_choices_are_held_against_those_of_the_last_evaluation(moe_run):
 def test_pairs_are_held_against_what_loads_suggest():
     """Loads 4, 4, 2, 2: experts 0 and 1 share all their tokens, as 2 and 3 do."""
     count_EE = np.array([[4, 4, 0, 0], [4, 4, 0, 0], [0, 0, 2, 2], [0, 0, 2, 2]])
-    lift_EE = together(count_EE[None])[0]
+    lift_EE = pair_lift(count_EE[None])[0]
     # Of 12 ordered pairs, 16 / 104 each way are expected of 0 and 1: products of loads 16, 8, 4.
     np.testing.assert_allclose(lift_EE[0], [1, 4 / (12 * 16 / 104), 0, 0])
     np.testing.assert_allclose(lift_EE[2], [0, 0, 1, 2 / (12 * 4 / 104)])
-    assert (together(np.diag([3, 2])[None]) == 1).all()  # no token chose two
+    assert (pair_lift(np.diag([3, 2])[None]) == 1).all()  # no token chose two
 
 
 def test_alarms_stand_at_the_head_of_the_report(moe_run):
@@ -343,8 +343,8 @@ def test_folding_rows_keeps_the_expert_farthest_from_fair():
     level_EI[1, 0], level_EI[6, 1], level_EI[7, 1] = REACH + 3, 0, NOTHING
     expected = [[REACH + 3, REACH], [REACH, NOTHING]]
     np.testing.assert_array_equal(fold_rows(level_EI, most=2), expected)
-    assert folded_names(range(8), most=2) == ["0–3", "4–7"]
-    assert folded_names([1, 5], most=2) == ["1", "5"]
+    assert name_folded_rows(range(8), most=2) == ["0–3", "4–7"]
+    assert name_folded_rows([1, 5], most=2) == ["1", "5"]
 
 
 @pytest.mark.parametrize(

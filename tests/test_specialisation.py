@@ -25,25 +25,25 @@ from moejax.lab.specialisation.association import (
     Choices,
     associate,
     contributions,
-    counts,
+    count_choices,
     draw_shifts,
     entropy,
     mutual_information,
     shifted_counts,
-    strongest,
+    strongest_cells,
     z_scores,
 )
 from moejax.lab.specialisation.classes import (
     CLASSES,
+    classify_python,
+    classify_tokens,
     domains,
     most_frequent,
-    of_tokens,
-    python_classes,
-    shown,
+    visible_label,
 )
 from moejax.lab.specialisation.collect_choices import check_routed, name_experts
 from moejax.lab.specialisation.sample import Sample, draw_sample
-from moejax.lab.specialisation.snippets import snippet, spread_over
+from moejax.lab.specialisation.snippets import cut_snippet, pick_spread
 from moejax.runs.lift import SURE, lift
 from moejax.runs.pages.heatmaps import _lift_palette, lift_heatmap
 from moejax.train.training import train
@@ -58,7 +58,7 @@ MARKS = dict(zip("kbnsc#oL_?", CLASSES, strict=True))
 def marked(source: str) -> str:
     """The class of each byte of a file as one letter."""
     letters = {name: letter for letter, name in MARKS.items()}
-    return "".join(letters[CLASSES[i]] for i in python_classes(source.encode()))
+    return "".join(letters[CLASSES[i]] for i in classify_python(source.encode()))
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def test_every_byte_of_python_has_the_class_that_its_tokenizer_gives(source, cla
 
 @pytest.mark.parametrize("text", [b"x = (1,\n", b'"""never ends', b"  a\n b\n"])
 def test_a_file_that_ends_too_soon_is_no_python(text):
-    assert python_classes(text) is None
+    assert classify_python(text) is None
 
 
 def test_bytes_that_are_not_utf8_do_no_harm_in_a_comment():
-    found = python_classes(b"x # \xff\xfe\ny")
+    found = classify_python(b"x # \xff\xfe\ny")
     assert [CLASSES[i] for i in found] == ["name", "space", *["comment"] * 4, "line", "name"]
 
 
 def test_every_file_of_this_project_can_be_read():
     for file in (ROOT / "moejax" / "runs").rglob("*.py"):
         text = file.read_bytes()
-        found = python_classes(text)
+        found = classify_python(text)
         assert found.shape == (len(text),)
         names = np.array(CLASSES)[found]
         assert (names != "other").all()
@@ -107,10 +107,10 @@ def test_every_file_of_this_project_can_be_read():
 
 def test_a_token_has_the_class_of_its_first_byte_that_is_not_a_space():
     text = b"if  x:\n  y"
-    classes = python_classes(text)
+    classes = classify_python(text)
     #           if       __x        :\n        __       y        (none)
     begin, end = np.array([[0, 2], [2, 5], [5, 7], [7, 9], [9, 10], [10, 10]]).T
-    names = [CLASSES[i] for i in of_tokens(classes, text, begin, end)]
+    names = [CLASSES[i] for i in classify_tokens(classes, text, begin, end)]
     assert names == ["keyword", "name", "operator", "line", "name", "name"]
 
 
@@ -127,7 +127,7 @@ def test_a_domain_is_the_first_folder_below_what_all_have_in_common():
 def test_labels_beyond_the_most_frequent_are_the_rest():
     index, kept = most_frequent(list("banana"), 2)
     assert kept == ["a", "n"] and index.tolist() == [2, 0, 1, 0, 1, 0]
-    assert shown(b" a\n") == "␣a⏎" and shown(b"\x01\xff") == "\\x01\\xff"
+    assert visible_label(b" a\n") == "␣a⏎" and visible_label(b"\x01\xff") == "\\x01\\xff"
 
 
 # --- the sample
@@ -208,15 +208,15 @@ def test_a_snippet_marks_the_token_and_what_else_the_expert_takes(tmp_path):
     sample = sample_of(tmp_path, {"a.txt": "x = 'é' + y\n"}, length=32)
     chosen_T = np.isin(sample.token_T, list(b"xy'"))
     t = sample.token_T.tolist().index(ord("'"))
-    parts = snippet(sample, sample.row_T, chosen_T, t)
+    parts = cut_snippet(sample, sample.row_T, chosen_T, t)
     want = [("x", 1), (" = ", 0), ("'", 2), ("é", 0), ("'", 1), (" + ", 0), ("y", 1), ("\n", 0)]
     assert list(parts) == want
 
 
 def test_places_are_spread_over_the_pieces():
     row_T = np.repeat(np.arange(10), 5)
-    assert spread_over(row_T % 2 == 0, row_T, 3) == [2, 22, 42]
-    assert spread_over(row_T < 0, row_T, 3) == []
+    assert pick_spread(row_T % 2 == 0, row_T, 3) == [2, 22, 42]
+    assert pick_spread(row_T < 0, row_T, 3) == []
 
 
 # --- the statistics
@@ -238,7 +238,7 @@ def test_lift_and_information_of_a_table_by_hand():
 def test_counts_are_of_choices_and_shifts_go_in_a_circle():
     chosen_TE = np.array([[1, 1], [1, 0], [0, 1], [1, 0]], bool)
     class_T = np.array([0, 0, 1, 1])
-    assert counts(chosen_TE, class_T, 3).tolist() == [[2, 1, 0], [1, 1, 0]]
+    assert count_choices(chosen_TE, class_T, 3).tolist() == [[2, 1, 0], [1, 1, 0]]
     moved = shifted_counts(chosen_TE, class_T, 3, [0, 1, 4])  # by 1: 1 0 0 1
     assert moved[1].tolist() == [[1, 2, 0], [1, 1, 0]]
     assert (moved[2] == moved[0]).all()
@@ -278,7 +278,7 @@ def test_a_router_that_goes_by_class_is_told_from_one_that_does_not():
     share_Y = np.bincount(class_T) / 20_000
     np.testing.assert_allclose(found.lift_LEY[0, :4], np.diag(1 / share_Y))
     assert found.sure_LEY[0, :4].all() and not found.sure_LEY[0, 4:].any()
-    best = strongest(found, 10)
+    best = strongest_cells(found, 10)
     assert {(cell.layer, cell.expert, cell.label) for cell in best[:4]} == {
         (0, i, i) for i in range(4)
     }
@@ -304,10 +304,10 @@ def test_chance_is_what_it_should_be_also_for_runs():
     for _ in range(8):
         class_T, expert_T = runs(rng, T, 5, 15), runs(rng, T, 8, 25)
         chosen_TE = one_hot(expert_T, 8)
-        own_EY = counts(chosen_TE, class_T, 5)
+        own_EY = count_choices(chosen_TE, class_T, 5)
         null_ZEY = shifted_counts(chosen_TE, class_T, 5, draw_shifts(T, 200, 100))
         shifted.append(z_scores(own_EY, null_ZEY))
-        null_ZEY = [counts(chosen_TE, rng.permutation(class_T), 5) for _ in range(40)]
+        null_ZEY = [count_choices(chosen_TE, rng.permutation(class_T), 5) for _ in range(40)]
         permuted.append(z_scores(own_EY, np.stack(null_ZEY)))
     z, naive = np.abs(shifted), np.abs(permuted)
     assert z.size == 320

@@ -15,7 +15,7 @@ from moejax.config.checks import check, check_positive
 from moejax.inference.inference_config import inference_config
 from moejax.lab.specialisation.collect_choices import check_routed
 from moejax.lab.specialisation.compare_choices import compare_with_classes
-from moejax.lab.specialisation.findings import findings_json, summary
+from moejax.lab.specialisation.findings import findings_json, summarize
 from moejax.lab.specialisation.sample import draw_sample
 from moejax.lab.specialisation.specialisation_page import specialisation_html
 from moejax.runs.metric_lines import finite
@@ -74,5 +74,7 @@ def specialisation(settings: SpecialisationSettings) -> None:
     write_text(path, specialisation_html(found))
     seconds = time.monotonic() - started
     figures = findings_json(found) | {"seconds": seconds, "page": str(path)}
-    text = json.dumps(finite(figures), indent=2) if settings.json else summary(found, path, seconds)
+    text = (
+        json.dumps(finite(figures), indent=2) if settings.json else summarize(found, path, seconds)
+    )
     print(text, flush=True)

@@ -44,13 +44,13 @@ class Recent:
     layers: Sequence[int]
     """Index in the model of each routed layer."""
 
-    def lasting(self, condition: Callable[[dict[str, Any]], bool]) -> bool:
+    def lasts(self, condition: Callable[[dict[str, Any]], bool]) -> bool:
         """Whether it held in each of the last ``PATIENCE`` intervals."""
         lines = self.lines[-PATIENCE:]
         return len(lines) == PATIENCE and all(condition(line) for line in lines)
 
 
-def alarms(recent: Recent, config: Config) -> list[dict[str, str]]:
+def find_alarms(recent: Recent, config: Config) -> list[dict[str, str]]:
     """The alarms of the last interval: ``kind``, and ``words`` for people."""
     told = {
         alarm["kind"]
@@ -71,34 +71,35 @@ def effective_experts(asked_LE: np.ndarray) -> np.ndarray:
     return np.where(total_L1[:, 0] > 0, np.exp(entropy_L) / asked_LE.shape[-1], 1.0)
 
 
-def dead(asked_LE: np.ndarray) -> np.ndarray:
+def find_dead(asked_LE: np.ndarray) -> np.ndarray:
     """Which experts had next to nothing, where there were enough choices to tell."""
     fair_L1 = asked_LE.mean(-1, keepdims=True)
     return (asked_LE < STARVED * fair_L1) & (fair_L1 >= FEWEST_CHOICES)
 
 
-def _dead(recent: Recent, config: Config) -> str | None:
+def _tell_dead(recent: Recent, config: Config) -> str | None:
     if len(recent.asked_ILE) < PATIENCE:
         return None
-    dead_LE = np.all([dead(asked_LE) for asked_LE in recent.asked_ILE], axis=0)
+    dead_LE = np.all([find_dead(asked_LE) for asked_LE in recent.asked_ILE], axis=0)
     if not dead_LE.any():
         return None
     where = [
-        f"layer {recent.layers[i]}: {_listed(np.flatnonzero(dead_LE[i]))}"
+        f"layer {recent.layers[i]}: {_list_experts(np.flatnonzero(dead_LE[i]))}"
         for i in np.flatnonzero(dead_LE.any(1))[:4]
     ]
     more = dead_LE.any(1).sum() - len(where)
     where += [f"and in {more} more layers"] if more else []
     experts = "1 expert is" if dead_LE.sum() == 1 else f"{dead_LE.sum()} experts are"
-    return f"{experts} dead, chosen by next to no token ({'; '.join(where)}). {_balance(config)}"
+    places = "; ".join(where)
+    return f"{experts} dead, chosen by next to no token ({places}). {_advise_balance(config)}"
 
 
-def _listed(experts: Sequence[int], most: int = 6) -> str:
+def _list_experts(experts: Sequence[int], most: int = 6) -> str:
     more = f" and {len(experts) - most} more" if len(experts) > most else ""
     return ", ".join(map(str, experts[:most])) + more
 
 
-def _collapse(recent: Recent, config: Config) -> str | None:
+def _tell_collapse(recent: Recent, config: Config) -> str | None:
     if len(recent.asked_ILE) < PATIENCE:
         return None
     part_IL = np.array([effective_experts(asked_LE) for asked_LE in recent.asked_ILE])
@@ -109,11 +110,11 @@ def _collapse(recent: Recent, config: Config) -> str | None:
     used = part_IL[-1, worst] * experts
     return (
         f"the router of layer {recent.layers[worst]} is collapsing: its load is as uneven as if"
-        f" {used:.3g} of {experts} experts did all. {_balance(config)}"
+        f" {used:.3g} of {experts} experts did all. {_advise_balance(config)}"
     )
 
 
-def _balance(config: Config) -> str:
+def _advise_balance(config: Config) -> str:
     """What helps against uneven load, by what is in use."""
     moe, at = config.model.moe, "--model.moe.balance"
     if not moe.built_router.learned:
@@ -129,8 +130,8 @@ def _balance(config: Config) -> str:
     )
 
 
-def _drops(recent: Recent, config: Config) -> str | None:
-    if not recent.lasting(lambda line: number(line.get("dropped_fraction")) > MOST_DROPPED):
+def _tell_drops(recent: Recent, config: Config) -> str | None:
+    if not recent.lasts(lambda line: number(line.get("dropped_fraction")) > MOST_DROPPED):
         return None
     share, factor = recent.lines[-1]["dropped_fraction"], config.model.moe.capacity_factor
     flag, larger = "--model.moe.capacity-factor", max(1.25, 1.25 * (factor or 1))
@@ -140,7 +141,7 @@ def _drops(recent: Recent, config: Config) -> str | None:
     )
 
 
-def _logits(recent: Recent, config: Config) -> str | None:
+def _tell_logits(recent: Recent, config: Config) -> str | None:
     z_loss = number(recent.lines[-1].get("z_loss"))
     size, still = math.sqrt(max(z_loss, 0.0)), math.log(config.model.moe.num_choices)
     if not size > still + MOST_LOGITS:
@@ -152,7 +153,7 @@ def _logits(recent: Recent, config: Config) -> str | None:
     )
 
 
-def _spike(recent: Recent, config: Config) -> str | None:
+def _tell_spike(recent: Recent, config: Config) -> str | None:
     losses = np.array([number(line.get("loss")) for line in recent.lines])
     now, before = losses[-1], losses[:-1][np.isfinite(losses[:-1])]
     if not before.size or not math.isfinite(now):
@@ -163,11 +164,11 @@ def _spike(recent: Recent, config: Config) -> str | None:
         return None
     return (
         f"the loss has jumped to {now:.4g} nats a token, from {before.min():.4g} at best."
-        f" {_calmer(config)}"
+        f" {_advise_calm(config)}"
     )
 
 
-def _calmer(config: Config) -> str:
+def _advise_calm(config: Config) -> str:
     optim = config.optim
     return (
         f"Usually a lower --optim.learning-rate helps (now {optim.learning_rate:g}), a longer"
@@ -176,22 +177,22 @@ def _calmer(config: Config) -> str:
     )
 
 
-def _not_finite(recent: Recent, config: Config) -> str | None:
+def _tell_not_finite(recent: Recent, config: Config) -> str | None:
     line, *earlier = reversed(recent.lines)
     skipped = line.get("skipped_updates", 0)
     skipped -= earlier[0].get("skipped_updates", 0) if earlier else 0
     tokens = line.get("bad_logits", 0)
     found = [f"{skipped:,} updates were skipped"] if skipped > 0 else []
     found += [f"{tokens:,} tokens had router logits"] if tokens > 0 else []
-    return f"{' and '.join(found)} that were not finite. {_calmer(config)}" if found else None
+    return f"{' and '.join(found)} that were not finite. {_advise_calm(config)}" if found else None
 
 
 KINDS: dict[str, Callable[[Recent, Config], str | None]] = {
-    "dead experts": _dead,
-    "collapse": _collapse,
-    "drops": _drops,
-    "router logits": _logits,
-    "loss spike": _spike,
-    "not finite": _not_finite,
+    "dead experts": _tell_dead,
+    "collapse": _tell_collapse,
+    "drops": _tell_drops,
+    "router logits": _tell_logits,
+    "loss spike": _tell_spike,
+    "not finite": _tell_not_finite,
 }
 """What may be wrong, and the words that say so, or None."""

@@ -13,7 +13,7 @@ def short(value: float, units: str = "kMGT") -> str:
     return f"{value / 1000**power:.3g}{units[power - 1] if power else ''}"
 
 
-def exact(value: float) -> str:
+def four_digits(value: float) -> str:
     """A number to four significant digits, with commas between thousands."""
     if not math.isfinite(value):
         return "not finite"
@@ -38,4 +38,4 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
         return [f"{tick:.3g}".replace("e-0", "e-") for tick in ticks]
     digits = next((d for d in range(6) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 6)
     log = len(ticks) > 1 and max(ticks) / (min(ticks) or math.inf) > 15
-    return [exact(t) if log else f"{t:,.{digits}f}" for t in ticks]
+    return [four_digits(t) if log else f"{t:,.{digits}f}" for t in ticks]

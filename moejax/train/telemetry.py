@@ -14,7 +14,7 @@ import numpy as np
 from moejax.config.config import Config
 from moejax.config.model import ModelConfig
 from moejax.models.layer_runs import get_stack, stack_layers
-from moejax.runs.alarms import PATIENCE, Recent, alarms
+from moejax.runs.alarms import PATIENCE, Recent, find_alarms
 from moejax.runs.run_directory import RunDirectory
 from moejax.train.totals import Totals
 
@@ -83,6 +83,6 @@ class History:
         if asked_LE is not None:
             self._loads.append(asked_LE)
         layers = np.flatnonzero(config.model.routed_layers)
-        if found := alarms(Recent(self._lines, self._loads, layers), config):
+        if found := find_alarms(Recent(self._lines, self._loads, layers), config):
             self._lines[-1] = line = line | {"alarms": found}
         return line

@@ -6,7 +6,7 @@ import numpy as np
 
 from moejax.lab.bench.programs import PASSES
 from moejax.runs.pages.charts import Axis
-from moejax.runtime.number_words import exact
+from moejax.runtime.number_words import four_digits
 
 SIDE, LEFT, TOP, BOTTOM, GAP = 340, 58, 74, 48, 78
 LINES = [("routed", "forward+backward"), ("dense", "forward+backward")]
@@ -85,7 +85,7 @@ def draw_grid(x: Axis, y: Axis, at: np.ndarray, by: str) -> str:
     ticks = y.ticks()
     rules = "".join(f"M0,{SIDE - up:.1f}h{SIDE}" for up in y.place(np.array(ticks)))
     times = [
-        f'<text x="-8" y="{SIDE - up + 4:.1f}" class="soft end">{exact(tick)}</text>'
+        f'<text x="-8" y="{SIDE - up + 4:.1f}" class="soft end">{four_digits(tick)}</text>'
         for up, tick in zip(y.place(np.array(ticks)), ticks, strict=True)
     ]
     places = [

@@ -20,7 +20,7 @@ import numpy as np
 from moejax.runs.lift import SURE, lift
 
 
-def counts(chosen_TE: np.ndarray, class_T: np.ndarray, classes: int) -> np.ndarray:
+def count_choices(chosen_TE: np.ndarray, class_T: np.ndarray, classes: int) -> np.ndarray:
     """``counts_EY``, int64, of tokens that chose (bool) experts; exact up to 2^24 tokens."""
     return next(_counts(chosen_TE, class_T, classes, [0]))
 
@@ -139,10 +139,10 @@ def associate(
     """
     Y, found = len(names), []
     for chosen_TE, moved_TE in zip(choices, shuffled, strict=True):
-        own_EY = counts(chosen_TE, class_T, Y)
+        own_EY = count_choices(chosen_TE, class_T, Y)
         null_ZEY = shifted_counts(chosen_TE, class_T, Y, shifts)
         chance_Z = mutual_information(null_ZEY)
-        moved_EY = counts(moved_TE, class_T[order_T], Y)
+        moved_EY = count_choices(moved_TE, class_T[order_T], Y)
         found.append(
             (
                 own_EY,
@@ -175,20 +175,20 @@ class Cell:
     """Share of the expert's choices that the class has."""
 
 
-def strongest(of: Association, count: int) -> list[Cell]:
+def strongest_cells(association: Association, count: int) -> list[Cell]:
     """The cells with more than their share that add most to their layer's mutual information, of
     those that are not chance.
     """
-    bits_LEY, lift_LEY = contributions(of.counts_LEY), of.lift_LEY
-    worth_LEY = np.where(of.z_LEY >= SURE, bits_LEY, 0)
+    bits_LEY, lift_LEY = contributions(association.counts_LEY), association.lift_LEY
+    worth_LEY = np.where(association.z_LEY >= SURE, bits_LEY, 0)
     best = np.argsort(-worth_LEY, axis=None, kind="stable")[:count]
     places = zip(*np.unravel_index(best, worth_LEY.shape), strict=True)
     found = []
     for layer, expert, label in (map(int, place) for place in places):
-        at, counted_EY = (layer, expert, label), of.counts_LEY[layer]
+        at, counted_EY = (layer, expert, label), association.counts_LEY[layer]
         if worth_LEY[at] > 0:
             count_ = counted_EY[expert, label]
             shares = count_ / counted_EY[:, label].sum(), count_ / counted_EY[expert].sum()
-            values = (x_LEY[at] for x_LEY in (lift_LEY, of.z_LEY, bits_LEY))
+            values = (x_LEY[at] for x_LEY in (lift_LEY, association.z_LEY, bits_LEY))
             found.append(Cell(*at, *map(float, values), *map(float, shares)))
     return found

@@ -52,7 +52,7 @@ Place = tuple[int, int]
 """Row, from 1, and column, from 0, in characters."""
 
 
-def python_classes(text: bytes) -> np.ndarray | None:
+def classify_python(text: bytes) -> np.ndarray | None:
     """The class of each byte of a Python file, uint8 [n] into ``CLASSES``; None if it is none.
 
     A string is one class from prefix to quote, also where Python 3.12 and later see the expressions
@@ -99,20 +99,20 @@ def _spans(lines: Sequence[str]) -> Iterator[tuple[str, Place, Place]]:
             if not depth:
                 yield "string", begin, token.end
         elif not depth and kind == "NAME":
-            yield _of_name(token.string, before), token.start, token.end
+            yield _classify_name(token.string, before), token.start, token.end
         elif not depth and kind in _BY_TYPE:
             real = kind != "OP" or token.string in EXACT_TOKEN_TYPES  # a stray `$` is one in 3.12
             yield _BY_TYPE[kind] if real else "other", token.start, token.end
         before = token.string
 
 
-def _of_name(name: str, before: str) -> str:
+def _classify_name(name: str, before: str) -> str:
     if keyword.iskeyword(name):
         return "keyword"
     return "builtin" if name in _BUILTINS and before != "." else "name"
 
 
-def of_tokens(
+def classify_tokens(
     class_of_byte: np.ndarray, text: bytes, begin_T: np.ndarray, end_T: np.ndarray
 ) -> np.ndarray:
     """The class of each token, from the bytes ``begin_T`` to ``end_T`` of the text: that of its
@@ -142,7 +142,7 @@ def most_frequent(labels: Sequence, most: int) -> tuple[np.ndarray, list]:
     return np.array([index.get(label, len(kept)) for label in labels], np.int32), kept
 
 
-def shown(token: bytes) -> str:
+def visible_label(token: bytes) -> str:
     """A token as a label: white space that can be seen, control characters by their number."""
     letters = token.decode("utf-8", "backslashreplace")
     visible = {" ": "␣", "\n": "⏎", "\t": "⇥"}

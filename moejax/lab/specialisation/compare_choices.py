@@ -9,7 +9,7 @@ from moejax.lab.specialisation.association import associate, draw_shifts
 from moejax.lab.specialisation.collect_choices import collect_choices, name_experts
 from moejax.lab.specialisation.findings import Findings
 from moejax.lab.specialisation.sample import Sample
-from moejax.lab.specialisation.snippets import portraits
+from moejax.lab.specialisation.snippets import draw_portraits
 
 MOST_PORTRAITS = 256
 """Experts that are shown with text, over all layers."""
@@ -62,5 +62,5 @@ def compare_with_classes(
         shifts=shifts,
         classes=classes,
         domains=domains,
-        portraits=tuple(portraits(sample, choices, classes, each)),
+        portraits=tuple(draw_portraits(sample, choices, classes, each)),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moejax.lab.specialisation.association import Association, strongest
+from moejax.lab.specialisation.association import Association, strongest_cells
 from moejax.lab.specialisation.snippets import Portrait
 from moejax.runtime.number_words import duration
 
@@ -50,22 +50,22 @@ def findings_json(found: Findings) -> dict[str, Any]:
     }
 
 
-def association_json(of: Association) -> dict[str, Any]:
+def association_json(association: Association) -> dict[str, Any]:
     """The figures of one kind of class; lists are by layer, expert and class."""
     return {
-        "names": of.names,
-        "entropy": of.entropy,
-        "bits": of.bits_L.tolist(),
-        "bits_shuffled": of.shuffled_L.tolist(),
-        "bits_by_chance": of.chance_L.tolist(),
-        "bits_by_chance_sd": of.chance_sd_L.tolist(),
-        "choices": of.counts_LEY.tolist(),
-        "lift": of.lift_LEY.tolist(),
-        "z": of.z_LEY.tolist(),
+        "names": association.names,
+        "entropy": association.entropy,
+        "bits": association.bits_L.tolist(),
+        "bits_shuffled": association.shuffled_L.tolist(),
+        "bits_by_chance": association.chance_L.tolist(),
+        "bits_by_chance_sd": association.chance_sd_L.tolist(),
+        "choices": association.counts_LEY.tolist(),
+        "lift": association.lift_LEY.tolist(),
+        "z": association.z_LEY.tolist(),
     }
 
 
-def summary(found: Findings, page: Path, seconds: float) -> str:
+def summarize(found: Findings, page: Path, seconds: float) -> str:
     """The findings in a few lines, with the place of the page and the time that it all took."""
     lines = [
         f"model      {found.model}",
@@ -73,17 +73,17 @@ def summary(found: Findings, page: Path, seconds: float) -> str:
         f"           {found.tokens:,} tokens of {found.documents:,} documents, in"
         f" {duration(seconds)}",
     ]
-    for what, of in (("class", found.classes), ("domain", found.domains)):
-        if of is None:
+    for what, one in (("class", found.classes), ("domain", found.domains)):
+        if one is None:
             continue
-        lines.append(f"{what:10} takes {of.entropy:.3f} bits to tell; a choice tells of them")
+        lines.append(f"{what:10} takes {one.entropy:.3f} bits to tell; a choice tells of them")
         for i, layer in enumerate(found.layers):
             lines.append(
-                f"  layer {layer:<3} {of.bits_L[i]:.4f}, shuffled {of.shuffled_L[i]:.4f},"
-                f" chance {of.chance_L[i]:.4f} ± {of.chance_sd_L[i]:.4f}"
+                f"  layer {layer:<3} {one.bits_L[i]:.4f}, shuffled {one.shuffled_L[i]:.4f},"
+                f" chance {one.chance_L[i]:.4f} ± {one.chance_sd_L[i]:.4f}"
             )
     lines.append("strongest")
-    for cell in strongest(found.classes, STRONGEST):
+    for cell in strongest_cells(found.classes, STRONGEST):
         lines.append(
             f"  layer {found.layers[cell.layer]:<3} expert {found.experts[cell.expert]:3}"
             f" {found.classes.names[cell.label]:10} {cell.lift:.2f}x, z {cell.z:.0f};"

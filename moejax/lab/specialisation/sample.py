@@ -15,11 +15,11 @@ from moejax.lab.specialisation.classes import (
     CLASSES,
     OTHER,
     REST,
+    classify_python,
+    classify_tokens,
     domains,
     most_frequent,
-    of_tokens,
-    python_classes,
-    shown,
+    visible_label,
 )
 
 AROUND = 40
@@ -68,9 +68,9 @@ class Sample:
         """The piece of each."""
         return np.nonzero(self.is_text_BN)[0]
 
-    def shown(self, t: int) -> str:
+    def token_label(self, t: int) -> str:
         """Token t as a label."""
-        return shown(self.texts[self.row_T[t]][self.begin_T[t] : self.end_T[t]])
+        return visible_label(self.texts[self.row_T[t]][self.begin_T[t] : self.end_T[t]])
 
     def shuffle(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The inputs with the tokens of each piece in random order, and this order: token t is then
@@ -94,7 +94,7 @@ def draw_sample(
     for _, group in itertools.groupby(
         draw_excerpts(documents, tokenizer, length, tokens), lambda excerpt: excerpt.document
     ):
-        kept += _of_document([*group], documents)
+        kept += _keep_excerpts([*group], documents)
     check(bool(kept), "the text gives no tokens: there is nothing to look at.")
     longest = max(len(one.inputs_N) for one in kept)
     N = -(-longest // whole) * whole
@@ -118,7 +118,7 @@ def draw_sample(
         domains=None,
         not_python=None,
     )
-    return replace(sample, domains=_domains(sample, kept), **_classes(sample, kept))
+    return replace(sample, domains=_label_domains(sample, kept), **_label_classes(sample, kept))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,19 +136,19 @@ class _Kept:
     readable: bool
 
 
-def _of_document(group: list[Excerpt], documents: Documents) -> list[_Kept]:
+def _keep_excerpts(group: list[Excerpt], documents: Documents) -> list[_Kept]:
     """Of the excerpts of one document."""
     index, text = group[0].document, group[0].text
     path = find_path(documents, index)
     is_python = path is not None and path.endswith(".py")
-    class_of_byte = python_classes(text) if is_python else None
+    class_of_byte = classify_python(text) if is_python else None
     readable = class_of_byte is not None
     if is_python and not readable:
         class_of_byte = np.full(len(text), OTHER, np.uint8)
     found = []
     for one in group:
         begin_T, end_T = one.begin_N[one.is_text_N], one.end_N[one.is_text_N]
-        class_T = of_tokens(class_of_byte, text, begin_T, end_T) if is_python else None
+        class_T = classify_tokens(class_of_byte, text, begin_T, end_T) if is_python else None
         low = max(0, int(one.begin_N[0]) - AROUND)
         own = text[low : int(one.end_N[-1]) + AROUND]
         places = (begin_T - low, end_T - low)
@@ -158,7 +158,7 @@ def _of_document(group: list[Excerpt], documents: Documents) -> list[_Kept]:
     return found
 
 
-def _classes(sample: Sample, kept: Sequence[_Kept]) -> dict[str, Any]:
+def _label_classes(sample: Sample, kept: Sequence[_Kept]) -> dict[str, Any]:
     """Python's classes if all is Python, else the most frequent tokens."""
     if all(one.class_T is not None for one in kept):
         class_T = np.concatenate([one.class_T for one in kept])
@@ -169,10 +169,10 @@ def _classes(sample: Sample, kept: Sequence[_Kept]) -> dict[str, Any]:
     token_T = sample.token_T
     label_T, ids = most_frequent(token_T.tolist(), MOST_LABELS)
     firsts = [int(np.argmax(token_T == one)) for one in ids]
-    return {"classes": _with_rest(label_T, [sample.shown(t) for t in firsts])}
+    return {"classes": _name_rest(label_T, [sample.token_label(t) for t in firsts])}
 
 
-def _domains(sample: Sample, kept: Sequence[_Kept]) -> Labels | None:
+def _label_domains(sample: Sample, kept: Sequence[_Kept]) -> Labels | None:
     """The folders that the documents are from."""
     if any(one.path is None for one in kept):
         return None
@@ -181,9 +181,9 @@ def _domains(sample: Sample, kept: Sequence[_Kept]) -> Labels | None:
     if len(set(names)) == 1:
         return None
     label_T, first = most_frequent([names[row] for row in sample.row_T.tolist()], MOST_LABELS)
-    return _with_rest(label_T, first)
+    return _name_rest(label_T, first)
 
 
-def _with_rest(label_T: np.ndarray, names: Sequence[str]) -> Labels:
+def _name_rest(label_T: np.ndarray, names: Sequence[str]) -> Labels:
     """The labels with a name for the one after all names, if there is any."""
     return Labels(label_T, (*names, REST) if label_T.max() == len(names) else (*names,))

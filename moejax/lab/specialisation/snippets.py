@@ -41,7 +41,9 @@ class Portrait:
     snippets: tuple[Snippet, ...]
 
 
-def portraits(sample: Sample, choices: Choices, of: Association, most: int) -> Iterator[Portrait]:
+def draw_portraits(
+    sample: Sample, choices: Choices, association: Association, most: int
+) -> Iterator[Portrait]:
     """The experts that add most to the mutual information of their layer, ``most`` of each, in the
     order of their numbers. Snippets are of the classes that an expert surely takes more of than its
     share; if there are none, of any.
@@ -50,11 +52,11 @@ def portraits(sample: Sample, choices: Choices, of: Association, most: int) -> I
     ids, first, which_T = np.unique(sample.token_T, return_index=True, return_inverse=True)
     of_token = np.bincount(which_T)
     for layer, chosen_TE in enumerate(choices):
-        bits_EY, lift_EY = contributions(of.counts_LEY[layer]), of.lift_LEY[layer]
+        bits_EY, lift_EY = contributions(association.counts_LEY[layer]), association.lift_LEY[layer]
         bits_E = bits_EY.sum(-1)
         for expert in sorted(np.argsort(-bits_E, kind="stable")[:most].tolist()):
             chosen_T = chosen_TE[:, expert]
-            sure_Y = of.z_LEY[layer, expert] >= SURE
+            sure_Y = association.z_LEY[layer, expert] >= SURE
             ranked = np.argsort(-np.where(sure_Y, bits_EY[expert], 0), kind="stable").tolist()
             labels = [y for y in ranked if sure_Y[y]][:CLASSES_SHOWN]
             taken = np.bincount(which_T[chosen_T], minlength=len(ids))
@@ -65,17 +67,19 @@ def portraits(sample: Sample, choices: Choices, of: Association, most: int) -> I
                 expert=expert,
                 choices=int(chosen_T.sum()),
                 bits=float(bits_E[expert]),
-                classes=tuple((of.names[y], float(lift_EY[expert, y])) for y in labels),
-                tokens=tuple((sample.shown(first[i]), taken[i] / of_token[i]) for i in tokens),
+                classes=tuple((association.names[y], float(lift_EY[expert, y])) for y in labels),
+                tokens=tuple(
+                    (sample.token_label(first[i]), taken[i] / of_token[i]) for i in tokens
+                ),
                 snippets=tuple(
-                    snippet(sample, row_T, chosen_T, t)
+                    cut_snippet(sample, row_T, chosen_T, t)
                     for candidate_T in places
-                    for t in spread_over(candidate_T, row_T, SNIPPETS // len(places))
+                    for t in pick_spread(candidate_T, row_T, SNIPPETS // len(places))
                 ),
             )
 
 
-def spread_over(candidate_T: np.ndarray, row_T: np.ndarray, count: int) -> list[int]:
+def pick_spread(candidate_T: np.ndarray, row_T: np.ndarray, count: int) -> list[int]:
     """Some of the candidates, spread evenly over the pieces of the text, and of each piece the one
     in the middle.
     """
@@ -86,7 +90,7 @@ def spread_over(candidate_T: np.ndarray, row_T: np.ndarray, count: int) -> list[
     return [int(middle[(2 * i + 1) * len(middle) // (2 * count)]) for i in range(count)]
 
 
-def snippet(sample: Sample, row_T: np.ndarray, chosen_T: np.ndarray, t: int) -> Snippet:
+def cut_snippet(sample: Sample, row_T: np.ndarray, chosen_T: np.ndarray, t: int) -> Snippet:
     """The text around token t, with the tokens that the expert takes."""
     row = row_T[t]
     text, begin, end = sample.texts[row], int(sample.begin_T[t]), int(sample.end_T[t])

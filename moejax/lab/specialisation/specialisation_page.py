@@ -5,7 +5,7 @@ Letters: Y: classes of tokens.
 
 import numpy as np
 
-from moejax.lab.specialisation.association import Association, strongest
+from moejax.lab.specialisation.association import Association, strongest_cells
 from moejax.lab.specialisation.findings import Findings
 from moejax.lab.specialisation.snippets import Portrait, Snippet
 from moejax.runs.lift import SURE
@@ -46,17 +46,17 @@ def specialisation_html(found: Findings) -> str:
     """The page; it stands alone, as the report of a run does. Its size is bounded by the number of
     layers times that of experts in its maps, and by the number of portraits.
     """
-    parts = [_head(found), page.tiles(_key_numbers(found)), _information(found)]
+    parts = [_header(found), page.tiles(_key_numbers(found)), _information_section(found)]
     classes = _TOKENS if found.not_python is None else _PYTHON
     intro = f"{classes} {_LIFT} {_NULL.format(shifts=found.shifts)}"
-    parts.append(_maps(found, found.classes, "Classes", "class", intro))
+    parts.append(_map_section(found, found.classes, "Classes", "class", intro))
     if found.domains is not None:
-        parts.append(_maps(found, found.domains, "Domains", "domain", _DOMAINS))
-    parts += [_strongest(found), _portraits(found)]
+        parts.append(_map_section(found, found.domains, "Domains", "domain", _DOMAINS))
+    parts += [_strongest_section(found), _portrait_section(found)]
     return page.document(f"{found.name}: specialisation – moejax", "\n".join(parts))
 
 
-def _head(found: Findings) -> str:
+def _header(found: Findings) -> str:
     notes = []
     if found.not_python:
         notes.append(f"Python cannot read {found.not_python} of the files: their class is other.")
@@ -72,49 +72,53 @@ def _head(found: Findings) -> str:
 
 
 def _verdict(found: Findings) -> str:
-    of = found.classes
-    best = int(np.argmax(of.bits_L))
-    if of.bits_L[best] < of.chance_L[best] + SURE * of.chance_sd_L[best]:
+    classes = found.classes
+    best = int(np.argmax(classes.bits_L))
+    if classes.bits_L[best] < classes.chance_L[best] + SURE * classes.chance_sd_L[best]:
         return "The routing tells no more of a token's class than chance would."
-    kept = of.shuffled_L[best] / of.bits_L[best]
+    kept = classes.shuffled_L[best] / classes.bits_L[best]
     return (
-        f"In layer {found.layers[best]} a choice of expert tells {of.bits_L[best]:.2f} of the"
-        f" {of.entropy:.2f} bits of a token's class; {kept:.0%} of that remains when the text is"
-        " shuffled, and so comes from the token itself."
+        f"In layer {found.layers[best]} a choice of expert tells {classes.bits_L[best]:.2f} of the"
+        f" {classes.entropy:.2f} bits of a token's class; {kept:.0%} of that remains when the text"
+        " is shuffled, and so comes from the token itself."
     )
 
 
 def _key_numbers(found: Findings) -> list[tuple[str, str, str]]:
-    of, numbers = found.classes, []
+    classes, numbers = found.classes, []
     numbers.append(("tokens looked at", f"{found.tokens:,}", f"of {found.documents:,} documents"))
-    for what, one in (("class", of), ("domain", found.domains)):
+    for what, one in (("class", classes), ("domain", found.domains)):
         if one is not None:
             best = int(np.argmax(one.bits_L))
             remark = f"of {one.entropy:.2f}, in layer {found.layers[best]}"
             numbers.append((f"bits of {what}, at most", f"{one.bits_L[best]:.3f}", remark))
-    sure = of.sure_LEY.mean()
-    numbers.append(("cells beyond chance", f"{sure:.0%}", f"of {of.sure_LEY.size:,}"))
+    sure = classes.sure_LEY.mean()
+    numbers.append(("cells beyond chance", f"{sure:.0%}", f"of {classes.sure_LEY.size:,}"))
     return numbers
 
 
-def _information(found: Findings) -> str:
-    figures = [_bits(found, found.classes, "class")]
+def _information_section(found: Findings) -> str:
+    figures = [_draw_bits(found, found.classes, "class")]
     if found.domains is not None:
-        figures.append(_bits(found, found.domains, "domain"))
+        figures.append(_draw_bits(found, found.domains, "domain"))
     intro = f'<p class="intro">{page.text(_BITS)}</p>'
     return page.section("What a choice tells", [*figures, _bits_table(found)], intro)
 
 
-def _bits(found: Findings, of: Association, what: str) -> str:
+def _draw_bits(found: Findings, association: Association, what: str) -> str:
     layer_L = np.array(found.layers, float)
-    lines = (("text", of.bits_L), ("shuffled", of.shuffled_L), ("chance", of.chance_L))
+    lines = (
+        ("text", association.bits_L),
+        ("shuffled", association.shuffled_L),
+        ("chance", association.chance_L),
+    )
     series = [
         Series(name, layer_L, bits_L, color, dots=True)
         for (name, bits_L), color in zip(lines, (0, 1, 6), strict=True)
     ]
     guide = (
-        f"By layer, of {of.entropy:.2f} bits in all. The gap between text and shuffled is what"
-        " context adds; near chance, the routing knows nothing of it."
+        f"By layer, of {association.entropy:.2f} bits in all. The gap between text and shuffled is"
+        " what context adds; near chance, the routing knows nothing of it."
     )
     chart = line_chart(series, include=(0.0,), x_name="layer")
     return page.figure(f"Bits of the {what} of a token", chart, guide)
@@ -122,7 +126,7 @@ def _bits(found: Findings, of: Association, what: str) -> str:
 
 def _bits_table(found: Findings) -> str:
     kinds = [("class", found.classes), ("domain", found.domains)]
-    kinds = [(what, of) for what, of in kinds if of is not None]
+    kinds = [(what, one) for what, one in kinds if one is not None]
     header = ["layer"] + [
         f"{what}{column}" for what, _ in kinds for column in ("", ", shuffled", ", chance")
     ]
@@ -130,11 +134,11 @@ def _bits_table(found: Findings) -> str:
         [f"layer {layer}"]
         + [
             cell
-            for _, of in kinds
+            for _, one in kinds
             for cell in (
-                f"{of.bits_L[i]:.4f}",
-                f"{of.shuffled_L[i]:.4f}",
-                f"{of.chance_L[i]:.4f} ± {of.chance_sd_L[i]:.4f}",
+                f"{one.bits_L[i]:.4f}",
+                f"{one.shuffled_L[i]:.4f}",
+                f"{one.chance_L[i]:.4f} ± {one.chance_sd_L[i]:.4f}",
             )
         ]
         for i, layer in enumerate(found.layers)
@@ -145,38 +149,41 @@ def _bits_table(found: Findings) -> str:
     )
 
 
-def _maps(found: Findings, of: Association, title: str, what: str, intro: str) -> str:
+def _map_section(
+    found: Findings, association: Association, title: str, what: str, intro: str
+) -> str:
     guide = f"One column per expert: orange takes more of a {what} than its share, blue less."
-    figures = [
-        page.figure(
-            f"Layer {layer}",
-            lift_heatmap(
-                of.lift_LEY[i].T, of.sure_LEY[i].T, of.names, found.experts, "expert", what,
-                f"{of.bits_L[i]:.3f} bits",
-            ),
-            guide,
+    figures = []
+    for i, layer in enumerate(found.layers):
+        chart = lift_heatmap(
+            association.lift_LEY[i].T,
+            association.sure_LEY[i].T,
+            association.names,
+            found.experts,
+            "expert",
+            what,
+            f"{association.bits_L[i]:.3f} bits",
         )
-        for i, layer in enumerate(found.layers)
-    ]  # fmt: skip
+        figures.append(page.figure(f"Layer {layer}", chart, guide))
     words = f'<p class="intro">{page.text(intro)}</p>'
     shown = page.fold_figures(figures, page.MOST_OPEN_LAYERS, "layers")
     return page.section(title, shown, words + lift_key())
 
 
-def _strongest(found: Findings) -> str:
-    of = found.classes
+def _strongest_section(found: Findings) -> str:
+    classes = found.classes
     header = ("expert", "class", "lift", "z", "of the class", "of the expert", "bits")
     rows = [
         (
             f"layer {found.layers[cell.layer]}, expert {found.experts[cell.expert]}",
-            of.names[cell.label],
+            classes.names[cell.label],
             f"{cell.lift:.2f}×",
             f"{cell.z:.1f}",
             f"{cell.of_class:.1%}",
             f"{cell.of_expert:.1%}",
             f"{cell.bits:.4f}",
         )
-        for cell in strongest(of, STRONGEST)
+        for cell in strongest_cells(classes, STRONGEST)
     ]
     intro = (
         '<p class="intro">The cells that add most to the mutual information. Of the class: the'
@@ -188,24 +195,24 @@ def _strongest(found: Findings) -> str:
     return f"<section><h2>Strongest</h2>{page.table(header, rows)}{intro}</section>"
 
 
-def _portraits(found: Findings) -> str:
+def _portrait_section(found: Findings) -> str:
     intro = (
         '<p class="intro">For each expert: the classes that it surely takes more of than its'
         " share; its most frequent tokens, with the share of their occurrences that it takes"
         " (vocabulary specialisation in OLMoE); and places in the text, from these classes. Marked"
         " is the token in question, underlined are others that the expert takes. White space is"
-        f" shown as ␣ ⏎ ⇥.{_left_out(found)}</p>"
+        f" shown as ␣ ⏎ ⇥.{_describe_left_out(found)}</p>"
     )
     layers = [
         f'<details class="more"{" open" * (i == 0)}><summary>Layer {layer}</summary>'
-        f'<div class="grid">{"".join(_portrait(found, one) for one in here)}</div></details>'
+        f'<div class="grid">{"".join(_draw_portrait(found, one) for one in here)}</div></details>'
         for i, layer in enumerate(found.layers)
         if (here := [one for one in found.portraits if one.layer == i])
     ]
     return page.section("Experts", layers, intro)
 
 
-def _left_out(found: Findings) -> str:
+def _describe_left_out(found: Findings) -> str:
     every, shown = len(found.layers) * len(found.experts), len(found.portraits)
     if shown == every:
         return ""
@@ -215,24 +222,24 @@ def _left_out(found: Findings) -> str:
     )
 
 
-def _portrait(found: Findings, one: Portrait) -> str:
+def _draw_portrait(found: Findings, one: Portrait) -> str:
     share = one.choices / max(1, found.tokens)
     classes = (
         ", ".join(f"{name} {lift:.1f}×" for name, lift in one.classes) or "no class stands out"
     )
     tokens = "".join(f"<li><i>{page.text(token)}</i> {part:.0%}</li>" for token, part in one.tokens)
-    places = "".join(f"<li>{_snippet(parts)}</li>" for parts in one.snippets)
+    places = "".join(f"<li>{_draw_snippet(parts)}</li>" for parts in one.snippets)
     body = f'<ul class="snips row">{tokens}</ul><ul class="snips">{places}</ul>'
     guide = f"Chosen by {share:.1%} of the tokens; {one.bits:.4f} bits of the layer's."
     return page.figure(f"Expert {found.experts[one.expert]}: {classes}", body, guide)
 
 
-def _snippet(parts: Snippet) -> str:
+def _draw_snippet(parts: Snippet) -> str:
     marks = {0: "{}", 1: "<u>{}</u>", 2: "<b>{}</b>"}
-    return "".join(marks[kind].format(page.text(_flat(text, kind))) for text, kind in parts)
+    return "".join(marks[kind].format(page.text(_on_one_line(text, kind))) for text, kind in parts)
 
 
-def _flat(text: str, kind: int) -> str:
+def _on_one_line(text: str, kind: int) -> str:
     """On one line; the white space of what is marked can be seen."""
     text = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
     return text.replace(" ", "␣") if kind == 2 else text

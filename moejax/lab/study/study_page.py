@@ -16,7 +16,7 @@ from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, falling_range, line_chart
 from moejax.runs.pages.heatmaps import (
     fold_rows,
-    folded_names,
+    name_folded_rows,
     ratio_heatmap,
     ratio_key,
     ratio_levels,
@@ -226,7 +226,7 @@ def _load_map(title: str, load: Load) -> str:
     level_YX = np.concatenate(
         [fold_rows(ratio_levels(load.asked_ILE[:, i]).T, most) for i in range(layers)]
     )
-    of_experts = folded_names(range(experts), most)
+    of_experts = name_folded_rows(range(experts), most)
     names = [f"{layer}, expert {expert}" for layer in load.layers for expert in of_experts]
     blocks = [f"L{layer}" for layer in load.layers]
     edges = (load.begin, int(load.step_I[-1]))

@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 
-from moejax.runtime.number_words import exact, tick_labels
+from moejax.runtime.number_words import four_digits, tick_labels
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480, 54, 18, 8, 28
 PLOT = WIDTH - LEFT - RIGHT
@@ -50,8 +50,8 @@ class Axis:
 
     def place(self, values: np.ndarray) -> np.ndarray:
         """Distance from the low end; NaN where there is none (not finite, or the log of <= 0)."""
-        low, high = _scaled(np.array([self.low, self.high]), self.log)
-        return (_scaled(np.asarray(values), self.log) - low) / (high - low) * self.length
+        low, high = _log_if(np.array([self.low, self.high]), self.log)
+        return (_log_if(np.asarray(values), self.log) - low) / (high - low) * self.length
 
     def ticks(self, count: int = 5) -> list[float]:
         """About ``count`` round values inside the range."""
@@ -85,22 +85,22 @@ def line_chart(
     ``include``: values that the y axis must reach. ``guides``: dashed lines at a value, with names.
     NaN and infinite values leave a gap, a red tick on the x axis and a word in the legend.
     """
-    series = [part for one in series if (part := _inside(one, x_range)).x.size]
+    series = [part for one in series if (part := _cut_to(one, x_range)).x.size]
     if not series:
         return '<p class="none">Nothing was logged.</p>'
     steps = np.concatenate([one.x for one in series])
     values = np.concatenate([edge for one in series for edge in _edges(one)])
-    x = Axis(*_open(*(x_range or (steps.min(), steps.max()))), PLOT)
-    y = Axis(*_open(*(y_range or robust_range(values, include, log))), height, log)
-    thin = [_thin(one) for one in series]
-    shapes = [_guide(y, value) for value, _ in guides]
+    x = Axis(*_widen_if_empty(*(x_range or (steps.min(), steps.max()))), PLOT)
+    y = Axis(*_widen_if_empty(*(y_range or robust_range(values, include, log))), height, log)
+    thin = [_thin_out(one) for one in series]
+    shapes = [_draw_guide(y, value) for value, _ in guides]
     names = [f'<span class="key dashed">{escape(name)}</span>' for _, name in guides]
-    shapes += [_line(x, y, *one) for one in thin]
-    lines = [[_plain(one.x), _plain(one.y)] for one, *_ in thin]
+    shapes += [_draw_line(x, y, *one) for one in thin]
+    lines = [[_to_json(one.x), _to_json(one.y)] for one, *_ in thin]
     return chart_frame(
         {"x": [x.low, x.high], "columns": x_name, "lines": lines},
-        "".join([_legend(one, y) for one in series] + names),
-        _grid(x, y, x_name) + plot_area("".join(shapes), height),
+        "".join([_legend_entry(one, y) for one in series] + names),
+        _draw_grid(x, y, x_name) + plot_area("".join(shapes), height),
         height,
     )
 
@@ -109,9 +109,9 @@ def robust_range(
     values: np.ndarray, include: Collection[float] = (), log: bool = False
 ) -> tuple[float, float]:
     """The range of the finite values without far outliers, a little wider than the data."""
-    values = _scaled(values, log)
+    values = _log_if(values, log)
     values = values[np.isfinite(values)]
-    bounds = list(_scaled(np.array(include, float), log))
+    bounds = list(_log_if(np.array(include, float), log))
     if values.size:
         q05, q95 = np.quantile(values, (0.05, 0.95))
         reach = 8 * (q95 - q05) or math.inf
@@ -166,12 +166,12 @@ def x_labels(x: Axis, height: int, name: str) -> str:
     return "".join(labels)
 
 
-def _scaled(values: np.ndarray, log: bool) -> np.ndarray:
+def _log_if(values: np.ndarray, log: bool) -> np.ndarray:
     values = np.where(np.isfinite(values), values, np.nan)
     return np.log10(np.where(values > 0, values, np.nan)) if log else values
 
 
-def _open(low: float, high: float) -> tuple[float, float]:
+def _widen_if_empty(low: float, high: float) -> tuple[float, float]:
     """A range that is never empty."""
     return (low, high) if high > low else (low - (abs(low) or 1) / 10, low + (abs(low) or 1) / 10)
 
@@ -181,7 +181,7 @@ def _round_step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= 0.85 * rough)
 
 
-def _inside(one: Series, x_range: tuple[float, float] | None) -> Series:
+def _cut_to(one: Series, x_range: tuple[float, float] | None) -> Series:
     if x_range is None:
         return one
     keep = (one.x >= x_range[0]) & (one.x <= x_range[1])
@@ -194,57 +194,59 @@ def _edges(one: Series) -> tuple[np.ndarray, ...]:
     return (one.y,) if one.least is None else (one.least, one.greatest)
 
 
-def _thin(one: Series) -> tuple[Series, np.ndarray | None, np.ndarray | None]:
+def _thin_out(one: Series) -> tuple[Series, np.ndarray | None, np.ndarray | None]:
     """At most ``MOST_POINTS`` means of neighbours, with their least and greatest values."""
     if one.x.size <= MOST_POINTS:
         return one, one.least, one.greatest
     cuts = range(0, one.x.size, -(-one.x.size // MOST_POINTS))[1:]
     x = np.array([part[-1] for part in np.split(one.x, cuts)])
     least, greatest = (one.y if edge is None else edge for edge in (one.least, one.greatest))
-    thin = replace(one, x=x, y=_binned(one.y, cuts, np.mean), least=None, greatest=None)
-    return thin, _binned(least, cuts, np.min), _binned(greatest, cuts, np.max)
+    thin = replace(one, x=x, y=_reduce_bins(one.y, cuts, np.mean), least=None, greatest=None)
+    return thin, _reduce_bins(least, cuts, np.min), _reduce_bins(greatest, cuts, np.max)
 
 
-def _binned(values: np.ndarray, cuts: Sequence[int], reduce: Callable) -> np.ndarray:
+def _reduce_bins(values: np.ndarray, cuts: Sequence[int], reduce: Callable) -> np.ndarray:
     """``reduce`` of the finite values between cuts; NaN where there are none."""
     bins = [part[np.isfinite(part)] for part in np.split(values, cuts)]
     return np.array([reduce(part) if part.size else np.nan for part in bins])
 
 
-def _line(x: Axis, y: Axis, one: Series, least: np.ndarray, greatest: np.ndarray) -> str:
+def _draw_line(x: Axis, y: Axis, one: Series, least: np.ndarray, greatest: np.ndarray) -> str:
     across, up = x.place(one.x), np.clip(y.length - y.place(one.y), -1e4, 1e4)
-    shapes = [] if least is None else [_band(across, y, least, greatest, one.color)]
+    shapes = [] if least is None else [_draw_band(across, y, least, greatest, one.color)]
     starts = np.flatnonzero(np.diff(np.isfinite(up), prepend=False, append=False)).reshape(-1, 2)
-    runs = [_points(across[a:b], up[a:b]) for a, b in starts]
+    runs = [_join_points(across[a:b], up[a:b]) for a, b in starts]
     shapes.append(
         f'<path class="line d{one.dash} c{one.color}" d="{"".join(f"M{r}h0" for r in runs)}"/>'
     )
     if one.dots and one.x.size <= 60:
-        dots = "".join(f"M{_points(across[[i]], up[[i]])}h0" for i in np.flatnonzero(up == up))
+        dots = "".join(f"M{_join_points(across[[i]], up[[i]])}h0" for i in np.flatnonzero(up == up))
         shapes.append(f'<path class="dots c{one.color}" d="{dots}"/>')
     bad = "".join(f"M{at:.1f},{y.length}v-9" for at in across[~np.isfinite(one.y)])
     return "".join(shapes) + (f'<path class="bad" d="{bad}"/>' if bad else "")
 
 
-def _band(across: np.ndarray, y: Axis, least: np.ndarray, greatest: np.ndarray, color: int) -> str:
+def _draw_band(
+    across: np.ndarray, y: Axis, least: np.ndarray, greatest: np.ndarray, color: int
+) -> str:
     low, high = (np.clip(y.length - y.place(edge), -1e4, 1e4) for edge in (least, greatest))
     known = np.isfinite(low) & np.isfinite(high)
     if not known.any():
         return ""
     around = np.concatenate([across[known], across[known][::-1]])
-    outline = _points(around, np.concatenate([high[known], low[known][::-1]]))
+    outline = _join_points(around, np.concatenate([high[known], low[known][::-1]]))
     return f'<path class="band c{color}" d="M{outline}z"/>'
 
 
-def _points(across: np.ndarray, up: np.ndarray) -> str:
+def _join_points(across: np.ndarray, up: np.ndarray) -> str:
     return "L".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, up, strict=True))
 
 
-def _guide(y: Axis, value: float) -> str:
+def _draw_guide(y: Axis, value: float) -> str:
     return f'<path class="guide" d="M0,{float(y.length - y.place(np.array(value))):.1f}h{PLOT}"/>'
 
 
-def _grid(x: Axis, y: Axis, x_name: str) -> str:
+def _draw_grid(x: Axis, y: Axis, x_name: str) -> str:
     ticks = y.ticks()
     ups = TOP + y.length - y.place(np.array(ticks))
     rules = "".join(f"M{LEFT},{up:.1f}h{PLOT}" for up in ups)
@@ -255,19 +257,19 @@ def _grid(x: Axis, y: Axis, x_name: str) -> str:
     return f'<path class="rules" d="{rules}"/>{labels}{x_labels(x, int(y.length), x_name)}'
 
 
-def _legend(one: Series, y: Axis) -> str:
+def _legend_entry(one: Series, y: Axis) -> str:
     notes, finite = [], one.y[np.isfinite(one.y)]
     if finite.size < one.y.size:
         notes.append(f"{one.y.size - finite.size} not finite")
     if finite.size and finite.max() > y.high:
-        notes.append(f"up to {exact(finite.max())}, beyond the axis")
+        notes.append(f"up to {four_digits(finite.max())}, beyond the axis")
     note = f" <i>({'; '.join(notes)})</i>" if notes else ""
-    value = exact(one.y[-1])
+    value = four_digits(one.y[-1])
     name = escape(one.name)
     return f'<span class="key d{one.dash} c{one.color}">{name} <b>{value}</b>{note}</span>'
 
 
-def _plain(values: np.ndarray) -> list[float | None]:
+def _to_json(values: np.ndarray) -> list[float | None]:
     """Values for JSON: whole numbers exactly, others to four digits, null when not finite."""
     return [
         None if not math.isfinite(v) else int(v) if v == int(v) else float(f"{v:.4g}")

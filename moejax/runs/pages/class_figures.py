@@ -15,18 +15,18 @@ MOST_CLASSES = 100
 """Beyond these the pictures would be too fine to read: the most frequent ones are shown."""
 
 
-def classes(run: Run) -> str:
+def class_section(run: Run) -> str:
     """The section of the report; empty for texts."""
     if run.sorted is None:
         return ""
-    found, names = _shown(run.sorted, _names(run))
-    figures = [_confusion(found, names)]
+    found, names = _keep_frequent(run.sorted, _name_classes(run))
+    figures = [_draw_confusion(found, names)]
     if found.asked_LEV is None:
         return page.section("Classes", figures)
     layers = run.load.layers if run.load else range(len(found.asked_LEV))
     images = max(found.confusion_VV.sum(), 1)
     maps = [
-        _of_layer(asked_EV, layer, images, names)
+        _draw_layer(asked_EV, layer, images, names)
         for asked_EV, layer in zip(found.asked_LEV, layers, strict=True)
         if not (lift(asked_EV) == 1).all()  # routers that give every token to every expert
     ]
@@ -41,14 +41,14 @@ def classes(run: Run) -> str:
     return page.section("Classes", figures, intro + lift_key())
 
 
-def _names(run: Run) -> list[str]:
+def _name_classes(run: Run) -> list[str]:
     count, known = len(run.sorted.confusion_VV), run.summary.get("classes")
     if isinstance(known, list) and len(known) == count:
         return [str(name) for name in known]
     return [str(i) for i in range(count)]
 
 
-def _shown(found: Sorted, names: list[str]) -> tuple[Sorted, list[str]]:
+def _keep_frequent(found: Sorted, names: list[str]) -> tuple[Sorted, list[str]]:
     """The most frequent classes, in their own order."""
     if len(names) <= MOST_CLASSES:
         return found, names
@@ -57,7 +57,7 @@ def _shown(found: Sorted, names: list[str]) -> tuple[Sorted, list[str]]:
     return Sorted(found.confusion_VV[np.ix_(kept, kept)], asked_LEV), [names[i] for i in kept]
 
 
-def _confusion(found: Sorted, names: list[str]) -> str:
+def _draw_confusion(found: Sorted, names: list[str]) -> str:
     images_V1 = np.maximum(found.confusion_VV.sum(1, keepdims=True), 1)
     words_VV = None
     if len(names) <= 12:
@@ -65,12 +65,12 @@ def _confusion(found: Sorted, names: list[str]) -> str:
     chart = named_share_heatmap(
         found.confusion_VV / images_V1, names, names, "guess", "class", words_VV
     )
-    worst = _worst(found.confusion_VV, names)
+    worst = _describe_worst(found.confusion_VV, names)
     guide = f"One row per class, images counted; off the diagonal are mistakes{worst}."
     return page.figure("Confusion", chart, guide)
 
 
-def _worst(confusion_VV: np.ndarray, names: list[str]) -> str:
+def _describe_worst(confusion_VV: np.ndarray, names: list[str]) -> str:
     wrong_VV = confusion_VV - np.diag(np.diag(confusion_VV))
     if not wrong_VV.any():
         return ", of which there are none"
@@ -78,7 +78,7 @@ def _worst(confusion_VV: np.ndarray, names: list[str]) -> str:
     return f", most often {names[row]} taken for {names[column]} ({wrong_VV[row, column]:,})"
 
 
-def _of_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
+def _draw_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
     expected_EV = expected_counts(asked_EV)
     # As if all choices of an image were one, made several times: those of its patches are alike.
     deviation_EV = np.sqrt(expected_EV * asked_EV.sum() / images)

@@ -60,7 +60,7 @@ def fold_rows(level_YX: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
     return np.stack(folded)
 
 
-def folded_names(names: Sequence[int], most: int = MOST_ROWS) -> list[str]:
+def name_folded_rows(names: Sequence[int], most: int = MOST_ROWS) -> list[str]:
     """The names of the rows of ``fold_rows``: `7`, or `4–7` for four neighbours in one row."""
     size = -(-len(names) // most)
     groups = [names[start : start + size] for start in range(0, len(names), size)]
@@ -107,11 +107,11 @@ def lift_heatmap(
         words_YX = np.where(sure_YX, np.char.mod("%.2f", lift_YX), "")
     words_YX = words_YX if count <= 10 else None
     data = {"kind": "lift", "rows": [y_name, *y_names], "columns": x_name, "names": [*x_names]}
-    edges, labels = (-0.5, count - 0.5), _cut(y_names)
+    edges, labels = (-0.5, count - 0.5), _shorten(y_names)
     return _heatmap(level_YX, _lift_palette(), data, edges, labels, remark, words_YX, named=True)
 
 
-def _cut(names: Sequence[str]) -> list[str]:
+def _shorten(names: Sequence[str]) -> list[str]:
     return [n if len(n) <= LONGEST_NAME else n[: LONGEST_NAME - 1] + "…" for n in names]
 
 
@@ -139,7 +139,9 @@ def named_share_heatmap(
     data = {"kind": "share", "top": 1.0, "rows": [y_name, *y_names]}
     data |= {"columns": x_name, "names": [*x_names]}
     edges, levels = (-0.5, count - 0.5), _share_levels(share_YX, 1.0)
-    return _heatmap(levels, _share_palette(), data, edges, _cut(y_names), "", words_YX, named=True)
+    return _heatmap(
+        levels, _share_palette(), data, edges, _shorten(y_names), "", words_YX, named=True
+    )
 
 
 def _share_levels(share_YX: np.ndarray, top: float) -> np.ndarray:
@@ -214,7 +216,7 @@ def _heatmap(
     gaps = "".join(f"M0,{height * i / count:.1f}h{PLOT}" for i in range(1, count))
     kind = "gaps" if count == rows else "borders"
     image += f'<path class="{kind}" d="{gaps}"/>' if count <= 16 else ""
-    image += "" if words_YX is None else _words(words_YX, height)
+    image += "" if words_YX is None else _write_cells(words_YX, height)
     stride = 1 if named else max(1, round(count / (8 if count > 16 else 12)))
     words = "".join(
         f'<text x="{LEFT - 8}" y="{TOP + height * (i + 0.5) / count + 4:.1f}" class="end">'
@@ -228,7 +230,7 @@ def _heatmap(
     return chart_frame(data, f'<span class="rest">{escape(remark)}</span>', body, height, margin)
 
 
-def _words(words_YX: np.ndarray, height: int) -> str:
+def _write_cells(words_YX: np.ndarray, height: int) -> str:
     rows, columns = words_YX.shape
     return "".join(
         f'<text class="mid word" x="{PLOT * (i + 0.5) / columns:.1f}"'

@@ -34,12 +34,14 @@ def rank_chart(ranks: Sequence[Rank]) -> str:
     low, high = robust_range(edges)
     x = Axis(low, high if high > low else low + 1, WIDTH - left - VALUES)
     at = left + np.clip(x.place(edges), 0, x.length)
-    rows = "".join(_row(rank, i, left, *at[i]) for i, rank in enumerate(ranks))
-    body = _grid(x, left, height) + rows
+    rows = "".join(_draw_row(rank, i, left, *at[i]) for i, rank in enumerate(ranks))
+    body = _draw_grid(x, left, height) + rows
     return f'<svg viewBox="0 0 {WIDTH} {height + TOP + BOTTOM}">{body}</svg>'
 
 
-def _row(rank: Rank, index: int, left: float, least: float, value: float, greatest: float) -> str:
+def _draw_row(
+    rank: Rank, index: int, left: float, least: float, value: float, greatest: float
+) -> str:
     y = TOP + ROW * (index + 0.5)
     return (
         f'<text x="{left - 10:.1f}" y="{y + 4}" class="end word">{escape(rank.name)}</text>'
@@ -49,7 +51,7 @@ def _row(rank: Rank, index: int, left: float, least: float, value: float, greate
     )
 
 
-def _grid(x: Axis, left: float, height: int) -> str:
+def _draw_grid(x: Axis, left: float, height: int) -> str:
     ticks = x.ticks(4)
     places = left + x.place(np.array(ticks))
     rules = "".join(f"M{at:.1f},{TOP}v{height}" for at in places)

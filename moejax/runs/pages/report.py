@@ -8,29 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from moejax.runs.expert_load import Load
 from moejax.runs.metric_lines import column, number
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, falling_range, line_chart
-from moejax.runs.pages.class_figures import classes
-from moejax.runs.pages.heatmaps import (
-    MOST_ROWS,
-    fold_rows,
-    folded_names,
-    ratio_heatmap,
-    ratio_key,
-    ratio_levels,
-    ratios,
-    share_heatmap,
-)
-from moejax.runs.pages.router_figures import MOST_LINES, drops_by_position, pairs, routers
-from moejax.runs.pages.verdict import key_numbers, notes, verdict
+from moejax.runs.pages.class_figures import class_section
+from moejax.runs.pages.load_figures import drops_by_layer, load_section
+from moejax.runs.pages.router_figures import drops_by_position, pair_section, router_section
+from moejax.runs.pages.verdict import key_numbers, list_notes, verdict
 from moejax.runs.records import Run, read_run
 from moejax.runtime.atomic_files import write_text
 from moejax.runtime.number_words import short
-
-MOST_CELLS = 600_000
-"""Cells of all the heatmaps over time together, which bounds the page's size."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -47,19 +34,22 @@ def write_report(run_directory: Path) -> Path:
 
 def report_html(run: Run) -> str:
     """The report as one page of HTML that stands alone."""
-    parts = [_head(run), page.tiles(key_numbers(run)), _loss(run)]
-    parts += [_load(run.load) if run.load else "", _balance(run), _drops(run), routers(run)]
-    parts += [pairs(run), classes(run), _optimization(run), _costs(run), _sample(run)]
-    parts.append(_settings(run))
+    parts = [_header(run), page.tiles(key_numbers(run)), _loss_section(run)]
+    parts += [load_section(run.load) if run.load else ""]
+    sections = (
+        *(_balance_section, _drop_section, router_section, pair_section, class_section),
+        *(_optimization_section, _costs_section, _sample_section, _settings_section),
+    )
+    parts += [write_section(run) for write_section in sections]
     return page.document(f"{run.name} – moejax", "\n".join(part for part in parts if part))
 
 
-def _head(run: Run) -> str:
+def _header(run: Run) -> str:
     about = [str(run.summary[key]) for key in ("data", "devices") if run.summary.get(key)]
     versions = run.summary.get("versions")
     if isinstance(versions, dict):
         about.append(", ".join(f"{name} {version}" for name, version in versions.items()))
-    remarks = "".join(f"<li>{page.text(note)}</li>" for note in notes(run))
+    remarks = "".join(f"<li>{page.text(note)}</li>" for note in list_notes(run))
     return (
         f'<header><div class="mark">moejax run report</div><h1>{page.text(run.name)}</h1>'
         f'<p class="verdict">{page.text(verdict(run))}</p>'
@@ -69,7 +59,7 @@ def _head(run: Run) -> str:
     )
 
 
-def _both(run: Run, key: str) -> list[Series]:
+def _train_and_held_out(run: Run, key: str) -> list[Series]:
     """A metric of the training and the validation lines."""
     return [
         Series("training", *column(run.train, key), 0),
@@ -77,10 +67,10 @@ def _both(run: Run, key: str) -> list[Series]:
     ]
 
 
-def _loss(run: Run) -> str:
+def _loss_section(run: Run) -> str:
     title = run.measure.title
-    series = _both(run, run.measure.key)
-    series = [_percent(one) for one in series] if run.measure.percent else series
+    series = _train_and_held_out(run, run.measure.key)
+    series = [_in_percent(one) for one in series] if run.measure.percent else series
     steps = np.concatenate([one.x for one in series])
     if not steps.size:
         return ""
@@ -96,63 +86,10 @@ def _loss(run: Run) -> str:
     return page.section("Loss", figures)
 
 
-def _load(load: Load) -> str:
-    """Who was asked: experts over time for each routed layer, and all layers at the end."""
-    stretches, layers, experts = load.asked_ILE.shape
-    columns = max(40, MOST_CELLS // (min(experts, MOST_ROWS) * layers))
-    size = -(-stretches // columns)
-    asked_ILE = np.add.reduceat(load.asked_ILE, range(0, stretches, size))
-    maps = [_layer_map(load, asked_ILE[:, i], i) for i in range(len(load.layers))]
-    intro = (
-        '<p class="intro">Colour is the choices an expert was asked for, over the mean of its'
-        " layer. Blank is fair; a row that stays blue starves, one that stays orange is"
-        " crowded.</p>"
-    )
-    figures = page.fold_figures(maps, page.MOST_OPEN_LAYERS, "layers")
-    figures.insert(page.MOST_OPEN_LAYERS, _final_map(load))
-    return page.section("Load of the experts", figures, intro + ratio_key())
-
-
-def _layer_map(load: Load, asked_IE: np.ndarray, index: int) -> str:
-    level_EI = fold_rows(ratio_levels(asked_IE).T)
-    names = folded_names(range(asked_IE.shape[1]))
-    edges = (load.begin, int(load.step_I[-1]))
-    remark = _extremes(ratios(load.last_asked_LE[index]))
-    chart = ratio_heatmap(level_EI, edges, names, "step", "expert", remark)
-    guide = f"One row per expert, time to the right; {_folding(asked_IE.shape[1])}"
-    return page.figure(f"Layer {load.layers[index]}", chart, guide + "good: it fades early.")
-
-
-def _final_map(load: Load) -> str:
-    layers, experts = load.last_asked_LE.shape
-    ratio_LE = ratios(load.last_asked_LE)
-    chart = ratio_heatmap(
-        fold_rows(ratio_levels(load.last_asked_LE)),
-        (-0.5, experts - 0.5),
-        folded_names(load.layers),
-        "expert",
-        "layer",
-        f"now {ratio_LE.min():.2f}× to {ratio_LE.max():.2f}×",
-        np.char.mod("%.2f", ratio_LE) if layers <= 6 and experts <= 10 else None,
-    )
-    guide = f"One row per routed layer; {_folding(layers)}good: blank from edge to edge."
-    return page.figure("All layers, last interval", chart, guide)
-
-
-def _extremes(ratio_E: np.ndarray) -> str:
-    """The emptiest and the fullest expert, in words."""
-    least, most = int(ratio_E.argmin()), int(ratio_E.argmax())
-    return f"now {ratio_E[least]:.2f}× (expert {least}) to {ratio_E[most]:.2f}× (expert {most})"
-
-
-def _folding(rows: int) -> str:
-    size = -(-rows // MOST_ROWS)
-    return f"of {size} neighbours the one farthest from fair; " if size > 1 else ""
-
-
-def _balance(run: Run) -> str:
+def _balance_section(run: Run) -> str:
     if not run.routed:
         return ""
+    loss = _train_and_held_out(run, "balance_loss")
     perfect = [(1.0, "perfect balance")]
     uniform = [(math.log(run.load.asked_ILE.shape[2]), "uniform")] if run.load else []
     return page.section(
@@ -160,24 +97,24 @@ def _balance(run: Run) -> str:
         [
             page.figure(
                 "Max violation",
-                line_chart(_both(run, "max_violation"), include=(0.0,)),
+                line_chart(_train_and_held_out(run, "max_violation"), include=(0.0,)),
                 "The fullest expert over the mean, less 1, averaged over layers. Near 0 is balance;"
                 " above the capacity factor less 1, choices must be dropped.",
             ),
             page.figure(
                 "Balance loss",
-                line_chart(_both(run, "balance_loss"), include=(1.0,), guides=perfect),
+                line_chart(loss, include=(1.0,), guides=perfect),
                 "1 is perfect balance, experts / top k is collapse. It should sink to 1.",
             ),
             page.figure(
                 "Dead experts",
-                line_chart(_both(run, "dead_experts"), include=(0.0, 4.0)),
+                line_chart(_train_and_held_out(run, "dead_experts"), include=(0.0, 4.0)),
                 "Experts that no token chose in an interval. Any that stay dead are wasted.",
             ),
             page.figure(
                 "Entropy of the router, nats",
                 line_chart(
-                    _both(run, "router_entropy"),
+                    _train_and_held_out(run, "router_entropy"),
                     include=[value for value, _ in uniform],
                     guides=uniform,
                 ),
@@ -187,43 +124,22 @@ def _balance(run: Run) -> str:
     )
 
 
-def _drops(run: Run) -> str:
+def _drop_section(run: Run) -> str:
     if not run.routed:
         return ""
-    series = [_percent(one) for one in _both(run, "dropped_fraction")]
+    series = [_in_percent(one) for one in _train_and_held_out(run, "dropped_fraction")]
     guide = "Choices that found their expert full. Under 1 % by the end is good."
     figures = [page.figure("Dropped choices, %", line_chart(series, include=(0.0, 0.1)), guide)]
     if run.load:
-        figures += [_drops_by_layer(run.load), drops_by_position(run.load, run.config)]
+        figures += [drops_by_layer(run.load), drops_by_position(run.load, run.config)]
     return page.section("Drops", figures)
 
 
-def _percent(one: Series) -> Series:
+def _in_percent(one: Series) -> Series:
     return Series(one.name, one.x, 100 * one.y, one.color, one.dots)
 
 
-def _drops_by_layer(load: Load) -> str:
-    asked_IL, seated_IL = load.asked_ILE.sum(2), load.seated_ILE.sum(2)
-    share_IL = 1 - np.divide(seated_IL, asked_IL, out=np.ones(asked_IL.shape), where=asked_IL > 0)
-    guide = "In training. One layer that stays above the others has an unbalanced router."
-    if len(load.layers) <= MOST_LINES:
-        series = [
-            Series(f"layer {layer}", load.step_I.astype(float), 100 * share_IL[:, i], i + 2)
-            for i, layer in enumerate(load.layers)
-        ]
-        chart = line_chart(series, include=(0.0, 0.1))
-        return page.figure("Dropped choices by layer, %", chart, guide)
-    share_LI, names = _fold_shares(share_IL.T), folded_names(load.layers)
-    chart = share_heatmap(share_LI, (load.begin, int(load.step_I[-1])), names, "step", "layer")
-    return page.figure("Dropped choices by layer", chart, guide)
-
-
-def _fold_shares(share_LI: np.ndarray) -> np.ndarray:
-    size = -(-len(share_LI) // MOST_ROWS)
-    return np.stack([share_LI[i : i + size].max(0) for i in range(0, len(share_LI), size)])
-
-
-def _optimization(run: Run) -> str:
+def _optimization_section(run: Run) -> str:
     if not run.train:
         return ""
     unit = run.measure.unit
@@ -238,7 +154,7 @@ def _optimization(run: Run) -> str:
     figures = [
         page.figure(
             "Gradient norm",
-            line_chart([norm], log=_spread(norm.y) > 20),
+            line_chart([norm], log=_largest_over_least(norm.y) > 20),
             "Before clipping. Steady after the warm-up is good; growing spikes foretell trouble.",
         ),
         page.figure(
@@ -251,18 +167,18 @@ def _optimization(run: Run) -> str:
         ),
     ]
     if run.routed:
-        z_loss = line_chart(_both(run, "z_loss"))
+        z_loss = line_chart(_train_and_held_out(run, "z_loss"))
         guide = "Mean squared log-sum-exp of the router's logits. Steady growth: they blow up."
         figures.insert(1, page.figure("Z-loss", z_loss, guide))
     return page.section("Optimisation", figures)
 
 
-def _spread(values: np.ndarray) -> float:
+def _largest_over_least(values: np.ndarray) -> float:
     positive = values[np.isfinite(values) & (values > 0)]
     return positive.max() / positive.min() if positive.size else 1.0
 
 
-def _costs(run: Run) -> str:
+def _costs_section(run: Run) -> str:
     """What each part of the model holds, and what a token pays for it."""
     parts = run.summary.get("parts")
     if not isinstance(parts, dict):
@@ -283,7 +199,7 @@ def _with_share(value: float, total: float) -> str:
     return f"{short(value, 'kMBT')} ({value / total:.1%})" if value else "–"
 
 
-def _sample(run: Run) -> str:
+def _sample_section(run: Run) -> str:
     if not run.sample:
         return ""
     settings = run.config.get("run")
@@ -294,7 +210,7 @@ def _sample(run: Run) -> str:
     return f"<section><h2>Sample</h2>{intro}<pre>{body}</pre></section>"
 
 
-def _settings(run: Run) -> str:
+def _settings_section(run: Run) -> str:
     parts = []
     if command := run.summary.get("command"):
         parts.append(f"<pre>{page.text(command)}</pre>")

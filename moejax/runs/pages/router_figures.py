@@ -20,19 +20,19 @@ MOST_OPEN_PAIRS = 4
 """Maps of pairs shown at once."""
 
 
-def routers(run: Run) -> str:
+def router_section(run: Run) -> str:
     """The section on the routers; empty if nothing was kept of them."""
     load, choices, figures = run.load, run.choices, []
     if load and load.entropy_IL is not None:
-        chart = line_chart(by_layer(load.step_I, load.entropy_IL, load.layers))
+        chart = line_chart(layer_series(load.step_I, load.entropy_IL, load.layers))
         guide = "In training. A layer far below the others is surer, or has collapsed."
         figures.append(page.figure("Entropy by layer, nats", chart, guide))
     if load and load.router_norm_ILE is not None:
-        chart = line_chart(by_layer(load.step_I, load.router_norm_ILE, load.layers))
+        chart = line_chart(layer_series(load.step_I, load.router_norm_ILE, load.layers))
         guide = "Of an expert's row: mean, range. Steady growth makes logits large, choices rigid."
         figures.append(page.figure("Norm of router weights", chart, guide))
     if load and load.bias_ILE is not None:
-        chart = line_chart(by_layer(load.step_I, load.bias_ILE, load.layers), include=(0.0,))
+        chart = line_chart(layer_series(load.step_I, load.bias_ILE, load.layers), include=(0.0,))
         guide = (
             "Mean and range over experts. It settles once the load is even; a range that keeps"
             " growing works against the router."
@@ -41,18 +41,18 @@ def routers(run: Run) -> str:
     if choices and len(choices.step_I) > 1:
         layers = load.layers if load else range(choices.saturation_IL.shape[1])
         percent_IL = 100 * choices.saturation_IL
-        chart = line_chart(by_layer(choices.step_I, percent_IL, layers, dots=True))
+        chart = line_chart(layer_series(choices.step_I, percent_IL, layers, dots=True))
         guide = "Held-out choices that the last router makes, too. High early: routing froze."
         figures.append(page.figure("Router saturation, %", chart, guide))
     return page.section("Routers", figures) if figures else ""
 
 
-def pairs(run: Run) -> str:
+def pair_section(run: Run) -> str:
     """The section on experts chosen together; empty where tokens choose one."""
     choices = run.choices
     if choices is None:
         return ""
-    lift_LEE = together(choices.together_LEE)
+    lift_LEE = pair_lift(choices.together_LEE)
     layers = run.load.layers if run.load else range(len(lift_LEE))
     maps = [
         _pair_map(layer, lift_EE, load_E)
@@ -72,7 +72,7 @@ def pairs(run: Run) -> str:
     return page.section("Experts chosen together", figures, intro + ratio_key())
 
 
-def together(count_LEE: np.ndarray) -> np.ndarray:
+def pair_lift(count_LEE: np.ndarray) -> np.ndarray:
     """For each pair of experts, tokens that chose both over what is expected: as many pairs in all,
     shared out by the product of loads. 1 on the diagonal, and where no token chose two.
 
@@ -115,7 +115,7 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
     length = data.get("sequence_length") if isinstance(data, dict) else None
     of_text = measure_of_settings(config) is OF_TEXT and isinstance(length, int)
     x = (np.arange(count) + 0.5) * (length if of_text else count) / count
-    series = by_layer(x, 100 * share_LW.T, load.layers)
+    series = layer_series(x, 100 * share_LW.T, load.layers)
     chart = line_chart(series, include=(0.0, 0.1), x_name="place")
     guide = (
         "Last quarter of training. Where seats go by order, late positions of a group lose theirs:"
@@ -124,7 +124,7 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
     return page.figure("Dropped choices by position, %", chart, guide)
 
 
-def by_layer(
+def layer_series(
     x: np.ndarray, value_ILX: np.ndarray, layers: tuple[int, ...], dots: bool = False
 ) -> list[Series]:
     """One line for each layer, or one for all of many; a band where a layer has several values."""

@@ -9,7 +9,7 @@ import numpy as np
 from moejax.runs.measures import OF_TEXT, Measure
 from moejax.runs.metric_lines import column, last, number
 from moejax.runs.records import Run
-from moejax.runtime.number_words import duration, exact, short
+from moejax.runtime.number_words import duration, four_digits, short
 
 
 def verdict(run: Run) -> str:
@@ -19,7 +19,7 @@ def verdict(run: Run) -> str:
         return "No metrics have been logged yet."
     measure, kind = run.measure, "held-out" if run.validation else "training"
     if math.isfinite(last(lines, measure.key)):
-        quality = _quality(lines, measure, kind)
+        quality = _describe_quality(lines, measure, kind)
     else:
         quality = f"Diverged: the last loss on {kind} {measure.material} is not finite"
     last_step = max(line["step"] for line in run.train + run.validation)
@@ -27,35 +27,35 @@ def verdict(run: Run) -> str:
         quality += f", measured at step {lines[-1]['step']:,.0f},"
 
     def value(line: dict[str, Any]) -> float:
-        return _value(line, measure)
+        return _value_or_infinity(line, measure)
 
     best = min((line for line in lines if value(line) < math.inf), key=value, default=lines[-1])
-    words = f"{quality} after {_effort(run)}."
+    words = f"{quality} after {_describe_effort(run)}."
     if best["step"] != lines[-1]["step"] and run.validation:
-        words += f" It was best at step {best['step']:,.0f}, with {_best(best, measure)}."
+        words += f" It was best at step {best['step']:,.0f}, with {_describe_value(best, measure)}."
     return words
 
 
-def _quality(lines: Sequence[dict[str, Any]], measure: Measure, kind: str) -> str:
+def _describe_quality(lines: Sequence[dict[str, Any]], measure: Measure, kind: str) -> str:
     if measure is OF_TEXT:
         quality = f"{last(lines, measure.key):.4g} bits per byte of {kind} text"
-        return quality + f" (perplexity {exact(last(lines, 'perplexity'))} per token)"
+        return quality + f" (perplexity {four_digits(last(lines, 'perplexity'))} per token)"
     images = last(lines, "images") if kind == "held-out" else math.nan
     count = f"{images:,.0f} " if math.isfinite(images) else ""
     return f"{last(lines, 'accuracy'):.2%} of {count}{kind} images right (top-1 accuracy)"
 
 
-def _best(line: dict[str, Any], measure: Measure) -> str:
+def _describe_value(line: dict[str, Any], measure: Measure) -> str:
     if measure is OF_TEXT:
         return f"{number(line[measure.key]):.4g} bits per byte"
     return measure.words(number(line[measure.key]))
 
 
-def notes(run: Run) -> list[str]:
+def list_notes(run: Run) -> list[str]:
     """What a reader should know before trusting the curves."""
     found = []
     known = [line for line in run.train + run.validation if run.measure.key in line]
-    bad = [line["step"] for line in known if _value(line, run.measure) == math.inf]
+    bad = [line["step"] for line in known if _value_or_infinity(line, run.measure) == math.inf]
     if bad:
         found.append(
             f"The logged loss was not finite {len(bad)} times, first at step {min(bad):,.0f}."
@@ -63,7 +63,7 @@ def notes(run: Run) -> list[str]:
     skipped = last(run.train, "skipped_updates")
     if skipped > 0:
         found.append(f"{skipped:,.0f} updates were skipped because they were not finite.")
-    found += [_alarm(*told) for told in _alarms(run.train).items()]
+    found += [_describe_alarm(*told) for told in _collect_alarms(run.train).items()]
     dead = last(run.train, "dead_experts")
     if dead > 0:
         experts = "expert was" if dead == 1 else "experts were"
@@ -73,7 +73,7 @@ def notes(run: Run) -> list[str]:
     return found + [f"{damage[0].upper()}{damage[1:]}." for damage in run.damage]
 
 
-def _alarms(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
+def _collect_alarms(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
     """Steps and words of each kind of alarm that training gave."""
     found: dict[str, list[tuple[int, str]]] = {}
     for line in lines:
@@ -82,7 +82,7 @@ def _alarms(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]
     return found
 
 
-def _alarm(kind: str, told: list[tuple[int, str]]) -> str:
+def _describe_alarm(kind: str, told: list[tuple[int, str]]) -> str:
     (step, words), times = told[-1], len(told)
     often = f", told {times} times since step {told[0][0]:,.0f}" if times > 1 else ""
     return f"Alarm ({kind}) at step {step:,.0f}{often}: {words}"
@@ -129,13 +129,13 @@ def _routing_numbers(run: Run) -> list[tuple[str, str, str]]:
     return [item for item, value in zip(items, finite, strict=True) if math.isfinite(value)]
 
 
-def _value(line: dict[str, Any], measure: Measure) -> float:
+def _value_or_infinity(line: dict[str, Any], measure: Measure) -> float:
     """The measure, infinite when unknown: what ``min`` wants."""
     value = number(line.get(measure.key))
     return value if math.isfinite(value) else math.inf
 
 
-def _effort(run: Run) -> str:
+def _describe_effort(run: Run) -> str:
     steps = max(line["step"] for line in run.train + run.validation)
     count, seconds = last(run.train, run.measure.unit), last(run.train, "seconds")
     parts = [f"{steps:,.0f} steps"]

@@ -7,64 +7,52 @@
 shared one, 8 a token from 4 of 8 groups, by sigmoid scores with the bias of the loss-free balance
 and a slight loss by sequence. No layer predicts a second token. Experts lie on 64 devices, as in
 the paper. Nothing has been trained at this size here.
+
+What is not said here is as in `configs/mixtral_8x7b.py`: the text, FSDP, and how often is logged
+and evaluated.
 """
 
-from moejax.config import (
-    AttentionConfig,
-    BalanceConfig,
-    Config,
-    DataConfig,
-    MeshConfig,
-    ModelConfig,
-    MoEConfig,
-    OptimConfig,
-    RunConfig,
-)
+import mixtral_8x7b
+
+from moejax.config import AttentionConfig, BalanceConfig, Config, ModelConfig, MoEConfig, changed
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            num_layers=61,
-            width=7168,
-            num_heads=128,
-            head_size=128,
-            qk_norm=False,
-            attention=AttentionConfig(kv_rank=512, query_rank=1536, rope_head_size=64),
-            dense_hidden_size=18432,
-            vocab_size=129280,
-            dtype="bfloat16",
-            remat="layer",
-            moe=MoEConfig(
-                router="deepseek_v3",
-                num_experts=256,
-                top_k=8,
-                hidden_size=2048,
-                shared_experts=1,
-                expert_groups=8,
-                kept_expert_groups=4,
-                first_dense=3,
-                group_size=512,
-                capacity_factor=1.25,
-                balance=BalanceConfig(loss_weight=1e-4, scope="sequence", bias_update="sign"),
+    return changed(
+        mixtral_8x7b.get_config(),
+        {
+            "model": ModelConfig(
+                num_layers=61,
+                width=7168,
+                num_heads=128,
+                head_size=128,
+                qk_norm=False,
+                attention=AttentionConfig(kv_rank=512, query_rank=1536, rope_head_size=64),
+                dense_hidden_size=18432,
+                vocab_size=129280,
+                dtype="bfloat16",
+                remat="layer",
+                moe=MoEConfig(
+                    router="deepseek_v3",
+                    num_experts=256,
+                    top_k=8,
+                    hidden_size=2048,
+                    shared_experts=1,
+                    expert_groups=8,
+                    kept_expert_groups=4,
+                    first_dense=3,
+                    group_size=512,
+                    capacity_factor=1.25,
+                    balance=BalanceConfig(loss_weight=1e-4, scope="sequence", bias_update="sign"),
+                ),
             ),
-        ),
-        data=DataConfig(
-            source="tfds",
-            tfds_name="c4/en",
-            tokenizer="deepseek/tokenizer.json",
-            sequence_length=4096,
-            batch_size=1024,
-            eval_batch_size=1024,
-        ),
-        optim=OptimConfig(learning_rate=2.2e-4, warmup_fraction=0.01, weight_decay=0.1),
-        mesh=MeshConfig(expert=64, fsdp=True),
-        run=RunConfig(
-            steps=500_000,
-            log_every=20,
-            eval_every=1000,
-            eval_batches=10,
-            checkpoint_every=500,
-            sample_prompt="The ",
-        ),
+            "data": {
+                "tokenizer": "deepseek/tokenizer.json",
+                "batch_size": 1024,
+                "eval_batch_size": 1024,
+            },
+            "optim.learning_rate": 2.2e-4,
+            "mesh.expert": 64,
+            "run": {"steps": 500_000, "eval_batches": 10, "checkpoint_every": 500},
+        },
     )

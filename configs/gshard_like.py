@@ -10,57 +10,42 @@ language model, and ours has not been trained at this size.
 
 C4 is prepared by TFDS with TensorFlow and Apache Beam (`pip install 'moejax[tensorflow]' apache-
 beam`) and read without them; text is read as bytes.
+
+The optimizer, the evaluations and the checkpoints are those of `configs/switch_base.py`.
 """
 
-from moejax.config import (
-    BalanceConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    MoEConfig,
-    OptimConfig,
-    RunConfig,
-)
+import switch_base
+
+from moejax.config import BalanceConfig, Config, ModelConfig, MoEConfig, changed
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            num_layers=12,
-            width=1024,
-            num_heads=16,
-            head_size=128,
-            qk_norm=False,
-            activation="relu",
-            dense_hidden_size=8192,
-            dtype="bfloat16",
-            remat="layer",
-            moe=MoEConfig(
-                router="top_k",
-                num_experts=128,
-                top_k=2,
-                hidden_size=8192,
-                every=2,
-                group_size=1024,
-                capacity_factor=1.0,
-                eval_capacity_factor=2.0,
-                balance=BalanceConfig(loss_weight=0.01),
+    return changed(
+        switch_base.get_config(),
+        {
+            "model": ModelConfig(
+                num_layers=12,
+                width=1024,
+                num_heads=16,
+                head_size=128,
+                qk_norm=False,
+                activation="relu",
+                dense_hidden_size=8192,
+                dtype="bfloat16",
+                remat="layer",
+                moe=MoEConfig(
+                    router="top_k",
+                    num_experts=128,
+                    top_k=2,
+                    hidden_size=8192,
+                    every=2,
+                    group_size=1024,
+                    capacity_factor=1.0,
+                    eval_capacity_factor=2.0,
+                    balance=BalanceConfig(loss_weight=0.01),
+                ),
             ),
-        ),
-        data=DataConfig(
-            source="tfds",
-            tfds_name="c4/en",
-            sequence_length=1024,
-            batch_size=1024,
-            eval_batch_size=256,
-        ),
-        optim=OptimConfig(learning_rate=1e-3, warmup_fraction=0.02, weight_decay=0.1),
-        run=RunConfig(
-            steps=100_000,
-            log_every=100,
-            eval_every=5000,
-            eval_batches=100,
-            checkpoint_every=5000,
-            sample_prompt="The ",
-        ),
+            "data": {"tokenizer": "bytes", "sequence_length": 1024, "batch_size": 1024},
+            "run.steps": 100_000,
+        },
     )

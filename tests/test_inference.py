@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.commands.generate import GenerateSettings, collect_prompts
+from moejax.commands.generate import GenerateSettings, collect_prompts, place_experts
 from moejax.commands.main import run as run_words
 from moejax.config import (
     BalanceConfig,
@@ -213,6 +214,61 @@ def test_generate_prints_one_object(run, said, tmp_path):
         assert text["ended"] == "length" and len(text["ids"]) == 6
         assert text["text"] == ByteTokenizer().decode(text["ids"])
     assert got["tokens_per_second"] > 0 and got["first_seconds"] > 0
+
+
+@pytest.fixture
+def placement(said, tmp_path) -> Path:
+    """A plan for the run's experts: four of them in eight places on four devices."""
+    load = tmp_path / "load.npy"
+    np.save(load, np.array([[9, 1, 1, 1], [1, 1, 9, 1]]))
+    plan = said("plan", "placement", "--load", load, "--devices", 4, "--replicas", 8, "--json")
+    file = tmp_path / "plan.json"
+    file.write_text(plan.out)
+    return file
+
+
+def test_where_experts_lie_changes_no_text(said, run, placement):
+    words = ["generate", run, "--prompt", "def ", "--prompt", "import", "--tokens", 12, "--json"]
+    words += ["--temperature", 0.5, "--mesh.data", 2, "--mesh.expert", 4]
+    plain = json.loads(said(*words).out)
+    placed = json.loads(said(*words, "--placement", placement).out)
+    assert [one["ids"] for one in placed["texts"]] == [one["ids"] for one in plain["texts"]]
+    assert [one["text"] for one in placed["texts"]] == [one["text"] for one in plain["texts"]]
+
+
+def test_a_placement_lays_each_bank_out_over_the_devices(run, placement):
+    mesh = device_mesh.make_mesh(MeshConfig(expert=4))
+    model = open_model(run, mesh=mesh, layout=MeshConfig(expert=4))
+    params, place_LER = place_experts(placement, model, mesh)
+    bank = params["layers_0"]["block_0"]["moe"]["w_up_EDF"]
+    assert bank.shape[-3] == 8 and bank.addressable_shards[0].data.shape[-3] == 2
+    assert place_LER.shape[:2] == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan.pop("expert"), "it has no 'expert'. It should be what `moejax plan"),
+        (lambda plan: plan.update(expert=[[0, 1], [2]]), "cannot be read"),
+        (lambda plan: plan.update(expert=[[0.5, 1.0]] * 2), "whole numbers"),
+        (lambda plan: plan.update(device_load=[[1.0] * 3] * 2), "as many places"),
+        (lambda plan: plan["expert"][1].__setitem__(slice(None), [0, 1, 3] * 2 + [0, 1]),
+         "gives expert 2 no place in layer 1"),
+        (lambda plan: plan.update(device_load=[[1.0] * 2] * 2),
+         "for 2 devices that hold experts, but on this mesh there are 4: give --mesh.expert 2"),
+        (lambda plan: plan.update(expert=plan["expert"] * 2, device_load=plan["device_load"] * 2),
+         "of 4 layers of 4 experts, but the model has 2 routed layers of 4"),
+    ],
+)  # fmt: skip
+def test_a_placement_that_does_not_fit_is_refused(run, placement, change, message):
+    plan = json.loads(placement.read_text())
+    change(plan)
+    placement.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+        moejax(
+            *("generate", run, "--prompt", "a", "--mesh.expert", 4, "--placement", placement),
+        )
+    assert str(refused.value).startswith(f"--placement {placement}")
 
 
 def test_prompts_come_from_flags_and_lines(monkeypatch, tmp_path):

@@ -6,14 +6,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
 from moejax.inference.generation import Generated, Generator
+from moejax.inference.inference_config import check_can_generate
 from moejax.inference.open_model import OpenModel
+from moejax.inference.replicate import check_devices, replicate
 from moejax.inference.sampling import Sampling
+from moejax.moe.parallel.placement_file import read_placement
 from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.number_words import duration
 
@@ -34,6 +39,10 @@ class GenerateSettings(ModelSettings):
     as many as the model was trained on."""
     batch_size: int = 32
     """Prompts that are continued together."""
+    placement: Path | None = None
+    """A file with what `moejax plan placement --json` printed: experts of high load get replicas,
+    and all lie where the plan says. The texts stay the same. --mesh.expert must be the number of
+    devices of the plan."""
 
     def __post_init__(self) -> None:
         check_positive("", self, "window", "batch_size")
@@ -48,12 +57,16 @@ def generate(settings: GenerateSettings) -> None:
     keep_freed_memory()
     prompts = collect_prompts(settings)
     model, mesh = open_language_model(settings)
+    params, place_LER = model.params, None
+    if settings.placement is not None:
+        params, place_LER = place_experts(settings.placement, model, mesh)
     generator = Generator(
         model.config,
         model.layout,
-        model.params,
+        params,
         model.bias_LE,
         mesh=mesh,
+        place_LER=place_LER,
         tokenizer=model.tokenizer,
         ends=model.ends,
         window=settings.window or model.context,
@@ -73,6 +86,19 @@ def generate(settings: GenerateSettings) -> None:
     else:
         print("" if streams else "\n".join(write_headers(prompts, done)), flush=True)
     print(describe_speed(done), file=sys.stderr, flush=True)
+
+
+def place_experts(file: Path, model: OpenModel, mesh: Mesh) -> tuple[dict, np.ndarray]:
+    """The parameters of a model with its experts where the plan in ``file`` has them, and
+    ``place_LER``. Raises ``ConfigError`` for a plan of another model or mesh.
+    """
+    check_can_generate(model.config)
+    plan = read_placement(file)
+    try:
+        check_devices(plan, mesh)
+        return replicate(model.config, model.params, plan, mesh, model.layout.fsdp)
+    except ConfigError as error:
+        raise ConfigError(f"--placement {file}: {error}") from error
 
 
 def collect_prompts(settings: GenerateSettings) -> list[str]:

@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from moejax.lab.plan.placement_report import describe_placement, placement_json
+from moejax.lab.plan.placement_report import describe_placement
 from moejax.lab.plan.read_load import read_load
 from moejax.moe.parallel.placement import place
+from moejax.moe.parallel.placement_file import placement_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
@@ -9,14 +10,18 @@ from moejax.models.layer_runs import get_stack, set_stack, stack_layers
 from moejax.moe.experts import bank_shapes
 from moejax.moe.parallel.placement import Placement
 from moejax.moe.parallel.replicas import list_places
+from moejax.runtime import partition
 
 BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
 
 
-def replicate(config: ModelConfig, params: dict, plan: Placement) -> tuple[dict, np.ndarray]:
+def replicate(
+    config: ModelConfig, params: dict, plan: Placement, mesh: Mesh | None = None, fsdp: bool = False
+) -> tuple[dict, np.ndarray]:
     """A decoder's parameters with a bank of P places in each routed layer instead of E experts, and
     ``place_LER``, which goes with them into ``DecoderLM``: for inference, on a mesh whose expert
-    axis has the plan's devices. Raises ``ConfigError`` if the plan is of another model.
+    axis has the plan's devices. With ``mesh``, the new banks lie there as parameters do, and one
+    after the other is made. Raises ``ConfigError`` if the plan is of another model.
     """
     L, E = sum(config.routed_layers), config.moe.num_experts
     planned = (plan.expert_LP.shape[0], plan.replicas_LE.shape[1])
@@ -27,14 +32,29 @@ def replicate(config: ModelConfig, params: dict, plan: Placement) -> tuple[dict,
     )
     for stack in stack_layers(config):
         if stack.routed is not None:
-            moved = _moved(get_stack(params, stack), plan.expert_LP[list(stack.routed)])
-            params = set_stack(params, stack, moved)
+            block, expert_RP = get_stack(params, stack), plan.expert_LP[list(stack.routed)]
+            params = set_stack(params, stack, _place_bank(block, expert_RP, mesh, fsdp))
     return params, list_places(plan)
 
 
-def _moved(block: dict, expert_RP: np.ndarray) -> dict:
+def check_devices(plan: Placement, mesh: Mesh) -> None:
+    """Raise ``ConfigError`` if the experts lie on another number of devices than was planned."""
+    planned, there = plan.load_LQ.shape[1], mesh.shape["expert"]
+    check(
+        planned == there,
+        f"the plan is for {planned} devices that hold experts, but on this mesh there are {there}:"
+        f" give --mesh.expert {planned}, or plan with --devices {there}.",
+    )
+
+
+def _place_bank(block: dict, expert_RP: np.ndarray, mesh: Mesh | None, fsdp: bool) -> dict:
     """A block of R repeats with its experts in their places."""
     repeat_R1 = np.arange(expert_RP.shape[0])[:, None]
-    moe = block["moe"]
-    bank: dict[str, jax.Array] = {n: moe[n][repeat_R1, expert_RP] for n in BANK if n in moe}
-    return block | {"moe": moe | bank}
+    bank = {name: block["moe"][name] for name in BANK if name in block["moe"]}
+    shardings = dict.fromkeys(bank)
+    if mesh is not None:
+        shardings = partition.tree_shardings(mesh, bank, fsdp)
+    for name, sharding in shardings.items():
+        place = jax.jit(lambda w: w[repeat_R1, expert_RP], out_shardings=sharding)
+        bank[name] = jax.block_until_ready(place(bank[name]))
+    return block | {"moe": block["moe"] | bank}

@@ -1,23 +1,8 @@
-"""A placement of experts, in words and as JSON.
-
-Letters: P: places of experts and replicas; Q: devices.
-"""
-
-from typing import Any
+"""A placement of experts in words. Letters: Q: devices."""
 
 import numpy as np
 
 from moejax.moe.parallel.placement import Placement, balancedness
-
-
-def placement_json(plan: Placement) -> dict[str, Any]:
-    """The object that ``--json`` prints; ``expert`` is [layers, places], device after device."""
-    return {
-        "expert": plan.expert_LP.tolist(),
-        "replicas": plan.replicas_LE.tolist(),
-        "device_load": plan.load_LQ.tolist(),
-        "balancedness": plan.balancedness_L.tolist(),
-    }
 
 
 def describe_placement(plan: Placement, load_LE: np.ndarray) -> str:

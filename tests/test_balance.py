@@ -329,7 +329,7 @@ def test_the_proportional_update_moves_by_the_lack_over_the_mean():
 
 
 def test_a_centred_bias_has_mean_zero_and_the_same_differences():
-    got = selection_bias.centred(jnp.float32([[3, 1, 2, 0], [0, 0, 0, 4]]))
+    got = selection_bias.centre(jnp.float32([[3, 1, 2, 0], [0, 0, 0, 4]]))
     np.testing.assert_allclose(got, [[1.5, -0.5, 0.5, -1.5], [-1, -1, -1, 3]])
 
 

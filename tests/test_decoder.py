@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moejax.config import ModelConfig, MoEConfig
-from moejax.models.attention import attend
+from moejax.models.attend import attend
 from moejax.models.counts import cost
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import cut_layers

@@ -14,7 +14,7 @@ from moejax.inference.inference_config import inference_config
 from moejax.inference.prompts import SLOTS, pad_prompts, round_up
 from moejax.inference.replicate import replicate
 from moejax.inference.sampling import Sampling, draw
-from moejax.models.decoder import DecoderLM, cache_for
+from moejax.models.decoder import DecoderLM, make_cache
 from moejax.moe.parallel.placement import place
 from moejax.runtime import device_mesh, partition
 
@@ -136,7 +136,7 @@ def test_the_cache_gives_the_logits_of_the_whole_text_at_every_position(config, 
 
     rows, slots = len(PROMPTS), 16
     logits_B1V, cache = extend(
-        cache_for(config, rows, slots + 7), *pad_prompts(PROMPTS, rows, slots)
+        make_cache(config, rows, slots + 7), *pad_prompts(PROMPTS, rows, slots)
     )
     got = [logits_B1V[:, 0]]
     position_B1 = np.array([[len(prompt)] for prompt in PROMPTS], np.int32)

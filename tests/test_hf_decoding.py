@@ -10,7 +10,7 @@ from moejax.config import MeshConfig
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.inference.generation import Generator
 from moejax.inference.sampling import Sampling
-from moejax.models.decoder import cache_for
+from moejax.models.decoder import make_cache
 from moejax.runtime import device_mesh
 
 
@@ -70,7 +70,7 @@ def test_decoding_equals_the_forward_pass_at_every_position(case, tmp_path):
         parts = {"inputs": inputs * real, "segments": real, "positions": place_BN * real}
         return {name: part.astype(np.int32) for name, part in parts.items()}
 
-    logits_B1V, cache = step(batch(0, read), cache_for(model.config, len(ids), hf_models.N + 3))
+    logits_B1V, cache = step(batch(0, read), make_cache(model.config, len(ids), hf_models.N + 3))
     for last in range(read, hf_models.N):
         for row, before in enumerate(empty):
             np.testing.assert_allclose(

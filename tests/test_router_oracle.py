@@ -595,7 +595,7 @@ def test_the_bias_moves_as_in_the_paper(update):
     want = [exact(b, a, 0.01) for b, a in zip(bias, asked, strict=True)]
     got = selection_bias.step(jnp.float32(bias), jnp.float32(asked), update, 0.01)
     np.testing.assert_allclose(got, want, atol=1e-7)
-    centred = selection_bias.centred(got)
+    centred = selection_bias.centre(got)
     np.testing.assert_allclose(centred, [oracle.centred(b) for b in want], atol=1e-7)
     np.testing.assert_allclose(centred.sum(-1), 0, atol=1e-6)
 

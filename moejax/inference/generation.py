@@ -23,7 +23,7 @@ from moejax.inference.inference_config import check_can_generate, inference_conf
 from moejax.inference.prompts import check_prompts, pad_prompts, round_up
 from moejax.inference.sampling import Draws, Sampling, draw, make_draws, make_keys
 from moejax.inference.stopwatch import Stopwatch
-from moejax.models.decoder import DecoderLM, cache_for
+from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.kv_cache import KVCache
 from moejax.runtime import device_mesh, partition
 
@@ -75,10 +75,10 @@ class Generator:
         self._weights = (params, bias_LE, place_LER)
         self._ends, self._window = ends, window
         everywhere = partition.activation_sharding(mesh, "everywhere")
-        like = jax.eval_shape(lambda: cache_for(config, 1, 1))
+        like = jax.eval_shape(lambda: make_cache(config, 1, 1))
         cache_shardings = partition.tree_shardings(mesh, like)
         self._empty_cache = jax.jit(
-            lambda rows, slots: cache_for(config, rows, slots),
+            lambda rows, slots: make_cache(config, rows, slots),
             static_argnums=(0, 1),
             out_shardings=cache_shardings,
         )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attention import Context, RMSNorm
+from moejax.models.context import Context
 from moejax.models.layers import run_layers
+from moejax.models.norm import RMSNorm
 from moejax.moe.balance import Routed
 from moejax.moe.parameters import weight
 from moejax.runtime import partition

@@ -11,17 +11,18 @@ import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attention import Context, RMSNorm, may_see
+from moejax.models.context import Context, mask_positions
 from moejax.models.kv_cache import KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
+from moejax.models.norm import RMSNorm
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed
 from moejax.moe.parameters import weight
 from moejax.runtime import partition
 
 
-def cache_for(config: ModelConfig, rows: int, slots: int) -> KVCache:
+def make_cache(config: ModelConfig, rows: int, slots: int) -> KVCache:
     """An empty cache for ``rows`` sequences of at most ``slots`` positions."""
     layers = [len(unit) * repeats for unit, repeats in cut_layers(config)]
     return empty_cache(config, layers, rows, slots)
@@ -86,7 +87,7 @@ class DecoderLM(nn.Module):
         x_BND = partition.pin(embedding_VD[batch["inputs"]].astype(dtype), "tokens_BND")
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
-        context, cache = seen(config, batch, cache, reach)
+        context, cache = make_context(config, batch, cache, reach)
         x_BND, routed, layers = run_layers(
             config,
             self.layout,
@@ -109,7 +110,7 @@ class DecoderLM(nn.Module):
         return logits_BNV if scale == 1 else logits_BNV * scale, routed, cache
 
 
-def seen(
+def make_context(
     config: ModelConfig, batch: dict[str, jax.Array], cache: KVCache | None, reach: int | None
 ) -> tuple[Context, KVCache | None]:
     """What all layers look at, and the cache with the batch's places in it. Positions see nothing
@@ -134,7 +135,7 @@ def seen(
             )
         )
         cache = replace(cache, segments_BM=of_BM, positions_BM=at_BM, start=start + N)
-    mask_B1NM, distance_B1NM = may_see(segments_BN, positions_BN, of_BM, at_BM)
+    mask_B1NM, distance_B1NM = mask_positions(segments_BN, positions_BN, of_BM, at_BM)
     context["mask_B1NM"] = mask_B1NM if reach is None else mask_B1NM & (distance_B1NM < reach)
     if config.attention.window is not None:
         context["distance_B1NM"] = distance_B1NM

@@ -51,7 +51,7 @@ def empty_cache(config: ModelConfig, layers: list[int], rows: int, slots: int) -
     return KVCache([zeros(L) for L in layers], nothing_BM, nothing_BM, jnp.zeros((), jnp.int32))
 
 
-def extended(
+def extend_cache(
     cache: Cache, new: Cache, layer: jax.Array | int, start: jax.Array
 ) -> tuple[Cache, list[jax.Array]]:
     """The cache with ``new`` [B, N, ...] in the slots from ``start`` of a layer, and all slots

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attention import Context, RMSNorm, attend
-from moejax.models.kv_cache import Cache, extended
+from moejax.models.attend import attend
+from moejax.models.context import Context
+from moejax.models.heads import join_heads, project, split_heads
+from moejax.models.kv_cache import Cache, extend_cache
+from moejax.models.norm import RMSNorm
 from moejax.models.rotary import rotate
 from moejax.moe.parameters import weight
-from moejax.runtime import partition
 
 EPSILON = 1e-6
 """Of the norms of latent vectors, whatever that of the others is: as in DeepSeek's code."""
@@ -41,11 +43,11 @@ class LatentAttention(nn.Module):
         plain, turned = config.plain_head_size, config.rotary_size
         dtype, scale = x_BND.dtype, settings.scale or config.query_head_size**-0.5
 
-        q_BNHA = partition.pin(self._query(x_BND).reshape(B, N, H, -1), "heads_BNHA")
+        q_BNHA = split_heads(self._query(x_BND), H)
         plain_BNHA, turned_BNHA = q_BNHA[..., :plain], q_BNHA[..., plain:]
         turned_BNHA = rotate(turned_BNHA, context["cos"], context["sin"])
 
-        both_BNX = x_BND @ weight(self, "w_latent_DX", (D, R + turned), dtype)
+        both_BNX = project(self, "w_latent_DX", x_BND, R + turned)
         c_BMR = RMSNorm(EPSILON, name="latent_norm")(both_BNX[..., :R])
         key_BM1A = rotate(both_BNX[..., None, R:], context["cos"], context["sin"])
         up_RX = weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype)
@@ -55,7 +57,7 @@ class LatentAttention(nn.Module):
         mask_B1NM = context["mask_B1NM"]
         if cache:
             new = {"c_LBMR": c_BMR, "key_LBM1A": key_BM1A}
-            cache, (c_BMR, key_BM1A) = extended(cache, new, layer, context["start"])
+            cache, (c_BMR, key_BM1A) = extend_cache(cache, new, layer, context["start"])
             q_BNHR = jnp.einsum("BNHA,RHA->BNHR", plain_BNHA, key_RHA)
             q_BNHX = jnp.concatenate([q_BNHR, turned_BNHA], -1)
             c_BM1R = c_BMR[:, :, None]
@@ -69,16 +71,14 @@ class LatentAttention(nn.Module):
             q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
             k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
             y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, mask_B1NM, None, scale)
-        y_BNX = partition.pin(y_BNHU, "heads_BNHA").reshape(B, N, H * U)
-        y_BND = y_BNX @ weight(self, "w_out_XD", (H * U, D), dtype)
-        return partition.pin(y_BND, "tokens_BND"), cache
+        return join_heads(self, y_BNHU, D), cache
 
     def _query(self, x_BND: jax.Array) -> jax.Array:
         """The queries of all heads, ``q_BNX``, through a latent vector of their own or not."""
-        config, rank, D = self.config, self.config.attention.query_rank, x_BND.shape[-1]
+        config, rank = self.config, self.config.attention.query_rank
         X = config.num_heads * config.query_head_size
         if rank is None:
-            return x_BND @ weight(self, "w_query_DX", (D, X), x_BND.dtype)
-        c_BNR = x_BND @ weight(self, "w_query_down_DR", (D, rank), x_BND.dtype)
+            return project(self, "w_query_DX", x_BND, X)
+        c_BNR = project(self, "w_query_down_DR", x_BND, rank)
         c_BNR = RMSNorm(EPSILON, name="query_norm")(c_BNR)
-        return c_BNR @ weight(self, "w_query_up_RX", (rank, X), x_BND.dtype)
+        return project(self, "w_query_up_RX", c_BNR, X)

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attention import Attention, Context, RMSNorm
+from moejax.models.attention import Attention
+from moejax.models.context import Context
 from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
 from moejax.models.layer_runs import cut_layers, name_block, name_run
+from moejax.models.norm import RMSNorm
 from moejax.moe.balance import Routed
 from moejax.moe.layer import FeedForward, MoELayer
 from moejax.runtime import device_mesh, partition

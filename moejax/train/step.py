@@ -82,4 +82,4 @@ def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Ar
     bias_LE = selection_bias.step(
         bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate
     )
-    return selection_bias.centred(bias_LE) if settings.bias_centred else bias_LE
+    return selection_bias.centre(bias_LE) if settings.bias_centred else bias_LE

@@ -17,7 +17,7 @@ from moejax.lab.plan.device_parameters import (
 from moejax.lab.plan.layer_bytes import layer_workspace, workspace_if_saved
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, size_step
-from moejax.models.decoder import cache_for
+from moejax.models.decoder import make_cache
 from moejax.runtime.partition import TOKENS, parameter_spec
 
 
@@ -84,7 +84,7 @@ def cache_bytes(config: Config, sequences: int, context: int, grid: AbstractMesh
     """Bytes of the keys and values of a device's share of sequences of ``context`` positions."""
     sizes = dict(grid.shape)
     here = math.ceil(sequences / math.prod(sizes[axis] for axis in TOKENS))
-    cache = jax.eval_shape(lambda: cache_for(config.model, here, context))
+    cache = jax.eval_shape(lambda: make_cache(config.model, here, context))
     return sum(
         x.size
         * x.dtype.itemsize

@@ -12,7 +12,7 @@ from moejax.config.config import Config
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_sizes import StepSizes
-from moejax.models.decoder import seen
+from moejax.models.decoder import make_context
 from moejax.models.layers import Block
 
 
@@ -42,7 +42,7 @@ def _trace_residuals(model: ModelConfig, routed: bool, rows: int, length: int) -
     x_BND = jax.ShapeDtypeStruct((rows, length, model.width), jnp.dtype(model.dtype))
     ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
-    context = jax.eval_shape(lambda batch: seen(model, batch, None, None)[0], batch)
+    context = jax.eval_shape(lambda batch: make_context(model, batch, None, None)[0], batch)
     each = {"layer": jnp.int32(0)}
     if model.attention.window is not None:
         each["window"] = jnp.int32(0)

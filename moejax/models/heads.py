@@ -1,0 +1,32 @@
+"""What all forms of attention share: into heads, and out of them.
+
+Letters: A: width of a head; U: width of a head's values; X: all heads side by side.
+"""
+
+import flax.linen as nn
+import jax
+
+from moejax.moe.parameters import weight, zeros
+from moejax.runtime import partition
+
+
+def project(module: nn.Module, name: str, x_BND: jax.Array, width: int) -> jax.Array:
+    """``x_BND`` times a matrix of this name that makes vectors of this width of it."""
+    return x_BND @ weight(module, name, (x_BND.shape[-1], width), x_BND.dtype)
+
+
+def add_bias(module: nn.Module, name: str, x_BNX: jax.Array, there: bool) -> jax.Array:
+    """``x_BNX`` plus a bias parameter, where there is one."""
+    return x_BNX + zeros(module, name, x_BNX.shape[-1:]).astype(x_BNX.dtype) if there else x_BNX
+
+
+def split_heads(x_BNX: jax.Array, count: int) -> jax.Array:
+    """``x_BNX`` cut into so many heads: ``x_BNHA``."""
+    return partition.pin(x_BNX.reshape(*x_BNX.shape[:2], count, -1), "heads_BNHA")
+
+
+def join_heads(module: nn.Module, y_BNHU: jax.Array, width: int, bias: bool = False) -> jax.Array:
+    """What heads found, multiplied back to the width of the residual stream: ``y_BND``."""
+    y_BNX = partition.pin(y_BNHU, "heads_BNHA").reshape(*y_BNHU.shape[:2], -1)
+    y_BND = add_bias(module, "b_out_D", project(module, "w_out_XD", y_BNX, width), bias)
+    return partition.pin(y_BND, "tokens_BND")

@@ -13,7 +13,7 @@ from moejax.moe import experts
 from moejax.moe.kernels import block_loop, grouped_products, megablox
 from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
-from moejax.moe.kernels.megablox import Work, tiles
+from moejax.moe.kernels.megablox import Work, choose_tile
 from moejax.moe.kernels.rows import sort_rows
 
 T, K, D, F, E = 160, 2, 24, 40, 5
@@ -265,9 +265,10 @@ def test_a_program_for_cpus_knows_nothing_of_kernels(monkeypatch):
 
 
 def test_blocks_of_the_loop_fit_what_experts_have():
-    assert block_loop.block_sizes(16384, 64) == (128, 192, 224, 256, 288, 352)
-    assert block_loop.block_sizes(16384, 8) == (128, 256, 384, 512)  # several blocks an expert
-    assert block_loop.block_sizes(4, 64) == (16,)
+    sizes = block_loop.choose_block_sizes
+    assert sizes(16384, 64) == (128, 192, 224, 256, 288, 352)
+    assert sizes(16384, 8) == (128, 256, 384, 512)  # several blocks an expert
+    assert sizes(4, 64) == (16,)
 
 
 def test_what_the_loop_keeps_costs_nothing():
@@ -283,7 +284,7 @@ def test_what_the_loop_keeps_costs_nothing():
         return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params)[0].sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=2)
-    R = grouped_products.padded_rows(T * K)
+    R = grouped_products.count_rows(T * K)
     text = grad.lower(stacked, x, False).compile().as_text()
     assert f"{R},{F}]" not in text
     for a, b in zip(*(jax.tree.leaves(grad(stacked, x, r)) for r in (True, False)), strict=True):
@@ -310,7 +311,7 @@ SHAPES = [(131072, 2048, 1408, 64), (32768, 4096, 14336, 8), (16384, 7168, 2048,
 @pytest.mark.parametrize("gradient", [False, True])
 def test_tiles_fit(shape, itemsize, gradient):
     work = Work(*shape, itemsize, gradient)
-    r, d, f = tiles(work)
+    r, d, f = choose_tile(work)
     assert work.R % r == 0 and r % 128 == 0
     assert (d % 128 == 0 or d == work.D) and (f % 128 == 0 or f == work.F)
     assert work.vmem((r, d, f)) <= megablox.VMEM_BYTES
@@ -328,4 +329,4 @@ def test_tiles_fit(shape, itemsize, gradient):
     ],
 )
 def test_tiles(shape, gradient, tile):
-    assert tiles(Work(*shape, 2, gradient)) == tile
+    assert choose_tile(Work(*shape, 2, gradient)) == tile

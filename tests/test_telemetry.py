@@ -12,7 +12,7 @@ import pytest
 from moejax.config import ModelConfig, MoEConfig
 from moejax.config.errors import ConfigError
 from moejax.models.decoder import DecoderLM
-from moejax.moe.balance import stretches, sums_of
+from moejax.moe.balance import stretches, sum_stretches
 from moejax.runs.run_directory import RunDirectory
 from moejax.train.telemetry import History, interval_arrays, router_arrays
 from moejax.train.tensorboard import TensorBoard
@@ -24,7 +24,7 @@ def test_stretches_are_as_equal_as_can_be():
     counts = np.bincount(stretches(100))
     assert len(counts) == 16 and set(counts) == {6, 7}
     x_BN = np.arange(8.0).reshape(2, 4)
-    np.testing.assert_array_equal(sums_of(x_BN, stretches(4, most=2)), [[1, 5], [9, 13]])
+    np.testing.assert_array_equal(sum_stretches(x_BN, stretches(4, most=2)), [[1, 5], [9, 13]])
 
 
 @pytest.mark.parametrize("group_size", [8, 32])

@@ -87,7 +87,7 @@ def router_stats(
 
     def by_stretch(x_GSE: jax.Array) -> jax.Array:
         x_BN = jnp.where(real_GS, x_GSE.sum(-1), 0).reshape(rows, -1).astype(jnp.float32)
-        return sums_of(x_BN, stretches(x_BN.shape[1]))
+        return sum_stretches(x_BN, stretches(x_BN.shape[1]))
 
     smooth = unbiased = None
     if isinstance(choice, TokenChoice):
@@ -119,7 +119,7 @@ def stretches(positions: int, most: int = 16) -> np.ndarray:
     return np.arange(positions) * count // positions
 
 
-def sums_of(x_BN: jax.Array, stretch_N: np.ndarray) -> jax.Array:
+def sum_stretches(x_BN: jax.Array, stretch_N: np.ndarray) -> jax.Array:
     """Add up positions by stretch, ``x_BW``; a product, as that stays where the sequences are."""
     member_NW = stretch_N[:, None] == np.arange(stretch_N[-1] + 1)
     member_NW = jnp.asarray(member_NW, jnp.float32)
@@ -141,12 +141,12 @@ def sum_sequences(stats: RouterStats) -> RouterStats:
 # Losses. Each takes one scope's sums, with any leading dimensions, and keeps those.
 
 
-def _counted(stats: RouterStats) -> jax.Array:
+def _count_choices(stats: RouterStats) -> jax.Array:
     """The choices that f counts: without the selection bias (DeepSeek-V3, 2024, Eq. 18)."""
     return stats.asked_BE if stats.unbiased_BE is None else stats.unbiased_BE
 
 
-def _over(total: jax.Array, count: jax.Array) -> jax.Array:
+def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.maximum(count, 1)
 
 
@@ -157,9 +157,9 @@ def balance_loss(stats: RouterStats) -> jax.Array:
     router probability: 1 at perfect balance for every K. Gradients pass through P alone. (GShard's,
     Lepikhin et al. 2020, Algorithm 1, counts first choices alone; ours counts all.)
     """
-    counted_E = _counted(stats)
-    share_E = jax.lax.stop_gradient(_over(counted_E, counted_E.sum(-1, keepdims=True)))
-    mean_E = _over(stats.probability_BE, stats.tokens_B[..., None])
+    counted_E = _count_choices(stats)
+    share_E = jax.lax.stop_gradient(_divide(counted_E, counted_E.sum(-1, keepdims=True)))
+    mean_E = _divide(stats.probability_BE, stats.tokens_B[..., None])
     return share_E.shape[-1] * (share_E * mean_E).sum(-1)
 
 
@@ -170,14 +170,14 @@ def pooled_balance_loss(stats: RouterStats) -> jax.Array:
     coefficient of a released model means the same here. Layers that fail in opposite ways cancel.
     """
     pooled = jax.tree.map(lambda x: x.sum(0), stats)
-    load_E = jax.lax.stop_gradient(_over(_counted(pooled), pooled.tokens_B[..., None]))
-    mean_E = _over(pooled.probability_BE, pooled.tokens_B[..., None])
+    load_E = jax.lax.stop_gradient(_divide(_count_choices(pooled), pooled.tokens_B[..., None]))
+    mean_E = _divide(pooled.probability_BE, pooled.tokens_B[..., None])
     return load_E.shape[-1] * (load_E * mean_E).sum(-1, keepdims=True)
 
 
 def z_loss(stats: RouterStats) -> jax.Array:
     """The router z-loss: mean squared log-sum-exp (Zoph et al. 2022, Eq. 5)."""
-    return _over(stats.log_z_squared_B, stats.tokens_B)
+    return _divide(stats.log_z_squared_B, stats.tokens_B)
 
 
 def importance_loss(stats: RouterStats) -> jax.Array:
@@ -204,9 +204,9 @@ def device_loss(stats: RouterStats, expert_groups: int) -> jax.Array:
     1 at balance, as theirs: sum over groups of the mean f of its experts times the sum of their P.
     """
     E = stats.asked_BE.shape[-1]
-    share_E = _over(stats.asked_BE, stats.asked_BE.sum(-1, keepdims=True))
+    share_E = _divide(stats.asked_BE, stats.asked_BE.sum(-1, keepdims=True))
     f_E = jax.lax.stop_gradient(E * share_E)
-    p_E = _over(stats.probability_BE, stats.tokens_B[..., None])
+    p_E = _divide(stats.probability_BE, stats.tokens_B[..., None])
     f_QE, p_QE = (x.reshape(*x.shape[:-1], expert_groups, -1) for x in (f_E, p_E))
     return (f_QE.mean(-1) * p_QE.sum(-1)).sum(-1)
 
@@ -218,8 +218,8 @@ def communication_loss(stats: RouterStats, kept_expert_groups: int) -> jax.Array
     """
     sent_Q = jax.lax.stop_gradient(stats.sent_BQ)
     Q = sent_Q.shape[-1]
-    f_Q = _over(Q * sent_Q, kept_expert_groups * stats.tokens_B[..., None])
-    p_E = _over(stats.probability_BE, stats.tokens_B[..., None])
+    f_Q = _divide(Q * sent_Q, kept_expert_groups * stats.tokens_B[..., None])
+    p_E = _divide(stats.probability_BE, stats.tokens_B[..., None])
     return (f_Q * p_E.reshape(*p_E.shape[:-1], Q, -1).sum(-1)).sum(-1)
 
 

@@ -72,7 +72,7 @@ def network(
     such the biases ``b_up_F``, ``b_gate_F``, ``b_down_D``; names may have an E for leading experts.
     The rest as in ``feed_forward``.
     """
-    parts = named(params)
+    parts = strip_dimensions(params)
 
     def affine(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
         y = product(x, parts[f"w_{name}"])
@@ -112,7 +112,7 @@ def feed_forward(
     return affine((h_TF * weight_T1).astype(h_TF.dtype), "down", weight_T1)
 
 
-def named(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def strip_dimensions(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Parameters by their names without the dimensions: ``w_up``, ``b_down``."""
     return {name.rsplit("_", 1)[0]: p for name, p in params.items()}
 

@@ -85,7 +85,7 @@ class MoELayer(nn.Module):
         draws = training and self.has_rng("router")
         keys = jax.random.split(self.make_rng("router"), 3) if draws else [None] * 3
 
-        scores, bad_GS = without_bad_tokens(self._score(x_GSD, slots, keys[0]))
+        scores, bad_GS = zero_bad_tokens(self._score(x_GSD, slots, keys[0]))
         real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
         inputs = RouterInput(
             **scores,
@@ -125,7 +125,7 @@ class MoELayer(nn.Module):
         """The router's logits, in float32 whatever the type of the activations."""
         moe, router = self.config, self.config.built_router
         D, E = x_GSD.shape[-1], moe.num_choices
-        x_GSD = disturbed(x_GSD.astype(jnp.float32), moe, key)
+        x_GSD = add_noise(x_GSD.astype(jnp.float32), moe, key)
         if not router.learned:
             return {"logits_GSE": jnp.zeros((*x_GSD.shape[:2], E), jnp.float32)}
         if router.slots:
@@ -133,16 +133,18 @@ class MoELayer(nn.Module):
             normal, shape = nn.initializers.normal(D**-0.5), (D, E, slots)
             w_DR = self.param("w_router_DEC", normal, shape, jnp.float32).reshape(D, -1)
             scale = self.param("router_scale", nn.initializers.ones, (), jnp.float32)
-            logits_GSR = exact(unit(x_GSD, axis=-1), scale * unit(w_DR, axis=0))
+            logits_GSR = multiply_exactly(
+                normalise(x_GSD, axis=-1), scale * normalise(w_DR, axis=0)
+            )
             logits_GSEC = logits_GSR.reshape(*x_GSD.shape[:2], E, slots)
             logits_GSE = jax.nn.logsumexp(logits_GSEC, axis=-1)
             return {"logits_GSE": logits_GSE, "logits_GSEC": logits_GSEC}
-        logits_GSE = exact(x_GSD, weight(self, "w_router_DE", (D, E), jnp.float32))
+        logits_GSE = multiply_exactly(x_GSD, weight(self, "w_router_DE", (D, E), jnp.float32))
         if router.linear_bias:
             logits_GSE += zeros(self, "b_router_E", (E,))
         scores = {"logits_GSE": logits_GSE}
         if router.learns_noise:
-            scores["noise_GSE"] = exact(x_GSD, zeros(self, "w_noise_DE", (D, E)))
+            scores["noise_GSE"] = multiply_exactly(x_GSD, zeros(self, "w_noise_DE", (D, E)))
         return scores
 
     def _zero_computation(
@@ -171,7 +173,7 @@ class MoELayer(nn.Module):
         if not moe.shared_gate:
             return y_BND
         w_D1 = matrix(self, "w_shared_gate_D1", (x_BND.shape[-1], 1))
-        gate_BN1 = jax.nn.sigmoid(exact(x_BND.astype(jnp.float32), w_D1))
+        gate_BN1 = jax.nn.sigmoid(multiply_exactly(x_BND.astype(jnp.float32), w_D1))
         return y_BND * gate_BN1.astype(y_BND.dtype)
 
     def _experts(
@@ -217,17 +219,17 @@ def send(
     return route(params, x_GSD, choice, real_GS, travel)
 
 
-def exact(x: jax.Array, w: jax.Array) -> jax.Array:
+def multiply_exactly(x: jax.Array, w: jax.Array) -> jax.Array:
     """A float32 product in full precision: else bfloat16 passes on TPU, TF32 on GPU."""
     return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
 
 
-def unit(x: jax.Array, axis: int) -> jax.Array:
+def normalise(x: jax.Array, axis: int) -> jax.Array:
     """``x`` over its Euclidean norm."""
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-12)
 
 
-def disturbed(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Array:
+def add_noise(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Array:
     """The router's input with the noise that training adds to it.
 
     Fedus et al. 2021, section 2.4 and appendix C: jitter multiplies by a uniform number in
@@ -244,7 +246,7 @@ def disturbed(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Ar
     return x_GSD
 
 
-def without_bad_tokens(
+def zero_bad_tokens(
     scores: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Set the scores [G, S, ...] of tokens that have one which is not finite to 0; and which tokens

@@ -33,7 +33,7 @@ def step(bias_LE: jax.Array, asked_LE: jax.Array, update: Update, rate: float) -
     return bias_LE + rate * lack_LE / jnp.maximum(mean_L1, 1)
 
 
-def centred(bias_LE: jax.Array) -> jax.Array:
+def centre(bias_LE: jax.Array) -> jax.Array:
     """Subtract the mean over the experts, which no choice depends on."""
     return bias_LE - bias_LE.mean(-1, keepdims=True)
 
@@ -76,7 +76,7 @@ def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array
         found_E = low + (high - low) * place_E1[:, 0] / BINS
         return jnp.where(below_EM[:, -1] > 0, found_E, bias_E)
 
-    return centred(jax.vmap(solve)(bias_LE, margin_LEM))
+    return centre(jax.vmap(solve)(bias_LE, margin_LEM))
 
 
 def _range(bias_E: jax.Array) -> tuple[jax.Array, jax.Array]:

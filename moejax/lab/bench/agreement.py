@@ -9,7 +9,7 @@ import numpy as np
 
 from moejax.config.errors import UserError
 from moejax.lab.bench.programs import Problem, dense_arms, full_precision, routed_arms
-from moejax.moe.layer import exact
+from moejax.moe.layer import multiply_exactly
 
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
 """The largest allowed difference from our layer in float32, divided by its largest value."""
@@ -64,7 +64,9 @@ def clear_choices(problem: Problem) -> np.ndarray:
     if shape.top_k == shape.experts:
         return np.ones(shape.tokens, bool)
     w_DE = problem.routed["params"]["w_router_DE"]
-    logits_TE = np.sort(np.asarray(exact(problem.x_1TD[0].astype(jnp.float32), w_DE)), axis=-1)
+    logits_TE = np.sort(
+        np.asarray(multiply_exactly(problem.x_1TD[0].astype(jnp.float32), w_DE)), axis=-1
+    )
     clear_T = logits_TE[:, -shape.top_k] - logits_TE[:, -shape.top_k - 1] > margin
     if not clear_T.any():
         raise UserError(

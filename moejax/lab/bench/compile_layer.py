@@ -20,7 +20,7 @@ from moejax.config.checks import check
 from moejax.config.errors import UserError
 from moejax.lab.bench.shape import LayerShape
 from moejax.moe import experts
-from moejax.moe.kernels.megablox import Tile, Work, tiles
+from moejax.moe.kernels.megablox import Tile, Work, choose_tile
 from moejax.moe.layer import MoELayer
 from moejax.runtime import device_mesh, partition, targets
 
@@ -173,7 +173,7 @@ def find_kernels(text: str, size_E: np.ndarray) -> Iterator[Kernel]:
         (R, D), other, result = arrays[-3:]
         E, F = (result if transposed else other)[0], result[-1]
         work = Work(R, D, F, E, 2 if made.startswith("bf16") else 4, gradient=bool(transposed))
-        tile = tiles(work)
+        tile = choose_tile(work)
         yield Kernel(work, tile, count_visits(size_E, tile[0]), int(flops), int(moved))
 
 

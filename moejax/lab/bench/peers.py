@@ -29,7 +29,7 @@ from moejax.lab.bench.programs import (
 )
 from moejax.lab.bench.shape import LayerShape
 from moejax.lab.bench.timing import Times, TimingSettings, interleave, main_clock
-from moejax.moe.layer import exact
+from moejax.moe.layer import multiply_exactly
 
 MOST_COPIED_BYTES = 1e9
 """An implementation that copies more bytes of weights than this is left out."""
@@ -122,7 +122,7 @@ def ragged_dot_layer(params: Any, x_1TD: jax.Array, *, top_k: int) -> jax.Array:
     """
     p = {name: value.astype(x_1TD.dtype) for name, value in params["params"].items()}
     x_TD = x_1TD[0]
-    logits_TE = exact(x_TD.astype(jnp.float32), params["params"]["w_router_DE"])
+    logits_TE = multiply_exactly(x_TD.astype(jnp.float32), params["params"]["w_router_DE"])
     weight_TK, expert_TK = jax.lax.top_k(jax.nn.softmax(logits_TE), top_k)
     weight_TK /= weight_TK.sum(-1, keepdims=True)
 

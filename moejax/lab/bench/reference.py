@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moejax.moe.experts import named
+from moejax.moe.experts import strip_dimensions
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Case:
 
     def matrices(self, expert: int, units: slice | np.ndarray = slice(None)) -> tuple:
         """``w_gate_DF``, ``w_up_DF``, ``w_down_FD`` of one expert, for these hidden units."""
-        parts = named(self.params)
+        parts = strip_dimensions(self.params)
         columns = (parts[name][expert][:, units] for name in ("w_gate", "w_up"))
         down_FD = parts["w_down"][expert][units]
         return *(c.astype(np.float64) for c in columns), down_FD.astype(np.float64)

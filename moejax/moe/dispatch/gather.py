@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.moe.dispatch import slots
-from moejax.moe.kernels.rows import sum_choices, take
+from moejax.moe.kernels.rows import pair_with_sum, take
 from moejax.moe.travel import Travel
 from moejax.routing.contract import ExpertChoice, TokenChoice, spread
 from moejax.routing.seating import seat_choices
@@ -28,9 +28,9 @@ def route(
         slot_GSK = seat_choices(choice, real_GS, num_experts, capacity, travel.seating)
         seated_GSK = slot_GSK >= 0
         place_GSK = jnp.where(seated_GSK, choice.expert_GSK * capacity + slot_GSK, -1)
-        choice_GR = jax.vmap(partial(invert, slots=num_experts * capacity))(place_GSK)
-        x_GRD = jax.vmap(fill)(x_GSD, choice_GR, place_GSK)
-        weight_GR1 = jax.vmap(weight_of)(choice.weight_GSK, choice_GR)[..., None]
+        choice_GR = jax.vmap(partial(invert_places, slots=num_experts * capacity))(place_GSK)
+        x_GRD = jax.vmap(fill_slots)(x_GSD, choice_GR, place_GSK)
+        weight_GR1 = jax.vmap(weigh_slots)(choice.weight_GSK, choice_GR)[..., None]
         seated_GSE = spread(choice.expert_GSK, seated_GSK.astype(jnp.float32), num_experts)
     else:
         token_GR1 = choice.token_GEC.reshape(G, -1, 1)
@@ -47,7 +47,7 @@ def route(
     if not weighs_input:
         y_GRD = (y_GRD * weight_GR1).astype(x_GSD.dtype)
     if isinstance(choice, TokenChoice):
-        y_GSD = jax.vmap(empty)(y_GRD, choice_GR, place_GSK)
+        y_GSD = jax.vmap(empty_slots)(y_GRD, choice_GR, place_GSK)
     else:  # a token may have any number of experts: here adding up is the cheaper way
         there_GR = jnp.where(token_GR1[..., 0] >= 0, token_GR1[..., 0], S)
         zeros_GSD = jnp.zeros_like(x_GSD)
@@ -55,38 +55,23 @@ def route(
     return partition.pin(y_GSD, "tokens_GSD"), seated_GSE
 
 
-def invert(place_SK: jax.Array, slots: int) -> jax.Array:
+def invert_places(place_SK: jax.Array, slots: int) -> jax.Array:
     """Which choice (token * K + k) sits in each slot, ``choice_R``; -1 in an empty one."""
     place_R = jnp.where(place_SK >= 0, place_SK, slots).reshape(-1)
     index_R = jnp.arange(place_R.size, dtype=jnp.int32)
     return jnp.full(slots, -1, jnp.int32).at[place_R].set(index_R, mode="drop")
 
 
-def weight_of(weight_SK: jax.Array, choice_R: jax.Array) -> jax.Array:
+def weigh_slots(weight_SK: jax.Array, choice_R: jax.Array) -> jax.Array:
     """The weight of the choice in each slot; 0 in an empty one."""
     weight_R = take(weight_SK.reshape(-1), jnp.maximum(choice_R, 0))
     return jnp.where(choice_R >= 0, weight_R, 0)
 
 
-@jax.custom_vjp
-def fill(x_SD: jax.Array, choice_R: jax.Array, place_SK: jax.Array) -> jax.Array:
-    """The token in each slot, ``x_RD``; zeros in an empty one. ``empty`` is its transpose."""
+def _fill(x_SD: jax.Array, choice_R: jax.Array, place_SK: jax.Array) -> jax.Array:
     x_RD = take(x_SD, jnp.maximum(choice_R, 0) // place_SK.shape[1])
     return jnp.where(choice_R[:, None] >= 0, x_RD, 0)
 
 
-@jax.custom_vjp
-def empty(y_RD: jax.Array, choice_R: jax.Array, place_SK: jax.Array) -> jax.Array:
-    """Each token's slots added up, ``y_SD``. ``fill`` is its transpose."""
-    return sum_choices(y_RD, place_SK).astype(y_RD.dtype)
-
-
-# Both are gathers, and so are their gradients: a scatter-add would be slow, and unordered on GPUs.
-fill.defvjp(
-    lambda x, choice_R, place_SK: (fill(x, choice_R, place_SK), (choice_R, place_SK)),
-    lambda saved, d: (empty(d, *saved), None, None),
-)
-empty.defvjp(
-    lambda y, choice_R, place_SK: (empty(y, choice_R, place_SK), (choice_R, place_SK)),
-    lambda saved, d: (fill(d, *saved), None, None),
-)
+fill_slots, empty_slots = pair_with_sum(_fill)
+"""The token in each slot, zeros in an empty one; and each token's slots added up."""

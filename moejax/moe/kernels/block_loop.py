@@ -10,6 +10,7 @@ holds its rows; what it writes beyond them the next expert overwrites.
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ Sizes = tuple[int, ...]
 LARGEST_BLOCK = 512
 
 
-def block_sizes(rows: int, num_experts: int) -> Sizes:
+def choose_block_sizes(rows: int, num_experts: int) -> Sizes:
     """Sizes around the rows that an expert has on average, so that one block serves most experts:
     each block adds its own gradient to those of the weights. Where that would be large, experts
     have several blocks, all but the last of them of the largest size.
@@ -50,22 +51,22 @@ def forward(
     weigh: str,
     sizes: Sizes | None = None,
 ) -> jax.Array:
-    """``y_TD``, each token's chosen experts weighted and added up: see ``kernels.feed_forward``."""
+    """``y_TD``, each token's chosen experts weighted and added up: see ``grouped_feed_forward``."""
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
-    sizes = sizes or block_sizes(R, E)
-    block, blocks = sizes[-1], _blocks(rows, weight_TK, sizes[-1])
+    sizes = sizes or choose_block_sizes(R, E)
+    block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
 
     def expert(e: jax.Array, y_RD: jax.Array) -> jax.Array:
-        params_e, (number, block_of) = _of(params, e), blocks(e)
+        params_e, (number, cut) = _take_expert(params, e), blocks(e)
 
         def run(token: jax.Array, weight: jax.Array) -> jax.Array:
             x = take(x_TD, token)
             y = network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
-            return padded(y.astype(y_RD.dtype), block)
+            return pad_rows(y.astype(y_RD.dtype), block)
 
         def step(i: jax.Array, y_RD: jax.Array) -> jax.Array:
-            at, left, *inputs, _ = block_of(i)
-            y = _by_size(sizes, left, run, *inputs)
+            at, left, *inputs, _ = cut(i)
+            y = _run_by_size(sizes, left, run, *inputs)
             return lax.dynamic_update_slice_in_dim(y_RD, y, at, 0)
 
         return lax.fori_loop(0, number, step, y_RD)
@@ -88,52 +89,42 @@ def backward(
 ) -> tuple[Params, jax.Array, jax.Array]:
     """The gradients of ``params``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
-    sizes = sizes or block_sizes(R, E)
-    block, blocks = sizes[-1], _blocks(rows, weight_TK, sizes[-1])
+    sizes = sizes or choose_block_sizes(R, E)
+    block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
+
+    def run(params_e: Params, token: jax.Array, weight: jax.Array, mine: jax.Array) -> tuple:
+        def compute(params_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
+            return network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+
+        _, pull = jax.vjp(compute, params_e, take(x_TD, token), weight)
+        dparams, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
+        dparams = jax.tree.map(lambda d: d.astype(jnp.float32), dparams)
+        return pad_rows(dx, block), pad_rows(dweight, block), dparams
 
     def expert(e: jax.Array, carry: tuple) -> tuple:
         *carry, dparams = carry
-        params_e, (number, block_of) = _of(params, e), blocks(e)
+        params_e, (number, cut) = _take_expert(params, e), blocks(e)
 
-        def run(token: jax.Array, weight: jax.Array, mine: jax.Array) -> tuple:
-            def y_of(params_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
-                return network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
-
-            _, pull = jax.vjp(y_of, params_e, take(x_TD, token), weight)
-            dparams, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
-            dparams = jax.tree.map(lambda d: d.astype(jnp.float32), dparams)
-            return padded(dx, block), padded(dweight, block), dparams
-
-        def written(at: jax.Array, dx: jax.Array, dweight: jax.Array, carry: tuple) -> tuple:
-            dx_RD, dweight_R = carry
-            dx_RD = lax.dynamic_update_slice_in_dim(dx_RD, dx.astype(dx_RD.dtype), at, 0)
-            return dx_RD, lax.dynamic_update_slice_in_dim(dweight_R, dweight, at, 0)
-
-        def full(i: jax.Array, carry: tuple) -> tuple:
+        def add_block(i: jax.Array, carry: tuple) -> tuple:
             *carry, dparams_e = carry
-            at, _, *inputs = block_of(i)
-            dx, dweight, more_e = run(*inputs)
-            return *written(at, dx, dweight, carry), jax.tree.map(jnp.add, dparams_e, more_e)
+            at, _, *inputs = cut(i)
+            dx, dweight, more_e = run(params_e, *inputs)
+            return *_write_block(at, dx, dweight, carry), jax.tree.map(jnp.add, dparams_e, more_e)
 
         # The last block comes first: there is one for an expert without rows, too, and gives zeros.
         last = jnp.maximum(number - 1, 0)
-        at, left, *inputs = block_of(last)
-        dx, dweight, dparams_e = _by_size(sizes, left, run, *inputs)
-        carry = *written(at, dx, dweight, carry), dparams_e
-        dx_RD, dweight_R, dparams_e = lax.fori_loop(0, last, full, carry)
-        dparams = jax.tree.map(
-            lambda all_, one: lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), e, 0),
-            dparams,
-            dparams_e,
-        )
-        return dx_RD, dweight_R, dparams
+        at, left, *inputs = cut(last)
+        dx, dweight, dparams_e = _run_by_size(sizes, left, partial(run, params_e), *inputs)
+        carry = *_write_block(at, dx, dweight, carry), dparams_e
+        dx_RD, dweight_R, dparams_e = lax.fori_loop(0, last, add_block, carry)
+        return dx_RD, dweight_R, _put_expert(dparams, e, dparams_e)
 
     # XLA would merge equal constants into one buffer, and then copy it in every round: each buffer
     # begins with a zero of its own, which only the running program knows to be one.
     seeds = (jnp.minimum(take(rows.choice_R, jnp.int32(i % R)), 0) for i in itertools.count())
-    dparams = {name: _filled(p.shape, p.dtype, next(seeds)) for name, p in params.items()}
-    dx_RD = _filled((R + block, x_TD.shape[1]), x_TD.dtype, next(seeds))
-    dweight_R = _filled((R + block,), jnp.float32, next(seeds))
+    dparams = {name: _fill(p.shape, p.dtype, next(seeds)) for name, p in params.items()}
+    dx_RD = _fill((R + block, x_TD.shape[1]), x_TD.dtype, next(seeds))
+    dweight_R = _fill((R + block,), jnp.float32, next(seeds))
     carry = (dx_RD, dweight_R, dparams)
     dx_RD, dweight_R, dparams = lax.fori_loop(0, E, expert, carry)
     dx_TD = sum_choices(dx_RD, rows.row_TK).astype(x_TD.dtype)
@@ -142,7 +133,7 @@ def backward(
     return dparams, dx_TD, dweight_TK.astype(weight_TK.dtype)
 
 
-def _blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
+def _cut_blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
     """A function that gives how many blocks expert e has, and a function that gives block i of
     them: where it starts, how many rows the expert has from there on, and of each row the token,
     the weight, and whether it is the expert's.
@@ -152,7 +143,7 @@ def _blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
     weight_R = jnp.pad(take(weight_TK.reshape(-1), rows.choice_R), (0, block))
 
     def blocks(e: jax.Array) -> tuple[jax.Array, Callable]:
-        def block_of(i: jax.Array) -> tuple[jax.Array, ...]:
+        def cut(i: jax.Array) -> tuple[jax.Array, ...]:
             at, left = start_E[e] + i * block, rows.size_E[e] - i * block
             mine = jnp.arange(block) < left
             # What is not the expert's repeats the first row, which is finite if anything is.
@@ -160,12 +151,12 @@ def _blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
             weight = jnp.where(mine, lax.dynamic_slice_in_dim(weight_R, at, block), 0)
             return at, left, token, weight, mine
 
-        return (rows.size_E[e] + block - 1) // block, block_of
+        return (rows.size_E[e] + block - 1) // block, cut
 
     return blocks
 
 
-def _by_size(sizes: Sizes, left: jax.Array, run: Callable, *inputs: jax.Array) -> Any:
+def _run_by_size(sizes: Sizes, left: jax.Array, run: Callable, *inputs: jax.Array) -> Any:
     """``run`` on so many rows of its inputs as ``left`` says, rounded up to the next size. As a
     conditional copies what it changes, ``run`` gives new arrays, with the rows of a whole block.
     """
@@ -173,15 +164,31 @@ def _by_size(sizes: Sizes, left: jax.Array, run: Callable, *inputs: jax.Array) -
     return lax.switch(index, [lambda m=m: run(*(x[:m] for x in inputs)) for m in sizes])
 
 
-def padded(x: jax.Array, rows: int) -> jax.Array:
+def pad_rows(x: jax.Array, rows: int) -> jax.Array:
     """``x`` with zeros below, up to so many rows."""
     return jnp.pad(x, ((0, rows - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
 
 
-def _of(params: Params, e: jax.Array) -> Params:
+def _take_expert(params: Params, e: jax.Array) -> Params:
     """The parameters of one expert."""
     return jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, e, 0, keepdims=False), params)
 
 
-def _filled(shape: tuple[int, ...], dtype: jnp.dtype, value: jax.Array) -> jax.Array:
+def _write_block(at: jax.Array, dx: jax.Array, dweight: jax.Array, carry: tuple) -> tuple:
+    """The gradients of all rows, with those of a block from row ``at`` on."""
+    dx_RD, dweight_R = carry
+    dx_RD = lax.dynamic_update_slice_in_dim(dx_RD, dx.astype(dx_RD.dtype), at, 0)
+    return dx_RD, lax.dynamic_update_slice_in_dim(dweight_R, dweight, at, 0)
+
+
+def _put_expert(all_params: Params, e: jax.Array, params_e: Params) -> Params:
+    """The parameters of all experts, with these for one of them."""
+    return jax.tree.map(
+        lambda all_, one: lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), e, 0),
+        all_params,
+        params_e,
+    )
+
+
+def _fill(shape: tuple[int, ...], dtype: jnp.dtype, value: jax.Array) -> jax.Array:
     return jnp.broadcast_to(value, shape).astype(dtype)

@@ -33,15 +33,19 @@ class Products:
     arguments are finite."""
 
 
-def padded_rows(rows: int) -> int:
+def count_rows(rows: int) -> int:
     """Rows of the arrays: a multiple of 512, or of 128 where that would be much."""
     return round_up(rows, 512 if rows > 4096 else 128)
 
 
 def kept_shapes(params: Params, x_TD: jax.Array, rows: Rows) -> dict[str, jax.ShapeDtypeStruct]:
     """What ``forward`` keeps: the products in front of the activation, by name."""
-    R = padded_rows(rows.choice_R.shape[0])
-    w = {name: p for name, p in experts.named(params).items() if name in ("w_up", "w_gate")}
+    R = count_rows(rows.choice_R.shape[0])
+    w = {
+        name: p
+        for name, p in experts.strip_dimensions(params).items()
+        if name in ("w_up", "w_gate")
+    }
     return {name[2:]: jax.ShapeDtypeStruct((R, p.shape[-1]), x_TD.dtype) for name, p in w.items()}
 
 
@@ -55,14 +59,14 @@ def forward(
     activation: str,
     weigh: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """``y_TD`` as in ``kernels.feed_forward``, and what ``backward`` needs beside the inputs."""
+    """``y_TD`` as in ``grouped_feed_forward``, and what ``backward`` needs beside the inputs."""
     made = {}
 
     def product(x_RD: jax.Array, w_EDF: jax.Array, name: str) -> jax.Array:
         made[name] = products.product(x_RD, w_EDF, rows.size_E, False)
         return made[name]
 
-    y_TD = _network(product, params, x_TD, weight_TK, rows, activation, weigh)
+    y_TD = _run_network(product, params, x_TD, weight_TK, rows, activation, weigh)
     return y_TD, {name: y_RF for name, y_RF in made.items() if name != "down"}
 
 
@@ -83,17 +87,17 @@ def backward(
     def product(x_RD: jax.Array, w_EDF: jax.Array, name: str) -> jax.Array:
         # The last product's value has no part in any gradient.
         last = jnp.zeros((x_RD.shape[0], w_EDF.shape[-1]), x_RD.dtype)
-        return _known(products, x_RD, w_EDF, rows.size_E, kept.get(name, last))
+        return _reuse(products, x_RD, w_EDF, rows.size_E, kept.get(name, last))
 
     def run(params: Params, x_TD: jax.Array, weight_TK: jax.Array) -> jax.Array:
-        return _network(product, params, x_TD, weight_TK, rows, activation, weigh)
+        return _run_network(product, params, x_TD, weight_TK, rows, activation, weigh)
 
     _, pull = jax.vjp(run, params, x_TD, weight_TK)
     return pull(dy_TD)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _known(
+def _reuse(
     products: Products, x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, y_RF: jax.Array
 ) -> jax.Array:
     """The product of ``x_RD`` and ``w_EDF``, known to be ``y_RF``, so that only its gradient is
@@ -102,40 +106,41 @@ def _known(
     return y_RF
 
 
-def _known_forward(products, x_RD, w_EDF, size_E, y_RF):
+def _reuse_forward(products, x_RD, w_EDF, size_E, y_RF):
     return y_RF, (x_RD, w_EDF, size_E)
 
 
-def _known_backward(products, saved, dy_RF):
+def _reuse_backward(products, saved, dy_RF):
     x_RD, w_EDF, size_E = saved
     dx_RD = products.product(dy_RF, w_EDF, size_E, True)
     dw_EDF = products.gradient(x_RD, dy_RF, size_E)
-    return _only(_owned(size_E, dx_RD.shape[0]), dx_RD), dw_EDF.astype(w_EDF.dtype), None, None
+    dx_RD = _keep_owned(_mark_owned(size_E, dx_RD.shape[0]), dx_RD)
+    return dx_RD, dw_EDF.astype(w_EDF.dtype), None, None
 
 
-_known.defvjp(_known_forward, _known_backward)
+_reuse.defvjp(_reuse_forward, _reuse_backward)
 
 
-def _network(
+def _run_network(
     product: Callable, params: Params, x_TD, weight_TK, rows: Rows, activation: str, weigh: str
 ) -> jax.Array:
     """The feed-forward of ``experts`` on gathered rows: ``y_TD``."""
-    R = padded_rows(rows.choice_R.shape[0])
-    owned_R = _owned(rows.size_E, R)
+    R = count_rows(rows.choice_R.shape[0])
+    owned_R = _mark_owned(rows.size_E, R)
     choice_R = jnp.pad(rows.choice_R, (0, R - rows.choice_R.shape[0]))
     # The others repeat the first row, which is finite if anything is.
     choice_R = jnp.where(owned_R, choice_R, choice_R[0])
     token_R, row_TK = choice_R // weight_TK.shape[1], rows.row_TK
-    parts = experts.named(params)
+    parts = experts.strip_dimensions(params)
 
     def affine(x_RD: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
         y_RF = product(x_RD, parts[f"w_{name}"], name)
         if name != "down":  # of the last product's rows only those with a choice are read
-            y_RF = _only(owned_R, y_RF)
+            y_RF = _keep_owned(owned_R, y_RF)
         bias_EF = parts.get(f"b_{name}")
         if bias_EF is None:
             return y_RF
-        return y_RF + (scale * _spread(bias_EF, rows, R)).astype(y_RF.dtype)
+        return y_RF + (scale * _spread_bias(bias_EF, rows, R)).astype(y_RF.dtype)
 
     x_RD = copy_tokens(x_TD, token_R, row_TK)
     weight_R1 = copy_tokens(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
@@ -143,7 +148,7 @@ def _network(
     return sum_copies(y_RD, token_R, row_TK)
 
 
-def _spread(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:
+def _spread_bias(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:
     """The bias of each row's expert, ``bias_RF``; zeros in rows without. A product with a one-hot
     matrix, as its gradient then needs no scatter-add.
     """
@@ -152,10 +157,10 @@ def _spread(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:
     return jnp.dot(one_hot_RE, bias_EF, precision=jax.lax.Precision.HIGHEST)
 
 
-def _owned(size_E: jax.Array, R: int) -> jax.Array:
+def _mark_owned(size_E: jax.Array, R: int) -> jax.Array:
     """Which rows belong to an expert: ``owned_R``."""
     return jnp.arange(R) < size_E.sum()
 
 
-def _only(owned_R: jax.Array, x_RD: jax.Array) -> jax.Array:
+def _keep_owned(owned_R: jax.Array, x_RD: jax.Array) -> jax.Array:
     return jnp.where(owned_R[:, None], x_RD, 0)

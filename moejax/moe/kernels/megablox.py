@@ -63,7 +63,7 @@ class Work:
 
 
 @cache
-def tiles(work: Work) -> Tile:
+def choose_tile(work: Work) -> Tile:
     """The tile of least modelled time: arithmetic or bytes, whichever takes longer.
 
     Large tiles of rows read an expert's matrix less often, small ones compute less at the borders
@@ -78,12 +78,12 @@ def tiles(work: Work) -> Tile:
 
     rows = [r for r in (128, 256, 512) if work.R % r == 0]
     deep = 1 if work.gradient else min(work.D, 512)
-    parts = [d for d in parts_of(work.D) if d >= deep], parts_of(work.F)
+    parts = [d for d in list_widths(work.D) if d >= deep], list_widths(work.F)
     fitting = (t for t in itertools.product(rows, *parts) if work.vmem(t) <= VMEM_BYTES)
     return min(fitting, key=time)
 
 
-def parts_of(width: int) -> list[int]:
+def list_widths(width: int) -> list[int]:
     """Widths of blocks: multiples of 128 lanes, or all of it."""
     return [*range(128, min(width, 4096), 128), *([width] if width <= 4096 else [])]
 
@@ -103,7 +103,7 @@ def product(
     """See ``Products.product``; in the type of ``x_RD``."""
     E, *shape = w_EDF.shape
     D, F = reversed(shape) if transposed else shape
-    tile = tiles(Work(x_RD.shape[0], D, F, E, x_RD.dtype.itemsize))
+    tile = choose_tile(Work(x_RD.shape[0], D, F, E, x_RD.dtype.itemsize))
     return kernels.gmm(
         x_RD, w_EDF, size_E, x_RD.dtype, tile, transpose_rhs=transposed, interpret=interpret
     )
@@ -112,6 +112,6 @@ def product(
 def gradient(x_RD: jax.Array, dy_RF: jax.Array, size_E: jax.Array, *, interpret: bool) -> jax.Array:
     """See ``Products.gradient``; in the type of ``x_RD``."""
     (R, D), F, E = x_RD.shape, dy_RF.shape[1], size_E.shape[0]
-    tile = tiles(Work(R, D, F, E, x_RD.dtype.itemsize, gradient=True))
+    tile = choose_tile(Work(R, D, F, E, x_RD.dtype.itemsize, gradient=True))
     # The kernel transposes its first argument back, so that no copy is made.
     return kernels.tgmm(x_RD.T, dy_RF, size_E, x_RD.dtype, tile, interpret=interpret)

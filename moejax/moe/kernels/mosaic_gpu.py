@@ -21,7 +21,7 @@ def products(params: Params, x_TD: jax.Array) -> Products | None:
     """The two products for these arguments, or None where the kernels do not serve: they want
     16-bit numbers of one type, widths that are multiples of 64, few experts, and a Hopper GPU.
     """
-    if not hopper() or x_TD.dtype not in (jnp.bfloat16, jnp.float16):
+    if not has_hopper() or x_TD.dtype not in (jnp.bfloat16, jnp.float16):
         return None
     matrices = [p for p in params.values() if p.ndim == 3]
     if any(p.dtype != x_TD.dtype or p.shape[1] % 64 or p.shape[2] % 64 for p in matrices):
@@ -29,7 +29,7 @@ def products(params: Params, x_TD: jax.Array) -> Products | None:
     return Products(product, gradient) if matrices[0].shape[0] <= MOST_EXPERTS else None
 
 
-def hopper() -> bool:
+def has_hopper() -> bool:
     """Whether the GPUs are Hopper ones; so is a GPU that a program is only compiled for."""
     try:
         return all(d.compute_capability.startswith("9.") for d in jax.local_devices(backend="cuda"))
@@ -41,7 +41,7 @@ def product(x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, transposed: bo
     """See ``Products.product``; in the type of ``x_RD``."""
     F = w_EDF.shape[1 if transposed else 2]
     return ragged_dot(
-        x_RD, w_EDF, group_sizes=size_E, transpose_rhs=transposed, **blocks(x_RD, size_E, F)
+        x_RD, w_EDF, group_sizes=size_E, transpose_rhs=transposed, **choose_blocks(x_RD, size_E, F)
     )
 
 
@@ -49,16 +49,16 @@ def gradient(x_RD: jax.Array, dy_RF: jax.Array, size_E: jax.Array) -> jax.Array:
     """See ``Products.gradient``; in the type of ``x_RD``."""
     D, F = x_RD.shape[1], dy_RF.shape[1]
     return transposed_ragged_dot(
-        x_RD, dy_RF, group_sizes=size_E, **STEPS, block_m=block(D), block_n=block(F)
+        x_RD, dy_RF, group_sizes=size_E, **STEPS, block_m=choose_width(D), block_n=choose_width(F)
     )
 
 
-def blocks(x_RD: jax.Array, size_E: jax.Array, F: int) -> dict[str, int]:
+def choose_blocks(x_RD: jax.Array, size_E: jax.Array, F: int) -> dict[str, int]:
     """Blocks of a product: 128 x 128, with 64 rows where experts have few."""
     few = x_RD.shape[0] < 512 * size_E.shape[0]
-    return STEPS | {"block_m": 64 if few else 128, "block_n": block(F)}
+    return STEPS | {"block_m": 64 if few else 128, "block_n": choose_width(F)}
 
 
-def block(width: int) -> int:
+def choose_width(width: int) -> int:
     """The width of a block, which must divide ``width``."""
     return 128 if width % 128 == 0 else 64

@@ -1,5 +1,6 @@
 """Token copies sorted by expert: the plan that every grouped kernel follows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -60,29 +61,41 @@ def sum_choices(x_RD: jax.Array, row_TK: jax.Array) -> jax.Array:
     )
 
 
-@jax.custom_vjp
-def copy_tokens(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """The token in each row, ``x_RD``. ``sum_copies`` is its transpose, in rows that have a choice.
+Copy = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""``(x_TD, index_R, row_TK) -> x_RD``, or its transpose ``(y_RD, index_R, row_TK) -> y_TD``."""
 
-    Not ``gather.fill``, which replaces empty slots: on TPUs that takes memory for all rows again.
+
+def pair_with_sum(copy: Copy) -> tuple[Copy, Copy]:
+    """A way to copy tokens into rows, and the sum of each token's rows: each the other's transpose
+    in rows that have a choice, and its gradient.
+
+    Both are gathers, and so are their gradients: a scatter-add would be slow, and without a fixed
+    order on GPUs.
     """
-    return take(x_TD, token_R)
+    copy_rows, sum_rows = jax.custom_vjp(copy), jax.custom_vjp(_sum_rows)
+    copy_rows.defvjp(
+        lambda x_TD, *where: (copy_rows(x_TD, *where), where),
+        lambda where, dx_RD: (sum_rows(dx_RD, *where), None, None),
+    )
+    sum_rows.defvjp(
+        lambda y_RD, *where: (sum_rows(y_RD, *where), where),
+        lambda where, dy_TD: (copy_rows(dy_TD, *where), None, None),
+    )
+    return copy_rows, sum_rows
 
 
-@jax.custom_vjp
-def sum_copies(y_RD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
-    """Each token's rows added up, ``y_TD``. ``copy_tokens`` is its transpose."""
+def _sum_rows(y_RD: jax.Array, index_R: jax.Array, row_TK: jax.Array) -> jax.Array:
     return sum_choices(y_RD, row_TK).astype(y_RD.dtype)
 
 
-copy_tokens.defvjp(
-    lambda x, token_R, row_TK: (copy_tokens(x, token_R, row_TK), (token_R, row_TK)),
-    lambda saved, d: (sum_copies(d, *saved), None, None),
-)
-sum_copies.defvjp(
-    lambda y, token_R, row_TK: (sum_copies(y, token_R, row_TK), (token_R, row_TK)),
-    lambda saved, d: (copy_tokens(d, *saved), None, None),
-)
+def _copy_rows(x_TD: jax.Array, token_R: jax.Array, row_TK: jax.Array) -> jax.Array:
+    return take(x_TD, token_R)
+
+
+copy_tokens, sum_copies = pair_with_sum(_copy_rows)
+"""The token in each row, whether it has a choice or not. To put zeros into rows without, as
+``gather.fill_slots`` does, takes memory for all rows again on TPUs.
+"""
 
 
 def round_up(number: int, unit: int) -> int:

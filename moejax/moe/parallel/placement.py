@@ -112,7 +112,7 @@ def _layer(
         load_P = load_E[here_P] / np.bincount(here_P)[here_P]
         bins = pack(load_P, devices // nodes)
         if exchange:
-            bins = exchanged(load_P, bins)
+            bins = exchange_places(load_P, bins)
         expert_P += [here_P[b] for b in bins]
         load_Q += [load_P[b].sum() for b in bins]
     return np.concatenate(expert_P), np.array(load_Q)
@@ -144,7 +144,7 @@ def pack(load_P: np.ndarray, bins: int) -> list[np.ndarray]:
     return [np.array(c) for c in content]
 
 
-def exchanged(load_P: np.ndarray, bins: list[np.ndarray]) -> list[np.ndarray]:
+def exchange_places(load_P: np.ndarray, bins: list[np.ndarray]) -> list[np.ndarray]:
     """Exchange one of the heaviest bin for another's while that makes the heavier of both lighter
     than the heaviest was: the largest load never grows.
     """

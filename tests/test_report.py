@@ -19,7 +19,7 @@ from moejax.runs.pages.report import report_html, write_report
 from moejax.runs.pages.router_figures import pair_lift
 from moejax.runs.pages.verdict import verdict
 from moejax.runs.records import Run, read_run
-from moejax.runtime.number_words import duration, exact, short, tick_labels
+from moejax.runtime.number_words import duration, four_digits, short, tick_labels
 
 LAYERS, EXPERTS, INTERVALS, EVERY = 3, 8, 12, 50
 ROUTING_FIGURES = (
@@ -394,7 +394,11 @@ def test_numbers_read_well():
         "1M",
         "3.21M",
     ]
-    assert [exact(v) for v in (1.65432, 23_406.2, math.nan)] == ["1.654", "23,406", "not finite"]
+    assert [four_digits(v) for v in (1.65432, 23_406.2, math.nan)] == [
+        "1.654",
+        "23,406",
+        "not finite",
+    ]
     assert [duration(s) for s in (12.5, 192, 20_400)] == ["12.5 s", "3 min 12 s", "5 h 40 min"]
 
 

@@ -1,6 +1,8 @@
 """Eight virtual CPU devices for every test, and small models to run on them."""
 
+import gc
 import os
+import tempfile
 from importlib.metadata import version
 
 # LLVM without optimisation compiles in half the time, and XLA's older way to emit fusions halves
@@ -11,6 +13,14 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * version("jax").startswith("0.10."),
 )
 
+# What one test compiles, the others find: those of this process, of the other workers, who have
+# this environment from the first, and of the processes that tests start. Each run begins with an
+# empty folder, unless there is one in the environment.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="moejax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +28,10 @@ import pytest
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Tracing makes many objects and hardly any garbage: looking for it more seldom saves a tenth.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def classifier(kind="vit", **moe) -> Config:
     )
 
 
+drawn = jax.jit(init_params, static_argnums=(0, 1))
 SOFT = {"router": "soft", "group_size": 9, "capacity_factor": 1.0}
 PRIORITY = {"router": "v_moe", "seating": "priority"}
 
@@ -166,14 +167,18 @@ def prioritised_group(moe, p, expert, x_SD):
     return y_SD
 
 
+def moved(params):
+    """Nothing is at 0 or 1."""
+    return jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+
+
 @pytest.mark.parametrize("moe", [PRIORITY | {"eval_capacity_factor": 0.5}, SOFT], ids=["v", "soft"])
 def test_a_whole_transformer_equals_one_in_float64(moe, images):
     config = classifier(**moe)
     model = build(config.model, V)
-    params = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
-        init_params(model, config),
-    )
+    params = jax.jit(moved)(drawn(model, config))
     run = jax.jit(lambda p, b: model.apply({"params": p}, b, False))
     logits_B1V, routed = run(params, images)
     chex.assert_shape(logits_B1V, (B, 1, V))
@@ -185,7 +190,7 @@ def test_a_whole_transformer_equals_one_in_float64(moe, images):
 def test_the_logits_of_an_mlp_do_not_depend_on_its_neighbours(images):
     config = classifier("mlp", capacity_factor=None, eval_capacity_factor=None)
     model = build(config.model, V)
-    params = init_params(model, config)
+    params = drawn(model, config)
     run = jax.jit(lambda b: model.apply({"params": params}, b, False)[0])
     turned = {name: x[::-1] for name, x in images.items()}
     np.testing.assert_allclose(run(images)[::-1], run(turned), atol=1e-6)
@@ -195,7 +200,7 @@ def test_padding_takes_no_slot_and_is_in_no_count(images):
     """Of images that are padding only their place is left."""
     config = classifier(capacity_factor=None, eval_capacity_factor=None)
     model = build(config.model, V)
-    params = init_params(model, config)
+    params = drawn(model, config)
     step = jax.jit(functools.partial(eval_step, model=model))
     few = {name: x.copy() for name, x in images.items()}
     few["segments"][5:] = 0
@@ -213,9 +218,10 @@ def test_padding_takes_no_slot_and_is_in_no_count(images):
 def test_counts_by_class_by_hand(images):
     config = classifier("mlp", every=0)
     model = build(config.model, V)
-    params = init_params(model, config)
-    report, chosen, counts = eval_step(params, None, images, model=model)
-    logits_B1V, _ = model.apply({"params": params}, images, False)
+    params = drawn(model, config)
+    step = jax.jit(functools.partial(eval_step, model=model))
+    report, chosen, counts = step(params, None, images)
+    logits_B1V, _ = jax.jit(lambda b: model.apply({"params": params}, b, False))(images)
     wanted = np.zeros((V, V))
     for row, target in zip(np.asarray(logits_B1V)[:, 0], images["targets"][:, 0], strict=True):
         wanted[target, row.argmax()] += 1
@@ -237,7 +243,7 @@ def test_smoothed_cross_entropy_is_that_of_a_spread_target():
 @pytest.mark.parametrize("kind", ["vit", "mlp"])
 def test_parameters_are_those_that_the_plan_counts(kind):
     config = classifier(kind)
-    params = init_params(build(config.model, V), config)
+    params = drawn(build(config.model, V), config)
     assert sum(parameters(config.model, V).values()) == sum(x.size for x in jax.tree.leaves(params))
     flops = forward_flops(config.model, V, config.positions)
     assert flops["embedding"] == 2 * 8 * (8 if kind == "vit" else 72)

@@ -1,6 +1,7 @@
 """The language model: what each position may see, and what must not matter."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -17,9 +18,16 @@ from moejax.models.rotary import rotary, rotate
 
 
 def build(config: ModelConfig, batch):
+    init, run = programs(config)
+    return DecoderLM(config, 257), init(batch), run
+
+
+@functools.cache
+def programs(config: ModelConfig):
+    """What draws the parameters, and the forward pass."""
     model = DecoderLM(config, 257)
-    params = jax.jit(lambda b: model.init(jax.random.key(0), b, True)["params"])(batch)
-    return model, params, jax.jit(lambda p, b: model.apply({"params": p}, b, True))
+    init = jax.jit(lambda b: model.init(jax.random.key(0), b, True)["params"])
+    return init, jax.jit(lambda p, b: model.apply({"params": p}, b, True))
 
 
 def roomy(config: ModelConfig, **changes) -> ModelConfig:

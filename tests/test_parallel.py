@@ -521,4 +521,5 @@ def test_no_explicit_form_forgets_expert_dropout(form):
     layer = MoELayer(moe(expert_dropout=0.5), "swiglu", layout)
     keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
     with jax.set_mesh(grid), pytest.raises(ValueError, match="no expert dropout"):
-        layer.init(keys, jnp.zeros((B, N, D)), jnp.ones((B, N), bool), training=True)
+        start = functools.partial(layer.init, training=True)
+        jax.eval_shape(start, keys, jnp.zeros((B, N, D)), jnp.ones((B, N), bool))

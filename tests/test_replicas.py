@@ -1,6 +1,7 @@
 """Replicas of experts at inference: the same outputs, with the load spread."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import ConfigError, MeshConfig
+from moejax.config import ConfigError, MeshConfig, ModelConfig
 from moejax.inference.replicate import replicate
 from moejax.models.decoder import DecoderLM
 from moejax.moe.parallel.placement import Placement, place
@@ -32,6 +33,14 @@ def test_tokens_take_replicas_in_turn_and_capacity_is_that_of_the_expert():
     np.testing.assert_array_equal(seated_GSE[0], [[0, 1], [0, 1], [1, 0], [0, 1], [0, 0]])
 
 
+@functools.cache
+def programs(config: ModelConfig):
+    """What draws the parameters, and the forward pass, on one device."""
+    plain = DecoderLM(config, 257)
+    init = jax.jit(lambda batch: plain.init(jax.random.key(0), batch, False)["params"])
+    return init, jax.jit(plain.apply, static_argnums=2)
+
+
 @pytest.mark.parametrize(
     "capacity_factor",
     [pytest.param(None, id="dropless", marks=pytest.mark.slow), pytest.param(0.8, id="with drops")],
@@ -49,10 +58,10 @@ def test_replicas_change_no_output(tiny, batch, form, capacity_factor):
         eval_capacity_factor=capacity_factor,
     )
     config = dataclasses.replace(tiny.model, num_layers=5, moe=moe)
-    plain = DecoderLM(config, 257)
-    params = jax.jit(lambda: plain.init(jax.random.key(0), batch, False)["params"])()
+    init, run = programs(config)
+    params = init(batch)
     bias_LE = jnp.linspace(-0.2, 0.2, 8).reshape(2, 4)
-    want, routed = jax.jit(plain.apply, static_argnums=2)({"params": params}, batch, False, bias_LE)
+    want, routed = run({"params": params}, batch, False, bias_LE)
     plan = place(np.asarray(routed.stats.asked_BE.sum(1)), devices=4, places=8)
     many, place_LER = replicate(config, params, plan)
     layout = MeshConfig(data=2, expert=4, expert_parallel=form)
@@ -79,4 +88,5 @@ def test_a_plan_of_another_number_of_layers_is_refused(tiny):
 def test_replicas_are_not_for_training(tiny, batch):
     with pytest.raises(ValueError, match="for inference"):
         place_LER = jnp.zeros((2, 4, 1), jnp.int32)
-        DecoderLM(tiny.model, 257).init(jax.random.key(0), batch, True, None, place_LER)
+        init = functools.partial(DecoderLM(tiny.model, 257).init, jax.random.key(0))
+        jax.eval_shape(lambda: init(batch, True, None, place_LER))

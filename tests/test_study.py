@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from test_run import TIMING, metrics, wait_for_step
 
 from moejax.config import Config, changed, to_dict
@@ -515,6 +516,18 @@ def test_runs_of_unequal_steps_or_text_are_refused(config, part, changes, words)
     study(config, other=with_part(config, "data", seed=5, prefetch=2))
 
 
+@pytest.fixture
+def no_compilation_cache():
+    """As where the user has chosen none."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_what_one_seed_compiled_the_next_finds_and_the_setting_is_restored(tmp_path, monkeypatch):
     monkeypatch.setattr(reuse, "QUICK", 0.0)
     before = jax.config.jax_compilation_cache_dir
@@ -535,13 +548,11 @@ def test_what_one_seed_compiled_the_next_finds_and_the_setting_is_restored(tmp_p
     assert set((tmp_path / "compiled").iterdir()) == files
 
 
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_a_cache_of_the_users_own_stays_in_use(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-    try:
-        with reuse.keep_compiled(tmp_path / "compiled"):
-            assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+    with reuse.keep_compiled(tmp_path / "compiled"):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 
 
 def test_a_run_named_like_a_file_of_the_study_is_refused(config):

@@ -27,6 +27,7 @@ from moejax.config import (
     to_dict,
 )
 from moejax.config.errors import ConfigError, RunError, UserError
+from moejax.config.material import IMAGES
 from moejax.data import tfds_source
 from moejax.lab.study.definition import Study
 from moejax.lab.study.run_study import run_study
@@ -227,7 +228,7 @@ def test_mnist_is_trained_on_what_tfds_gives(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["digits", "mnist", "vit_moe", "soft_moe"])
 def test_ready_made_configs_are_valid(name):
     config = load_config_file(ROOT / f"configs/{name}.py")
-    assert config.model.sees_images
+    assert config.model.material is IMAGES
     assert from_dict(Config, to_dict(config)) == config
 
 

@@ -64,16 +64,16 @@ def evaluate(settings: EvalSettings) -> None:
     """Evaluate and print the figures."""
     keep_freed_memory()
     model, mesh = open_any_model(settings)
-    of_images = model.config.sees_images
-    length = model.context if of_images else settings.length(model)
+    language = model.config.material.language
+    length = settings.length(model) if language else model.context
     config, rows = settings.apply_to(model.config), settings.batch_size or model.rows
     check_batch(config, length, rows, mesh)
     started = time.monotonic()
-    batches, about = (batch_images if of_images else batch_text)(settings, model, length, rows)
+    batches, about = (batch_text if language else batch_images)(settings, model, length, rows)
     figures = {
         "model": model.description,
         "data": about,
-        **({} if of_images else {"sequence_length": length}),
+        **({"sequence_length": length} if language else {}),
         **evaluate_model(model, config, mesh, batches),
         "seconds": time.monotonic() - started,
     }

@@ -50,7 +50,7 @@ def export_model(settings: ExportSettings) -> None:
     )
     run = read_config_json(source / "config.json")
     check(
-        not run.model.sees_images,
+        run.model.material.language,
         f"{source} is a classifier of images: only language models are exported.",
     )
     make_new_directory(settings.target)

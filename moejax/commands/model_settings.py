@@ -68,7 +68,7 @@ def open_language_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
     """A language model, and the mesh that it lies on."""
     model, mesh = open_any_model(settings)
     check(
-        not model.config.sees_images,
+        model.config.material.language,
         f"{settings.path} is a classifier of images: `moejax eval` evaluates it; what is about text"
         f" needs a language model.",
     )
@@ -83,7 +83,7 @@ def open_any_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
     layout, path = settings.mesh, settings.path.expanduser()
     model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
     check(
-        model.tokenizer is not None or model.config.sees_images,
+        model.tokenizer is not None or not model.config.material.language,
         f"there is no tokenizer.json in {path}: put that of the model there.",
     )
     return model, mesh

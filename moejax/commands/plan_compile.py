@@ -30,7 +30,7 @@ def plan_compile(settings: CompileSettings, flags: list[str]) -> None:
     check(target is not None, "--target is missing: a TPU and its layout, v5p:4x4x8 say.")
     check(slices > 0, f"--slices must be greater than 0, not {slices}.")
     check(
-        not config.model.sees_images or config.model.vocab_size is not None,
+        config.model.material.language or config.model.vocab_size is not None,
         "--model.vocab-size is missing: the number of classes of the images.",
     )
     size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size

@@ -86,7 +86,7 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
         config = read_released(settings, flags)
     model = config.model
     check(
-        not model.sees_images,
+        model.material.language,
         f"--model.kind {model.kind}: a plan is of a language model. What an image classifier costs"
         f" stands at the head of its training, and by part in its summary.json.",
     )

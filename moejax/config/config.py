@@ -29,7 +29,7 @@ class Config:
         length = self.positions
         # A dense model has no groups.
         group = self.model.moe.group_size if self.model.moe.every else 1
-        whole = "the tokens of an image," if self.model.sees_images else "--data.sequence-length"
+        whole = self.model.material.whole_row
         check(
             length % group == 0 or group % length == 0,
             f"--model.moe.group-size {group} must divide {whole} {length}, or be a multiple of it.",
@@ -52,24 +52,15 @@ class Config:
 
     def _check_kind(self) -> None:
         """Language models need text, classifiers images."""
-        kind, source = self.model.kind, self.data.source
-        if not self.model.sees_images:
-            check(
-                source != "digits",
-                "--data.source digits are images: they go with --model.kind mlp or vit.",
-            )
-            return
+        material, kind, source = self.model.material, self.model.kind, self.data.source
+        refused = material.other_source.format(kind=kind, source=source)
+        check(source in material.sources, refused)
         check(
-            source in ("digits", "tfds"),
-            f"--model.kind {kind} sees images, but --data.source {source} is text: take digits, or"
-            f" tfds with the name of a data set of images, such as --data.tfds-name mnist.",
-        )
-        check(
-            self.run.init_from is None,
+            material.language or self.run.init_from is None,
             f"--run.init-from begins from language models, and --model.kind {kind} is none.",
         )
         check(
-            self.model.moe.router != "hash" or not self.model.moe.every,
+            material.language or self.model.moe.router != "hash" or not self.model.moe.every,
             f"--model.moe.router hash looks at the ids of tokens, which images have not: choose"
             f" another for --model.kind {kind}, such as top_k.",
         )
@@ -77,12 +68,12 @@ class Config:
     @property
     def positions(self) -> int:
         """Tokens in a row of a batch (N): of a sequence, or of an image."""
-        return self.model.image_tokens if self.model.sees_images else self.data.sequence_length
+        return self.model.material.count_positions(self)
 
     @property
     def row_name(self) -> str:
         """What a row of a batch is."""
-        return "image" if self.model.sees_images else "sequence"
+        return self.model.material.row
 
     @property
     def sequences_per_group(self) -> int:

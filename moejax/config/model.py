@@ -6,6 +6,7 @@ from typing import Literal
 from moejax.config.attention import AttentionConfig, RopeConfig
 from moejax.config.checks import check, check_positive, check_types
 from moejax.config.images import ImageConfig
+from moejax.config.material import Material, find_material
 from moejax.config.moe import MoEConfig
 
 
@@ -67,7 +68,7 @@ class ModelConfig:
         check_positive(at, self, "dense_hidden_size", "vocab_size", "rope_theta", "norm_epsilon")
         check_positive(at, self, "embedding_scale", "residual_scale", "logit_scale")
         check(
-            not self.sees_images or self.attention == AttentionConfig(),
+            self.material.language or self.attention == AttentionConfig(),
             f"--model.attention.* is for texts: leave it as it is with --model.kind {self.kind}.",
         )
         check(
@@ -104,9 +105,9 @@ class ModelConfig:
         )
 
     @property
-    def sees_images(self) -> bool:
-        """Whether it is a classifier of images."""
-        return self.kind != "decoder"
+    def material(self) -> Material:
+        """What it reads."""
+        return find_material(self.kind)
 
     @property
     def patch_side(self) -> int:

@@ -68,7 +68,7 @@ def open_run(
         description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",
         data=config.data,
-        rows=config.data.eval_batch_size if config.model.sees_images else OpenModel.rows,
+        rows=OpenModel.rows if tokenizer else config.data.eval_batch_size,
     )
 
 
@@ -93,7 +93,7 @@ def read_settings(path: Path) -> tuple[Config, Tokenizer | None]:
         if "--model.moe.router" in str(error):
             own = " If it is a router of your own, give --config and the file that has it."
         raise RunError(f"{error}{own}") from error
-    if config.model.sees_images:
+    if not config.model.material.language:
         return config, None
     try:
         return config, load_tokenizer(config.data.tokenizer)

@@ -26,7 +26,7 @@ def evaluate_model(
     """The figures of a model over all batches. ``config``: how it is run, with or without drops."""
     totals = sum_batches(model, config, mesh, batches)
     return {
-        **({} if config.sees_images else {"tokens": totals["targets"]}),
+        **({"tokens": totals["targets"]} if "text_bytes" in totals else {}),
         "batches": len(batches),
         **metrics.count_evaluated(totals),
         **metrics.loss_metrics(totals),

@@ -9,7 +9,7 @@ from moejax.config.config import Config
 def batch_shapes(config: Config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of the arrays of a batch of so many sequences, or images."""
     whole = jax.ShapeDtypeStruct((rows, config.data.sequence_length), jnp.int32)
-    if not config.model.sees_images:
+    if config.model.material.language:
         names = ("inputs", "targets", "segments", "positions", "bytes")
         return dict.fromkeys(names, whole)
     one, image = jax.ShapeDtypeStruct((rows, 1), jnp.int32), config.model.image

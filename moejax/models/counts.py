@@ -110,7 +110,7 @@ def patch_numbers(model: ModelConfig) -> int:
 
 def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Parameters of what makes tokens vectors: a table; or the product and positions of patches."""
-    if not model.sees_images:
+    if model.material.language:
         return vocab_size * model.width
     positions = model.image_tokens if model.image_tokens > 1 else 0
     return (patch_numbers(model) + positions) * model.width
@@ -146,7 +146,7 @@ def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> 
     D, L, moe, routed = model.width, model.num_layers, model.moe, sum(model.routed_layers)
     widths = model.num_heads * (model.query_head_size + model.value_head_size)
     widths *= model.kind != "mlp"
-    patch = {"embedding": 2 * patch_numbers(model) * D} if model.sees_images else {}
+    patch = {} if model.material.language else {"embedding": 2 * patch_numbers(model) * D}
     network = feed_forward_parameters(model, moe.hidden_size)
     dense = feed_forward_parameters(model, model.dense_hidden)
     return {
@@ -157,7 +157,7 @@ def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> 
         "experts": 2 * routed * moe.top_k * network,
         "shared_experts": 2 * routed * shared_parameters(model),
         "routers": 2 * routed * router_parameters(model) if routed else 0,
-        "head": 2 * vocab_size * D // (sequence_length if model.sees_images else 1),
+        "head": 2 * vocab_size * D // (sequence_length if model.material.classes else 1),
     }
 
 

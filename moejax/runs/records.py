@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moejax.config.material import read_material
+from moejax.config.measure import Measure
 from moejax.runs.class_counts import Sorted, read_sorted
 from moejax.runs.expert_load import Load, read_load
 from moejax.runs.held_out_choices import HeldOutChoices, read_choices
-from moejax.runs.measures import Measure, measure_of_settings
 from moejax.runs.metric_lines import read_lines, select_split, sort_steps
 
 
@@ -36,7 +37,7 @@ class Run:
     @property
     def measure(self) -> Measure:
         """What it is judged by."""
-        return measure_of_settings(self.config)
+        return read_material(self.config).measure
 
     @property
     def routed(self) -> bool:

@@ -19,7 +19,7 @@ from moejax.train.tasks import Task
 def warn_of_decoding(config: Config) -> None:
     """Say once that a router which looks at later tokens is no language model's."""
     moe = config.model.moe
-    if not any(config.model.routed_layers) or config.model.sees_images:
+    if not any(config.model.routed_layers) or not config.model.material.language:
         return
     router, name, generation = moe.built_router, f"--model.moe.router {moe.router}", ""
     if not router.causal:
@@ -46,7 +46,7 @@ def announce(
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     devices = f"{mesh.size} x {kind} ({axes}), {jax.default_backend()}"
     rows = config.data.batch_size
-    images = f" of {rows:,} images" if config.model.sees_images else ""
+    images = config.model.material.batch.format(rows)
     say(
         f"model    {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token; {_describe_experts(config)}"

@@ -5,10 +5,10 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
+from moejax.config.measure import Measure
 from moejax.data.tokenizer import Tokenizer
 from moejax.inference.generation import Generator
 from moejax.inference.sampling import Sampling
-from moejax.runs.measures import Measure
 from moejax.runs.pages.report import write_report
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.number_words import duration, short

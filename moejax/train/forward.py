@@ -41,7 +41,7 @@ def batch_sums(
         nats=jnp.where(real_BN, nats_BN, 0).sum(),
         targets=real_BN.sum(dtype=jnp.float32),
         text_bytes=batch["bytes"].sum(dtype=jnp.float32) if "bytes" in batch else None,
-        correct=count_right(logits_BNV, batch) if config.sees_images else None,
+        correct=count_right(logits_BNV, batch) if config.material.classes else None,
         router=balance.sum_sequences(routed.stats) if routed is not None else None,
         scoped_loss_L=scoped,
         scopes=scopes,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from moejax.config.config import Config
-from moejax.runs.measures import Measure
+from moejax.config.measure import Measure
 from moejax.train.journal import Journal
 from moejax.train.metrics import loss_metrics, router_metrics
 from moejax.train.reports import StepReport

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from moejax.runs.measures import Measure
+from moejax.config.measure import Measure
 from moejax.runtime.number_words import duration
 
 

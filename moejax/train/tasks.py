@@ -109,7 +109,7 @@ def open_task(config: Config) -> Task:
     """What ``config`` trains on, prepared first if TFDS has to. Raises ``ConfigError`` if it cannot
     be had, or does not fit the model.
     """
-    if not config.model.sees_images:
+    if config.model.material.language:
         tokenizer = load_tokenizer(config.data.tokenizer)
         corpus = open_documents(config.data)
         return LanguageTask(config=config, corpus=corpus, tokenizer=tokenizer)

@@ -13,7 +13,6 @@ from moejax.config.errors import ConfigError
 from moejax.hf.configs import collect_computation, list_differences
 from moejax.inference.opening import open_model
 from moejax.runs.checkpoint import Checkpoints
-from moejax.runs.measures import measure_of
 from moejax.runtime import batch_rows
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_decoding
@@ -40,7 +39,7 @@ def train(config: Config, *, name: str, command: str) -> None:
     with enter(config, name) as environment:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
         boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None
-        board, measure = TensorBoard(boards), measure_of(config.model.kind)
+        board, measure = TensorBoard(boards), config.model.material.measure
         task = processes.first_then_others(lambda: open_task(config))
         processes.check_same("settings or data", shared_settings(config, task))
         learner = make_learner(config, task.vocab_size, mesh)

@@ -44,7 +44,7 @@ def check_conditions(runs: Mapping[str, Config], flops_tolerance: float | None) 
 
 def flops_per_token(config: Config) -> int:
     """Active FLOPs of a token in training."""
-    if config.model.sees_images:  # the head, which all runs have alike, left out
+    if not config.model.material.language:  # the head, which all runs have alike, left out
         return cost(config.model, 0, config.positions).flops_per_token
     size = choose_vocab_size(config.model, load_tokenizer(config.data.tokenizer))
     return cost(config.model, size, config.positions).flops_per_token

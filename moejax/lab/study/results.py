@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moejax.config.measure import BITS_PER_BYTE, Measure
 from moejax.lab.study.baseline import Baseline, reach
-from moejax.runs.measures import OF_TEXT, Measure
 from moejax.runs.metric_lines import column, last, number
 from moejax.runs.records import Run
 
@@ -34,7 +34,7 @@ class Outcome:
     """Why it diverged."""
     baseline: Baseline | None = None
     """What it is held against; None for the baseline itself."""
-    measure: Measure = OF_TEXT
+    measure: Measure = BITS_PER_BYTE
 
 
 @dataclass(frozen=True, kw_only=True)

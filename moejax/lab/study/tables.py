@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moejax.config.measure import Measure
 from moejax.lab.study.baseline import Baseline
 from moejax.lab.study.results import Comparison, Outcome, over_seeds, status, to_baseline
-from moejax.runs.measures import Measure
 from moejax.runtime.number_words import short
 
 

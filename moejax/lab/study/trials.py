@@ -10,7 +10,6 @@ from moejax.config.errors import RunError
 from moejax.config.files import differences, read_config_json
 from moejax.lab.study.definition import Study
 from moejax.lab.study.results import Outcome, Status
-from moejax.runs.measures import measure_of
 from moejax.runs.records import Run, read_run
 from moejax.runs.run_directory import MAY_CHANGE
 
@@ -67,7 +66,7 @@ def read_outcome(trial: Trial) -> Outcome:
         status=kind,
         run=run,
         message=why.strip(),
-        measure=measure_of(trial.config.model.kind),
+        measure=trial.config.model.material.measure,
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from moejax.config.material import read_material
 from moejax.runs.expert_load import Load
-from moejax.runs.measures import OF_TEXT, measure_of_settings
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, line_chart
 from moejax.runs.pages.heatmaps import MOST_ROWS, lift_heatmap, ratio_key
@@ -113,7 +113,7 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
         return ""  # an image is one token
     data = config.get("data")
     length = data.get("sequence_length") if isinstance(data, dict) else None
-    of_text = measure_of_settings(config) is OF_TEXT and isinstance(length, int)
+    of_text = read_material(config).language and isinstance(length, int)
     x = (np.arange(count) + 0.5) * (length if of_text else count) / count
     series = layer_series(x, 100 * share_LW.T, load.layers)
     chart = line_chart(series, include=(0.0, 0.1), x_name="place")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moejax.runs.measures import OF_TEXT, Measure
+from moejax.config.measure import BITS_PER_BYTE, Measure
 from moejax.runs.metric_lines import column, last, number
 from moejax.runs.records import Run
 from moejax.runtime.number_words import duration, four_digits, short
@@ -37,7 +37,7 @@ def verdict(run: Run) -> str:
 
 
 def _describe_quality(lines: Sequence[dict[str, Any]], measure: Measure, kind: str) -> str:
-    if measure is OF_TEXT:
+    if measure is BITS_PER_BYTE:
         quality = f"{last(lines, measure.key):.4g} bits per byte of {kind} text"
         return quality + f" (perplexity {four_digits(last(lines, 'perplexity'))} per token)"
     images = last(lines, "images") if kind == "held-out" else math.nan
@@ -46,7 +46,7 @@ def _describe_quality(lines: Sequence[dict[str, Any]], measure: Measure, kind: s
 
 
 def _describe_value(line: dict[str, Any], measure: Measure) -> str:
-    if measure is OF_TEXT:
+    if measure is BITS_PER_BYTE:
         return f"{number(line[measure.key]):.4g} bits per byte"
     return measure.words(number(line[measure.key]))
 

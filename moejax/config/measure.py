@@ -1,8 +1,7 @@
-"""What a run is judged by on what it has not seen: less is better."""
+"""What a model is judged by on held-out data: less is better."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Measure:
     difference: Callable[[float], str]
     """A difference in a table."""
     reached: str
-    """What held-out data do that come to a value: a verb and its object."""
+    """When held-out data reach a value: a subject, a verb and the value, ``{}``."""
     percent: bool = False
     """Whether figures show it in per cent."""
 
@@ -38,7 +37,7 @@ class Measure:
         return 100.0 if self.percent else 1.0
 
 
-OF_TEXT = Measure(
+BITS_PER_BYTE = Measure(
     key="bits_per_byte",
     name="bits per byte",
     unit="tokens",
@@ -48,7 +47,7 @@ OF_TEXT = Measure(
     difference="{:+.4f}".format,
     reached="text costs the {} bits per byte",
 )
-OF_IMAGES = Measure(
+ERROR_RATE = Measure(
     key="error_rate",
     name="error rate",
     unit="images",
@@ -59,16 +58,3 @@ OF_IMAGES = Measure(
     reached="images have the error rate of {}",
     percent=True,
 )
-
-
-def measure_of(kind: str | None) -> Measure:
-    """The measure of a model of this ``ModelConfig.kind``; runs from before there were kinds are of
-    text.
-    """
-    return OF_TEXT if kind in (None, "decoder") else OF_IMAGES
-
-
-def measure_of_settings(config: dict[str, Any]) -> Measure:
-    """The measure of a run with this ``config.json``, which may be damaged."""
-    model = config.get("model")
-    return measure_of(model.get("kind") if isinstance(model, dict) else None)

@@ -1,6 +1,7 @@
 """How the documentation is built: python -m sphinx -W --keep-going -b html docs docs/_build/html"""
 
 import ast
+import shutil
 from pathlib import Path
 
 import moejax
@@ -51,6 +52,7 @@ for file in sorted((HERE.parent / "moejax").rglob("*.py"), key=lambda f: (f.pare
 (HERE / "files.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 # The reference: every public name of these rooms, in the order of the source.
+shutil.rmtree(HERE / "api", ignore_errors=True)  # pages of files that have moved
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

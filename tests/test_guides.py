@@ -1,5 +1,6 @@
 """What the documentation says is so: files and links exist, commands parse, code runs."""
 
+import ast
 import json
 import re
 import shlex
@@ -44,7 +45,7 @@ def commands(text: str) -> list[list[str]]:
     found = []
     for block in code_blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&", line.split(" #")[0]):
+            for part in re.split(r"&&", line.split(" #")[0].split(" > ")[0]):
                 words = shlex.split(part, comments=True)
                 while words and (words[0] == "srun" or re.fullmatch(r"[A-Z_]+=.*", words[0])):
                     words = words[1:]
@@ -195,3 +196,14 @@ def test_the_python_of_released_models_reads_and_writes(workplace):
     names = run_page("docs/guides/released_models.md", tokens_BN=tokens_BN)
     assert names["logits_BNV"].shape == (1, 128, 256)
     assert Path("path/to/new/config.json").is_file()
+
+
+def test_rarer_letters_are_explained_at_the_head_of_the_file_that_uses_them():
+    main = set(re.findall(r"\| ([A-Z]) \|", TEXTS["docs/architecture.md"]))
+    assert len(main) == 14
+    for file in sorted((ROOT / "moejax").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        suffixes = re.findall(r"\b[a-z][a-z0-9_]*_([A-Z0-9]*[A-Z][A-Z0-9]*)\b", text)
+        used = {letter for letter in "".join(suffixes) if letter.isalpha()}
+        head = (ast.get_docstring(ast.parse(text)) or "").partition("Letters:")[2]
+        assert used - main <= set(re.findall(r"\b([A-Z]):", head)), file

@@ -1,4 +1,7 @@
-"""A decoder for inference with replicas of its experts."""
+"""A decoder for inference with replicas of its experts.
+
+Letters: P: places of experts and replicas; Q: devices; R: repeats of a block, or replicas.
+"""
 
 import jax
 import numpy as np

@@ -1,6 +1,8 @@
 """What all layers of a model look at beside the residual stream.
 
 Letter: M: positions that are looked at.
+
+Letters: M: positions that are looked at.
 """
 
 from typing import TypedDict

@@ -1,4 +1,7 @@
-"""The Linen modules that declare the parameters of routed and dense feed-forward layers."""
+"""The Linen modules that declare the parameters of routed and dense feed-forward layers.
+
+Letters: M: bins of a histogram; Q: groups of experts.
+"""
 
 from dataclasses import replace
 from functools import partial

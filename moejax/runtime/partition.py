@@ -2,6 +2,9 @@
 
 With FSDP, parameters lie spread over the devices that would else hold copies, and are gathered for
 use.
+
+Letters: A: width of a head; J: key/value heads; M: positions that are looked at; R: width of a
+latent vector; X: all heads side by side.
 """
 
 from functools import partial

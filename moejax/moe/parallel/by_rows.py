@@ -7,6 +7,8 @@ the devices that it chose, once to each, and comes back as the sum of what it ch
 Moved out of a device with T tokens, n devices on the expert axis, each way: T D (n - 1) numbers by
 ``all_gather``; by ``ragged`` D for each token and other device that it chose, at most
 T D min(K, n - 1).
+
+Letters: Q: devices of the expert axis; X: experts and weights side by side.
 """
 
 import math

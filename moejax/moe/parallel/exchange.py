@@ -1,4 +1,7 @@
-"""Rows exchanged between the devices of the expert axis, to each as many as there are."""
+"""Rows exchanged between the devices of the expert axis, to each as many as there are.
+
+Letters: Q: devices of the expert axis.
+"""
 
 from functools import partial
 

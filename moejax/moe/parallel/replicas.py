@@ -1,4 +1,7 @@
-"""Experts with replicas, at inference: places instead of experts, for banks and for choices."""
+"""Experts with replicas, at inference: places instead of experts, for banks and for choices.
+
+Letters: P: places of experts and replicas; R: replicas of an expert.
+"""
 
 from dataclasses import replace
 

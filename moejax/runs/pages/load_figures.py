@@ -1,4 +1,7 @@
-"""Figures of the load of the experts, and of the choices that each layer drops."""
+"""Figures of the load of the experts, and of the choices that each layer drops.
+
+Letters: I: intervals.
+"""
 
 import numpy as np
 

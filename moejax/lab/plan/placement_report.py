@@ -1,4 +1,4 @@
-"""A placement of experts in words. Letters: Q: devices."""
+"""A placement of experts in words. Letters: P: places of experts and replicas; Q: devices."""
 
 import numpy as np
 

@@ -27,7 +27,7 @@ from moejax.models.initial_params import init_params
 from moejax.runtime import batch_rows, device_mesh
 from moejax.train.eval_step import eval_step
 from moejax.train.forward import cross_entropy
-from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import init_state
 from moejax.train.step import train_step
 
@@ -254,7 +254,7 @@ def steps(config: Config, images, mesh=None, count=2):
     """Parameters after some steps, and the last report."""
     model, optimizer = build(config.model, V, config.mesh), make_optimizer(config.optim)
     fixed = {"model": model, "optimizer": optimizer, "config": config}
-    step = jax.jit(functools.partial(train_step, shape=schedule(config.optim, 10), **fixed))
+    step = jax.jit(functools.partial(train_step, shape=make_schedule(config.optim, 10), **fixed))
     mesh = mesh or device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(model, optimizer, config))()

@@ -17,7 +17,7 @@ from moejax.data.stdlib_corpus import find_library, list_library_files
 from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import batch_rows, device_fit, device_mesh, partition
-from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import init_state
 from moejax.train.step import train_step
 
@@ -63,7 +63,7 @@ def trainer(config: Config, grid: jax.sharding.Mesh, optimizer=None):
         train_step,
         model=model,
         optimizer=optimizer,
-        shape=schedule(config.optim, config.run.steps),
+        shape=make_schedule(config.optim, config.run.steps),
         config=config,
     )
     placed = (shardings, partition.activation_sharding(grid, "batch_BN"))

@@ -32,7 +32,7 @@ from moejax.lab.plan.traffic import expected_devices, list_moves
 from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import empty_cache
 from moejax.routing.seating import capacity
-from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import init_state
 from moejax.train.step import train_step
 
@@ -64,7 +64,7 @@ def test_a_step_is_what_the_compiler_counts(tiny, remat):
         train_step,
         model=model,
         optimizer=optimizer,
-        shape=schedule(config.optim, 10),
+        shape=make_schedule(config.optim, 10),
         config=config,
     )
     compiled = jax.jit(step).lower(state, batch).compile()

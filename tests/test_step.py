@@ -14,7 +14,7 @@ from moejax.models.decoder import DecoderLM
 from moejax.moe import balance
 from moejax.runtime import device_fit, device_mesh, partition
 from moejax.train.gradients import gradients
-from moejax.train.optimizer import make_optimizer, orthogonalised, schedule
+from moejax.train.optimizer import make_optimizer, make_schedule, orthogonalise
 from moejax.train.state import init_state
 from moejax.train.step import train_step
 
@@ -26,7 +26,7 @@ def start(config: Config):
         train_step,
         model=model,
         optimizer=optimizer,
-        shape=schedule(config.optim, config.run.steps),
+        shape=make_schedule(config.optim, config.run.steps),
         config=config,
     )
     return model, state, jax.jit(step)
@@ -142,7 +142,7 @@ def test_muon_orthogonalises_every_expert_by_itself(tiny, batch):
     config = changed(tiny, "optim", optimizer="muon", clip_norm=None)
     _, state, step = start(config)
     after, _ = step(state, batch)
-    rate = 0.03 * float(schedule(config.optim, config.run.steps)(0))
+    rate = 0.03 * float(make_schedule(config.optim, config.run.steps)(0))
     moved = (
         after.params["layers_0"]["block_0"]["moe"]["w_up_EDF"]
         - state.params["layers_0"]["block_0"]["moe"]["w_up_EDF"]
@@ -157,7 +157,7 @@ def test_muon_works_on_experts_where_they_are():
     """No device gathers those of another."""
     mesh = device_mesh.make_mesh(MeshConfig(data=2, expert=4))
     shardings = partition.tree_shardings(mesh, {"w_up_EDF": jnp.zeros((3, 8, 6, 4))})["w_up_EDF"]
-    run = jax.jit(lambda x: orthogonalised(x, 3), out_shardings=shardings)
+    run = jax.jit(lambda x: orthogonalise(x, 3), out_shardings=shardings)
     x_LEDF = jax.device_put(jax.random.normal(jax.random.key(0), (3, 8, 6, 4)), shardings)
     assert "all-" not in run.lower(x_LEDF).compile().as_text()
     singular = np.linalg.svd(run(x_LEDF), compute_uv=False)
@@ -187,7 +187,7 @@ def test_weight_decay_reaches_matrices_only(tiny, batch):
     ],
 )
 def test_schedules(settings, points):
-    shape = schedule(OptimConfig(**settings), 100)
+    shape = make_schedule(OptimConfig(**settings), 100)
     for step, value in points.items():
         np.testing.assert_allclose(shape(step), value, atol=1e-3, err_msg=f"step {step}")
 

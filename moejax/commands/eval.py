@@ -21,7 +21,7 @@ from moejax.data.pipeline import Batch, validation_batches
 from moejax.inference.inference_config import inference_config
 from moejax.inference.open_model import OpenModel
 from moejax.lab.evaluation import describe_figures, evaluate_model
-from moejax.runs.metric_lines import finite
+from moejax.runs.metric_lines import null_not_finite
 from moejax.runtime.allocator import keep_freed_memory
 
 
@@ -77,7 +77,7 @@ def evaluate(settings: EvalSettings) -> None:
         **evaluate_model(model, config, mesh, batches),
         "seconds": time.monotonic() - started,
     }
-    text = json.dumps(finite(figures), indent=2)
+    text = json.dumps(null_not_finite(figures), indent=2)
     print(text if settings.json else describe_figures(figures, config), flush=True)
 
 

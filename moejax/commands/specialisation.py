@@ -18,7 +18,7 @@ from moejax.lab.specialisation.compare_choices import compare_with_classes
 from moejax.lab.specialisation.findings import findings_json, summarize
 from moejax.lab.specialisation.sample import draw_sample
 from moejax.lab.specialisation.specialisation_page import specialisation_html
-from moejax.runs.metric_lines import finite
+from moejax.runs.metric_lines import null_not_finite
 from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.atomic_files import write_text
 
@@ -75,6 +75,8 @@ def specialisation(settings: SpecialisationSettings) -> None:
     seconds = time.monotonic() - started
     figures = findings_json(found) | {"seconds": seconds, "page": str(path)}
     text = (
-        json.dumps(finite(figures), indent=2) if settings.json else summarize(found, path, seconds)
+        json.dumps(null_not_finite(figures), indent=2)
+        if settings.json
+        else summarize(found, path, seconds)
     )
     print(text, flush=True)

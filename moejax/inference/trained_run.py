@@ -116,9 +116,9 @@ def cast_shapes(params: dict, config: ModelConfig) -> dict:
     norms and softmaxes is float32.
     """
 
-    def typed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def cast(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = path[-1].key
-        cast = name in partition.PARAMETERS and name not in ("w_router_DE", "sink_H")
-        return jax.ShapeDtypeStruct(leaf.shape, config.dtype if cast else leaf.dtype)
+        casts = name in partition.PARAMETERS and name not in ("w_router_DE", "sink_H")
+        return jax.ShapeDtypeStruct(leaf.shape, config.dtype if casts else leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(typed, params)
+    return jax.tree_util.tree_map_with_path(cast, params)

@@ -64,15 +64,15 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
-        self._guarded(lambda: self._manager.save(step, args=items, metrics=metrics))
+        self._guard(lambda: self._manager.save(step, args=items, metrics=metrics))
 
     def wait(self) -> None:
         """Wait until what is being saved is on disk. Raises ``RunError`` if that failed."""
-        self._guarded(self._manager.wait_until_finished)
+        self._guard(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Wait, then end the background threads."""
-        self._guarded(self._manager.close)
+        self._guard(self._manager.close)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The last checkpoint that can be read, as (step, state, extra), or None if there is none.
@@ -91,8 +91,8 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=items)
                 jax.block_until_ready(restored.state)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-                reason = _reason(error)
-            reason = self._any_reason(step, reason)
+                reason = _first_line(error)
+            reason = self._agree_on_reason(step, reason)
             if reason is not None:
                 damaged[step] = reason
                 continue
@@ -107,7 +107,7 @@ class Checkpoints:
             )
         return None
 
-    def _any_reason(self, step: int, reason: str | None) -> str | None:
+    def _agree_on_reason(self, step: int, reason: str | None) -> str | None:
         """Why a process could not read a checkpoint, or None if all could. Orbax holds those that
         could until the last of them has, so where they are not of one mind there is no way on.
         """
@@ -138,12 +138,12 @@ class Checkpoints:
         self._processes.barrier()
         self._manager.reload()
 
-    def _guarded(self, action: Callable[[], Any]) -> None:
+    def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
             raise RunError(
-                f"a checkpoint could not be saved in {self.directory}: {_reason(error)}."
+                f"a checkpoint could not be saved in {self.directory}: {_first_line(error)}."
                 f" Checkpoints saved before are unharmed; make room or repair the disk, and the"
                 f" same command resumes."
             ) from error
@@ -180,12 +180,12 @@ def read_parts(
                 restored = checkpointer.restore(directory.absolute() / str(chosen), args=items)
             return chosen, jax.block_until_ready(restored.state), restored.extra
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-            why = _reason(error)
+            why = _first_line(error)
             warnings.warn(f"checkpoint {chosen} cannot be read ({why}).", stacklevel=2)
     raise RunError(f"no checkpoint in {directory} can be read: {why}.")
 
 
-def _reason(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of what Orbax or TensorStore says, without their lists of source places."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first.split(" [")[0][:400].rstrip(".")

@@ -62,7 +62,7 @@ def read_load(directory: Path, columns: int) -> tuple[Load | None, list[str]]:
     joined: dict[str, list[np.ndarray]] = {name: [] for name in _JOIN if name in final}
     for group in np.array_split(np.array(paths, dtype=object), min(columns, len(paths))):
         read = [arrays for path in group if (arrays := _read_interval(path))]
-        read = [one for one in read if all(_alike(one, final, name) for name in joined)]
+        read = [one for one in read if all(_same_shape(one, final, name) for name in joined)]
         unread += len(group) - len(read)
         if read:
             steps.append(int(group[-1].stem))
@@ -80,7 +80,7 @@ def read_load(directory: Path, columns: int) -> tuple[Load | None, list[str]]:
     return load, [words] if unread else []
 
 
-def _alike(one: Arrays, other: Arrays, name: str) -> bool:
+def _same_shape(one: Arrays, other: Arrays, name: str) -> bool:
     return name in one and one[name].shape == other[name].shape
 
 

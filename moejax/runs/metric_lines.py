@@ -16,7 +16,7 @@ Line = dict[str, Any]
 def append_line(file: Path, line: Line) -> None:
     """Add a line; numbers that are not finite become null."""
     with open(file, "a", encoding="utf-8") as opened:
-        opened.write(json.dumps(finite(line)) + "\n")
+        opened.write(json.dumps(null_not_finite(line)) + "\n")
 
 
 def keep_until(file: Path, step: int) -> None:
@@ -61,7 +61,7 @@ def sort_steps(lines: Iterable[Line]) -> tuple[Line, ...]:
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def finite(line: Line) -> Line:
+def null_not_finite(line: Line) -> Line:
     """Figures as JSON can hold them: None for a number that is not finite."""
     return {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in line.items()}
 

@@ -52,19 +52,19 @@ MAY_CHANGE = frozenset(
 )
 
 
-def _by_the_owner(method: Callable[..., None]) -> Callable[..., None]:
+def _owner_only(method: Callable[..., None]) -> Callable[..., None]:
     """In a process that does not own the directory, do nothing."""
 
     @functools.wraps(method)
-    def guarded(self: "RunDirectory", *args: Any, **kwargs: Any) -> None:
+    def run_if_owner(self: "RunDirectory", *args: Any, **kwargs: Any) -> None:
         if self.owner:
             method(self, *args, **kwargs)
 
-    return guarded
+    return run_if_owner
 
 
 class RunDirectory:
-    """The files of a run, under a lock that ``with`` holds (and the end of the process lets go).
+    """The files of a run, under a lock: until the end of the ``with``, or of the process.
 
     Of several processes that train together one is the ``owner``; the others write nothing here,
     and must not read what the owner may be writing.
@@ -75,9 +75,9 @@ class RunDirectory:
         self.path = path
         self.owner = owner
         if owner:
-            self._lock = self._locked()
+            self._lock = self._lock_directory()
 
-    def _locked(self) -> IO[str]:
+    def _lock_directory(self) -> IO[str]:
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class RunDirectory:
         """The report page; there once the run has finished."""
         return self.path / "report.html"
 
-    @_by_the_owner
+    @_owner_only
     def check(self, config: Config) -> None:
         """Refuse a config that would make another run of the one that has begun here."""
         file = self.path / "config.json"
@@ -135,17 +135,17 @@ class RunDirectory:
                 "Give the old values to resume it, or another --run.directory to start a new one."
             )
 
-    @_by_the_owner
+    @_owner_only
     def write_config(self, config: Config) -> None:
         """Write ``config.json``."""
         write_json(self.path / "config.json", to_dict(config))
 
-    @_by_the_owner
+    @_owner_only
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
         write_json(self.path / "summary.json", summary)
 
-    @_by_the_owner
+    @_owner_only
     def write_sample(self, text: str | None) -> None:
         """Write ``sample.txt``; without text, take an earlier one away."""
         file = self.path / "sample.txt"
@@ -153,12 +153,12 @@ class RunDirectory:
         if text is not None:
             write_text(file, text)
 
-    @_by_the_owner
+    @_owner_only
     def remove_report(self) -> None:
         """Take the report away: it says that all steps are done."""
         self.report.unlink(missing_ok=True)
 
-    @_by_the_owner
+    @_owner_only
     def keep_metrics_until(self, step: int) -> None:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
@@ -169,7 +169,7 @@ class RunDirectory:
                     file.unlink()
         keep_until(self.metrics_file, step)
 
-    @_by_the_owner
+    @_owner_only
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
         append_line(self.metrics_file, line)
@@ -182,7 +182,7 @@ class RunDirectory:
         """The last line of a split, or None."""
         return next(reversed(self.metrics(split)), None)
 
-    @_by_the_owner
+    @_owner_only
     def write_load(self, step: int, **arrays: np.ndarray) -> None:
         """Write ``load/STEP.npz``, the arrays of a logging interval."""
         write_arrays(self.path / LOAD, step, arrays)
@@ -192,7 +192,7 @@ class RunDirectory:
         found = map(read_arrays, list_steps(self.path / LOAD)[-count:])
         return [arrays for arrays in found if arrays is not None]
 
-    @_by_the_owner
+    @_owner_only
     def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
         """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
         write_arrays(self.path / CHOICES, step, pack(chosen_LBNE))
@@ -202,7 +202,7 @@ class RunDirectory:
         files = list_steps(self.path / CHOICES)
         return read_chosen(files[-1]) if files else None
 
-    @_by_the_owner
+    @_owner_only
     def write_classes(self, step: int, **counts: np.ndarray) -> None:
         """Write ``classes/STEP.npz``: how an evaluation sorted images, and who took them."""
         write_arrays(self.path / CLASSES, step, counts)

@@ -31,7 +31,7 @@ def finish(
     """Write the sample and the report, and say where all is."""
     run, text = environment.run, None
     if isinstance(task, LanguageTask) and config.run.sample_tokens:
-        text = write_on(config, task.tokenizer, environment.mesh, state)
+        text = continue_prompt(config, task.tokenizer, environment.mesh, state)
     run.write_sample(text)
     if run.owner:
         write_report(run.path)
@@ -42,7 +42,9 @@ def finish(
     say_result(config, run)
 
 
-def write_on(config: Config, tokenizer: Tokenizer, mesh: Mesh, state: TrainState) -> str | None:
+def continue_prompt(
+    config: Config, tokenizer: Tokenizer, mesh: Mesh, state: TrainState
+) -> str | None:
     """The sample: the prompt and what the model makes of it; None, and a line that says why, if it
     cannot.
     """

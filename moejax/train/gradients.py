@@ -36,7 +36,7 @@ def gradients(
     if config.optim.accumulate == 1:
         return jax.grad(loss, has_aux=True)(params, batch, key, None)
 
-    parts = (micro_batches(batch, config), jax.random.split(key, config.optim.accumulate))
+    parts = (cut_batch(batch, config), jax.random.split(key, config.optim.accumulate))
 
     def add(one: object, other: object) -> object:
         return jax.tree.map(jnp.add, one, other)
@@ -53,7 +53,7 @@ def gradients(
     )
 
 
-def micro_batches(batch: Batch, config: Config) -> Batch:
+def cut_batch(batch: Batch, config: Config) -> Batch:
     """Cut [B, ...] arrays into [accumulate, B / accumulate, ...].
 
     Each part takes rows from all over the batch, so that every device keeps its share, and takes

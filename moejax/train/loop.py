@@ -55,14 +55,14 @@ def run_steps(
             tally.step += 1
             if tally.step == first_step + 1:
                 jax.block_until_ready(report)
-                progress.compiled()
+                progress.end_compilation()
             due = Due.after(tally.step, config)
             if not (due.log or due.evaluate or due.save or signum):
                 continue
             signum = max(signum, account.settle())
             if due.log:
                 line = intervals.write(state, tally, report)
-                progress.interval(line, first_step)
+                progress.print_interval(line, first_step)
                 for alarm in line.get("alarms", ()):
                     progress.say(f"alarm    {alarm['words']}")
             score = None

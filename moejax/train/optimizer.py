@@ -8,7 +8,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from moejax.config.optim import OptimConfig
 
 
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """The learning rate over its peak, by step: warm-up from 0, then the decay of the config.
 
     ``cosine``: Loshchilov & Hutter 2017. ``wsd``: constant, then linear decay (Hu et al. 2024).
@@ -39,17 +39,17 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     def adamw(rate: float, decay: float) -> optax.GradientTransformation:
         return optax.adamw(rate, config.beta1, config.beta2, weight_decay=decay)
 
-    def last_two(params: optax.Params) -> optax.Params:
+    def name_axes(params: optax.Params) -> optax.Params:
         dimensions = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
         return jax.tree.map(lambda _: dimensions, params)
 
-    def orthogonalise(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        return jax.tree.map(lambda x: orthogonalised(x, config.muon_iterations), updates)
+    def orthogonalise_all(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(lambda x: orthogonalise(x, config.muon_iterations), updates)
 
     orthogonal = optax.chain(
         # No steps: the momentum alone; aol, as the others would normalise it first.
-        scale_by_muon(ns_steps=0, preconditioning="aol", weight_dimension_numbers=last_two),
-        optax.stateless(orthogonalise),
+        scale_by_muon(ns_steps=0, preconditioning="aol", weight_dimension_numbers=name_axes),
+        optax.stateless(orthogonalise_all),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(config.muon_learning_rate),
     )
@@ -60,18 +60,18 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         "rest": adamw(config.learning_rate, 0.0),
     }
 
-    def kinds(params: optax.Params) -> optax.Params:
+    def name_groups(params: optax.Params) -> optax.Params:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: config.kind_of(path[-1].key), params
         )
 
-    update = optax.partition(groups, kinds)
+    update = optax.partition(groups, name_groups)
     if config.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
-def orthogonalised(x: jax.Array, iterations: int) -> jax.Array:
+def orthogonalise(x: jax.Array, iterations: int) -> jax.Array:
     """The matrices [..., m, n] with singular values near 1, times sqrt(max(1, n / m)).
 
     Newton-Schulz (Jordan et al. 2024), the first step with the AOL preconditioner (Boissin et al.

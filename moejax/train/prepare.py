@@ -17,7 +17,7 @@ from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh, partition
 from moejax.train.eval_step import eval_step
-from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import TrainState, init_state
 from moejax.train.step import train_step
 from moejax.train.tasks import Task
@@ -76,7 +76,7 @@ def make_programs(config: Config, learner: Learner, mesh: Mesh) -> Programs:
                 train_step,
                 model=model,
                 optimizer=learner.optimizer,
-                shape=schedule(config.optim, config.run.steps),
+                shape=make_schedule(config.optim, config.run.steps),
                 config=config,
             ),
             in_shardings=(shardings, batch_sharding),

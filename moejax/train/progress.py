@@ -37,7 +37,7 @@ class Progress:
         )
         self._bar.update(1)
 
-    def compiled(self) -> None:
+    def end_compilation(self) -> None:
         """The first step is done: tell how long the start took; time left counts from here."""
         self.say(f"first step done after {time.monotonic() - self._started:.0f} s")
         self._started = time.monotonic()
@@ -49,7 +49,7 @@ class Progress:
         elif not self.quiet:
             print(text, flush=True)
 
-    def interval(self, line: dict, done_before: int) -> None:
+    def print_interval(self, line: dict, done_before: int) -> None:
         """One line for a logging interval, where there is no live line."""
         if self.live or self.quiet:
             return

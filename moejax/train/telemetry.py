@@ -1,5 +1,4 @@
-"""What is kept of a logging interval: one line of metrics, one small file of arrays by layer and
-expert, and the alarms that they raise.
+"""What a logging interval tells of the routers, by layer and expert, and the alarms that it raises.
 
 Letters: W: stretches of the sequence.
 """
@@ -28,21 +27,22 @@ def router_arrays(
     found = {} if bias_LE is None else {"bias_LE": bias_LE}
     norms, order = [], []
     for stack in stack_layers(config):
-        if stack.routed is not None and _weights(block := get_stack(params, stack)["moe"]):
-            norms.append(_norms(block))
+        if stack.routed is not None and _find_router(block := get_stack(params, stack)["moe"]):
+            norms.append(_measure_norms(block))
             order += stack.routed
     if norms:
         found["router_norm_LE"] = jnp.concatenate(norms)[np.argsort(order)]
     return found
 
 
-def _weights(block: dict) -> str | None:
+def _find_router(block: dict) -> str | None:
+    """The name of the router's weights, if it has any."""
     return next((name for name in ("w_router_DE", "w_router_DEC") if name in block), None)
 
 
-def _norms(block: dict) -> jax.Array:
+def _measure_norms(block: dict) -> jax.Array:
     """[repeats, E]: over the width, and the slots of a soft router."""
-    w_RDE = block[_weights(block)].astype(jnp.float32)
+    w_RDE = block[_find_router(block)].astype(jnp.float32)
     return jnp.sqrt(jnp.square(w_RDE).sum(axis=(1, *range(3, w_RDE.ndim))))
 
 

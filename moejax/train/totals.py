@@ -21,7 +21,7 @@ def sum_step(report: StepReport) -> Totals:
     and so are their tokens with bad logits.
     """
     fetched = jax.device_get(_choose(report.batch) | {"gradient_norm": report.gradient_norm})
-    totals = _exact(fetched) | {"gradient_norm": float(fetched["gradient_norm"])}
+    totals = _make_exact(fetched) | {"gradient_norm": float(fetched["gradient_norm"])}
     if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
         return totals
     kept = {"bad_L": totals["bad_L"]} if "bad_L" in totals else {}
@@ -31,7 +31,7 @@ def sum_step(report: StepReport) -> Totals:
 
 def sum_batch(report: BatchReport) -> Totals:
     """One batch's sums, fetched from the devices; ``parts`` counts batches."""
-    return _exact(jax.device_get(_choose(report)))
+    return _make_exact(jax.device_get(_choose(report)))
 
 
 def _choose(report: BatchReport) -> dict[str, jax.Array]:
@@ -57,7 +57,7 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
     }
 
 
-def _exact(fetched: dict[str, np.ndarray]) -> Totals:
+def _make_exact(fetched: dict[str, np.ndarray]) -> Totals:
     """Fetched values, in types that add up exactly."""
     counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
     totals: Totals = {"parts": 1}

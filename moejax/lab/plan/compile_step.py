@@ -19,7 +19,7 @@ from moejax.models.by_kind import build
 from moejax.models.layer_runs import count_repeats, with_repeats
 from moejax.runtime import device_fit, device_mesh, partition, targets
 from moejax.runtime.number_words import short
-from moejax.train.optimizer import make_optimizer, schedule
+from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import TrainState, init_state
 from moejax.train.step import train_step
 
@@ -80,7 +80,7 @@ def compile_step(
         train_step,
         model=build(config.model, vocab_size, config.mesh),
         optimizer=make_optimizer(config.optim),
-        shape=schedule(config.optim, config.run.steps),
+        shape=make_schedule(config.optim, config.run.steps),
         config=config,
     )
     with jax.set_mesh(grid):

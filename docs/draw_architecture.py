@@ -26,7 +26,7 @@ TOKEN = [
     ("moe/layer.py", "the router's logits", "logits_GSE"),
     ("routing/routers.py", "the router's name: which function", "RouterInput"),
     ("routing/token_choice.py", "the K best experts", "expert_GSK, weight_GSK"),
-    ("moe/choose_travel.py", "slots or rows; which devices", "a route"),
+    ("moe/choose_travel.py", "slots or rows; which devices", "Travel"),
     ("routing/seating.py", "who gets a slot, who is dropped", "slot_GSK"),
     ("moe/dispatch/gather.py", "tokens into slots (or einsum, grouped)", "x_EGCD"),
     ("moe/experts.py", "each expert computes", "y_EGCD"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError, DataConfig
-from moejax.data.pipeline import join_states, train_batches, validation_batches
+from moejax.data.batches import join_states
+from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

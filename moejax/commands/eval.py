@@ -15,9 +15,10 @@ from moejax.config.change import changed
 from moejax.config.checks import check, check_positive
 from moejax.config.data import DataConfig
 from moejax.config.model import ModelConfig
+from moejax.data.batches import Batch
 from moejax.data.image_batches import image_validation_batches
 from moejax.data.images import open_images
-from moejax.data.pipeline import Batch, validation_batches
+from moejax.data.pipeline import validation_batches
 from moejax.inference.inference_config import inference_config
 from moejax.inference.open_model import OpenModel
 from moejax.lab.evaluation import describe_figures, evaluate_model

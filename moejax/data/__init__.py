@@ -1,5 +1,6 @@
-"""Text and how it becomes batches: sources of documents, tokenizers, and the Grain pipeline.
+"""Text or images, and how they become batches.
 
-``sources.open_documents`` finds the text, ``tokenizer.load_tokenizer`` the tokenizer, and
+``sources.open_documents`` finds the text and ``tokenizer.load_tokenizer`` the tokenizer;
 ``pipeline.train_batches`` and ``pipeline.validation_batches`` turn both into packed batches.
+``images.open_images`` and ``image_batches`` do the same for images. ``batches`` has what both need.
 """

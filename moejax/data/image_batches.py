@@ -14,8 +14,15 @@ import numpy as np
 
 from moejax.config.data import DataConfig
 from moejax.config.images import ImageDataConfig
+from moejax.data.batches import (
+    Batch,
+    TrainBatches,
+    pad_batch,
+    prefetch,
+    read_in_order,
+    split_rows_by_stream,
+)
 from moejax.data.images import LabelledImages
-from moejax.data.pipeline import Batch, TrainBatches, pad_batch, split_rows_by_stream
 
 
 def image_train_batches(
@@ -53,11 +60,8 @@ def _open_stream(
     images = grain.MapDataset.source(source)[number :: config.shards]
     images = images.shuffle(config.seed).repeat()
     images = images.random_map(make_augmentation(config.images), seed=config.seed)
-    read = images.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    batches = read.batch(rows, drop_remainder=True).map(_make_batch)
-    return grain.experimental.ThreadPrefetchIterDataset(
-        batches, prefetch_buffer_size=config.prefetch
-    )
+    batches = read_in_order(images).batch(rows, drop_remainder=True).map(_make_batch)
+    return prefetch(batches, config.prefetch)
 
 
 def make_augmentation(settings: ImageDataConfig) -> Callable:

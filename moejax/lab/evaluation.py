@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
-from moejax.data.pipeline import Batch
+from moejax.data.batches import Batch
 from moejax.inference.inference_config import inference_layout
 from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build

@@ -9,7 +9,7 @@ import numpy as np
 
 from moejax.config.errors import DivergedError
 from moejax.config.run import RunConfig
-from moejax.data.pipeline import Batch
+from moejax.data.batches import Batch
 from moejax.runtime import batch_rows
 from moejax.runtime.stop import Stopped
 from moejax.train.environment import Environment

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moejax.config.errors import RunError
-from moejax.data.pipeline import TrainBatches, join_states
+from moejax.data.batches import TrainBatches, join_states
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.processes import Processes

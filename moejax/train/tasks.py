@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from moejax.config.config import Config
+from moejax.data.batches import Batch, TrainBatches
 from moejax.data.image_batches import image_train_batches, image_validation_batches
 from moejax.data.images import ImageSet, check_images, open_images
-from moejax.data.pipeline import Batch, TrainBatches, train_batches, validation_batches
+from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 

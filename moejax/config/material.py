@@ -23,7 +23,7 @@ class Material:
     whole_row: str
     """The positions of a row, in a message."""
     batch: str
-    """What is said of a batch of so many rows, beside its tokens."""
+    """What is printed about the rows of a batch, after its tokens."""
     count_positions: Callable[[Any], int]
     """Tokens in a row of a batch (N), of a ``Config``."""
     sources: tuple[str, ...]

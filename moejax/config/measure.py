@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of quality, and how people speak of it."""
+    """A measure of quality, and its words."""
 
     key: str
     """Its name in ``metrics.jsonl``."""

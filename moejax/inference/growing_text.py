@@ -17,9 +17,9 @@ class Continuation:
 
     text: str
     ids: list[int]
-    """The tokens, those of a stop string included; but not the one that ended the text."""
+    """The tokens, with those of a stop string, without the one that ended the text."""
     ended: Literal["end", "stop", "length"]
-    """By a token that ends texts, by a stop string, or because all tokens asked for are there."""
+    """A token that ends texts came, or a stop string, or all the tokens asked for."""
 
 
 class GrowingText:

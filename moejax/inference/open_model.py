@@ -31,13 +31,13 @@ class OpenModel:
     ends: frozenset[int]
     """The tokens that end a text."""
     description: str
-    """One line: what it is, and of what size."""
+    """One line: where it is, and its size."""
     data: DataConfig | None
-    """The text or images that it was trained on, with a part held out; None if nobody says."""
+    """The text or images that it was trained on, with a part held out; None if unknown."""
     rows: int = 64
-    """Sequences, or images, in a batch, where nobody says."""
+    """Sequences, or images, in a batch, by default."""
 
     def begin(self, text: str) -> np.ndarray:
-        """The tokens of a text that is to go on, int32 [n]."""
+        """The tokens of a text that is to be continued, int32 [n]."""
         ids, _ = self.tokenizer.encode(text.encode())
         return np.concatenate([self.beginning, ids]).astype(np.int32)

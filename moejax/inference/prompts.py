@@ -7,7 +7,7 @@ import numpy as np
 from moejax.config.checks import check
 
 SLOTS = 64
-"""Prompts and whole texts have a multiple of so many slots, so that few shapes are compiled."""
+"""Prompts and whole texts have a multiple of this many slots, so that few shapes are compiled."""
 
 
 def round_up(slots: int) -> int:

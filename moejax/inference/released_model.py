@@ -51,7 +51,7 @@ def open_checkpoint(
 
 
 def check_no_step(path: Path, step: int | None) -> None:
-    """Only runs have several checkpoints."""
+    """Raise ``ConfigError`` for a step: only runs have several checkpoints."""
     check(step is None, f"--step {step}: {path} is no run, and has one state only.")
 
 
@@ -63,7 +63,7 @@ def describe_released(
     layout: MeshConfig,
     fields: dict[str, Any],
 ) -> OpenModel:
-    """A released model with what its directory says of texts: ``fields`` are its config.json."""
+    """A released model, with the tokens that begin and end texts. ``fields``: its config.json."""
     has_tokenizer = (path / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(str(path)) if has_tokenizer else None
     generation = path / "generation_config.json"

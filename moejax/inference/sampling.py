@@ -22,7 +22,7 @@ class Sampling:
     temperature: float = 0.7
     """The logits are divided by it; 0 takes the most probable token each time."""
     top_k: int | None = None
-    """Draw from so many of the most probable tokens; by default from all."""
+    """Draw from this many of the most probable tokens; by default from all."""
     top_p: float = 1.0
     """Draw from the most probable tokens that have this much probability together (nucleus
     sampling, Holtzman et al. 2020), after --top-k; 1 takes all."""

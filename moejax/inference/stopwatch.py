@@ -10,11 +10,11 @@ class Stopwatch:
         self.first_seconds, self.seconds, self.tokens = 0.0, 0.0, 0
 
     def begin(self) -> None:
-        """A batch begins."""
+        """Begin a batch."""
         self._ticks, self._last = 0, time.monotonic()
 
     def tick(self, tokens: int) -> None:
-        """So many rows have their next token."""
+        """The next tokens are there, of this many rows that go on."""
         now = time.monotonic()
         self._ticks, elapsed, self._last = self._ticks + 1, now - self._last, now
         if self._ticks <= 2:  # both programs have been compiled by then

@@ -1,7 +1,7 @@
-"""Alarms: what a run should be told while it trains, in plain words, with what usually helps.
+"""Alarms: what goes wrong in a run, in plain words, with what usually helps.
 
-Each is a condition on the lines of training metrics and on the load of the last intervals, and
-nothing else: a run that was resumed says the same as one that was not.
+An alarm depends only on the lines of training metrics and on the load of the last intervals, so
+that a resumed run raises the same alarms as one that was never stopped.
 
 Letters: I: intervals.
 """
@@ -23,7 +23,7 @@ SILENCE = 10
 STARVED = 0.01
 """Below this part of its fair share an expert counts as dead."""
 FEWEST_CHOICES = 100
-"""Choices of an expert in an interval, if all had as many, below which none is called dead."""
+"""Mean choices of an expert in an interval, below which no expert is called dead."""
 FEWEST_EFFECTIVE = 0.75
 """Effective experts, as a part of all, below which a router has collapsed."""
 MOST_DROPPED = 0.2
@@ -115,7 +115,7 @@ def _tell_collapse(recent: Recent, config: Config) -> str | None:
 
 
 def _advise_balance(config: Config) -> str:
-    """What helps against uneven load, by what is in use."""
+    """What helps against uneven load, given the balancing in use."""
     moe, at = config.model.moe, "--model.moe.balance"
     if not moe.built_router.learned:
         return f"--model.moe.router {moe.router} does not learn: another router would."

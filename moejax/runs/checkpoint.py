@@ -20,7 +20,7 @@ PATIENCE = 300.0
 
 
 class Checkpoints:
-    """The checkpoints of one run: a pytree of arrays and a JSON object beside it, by step.
+    """The checkpoints of one run: at each step a pytree of arrays and a JSON object.
 
     All processes call its methods alike, and share the directory; the JSON is that of process 0.
     """
@@ -108,8 +108,8 @@ class Checkpoints:
         return None
 
     def _agree_on_reason(self, step: int, reason: str | None) -> str | None:
-        """Why a process could not read a checkpoint, or None if all could. Orbax holds those that
-        could until the last of them has, so where they are not of one mind there is no way on.
+        """Why a process could not read a checkpoint, or None if all could. If only some could,
+        Orbax makes these wait for the others without end: then ``RunError`` ends the run.
         """
         try:
             reasons = self._processes.gather(reason, PATIENCE)

@@ -1,4 +1,4 @@
-"""``classes/STEP.npz``: how an evaluation sorted images into classes, and who saw them."""
+"""``classes/STEP.npz``: how an evaluation sorted images, and which experts saw them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ class Sorted:
     """How the last evaluation sorted images into classes (V)."""
 
     confusion_VV: np.ndarray
-    """Images by their class, and by what they were taken for."""
+    """Images by their class (rows) and by the class that the model gave them."""
     asked_LEV: np.ndarray | None
     """Choices of each expert by the image's class; None for a dense model."""
 

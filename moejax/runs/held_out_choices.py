@@ -18,7 +18,7 @@ class HeldOutChoices:
 
     step_I: np.ndarray
     saturation_IL: np.ndarray
-    """The share of choices that the last evaluation's router makes, too."""
+    """The share of choices that the router of the last evaluation makes as well."""
     together_LEE: np.ndarray
     """Tokens that chose both of two experts, in the last evaluation."""
 

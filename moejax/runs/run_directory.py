@@ -204,5 +204,7 @@ class RunDirectory:
 
     @_owner_only
     def write_classes(self, step: int, **counts: np.ndarray) -> None:
-        """Write ``classes/STEP.npz``: how an evaluation sorted images, and who took them."""
+        """Write ``classes/STEP.npz``: how an evaluation sorted images, and which experts saw
+        them.
+        """
         write_arrays(self.path / CLASSES, step, counts)

@@ -1,4 +1,4 @@
-"""What is said before the first step, and ``summary.json``."""
+"""What is printed before the first step, and ``summary.json``."""
 
 import platform
 import warnings
@@ -17,7 +17,7 @@ from moejax.train.tasks import Task
 
 
 def warn_of_decoding(config: Config) -> None:
-    """Say once that a router which looks at later tokens is no language model's."""
+    """Warn once of a router that looks at later tokens: a language model must not."""
     moe = config.model.moe
     if not any(config.model.routed_layers) or not config.model.material.language:
         return
@@ -40,7 +40,9 @@ def warn_of_decoding(config: Config) -> None:
 def announce(
     config: Config, task: Task, mesh: Mesh, run: RunDirectory, step: int, *, name: str, command: str
 ) -> None:
-    """Print what is trained, on what and where, from which step; write ``summary.json``."""
+    """Print the model, its cost, the data, the devices and the step to begin with; write
+    ``summary.json``.
+    """
     price = cost(config.model, task.vocab_size, config.positions)
     kind = jax.devices()[0].device_kind
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

@@ -12,8 +12,8 @@ from moejax.train.reports import BatchReport, ClassCounts
 def eval_step(
     params: dict, bias_LE: jax.Array | None, batch: Batch, *, model: nn.Module
 ) -> tuple[BatchReport, jax.Array | None, ClassCounts | None]:
-    """One validation batch, under the evaluation capacity; who chose whom, ``chosen_LBNE``; and
-    counts by class, if it is of images.
+    """Run one validation batch, with the evaluation capacity. Returns its report, which expert each
+    token chose (``chosen_LBNE``), and for images the counts by class.
     """
     sums, routed, logits_BNV = batch_sums(model, params, bias_LE, batch, None)
     chosen_LBNE = None if routed is None else routed.chosen_LBNE

@@ -1,4 +1,4 @@
-"""Evaluation of a run on what is held out."""
+"""Evaluation of a run on held-out data."""
 
 import time
 from collections.abc import Callable
@@ -62,9 +62,9 @@ class Evaluation:
     def _compare_choices(
         self, step: int, chosen_LBNE: jax.Array | None, tokens: int = 8192, bits: int = 2**23
     ) -> dict[str, float]:
-        """Keep who chose whom in the first ``tokens`` tokens of the validation text, or as many as
-        make 1 MiB, and compare it with the evaluation before: the share of choices that are the
-        same, mean over layers.
+        """Write the choices of the first ``tokens`` tokens of the validation text, but at most
+        1 MiB, and compare them with the evaluation before: the share of choices that are the same,
+        mean over layers.
         """
         if chosen_LBNE is None:
             return {}

@@ -1,4 +1,4 @@
-"""The end of a run: its sample of text, its report, and what is said last."""
+"""The end of a run: its sample of text, its report, and the last lines printed."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -28,7 +28,7 @@ def finish(
     state: TrainState,
     tally: Tally,
 ) -> None:
-    """Write the sample and the report, and say where all is."""
+    """Write the sample and the report, and print where everything is."""
     run, text = environment.run, None
     if isinstance(task, LanguageTask) and config.run.sample_tokens:
         text = continue_prompt(config, task.tokenizer, environment.mesh, state)
@@ -45,8 +45,8 @@ def finish(
 def continue_prompt(
     config: Config, tokenizer: Tokenizer, mesh: Mesh, state: TrainState
 ) -> str | None:
-    """The sample: the prompt and what the model makes of it; None, and a line that says why, if it
-    cannot.
+    """The sample: the prompt and its continuation. If the model cannot generate, a line says why,
+    and the sample is None.
     """
     run, length = config.run, config.data.sequence_length
     try:

@@ -11,7 +11,7 @@ from moejax.train.tensorboard import TensorBoard
 
 @dataclass(frozen=True)
 class Journal:
-    """The files of a run, and TensorBoard beside them."""
+    """The files of a run, and TensorBoard."""
 
     run: RunDirectory
     board: TensorBoard

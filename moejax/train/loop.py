@@ -151,7 +151,7 @@ class Account:
 
 
 def place_batch(batch: Batch, environment: Environment) -> dict[str, jax.Array]:
-    """A batch on the mesh, with the signal to stop that this process has had beside each row."""
+    """Place a batch on the mesh. Each row carries the signal to stop of this process, or 0."""
     signum = environment.stop.check() or 0
     signals_B = np.full(len(batch["segments"]), signum, np.int32)
     return batch_rows.place_batch(environment.mesh, batch | {"signals_B": signals_B})

@@ -14,7 +14,7 @@ from moejax.train.totals import Totals
 
 def loss_metrics(totals: Totals) -> dict[str, float]:
     """Loss in nats a target. Of text, bits a byte and perplexity a token; of images, the share that
-    was sorted right (top-1 accuracy) and wrong. NaN if all was skipped.
+    is classified right (top-1 accuracy) and wrong. NaN if every step was skipped.
     """
     of_images = "correct" in totals
     names = ("accuracy", "error_rate") if of_images else ("bits_per_byte", "perplexity")
@@ -47,7 +47,7 @@ def describe_quality(line: dict[str, Any]) -> str:
 
 
 def describe_accuracy(line: dict[str, Any]) -> str:
-    """How many images were sorted right: ``98.06% (353 of 360 images)``."""
+    """How many images were classified right: ``98.06% (353 of 360 images)``."""
     count = round(line["accuracy"] * line["images"])
     return f"{line['accuracy']:.2%} ({count:,} of {line['images']:,} images)"
 
@@ -69,7 +69,7 @@ def router_metrics(totals: Totals, num_experts: int) -> dict[str, float]:
     and routed layers. ``max_violation``: largest load over the mean, less 1, of each batch, mean
     over layers and batches; ``max_violation_global``: of all of them together (Wang et al. 2024,
     MaxVio_batch and MaxVio_global). ``dropped_fraction``: share of all choices that got no slot.
-    ``dead_experts``: experts, over all layers, that nobody asked for in the whole interval.
+    ``dead_experts``: experts, over all layers, that no token asked for in the whole interval.
     ``router_entropy``: nats a token, mean over layers. ``experts_per_token``: choices of experts
     that compute (the first ``num_experts``), before capacity. ``bad_logits``: tokens, over all
     layers, that no expert saw because a logit was not finite. ``expert_groups_per_token``, where

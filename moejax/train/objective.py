@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy and the auxiliary losses of the routers.
+"""The loss: cross-entropy and the auxiliary losses of the routers.
 
 Letters: M: positions that are looked at.
 """

@@ -25,7 +25,7 @@ class Sums:
     scopes: jax.Array | None = None
     """Sequences or devices that had tokens."""
     correct: jax.Array | None = None
-    """Images whose class was the most probable one; None for text."""
+    """Images whose class got the highest probability; None for text."""
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +61,6 @@ class ClassCounts:
     """How a batch of images was sorted."""
 
     confusion_VV: jax.Array
-    """Images by their class, and by what they were taken for."""
+    """Images by their class (rows) and by the class that the model gave them."""
     asked_LEV: jax.Array | None
     """Choices of each expert by the image's class; None for a dense model."""

@@ -9,7 +9,7 @@ from moejax.train.totals import Totals, add_totals, totals_from_json, totals_to_
 
 @dataclass
 class Tally:
-    """What changes while a run goes on, beside the train state; saved with every checkpoint."""
+    """Counts and times of a run. They are saved with every checkpoint, next to the train state."""
 
     step: int = 0
     tokens: int = 0
@@ -34,7 +34,7 @@ class Tally:
         self.window, self.window_seconds = None, 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As saved beside the state."""
+        """As a checkpoint holds it."""
         best = self.best if math.isfinite(self.best) else None
         return vars(self) | {"best": best, "window": totals_to_json(self.window)}
 

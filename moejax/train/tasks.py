@@ -34,7 +34,7 @@ class LanguageTask:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the data beside."""
+        """More about the data, for ``summary.json``."""
         return {}
 
     @property
@@ -80,7 +80,7 @@ class ImageTask:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the data beside."""
+        """More about the data, for ``summary.json``."""
         return {"classes": list(self.images.classes)}
 
     @property

@@ -1,4 +1,4 @@
-"""The lines of metrics for TensorBoard, beside those that a run always writes."""
+"""The lines of metrics once more, for TensorBoard."""
 
 import math
 from pathlib import Path
@@ -11,8 +11,8 @@ from moejax.runs.pages.heatmaps import ratios
 
 
 class TensorBoard:
-    """Writes to a directory; with ``directory`` None it does nothing. The first line takes back
-    what an earlier start wrote of its step and of later ones.
+    """Writes to a directory; with ``directory`` None it does nothing. The first line hides what an
+    earlier start wrote about this step and later ones.
 
     Raises ``ConfigError`` if tensorboardX is not installed.
     """
@@ -47,6 +47,6 @@ class TensorBoard:
                 self._writer.add_histogram(f"{split}/load/routed_layer_{layer}", ratio_E, step)
 
     def close(self) -> None:
-        """Write what waits, which else happens every few seconds."""
+        """Write at once what would be written some seconds later."""
         if self._writer is not None:
             self._writer.close()

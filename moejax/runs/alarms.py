@@ -17,26 +17,26 @@ from moejax.config.config import Config
 from moejax.runs.metric_lines import number
 
 PATIENCE = 3
-"""Intervals in a row that balance and drops must be bad for: all routers begin unevenly."""
+"""For so many intervals in a row balance or drops must be bad: every router begins unevenly."""
 SILENCE = 10
-"""Intervals in which an alarm of the same kind is not repeated."""
+"""For so many intervals an alarm of the same kind is not repeated."""
 STARVED = 0.01
-"""Below this part of its fair share an expert counts as dead."""
+"""An expert with less than this part of its fair share counts as dead."""
 FEWEST_CHOICES = 100
 """Mean choices of an expert in an interval, below which no expert is called dead."""
 FEWEST_EFFECTIVE = 0.75
-"""Effective experts, as a part of all, below which a router has collapsed."""
+"""A router has collapsed if its effective experts are less than this part of all experts."""
 MOST_DROPPED = 0.2
-"""Share of choices dropped."""
+"""Largest share of dropped choices without an alarm."""
 MOST_LOGITS = 10.0
-"""Root mean squared log-sum-exp of the router's logits, above that of logits which are all 0."""
+"""How far the root mean squared log-sum-exp of the router's logits may be above that of zeros."""
 SPIKE = 0.3
-"""Nats a token above the lowest loss so far, where the loss hardly moves."""
+"""Nats a token: a loss so far above the lowest one is a spike, if the loss hardly moves."""
 
 
 @dataclass(frozen=True)
 class Recent:
-    """The last intervals: their lines of metrics, all since the start, and their loads."""
+    """What alarms look at: all lines of metrics so far, and the loads of the last intervals."""
 
     lines: Sequence[dict[str, Any]]
     asked_ILE: Sequence[np.ndarray]
@@ -45,7 +45,7 @@ class Recent:
     """Index in the model of each routed layer."""
 
     def lasts(self, condition: Callable[[dict[str, Any]], bool]) -> bool:
-        """Whether it held in each of the last ``PATIENCE`` intervals."""
+        """Whether the condition holds in each of the last ``PATIENCE`` intervals."""
         lines = self.lines[-PATIENCE:]
         return len(lines) == PATIENCE and all(condition(line) for line in lines)
 
@@ -62,8 +62,8 @@ def find_alarms(recent: Recent, config: Config) -> list[dict[str, str]]:
 
 
 def effective_experts(asked_LE: np.ndarray) -> np.ndarray:
-    """Per layer, exp of the entropy of the load, over the number of experts: 1 if all have the
-    same, 1 / E if one has all; 1 without any load.
+    """For each layer, exp of the entropy of the load, divided by the number of experts: 1 if all
+    experts have the same load, 1 / E if one has all of it, and 1 without any load.
     """
     total_L1 = asked_LE.sum(-1, keepdims=True)
     share_LE = np.divide(asked_LE, total_L1, out=np.zeros(asked_LE.shape), where=total_L1 > 0)
@@ -72,7 +72,7 @@ def effective_experts(asked_LE: np.ndarray) -> np.ndarray:
 
 
 def find_dead(asked_LE: np.ndarray) -> np.ndarray:
-    """Which experts had next to nothing, where there were enough choices to tell."""
+    """Which experts had almost no choices; none, if there were too few choices to tell."""
     fair_L1 = asked_LE.mean(-1, keepdims=True)
     return (asked_LE < STARVED * fair_L1) & (fair_L1 >= FEWEST_CHOICES)
 
@@ -195,4 +195,4 @@ KINDS: dict[str, Callable[[Recent, Config], str | None]] = {
     "loss spike": _tell_spike,
     "not finite": _tell_not_finite,
 }
-"""What may be wrong, and the words that say so, or None."""
+"""The kinds of alarm; each function returns the words of its alarm, or None."""

@@ -6,12 +6,12 @@ Letters: Y: classes of tokens.
 import numpy as np
 
 SURE = 3.0
-"""Standard deviations from chance beyond which a count is not called chance."""
+"""A count is called chance up to so many standard deviations from the expected one."""
 
 
 def lift(counts_EY: np.ndarray) -> np.ndarray:
-    """P(expert | class) / P(expert), ``lift_EY``: 1 where the class has nothing to do with it, or
-    there is nothing. Leading dimensions are kept.
+    """P(expert | class) / P(expert), ``lift_EY``: 1 where the class makes no difference, and where
+    nothing was counted. Leading dimensions are kept.
     """
     total = counts_EY.sum((-2, -1), keepdims=True)
     expected_EY = counts_EY.sum(-1, keepdims=True) * counts_EY.sum(-2, keepdims=True)
@@ -20,6 +20,6 @@ def lift(counts_EY: np.ndarray) -> np.ndarray:
 
 
 def expected_counts(counts_EY: np.ndarray) -> np.ndarray:
-    """The counts that chance would give, with as many of each expert and of each class."""
+    """The counts that chance would give, with the same totals of each expert and each class."""
     total = max(counts_EY.sum(), 1)
     return counts_EY.sum(1, keepdims=True) * counts_EY.sum(0, keepdims=True) / total

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and times as short texts for people."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """The shortest labels, of equal decimals, that tell the ticks apart."""
+    """The shortest labels that tell the ticks apart, all with the same number of decimals."""
     largest = max(map(abs, ticks), default=0.0)
     if largest >= 10_000:
         labels = [short(tick) for tick in ticks]

@@ -1,13 +1,13 @@
 """How far experts specialise: what their choices tell of the class of a token.
 
-The counts are of choices, ``counts_EY``: how often a token of class y (Y of them) asked for expert
-e. P below is their distribution. Muennighoff et al. 2024 (OLMoE), section 5, and Jiang et al. 2024
-(Mixtral), section 5, show the share of a domain's, or of a token's, choices that each expert gets;
-lift is that share over the expert's share of all choices.
+``counts_EY`` counts choices: how often a token of class y (Y of them) asked for expert e. P below
+is the distribution of these choices. Muennighoff et al. 2024 (OLMoE), section 5, and Jiang et al.
+2024 (Mixtral), section 5, show the share of a domain's, or of a token's, choices that each expert
+gets; lift is that share over the expert's share of all choices.
 
-What chance would give is found by shifting the classes around a circle against the routing: this
-keeps how long runs of a class and runs of an expert are. Neighbouring tokens are alike in both, so
-that a plain permutation would call almost anything significant.
+To find what chance would give, the classes are shifted against the routing, in a circle. This keeps
+the lengths of the runs, in which neighbouring tokens share a class or an expert. A plain
+permutation would destroy the runs, and almost everything would look significant.
 
 Letters: Y: classes of tokens; Z: shifts of the classes.
 """
@@ -21,14 +21,14 @@ from moejax.runs.lift import SURE, lift
 
 
 def count_choices(chosen_TE: np.ndarray, class_T: np.ndarray, classes: int) -> np.ndarray:
-    """``counts_EY``, int64, of tokens that chose (bool) experts; exact up to 2^24 tokens."""
+    """``counts_EY`` (int64) of the tokens that chose each expert; exact up to 2^24 tokens."""
     return next(_counts(chosen_TE, class_T, classes, [0]))
 
 
 def shifted_counts(
     chosen_TE: np.ndarray, class_T: np.ndarray, classes: int, shifts: Sequence[int]
 ) -> np.ndarray:
-    """``counts_ZEY``: the counts with the classes moved so many tokens on, in a circle."""
+    """``counts_ZEY``: the counts after moving the classes by each of the shifts, in a circle."""
     return np.stack([*_counts(chosen_TE, class_T, classes, shifts)])
 
 
@@ -41,16 +41,16 @@ def _counts(
 
 
 def draw_shifts(tokens: int, least: int, count: int, seed: int = 0) -> list[int]:
-    """Random shifts of a circle of so many tokens, none of them by fewer than ``least`` (or a
-    quarter of the circle) either way.
+    """Random shifts of a circle of ``tokens`` tokens. Each is by at least ``least`` tokens, or by a
+    quarter of the circle if that is less, in both directions.
     """
     least = min(least, tokens // 4)
     return np.random.default_rng(seed).integers(least, tokens - least + 1, count).tolist()
 
 
 def z_scores(counts_EY: np.ndarray, null_ZEY: np.ndarray) -> np.ndarray:
-    """Distance of the counts from the mean of the shifted ones, in their standard deviations; 0
-    where these are all the same.
+    """Distance of the counts from the mean of the shifted counts, in standard deviations of the
+    shifted counts; 0 where these are all the same.
     """
     sd_EY = null_ZEY.std(0, ddof=1)
     away_EY = counts_EY - null_ZEY.mean(0)
@@ -58,27 +58,27 @@ def z_scores(counts_EY: np.ndarray, null_ZEY: np.ndarray) -> np.ndarray:
 
 
 def contributions(counts_EY: np.ndarray) -> np.ndarray:
-    """P(e, y) log2 lift, ``bits_EY``: the parts of the mutual information; see there."""
+    """P(e, y) log2 lift, ``bits_EY``: what each cell adds to ``mutual_information``."""
     share_EY = counts_EY / np.maximum(counts_EY.sum((-2, -1), keepdims=True), 1)
     return share_EY * np.log2(np.where(counts_EY > 0, lift(counts_EY), 1))
 
 
 def mutual_information(counts_EY: np.ndarray) -> np.ndarray:
     """Bits that one choice of a token tells of its class: sum of P(e, y) log2 lift. Leading
-    dimensions are kept. Of few tokens it is too large (what shifted classes give says by how much).
+    dimensions are kept. It is too large for few tokens; the shifted classes show by how much.
     """
     return contributions(counts_EY).sum((-2, -1))
 
 
 def entropy(count_Y: np.ndarray) -> float:
-    """Bits that it takes to tell the class: no routing can tell more."""
+    """Bits that it takes to tell the class of a token: no routing can tell more."""
     share_Y = count_Y[count_Y > 0] / count_Y.sum()
     return float(-(share_Y * np.log2(share_Y)).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """Who chose whom, of all tokens and layers: a bit for each expert."""
+    """The experts that each token chose in each layer: a bit for each expert."""
 
     packed_LTE: np.ndarray
     """uint8; eight experts in a byte."""
@@ -98,10 +98,10 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Association:
-    """What the routing has to do with one kind of class; L are the routed layers."""
+    """How the routing depends on one kind of class; L are the routed layers."""
 
     names: tuple[str, ...]
-    """Of the classes (Y)."""
+    """The names of the classes (Y)."""
     counts_LEY: np.ndarray
     z_LEY: np.ndarray
     bits_L: np.ndarray
@@ -111,9 +111,9 @@ class Association:
     chance_sd_L: np.ndarray
     """Its standard deviation over the shifts."""
     shuffled_L: np.ndarray
-    """The same of the shuffled text: what tokens tell without their order."""
+    """The same for the shuffled text: what tokens tell without their order."""
     entropy: float
-    """Of the class of a token, in bits."""
+    """Entropy of the class of a token, in bits."""
 
     @property
     def lift_LEY(self) -> np.ndarray:
@@ -122,7 +122,7 @@ class Association:
 
     @property
     def sure_LEY(self) -> np.ndarray:
-        """Whether a cell is not chance."""
+        """Whether a cell differs from chance."""
         return np.abs(self.z_LEY) >= SURE
 
 
@@ -134,8 +134,8 @@ def associate(
     names: Sequence[str],
     shifts: Sequence[int],
 ) -> Association:
-    """Compare the choices of the tokens of a text with their classes. In the shuffled text, token t
-    is the one that was ``order_T[t]``.
+    """Compare the choices of a text's tokens with their classes. Token t of the shuffled text is
+    token ``order_T[t]`` of the text.
     """
     Y, found = len(names), []
     for chosen_TE, moved_TE in zip(choices, shuffled, strict=True):
@@ -159,10 +159,10 @@ def associate(
 
 @dataclass(frozen=True)
 class Cell:
-    """An expert and a class that it takes more of than its share."""
+    """An expert, and a class of which it takes more than its share."""
 
     layer: int
-    """Among the routed ones."""
+    """Index among the routed layers."""
     expert: int
     label: int
     lift: float
@@ -170,14 +170,14 @@ class Cell:
     bits: float
     """What it adds to the mutual information."""
     of_class: float
-    """Share of the class's choices that the expert has."""
+    """The part of the class's choices that goes to the expert."""
     of_expert: float
-    """Share of the expert's choices that the class has."""
+    """The part of the expert's choices that comes from the class."""
 
 
 def strongest_cells(association: Association, count: int) -> list[Cell]:
-    """The cells with more than their share that add most to their layer's mutual information, of
-    those that are not chance.
+    """Of the cells that differ from chance and have more than their share: those that add most to
+    the mutual information of their layer.
     """
     bits_LEY, lift_LEY = contributions(association.counts_LEY), association.lift_LEY
     worth_LEY = np.where(association.z_LEY >= SURE, bits_LEY, 0)

@@ -1,8 +1,8 @@
-"""Classes of the bytes and tokens of a text: what it is a part of.
+"""Classes of the bytes and tokens of a text: keyword, name, string and so on.
 
-Python's own tokenizer says what each byte of a Python file is. A token's class is that of its first
-byte that is not a space, since many tokens begin with the space before a word. Text of another kind
-has its most frequent tokens for classes.
+Python's own tokenizer gives the class of each byte of a Python file. The class of a token is that
+of its first byte that is not a space, since many tokens begin with the space before a word. In
+other texts, the most frequent tokens are the classes.
 """
 
 import builtins
@@ -30,11 +30,11 @@ CLASSES = (
     "space",
     "other",
 )
-"""`builtin`: a built-in name that does not follow a dot; `line`: the ends of lines and the
-indentation after them; `other`: what Python cannot read."""
+"""`builtin`: a built-in name that does not follow a dot; `line`: ends of lines, and the indentation
+after them; `other`: text that Python cannot read."""
 OTHER = CLASSES.index("other")
 REST = "the rest"
-"""The label of what is not among the most frequent."""
+"""The label of all that is not among the most frequent."""
 
 _BY_TYPE = {
     "STRING": "string",
@@ -53,11 +53,12 @@ Place = tuple[int, int]
 
 
 def classify_python(text: bytes) -> np.ndarray | None:
-    """The class of each byte of a Python file, uint8 [n] into ``CLASSES``; None if it is none.
+    """The class of each byte of a Python file, as an index into ``CLASSES`` (uint8 [n]); None if
+    the text is not Python.
 
-    A string is one class from prefix to quote, also where Python 3.12 and later see the expressions
-    in an f-string. What no token covers is white space, and by its place on the line `line` or
-    `space`. Bytes that are not UTF-8 do no harm inside strings and comments.
+    A string is one class from its prefix to its last quote, also where Python 3.12 and later see
+    the expressions in an f-string. White space is what no token covers; its place on the line makes
+    it `line` or `space`. Bytes that are not UTF-8 do no harm inside strings and comments.
     """
     letters, byte_ends = split_characters(text)
     lines = letters.removeprefix(_BOM).split("\n")
@@ -73,13 +74,13 @@ def classify_python(text: bytes) -> np.ndarray | None:
 
 
 def _white_space(letters: str) -> np.ndarray:
-    """`line` for the ends of lines (continued ones, too) and the white space that begins them,
-    `space` for all else.
+    """`line` for ends of lines (also continued ones) and for the white space that begins a line;
+    `space` for everything else.
     """
     code = np.frombuffer(letters.encode("utf-32-le"), np.uint32)
     ends = np.isin(code, [ord(letter) for letter in "\r\n\\"])
     solid = ~np.isin(code, [ord(letter) for letter in " \t\f"])
-    # Indentation: the last thing before it that is not white is the end of a line, or nothing.
+    # Indentation follows the end of a line, or begins the text.
     last = np.maximum.accumulate(np.where(solid, np.arange(code.size), -1), dtype=np.int64)
     begins = (last < 0) | (code[np.maximum(last, 0)] == ord("\n"))
     line, space = (np.uint8(CLASSES.index(name)) for name in ("line", "space"))
@@ -87,7 +88,7 @@ def _white_space(letters: str) -> np.ndarray:
 
 
 def _spans(lines: Sequence[str]) -> Iterator[tuple[str, Place, Place]]:
-    """(class, begin, end) of all that is not white space; places are (row, column)."""
+    """(class, begin, end) of everything but white space; places are (row, column)."""
     readline = io.StringIO("\n".join(lines), newline="\n").readline
     depth, begin, before = 0, None, ""
     for token in tokenize.generate_tokens(readline):
@@ -115,9 +116,9 @@ def _classify_name(name: str, before: str) -> str:
 def classify_tokens(
     class_of_byte: np.ndarray, text: bytes, begin_T: np.ndarray, end_T: np.ndarray
 ) -> np.ndarray:
-    """The class of each token, from the bytes ``begin_T`` to ``end_T`` of the text: that of its
-    first byte that is not a space, or of its first if all are. A token without bytes (where several
-    share a character, all but the first) has the class of the byte before.
+    """The class of each token, which has the bytes ``begin_T`` to ``end_T`` of the text: the class
+    of its first byte that is not a space, or of its first byte if all are spaces. If several tokens
+    share a character, all but the first have no bytes; they have the class of the byte before.
     """
     solid = np.flatnonzero(np.frombuffer(text, np.uint8) != ord(" "))
     next_T = np.append(solid, len(text))[np.searchsorted(solid, begin_T)]
@@ -126,7 +127,7 @@ def classify_tokens(
 
 
 def domains(paths: Sequence[str], alone: str) -> list[str]:
-    """The first folder of each path below what all have in common; ``alone`` for files in none."""
+    """The first folder of each path below the common root; ``alone`` for files without a folder."""
     folders = [os.path.dirname(path) for path in paths]
     root = os.path.commonpath(folders) if all(folders) else ""
     below = [os.path.relpath(folder or ".", root or ".") for folder in folders]
@@ -134,8 +135,8 @@ def domains(paths: Sequence[str], alone: str) -> list[str]:
 
 
 def most_frequent(labels: Sequence, most: int) -> tuple[np.ndarray, list]:
-    """The index of each label among the ``most`` frequent ones, and these, the first most frequent;
-    all others have the index after theirs.
+    """The index of each label among the ``most`` frequent labels, and the list of these, the most
+    frequent first. All other labels have the index after the last.
     """
     kept = [label for label, _ in Counter(labels).most_common(most)]
     index = {label: i for i, label in enumerate(kept)}
@@ -143,7 +144,7 @@ def most_frequent(labels: Sequence, most: int) -> tuple[np.ndarray, list]:
 
 
 def visible_label(token: bytes) -> str:
-    """A token as a label: white space that can be seen, control characters by their number."""
+    """A token as a label, with visible white space and with control characters as numbers."""
     letters = token.decode("utf-8", "backslashreplace")
     visible = {" ": "␣", "\n": "⏎", "\t": "⇥"}
     return "".join(

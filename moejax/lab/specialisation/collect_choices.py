@@ -39,7 +39,7 @@ def check_routed(config: ModelConfig, path: Path) -> None:
 
 
 def name_experts(moe: MoEConfig) -> tuple[str, ...]:
-    """The number of each expert; those without computation have their kind before it."""
+    """The number of each expert; for experts without computation, with their kind before it."""
     kinds = (
         ("", moe.num_experts),
         ("identity ", moe.identity_experts),
@@ -56,8 +56,8 @@ def collect_choices(
     inputs_BN: np.ndarray,
     rows: int,
 ) -> Choices:
-    """The experts that each token of the sample asks for, with these inputs in the sample's
-    places. ``rows`` sequences are run at a time.
+    """The experts that each token of the sample asks for, if the sample has these inputs. ``rows``
+    sequences are run at a time.
     """
     decoder = DecoderLM(config, model.vocab_size, inference_layout(model.layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")

@@ -1,4 +1,4 @@
-"""A sample of a text with what is known of each token: its class, and the domain it is from."""
+"""A sample of a text, with the class of each token and the domain that it is from."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ from moejax.lab.specialisation.classes import (
 )
 
 AROUND = 40
-"""Bytes of the text that are kept on each side of a token."""
+"""How many bytes of the text are kept on each side of a token."""
 MOST_LABELS = 30
-"""Tokens, or domains, that are classes of their own."""
+"""How many tokens, or domains, are classes of their own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """A class of each token."""
+    """The class of each token, as an index into the names of the classes."""
 
     label_T: np.ndarray
     names: tuple[str, ...]
@@ -38,12 +38,12 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """T tokens of a text, in B pieces of at most N positions. Boundaries are no tokens of it."""
+    """T tokens of a text, in B pieces of at most N positions; boundaries are no tokens of it."""
 
     inputs_BN: np.ndarray
     length_B: np.ndarray
     is_text_BN: np.ndarray
-    """Which positions are the tokens, in their order."""
+    """Which positions hold tokens of the text, in their order."""
     texts: tuple[bytes, ...]
     """The bytes of each piece, and up to ``AROUND`` more on either side."""
     begin_T: np.ndarray
@@ -51,21 +51,21 @@ class Sample:
     """The bytes of each token, in the text of its piece."""
     classes: Labels
     domains: Labels | None
-    """None if nobody knows them, or there is only one."""
+    """None if they are unknown, or if there is only one."""
     documents: int
-    """Those that the pieces are from."""
+    """How many documents the pieces are from."""
     not_python: int | None
-    """Files of Python that Python cannot read, all of class `other`; None if the classes are not
-    Python's."""
+    """How many Python files Python cannot read (their class is `other`); None if the text is not
+    Python."""
 
     @property
     def token_T(self) -> np.ndarray:
-        """Their ids."""
+        """The id of each token."""
         return self.inputs_BN[self.is_text_BN]
 
     @property
     def row_T(self) -> np.ndarray:
-        """The piece of each."""
+        """The piece of each token."""
         return np.nonzero(self.is_text_BN)[0]
 
     def token_label(self, t: int) -> str:
@@ -73,8 +73,8 @@ class Sample:
         return visible_label(self.texts[self.row_T[t]][self.begin_T[t] : self.end_T[t]])
 
     def shuffle(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """The inputs with the tokens of each piece in random order, and this order: token t is then
-        the one that was ``order_T[t]``.
+        """The inputs with the tokens of each piece in random order, and this order: the new token t
+        is token ``order_T[t]`` of the sample.
         """
         row_T = self.row_T
         order_T = np.lexsort((np.random.default_rng(seed).random(row_T.size), row_T))
@@ -86,9 +86,9 @@ class Sample:
 def draw_sample(
     documents: Documents, tokenizer: Tokenizer, length: int, tokens: int, whole: int = 1
 ) -> Sample:
-    """About ``tokens`` tokens in pieces of at most ``length``; see ``data.spread``. Rows are as
-    long as the longest piece, up to a multiple of ``whole``. What is kept grows with ``tokens``,
-    not with the text. Raises ``ConfigError`` for a text without any.
+    """Draw about ``tokens`` tokens in pieces of at most ``length``; see ``data.spread``. Rows are
+    as long as the longest piece, rounded up to a multiple of ``whole``. Memory grows with
+    ``tokens``, not with the text. Raises ``ConfigError`` for a text without tokens.
     """
     kept: list[_Kept] = []
     for _, group in itertools.groupby(
@@ -123,7 +123,7 @@ def draw_sample(
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """What is kept of an excerpt: its tokens, their bytes, and their classes if it is Python."""
+    """What is kept of an excerpt: its tokens, their bytes and, for Python, their classes."""
 
     document: int
     path: str | None
@@ -137,7 +137,7 @@ class _Kept:
 
 
 def _keep_excerpts(group: list[Excerpt], documents: Documents) -> list[_Kept]:
-    """Of the excerpts of one document."""
+    """What is kept of the excerpts of one document."""
     index, text = group[0].document, group[0].text
     path = find_path(documents, index)
     is_python = path is not None and path.endswith(".py")
@@ -159,7 +159,7 @@ def _keep_excerpts(group: list[Excerpt], documents: Documents) -> list[_Kept]:
 
 
 def _label_classes(sample: Sample, kept: Sequence[_Kept]) -> dict[str, Any]:
-    """Python's classes if all is Python, else the most frequent tokens."""
+    """The classes of Python if all documents are Python, else the most frequent tokens."""
     if all(one.class_T is not None for one in kept):
         class_T = np.concatenate([one.class_T for one in kept])
         present, label_T = np.unique(class_T, return_inverse=True)
@@ -185,5 +185,5 @@ def _label_domains(sample: Sample, kept: Sequence[_Kept]) -> Labels | None:
 
 
 def _name_rest(label_T: np.ndarray, names: Sequence[str]) -> Labels:
-    """The labels with a name for the one after all names, if there is any."""
+    """The labels and their names; the label after the last name is called the rest."""
     return Labels(label_T, (*names, REST) if label_T.max() == len(names) else (*names,))

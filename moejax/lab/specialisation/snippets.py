@@ -1,4 +1,4 @@
-"""What an expert takes, shown: its classes, its most frequent tokens, and places in the text.
+"""A portrait of an expert: its classes, its most frequent tokens, and places in the text.
 
 Letters: Y: classes of tokens.
 """
@@ -16,37 +16,38 @@ from moejax.runs.lift import SURE
 
 SNIPPETS = 6
 TOKENS = 10
-"""Of each expert that is shown."""
+"""Snippets and tokens of each expert that is shown."""
 CLASSES_SHOWN = 3
 
 Snippet = tuple[tuple[str, int], ...]
-"""A stretch of text in parts: 2 is the token in question, 1 others that the expert takes, 0 what it
-does not take."""
+"""A piece of text in parts, each with a number: 2 for the token that is shown, 1 for other tokens
+that the expert takes, 0 for the rest."""
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """One expert."""
+    """What one expert takes."""
 
     layer: int
-    """Among the routed ones."""
+    """Index among the routed layers."""
     expert: int
     choices: int
     bits: float
-    """What it adds to the mutual information of its layer and the classes."""
+    """What it adds to the mutual information of the layer's experts and the classes."""
     classes: tuple[tuple[str, float], ...]
-    """Those it takes more of than its share, surely, with their lift; the weightiest first."""
+    """Classes of which it takes more than its share, not by chance, with their lift; the most
+    important first."""
     tokens: tuple[tuple[str, float], ...]
-    """Its most frequent ones, and the share of all their occurrences that it takes."""
+    """Its most frequent tokens, each with the share of its occurrences that the expert takes."""
     snippets: tuple[Snippet, ...]
 
 
 def draw_portraits(
     sample: Sample, choices: Choices, association: Association, most: int
 ) -> Iterator[Portrait]:
-    """The experts that add most to the mutual information of their layer, ``most`` of each, in the
-    order of their numbers. Snippets are of the classes that an expert surely takes more of than its
-    share; if there are none, of any.
+    """Portraits of the ``most`` experts of each layer that add most to its mutual information, in
+    the order of their numbers. Snippets show the classes of which an expert takes more than its
+    share, not by chance; if there are none, any class.
     """
     row_T = sample.row_T
     ids, first, which_T = np.unique(sample.token_T, return_index=True, return_inverse=True)
@@ -80,8 +81,8 @@ def draw_portraits(
 
 
 def pick_spread(candidate_T: np.ndarray, row_T: np.ndarray, count: int) -> list[int]:
-    """Some of the candidates, spread evenly over the pieces of the text, and of each piece the one
-    in the middle.
+    """Pick up to ``count`` candidates, spread evenly over the pieces of the text: from a piece, the
+    one in the middle.
     """
     found = np.flatnonzero(candidate_T)
     _, first, size = np.unique(row_T[found], return_index=True, return_counts=True)
@@ -91,7 +92,7 @@ def pick_spread(candidate_T: np.ndarray, row_T: np.ndarray, count: int) -> list[
 
 
 def cut_snippet(sample: Sample, row_T: np.ndarray, chosen_T: np.ndarray, t: int) -> Snippet:
-    """The text around token t, with the tokens that the expert takes."""
+    """The text around token t, in which the tokens that the expert takes are marked."""
     row = row_T[t]
     text, begin, end = sample.texts[row], int(sample.begin_T[t]), int(sample.end_T[t])
     level = np.zeros(len(text), np.int8)

@@ -43,8 +43,8 @@ _BITS = (
 
 
 def specialisation_html(found: Findings) -> str:
-    """The page; it stands alone, as the report of a run does. Its size is bounded by the number of
-    layers times that of experts in its maps, and by the number of portraits.
+    """The page, which stands alone like the report of a run. Its size is bounded by the number of
+    layers times experts, and by the number of portraits.
     """
     parts = [_header(found), page.tiles(_key_numbers(found)), _information_section(found)]
     classes = _TOKENS if found.not_python is None else _PYTHON
@@ -240,6 +240,6 @@ def _draw_snippet(parts: Snippet) -> str:
 
 
 def _on_one_line(text: str, kind: int) -> str:
-    """On one line; the white space of what is marked can be seen."""
+    """The text on one line; the white space of the marked token is made visible."""
     text = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
     return text.replace(" ", "␣") if kind == 2 else text

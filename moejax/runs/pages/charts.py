@@ -1,7 +1,7 @@
-"""Line charts as inline SVG: no dependency, and the page's CSS gives the colours.
+"""Line charts as inline SVG, without dependencies; the page's CSS gives the colours.
 
-A chart is a string of HTML. Its data ride along in ``data-chart`` for the page's hover script;
-without the script nothing is lost but the values under the pointer.
+A chart is a string of HTML. Its data are in ``data-chart``, for the hover script of the page.
+Without the script, only the values under the pointer are missing.
 """
 
 import json
@@ -17,13 +17,13 @@ from moejax.runtime.number_words import four_digits, tick_labels
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480, 54, 18, 8, 28
 PLOT = WIDTH - LEFT - RIGHT
 SLACK = 4
-"""How far a shape may stand over the border of the plot area: half a dot."""
+"""How far a shape may reach over the border of the plot area: half a dot."""
 MOST_POINTS = 300
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One line: ``y`` over ``x``, in colour ``color`` (0-7) of the page, with dots if so asked.
+    """One line: ``y`` over ``x``, in colour ``color`` (0-7) of the page, with dots if asked for.
 
     ``dash``: 0 for a solid line, 1 for a dashed one, 2 for a dotted one. ``least`` and
     ``greatest``: the edges of a band around it, such as the spread over seeds.
@@ -49,7 +49,9 @@ class Axis:
     log: bool = False
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Distance from the low end; NaN where there is none (not finite, or the log of <= 0)."""
+        """Distance from the low end; NaN for a value that is not finite, or for the log of one <=
+        0.
+        """
         low, high = _log_if(np.array([self.low, self.high]), self.log)
         return (_log_if(np.asarray(values), self.log) - low) / (high - low) * self.length
 
@@ -123,7 +125,7 @@ def robust_range(
 
 
 def falling_range(series: Sequence[Series]) -> tuple[float, float] | None:
-    """A range for curves that should fall: a spike far above where they began leaves the axis."""
+    """A range for curves that should fall. A spike far above their start lies beyond the axis."""
     pairs = [(one.x, edge) for one in series for edge in _edges(one)]
     x, y = (np.concatenate(parts) for parts in zip(*pairs, strict=True)) if pairs else ([], [])
     known = np.isfinite(y)
@@ -172,7 +174,7 @@ def _log_if(values: np.ndarray, log: bool) -> np.ndarray:
 
 
 def _widen_if_empty(low: float, high: float) -> tuple[float, float]:
-    """A range that is never empty."""
+    """The range, made wider if it is empty."""
     return (low, high) if high > low else (low - (abs(low) or 1) / 10, low + (abs(low) or 1) / 10)
 
 
@@ -190,12 +192,12 @@ def _cut_to(one: Series, x_range: tuple[float, float] | None) -> Series:
 
 
 def _edges(one: Series) -> tuple[np.ndarray, ...]:
-    """All that a line shows: itself, or the edges of its band."""
+    """The values that a line needs room for: its own, or the edges of its band."""
     return (one.y,) if one.least is None else (one.least, one.greatest)
 
 
 def _thin_out(one: Series) -> tuple[Series, np.ndarray | None, np.ndarray | None]:
-    """At most ``MOST_POINTS`` means of neighbours, with their least and greatest values."""
+    """At most ``MOST_POINTS`` means of neighbours, and their least and greatest values."""
     if one.x.size <= MOST_POINTS:
         return one, one.least, one.greatest
     cuts = range(0, one.x.size, -(-one.x.size // MOST_POINTS))[1:]

@@ -12,11 +12,11 @@ from moejax.runs.pages.heatmaps import lift_heatmap, lift_key, named_share_heatm
 from moejax.runs.records import Run
 
 MOST_CLASSES = 100
-"""Beyond these the pictures would be too fine to read: the most frequent ones are shown."""
+"""More classes would be too small to read: only the most frequent ones are shown."""
 
 
 def class_section(run: Run) -> str:
-    """The section of the report; empty for texts."""
+    """The section on classes; empty for models of text."""
     if run.sorted is None:
         return ""
     found, names = _keep_frequent(run.sorted, _name_classes(run))
@@ -49,7 +49,7 @@ def _name_classes(run: Run) -> list[str]:
 
 
 def _keep_frequent(found: Sorted, names: list[str]) -> tuple[Sorted, list[str]]:
-    """The most frequent classes, in their own order."""
+    """Only the most frequent classes, in their own order."""
     if len(names) <= MOST_CLASSES:
         return found, names
     kept = np.sort(np.argsort(-found.confusion_VV.sum(1), kind="stable")[:MOST_CLASSES])
@@ -80,7 +80,7 @@ def _describe_worst(confusion_VV: np.ndarray, names: list[str]) -> str:
 
 def _draw_layer(asked_EV: np.ndarray, layer: int, images: int, names: list[str]) -> str:
     expected_EV = expected_counts(asked_EV)
-    # As if all choices of an image were one, made several times: those of its patches are alike.
+    # The choices of an image's patches are alike, so an image counts as one choice made many times.
     deviation_EV = np.sqrt(expected_EV * asked_EV.sum() / images)
     sure_EV = np.abs(asked_EV - expected_EV) > SURE * deviation_EV
     share_EV = asked_EV / np.maximum(asked_EV.sum(0, keepdims=True), 1)

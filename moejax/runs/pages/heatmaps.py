@@ -1,9 +1,10 @@
 """Heatmaps as inline SVG around a small PNG, whose transparency lets the page's colour through.
 
-A cell is a level of a palette. Levels of a *ratio* palette count tenths of an octave around 1:
-fair is transparent, more is warm, less is cold, nothing at all is a colour of its own. A *lift*
-palette has these colours twice: the second ones, for what may be chance, are pale. Levels of a
-*share* palette run from 0, transparent, to the largest value.
+A cell is a level of a palette. The levels of a *ratio* palette count tenths of an octave around 1:
+a fair ratio is transparent, a larger one is warm, a smaller one is cold, and a ratio of nothing has
+a colour of its own. A *lift* palette has these colours twice; the second ones are pale, for what
+may be chance. The levels of a *share* palette run from 0, which is transparent, to the largest
+value.
 
 Letters: X: columns of a map; Y: rows of a map.
 """
@@ -25,9 +26,9 @@ NOTHING = 2 * REACH + 1
 WARM, COLD, EMPTY = (232, 89, 12), (24, 119, 214), (190, 24, 148)
 MOST_ROWS = 64
 LONGEST_NAME = 16
-"""Letters of the name of a row; longer ones are cut off."""
+"""Letters of the name of a row; longer names are cut."""
 NAME_UNITS = 9
-"""Units of the drawing that a letter of such a name may take, on a phone."""
+"""Width of a letter of such a name on a phone, in units of the drawing."""
 
 
 def ratios(load_RE: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ def _levels(ratio_YX: np.ndarray) -> np.ndarray:
 
 
 def fold_rows(level_YX: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
-    """At most ``most`` rows: of neighbours the one farthest from fair, so no fault is hidden."""
+    """At most ``most`` rows: of neighbours, the one farthest from fair, so no fault is hidden."""
     if len(level_YX) <= most:
         return level_YX
     far_YX = np.where(level_YX == NOTHING, 255, np.abs(level_YX.astype(int) - REACH))
@@ -77,7 +78,7 @@ def ratio_heatmap(
     words_YX: np.ndarray | None = None,
     blocks: Sequence[str] = (),
 ) -> str:
-    """A map of ratio levels; ``x``: what the columns' outer edges stand for.
+    """A map of ratio levels; ``x``: the values at its left and right edge.
 
     ``remark`` stands above the map, ``words_YX`` in its cells. ``blocks`` names blocks of rows of
     equal size, which then have the labels, and a line between them.
@@ -97,7 +98,7 @@ def lift_heatmap(
     remark: str = "",
     words_YX: np.ndarray | None = None,
 ) -> str:
-    """A map of ratios, of which those that are not ``sure`` are pale. Every row has its label; the
+    """A map of ratios; those that are not ``sure`` are pale. Every row has its label; the
     columns are numbered, and those that have another name are named where there is room. In the
     cells stand ``words_YX``, by default those ratios that are sure; nothing if there are many.
     """
@@ -118,7 +119,7 @@ def _shorten(names: Sequence[str]) -> list[str]:
 def share_heatmap(
     share_YX: np.ndarray, x: tuple[float, float], y_names: Sequence[str], x_name: str, y_name: str
 ) -> str:
-    """A map of shares from 0, transparent, to their maximum, which the line above it names."""
+    """A map of shares, from 0 (transparent) to their maximum, which the line above it gives."""
     top = float(share_YX.max()) or 1.0
     data = {"kind": "share", "top": top, "rows": [y_name, *y_names], "columns": x_name}
     remark = f"blank is none, full colour {share_YX.max():.3%}"

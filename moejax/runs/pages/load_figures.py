@@ -21,11 +21,13 @@ from moejax.runs.pages.heatmaps import (
 from moejax.runs.pages.router_figures import MOST_LINES, layer_series
 
 MOST_CELLS = 600_000
-"""Cells of all the heatmaps over time together, which bounds the page's size."""
+"""Cells in all heatmaps over time together; this bounds the size of the page."""
 
 
 def load_section(load: Load) -> str:
-    """Who was asked: experts over time for each routed layer, and all layers at the end."""
+    """The section on the load: the experts of each routed layer over time, and all layers at the
+    end.
+    """
     stretches, layers, experts = load.asked_ILE.shape
     columns = max(40, MOST_CELLS // (min(experts, MOST_ROWS) * layers))
     size = -(-stretches // columns)

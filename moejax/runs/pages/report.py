@@ -179,7 +179,7 @@ def _largest_over_least(values: np.ndarray) -> float:
 
 
 def _costs_section(run: Run) -> str:
-    """What each part of the model holds, and what a token pays for it."""
+    """The parameters of each part of the model, and its FLOPs for a token."""
     parts = run.summary.get("parts")
     if not isinstance(parts, dict):
         return ""

@@ -15,13 +15,13 @@ from moejax.runs.pages.heatmaps import MOST_ROWS, lift_heatmap, ratio_key
 from moejax.runs.records import Run
 
 MOST_LINES = 6
-"""Layers told apart by lines; more become their mean, and a band from the least to the greatest."""
+"""Up to so many layers have a line each; more become their mean, with a band around it."""
 MOST_OPEN_PAIRS = 4
 """Maps of pairs shown at once."""
 
 
 def router_section(run: Run) -> str:
-    """The section on the routers; empty if nothing was kept of them."""
+    """The section on the routers; empty if the run has no records of them."""
     load, choices, figures = run.load, run.choices, []
     if load and load.entropy_IL is not None:
         chart = line_chart(layer_series(load.step_I, load.entropy_IL, load.layers))
@@ -48,7 +48,7 @@ def router_section(run: Run) -> str:
 
 
 def pair_section(run: Run) -> str:
-    """The section on experts chosen together; empty where tokens choose one."""
+    """The section on experts chosen together; empty if a token chooses only one."""
     choices = run.choices
     if choices is None:
         return ""
@@ -127,7 +127,7 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
 def layer_series(
     x: np.ndarray, value_ILX: np.ndarray, layers: tuple[int, ...], dots: bool = False
 ) -> list[Series]:
-    """One line for each layer, or one for all of many; a band where a layer has several values."""
+    """One line for each layer, or one for all of many; with a band around several values."""
     x = np.asarray(x, float)
     value_ILX = value_ILX.reshape(*value_ILX.shape[:2], -1).astype(float)
     if len(layers) > MOST_LINES:

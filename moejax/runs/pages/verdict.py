@@ -1,4 +1,4 @@
-"""What a run came to, in words and a few numbers."""
+"""The result of a run, in words and a few numbers."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from moejax.runtime.number_words import duration, four_digits, short
 
 
 def verdict(run: Run) -> str:
-    """One line in plain words: how good the model is, and what that took."""
+    """One line in plain words: how good the model is, and how long it trained."""
     lines = run.validation or run.train
     if not lines:
         return "No metrics have been logged yet."
@@ -130,7 +130,7 @@ def _routing_numbers(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _value_or_infinity(line: dict[str, Any], measure: Measure) -> float:
-    """The measure, infinite when unknown: what ``min`` wants."""
+    """The measure of a line, or infinity if it is unknown, so that ``min`` works."""
     value = number(line.get(measure.key))
     return value if math.isfinite(value) else math.inf
 

@@ -9,6 +9,9 @@ from moejax.config.images import ImageConfig
 from moejax.config.material import Material, find_material
 from moejax.config.moe import MoEConfig
 
+FloatType = Literal["float32", "bfloat16"]
+"""Types that models are computed in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -53,7 +56,7 @@ class ModelConfig:
     """Multiplies the logits; by default 1, or width**-0.5 where the embedding is the head."""
     norm_epsilon: float = 1e-6
     """Added to the mean square in RMSNorm."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: FloatType = "float32"
     """Type of activations and matrix products; parameters and routers are float32 always."""
     remat: Literal["none", "layer"] = "none"
     """`layer`: keep only each layer's input for the backward pass and compute the rest again."""

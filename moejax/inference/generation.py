@@ -9,6 +9,7 @@ token can change it, and ends with the last row.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -178,7 +179,7 @@ class Generator:
         """
         params, bias_LE, place_LER = weights
         batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
-        logits_B1V, cache = self._model.apply(
+        found: Any = self._model.apply(
             {"params": params},
             {name: partition.pin(x_BN, "batch_BN") for name, x_BN in batch.items()},
             cache,
@@ -187,6 +188,7 @@ class Generator:
             self._window,
             method="decode",
         )
+        logits_B1V, written = found
         next_B = position_BN[:, -1] + 1
         token_B = draw(logits_B1V[:, 0], make_keys(draws, next_B), draws)
-        return cache, token_B[:, None], next_B[:, None]
+        return written, token_B[:, None], next_B[:, None]

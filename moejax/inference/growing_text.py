@@ -37,7 +37,7 @@ class GrowingText:
         self.ended: Literal["end", "stop", "length"] | None = None
         self._ids: list[int] = []
         self._pieces: list[str] = []
-        self._stream = TextStream(tokenizer, prompt, sampling.stop)
+        self._stream = TextStream(tokenizer, prompt.tolist(), sampling.stop)
         self._ends, self._tokens, self._give_out = ends, sampling.tokens, give_out
 
     def add(self, token: int) -> None:
@@ -62,5 +62,6 @@ class GrowingText:
             self._give_out(piece)
 
     def continuation(self) -> Continuation:
-        """All that came after the prompt."""
+        """All that came after the prompt, when it has ended."""
+        assert self.ended is not None
         return Continuation(text="".join(self._pieces), ids=self._ids, ended=self.ended)

@@ -15,7 +15,7 @@ from moejax.config.data import DataConfig
 from moejax.config.errors import CheckpointError
 from moejax.config.files import to_dict
 from moejax.config.mesh import MeshConfig
-from moejax.config.model import ModelConfig
+from moejax.config.model import FloatType, ModelConfig
 from moejax.config.optim import OptimConfig
 from moejax.config.run import RunConfig
 from moejax.hf.accounts import BIAS
@@ -90,7 +90,7 @@ def read_weights(
     shapes: dict[ArrayPath, tuple[int, ...]],
     mesh: Mesh,
     layout: MeshConfig,
-    dtype: str | None,
+    dtype: FloatType | None,
 ) -> tuple[dict, jax.Array | None]:
     """The parameters and the selection bias of a model whose arrays have these shapes, on ``mesh``;
     in ``dtype``, by default as they were written. Raises ``UserError``.

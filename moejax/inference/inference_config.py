@@ -15,10 +15,10 @@ def inference_config(config: ModelConfig) -> ModelConfig:
     """The same model with nothing dropped and nothing recomputed. Groups then mean nothing, but to
     routers that look at several tokens.
     """
-    changes = {"eval_capacity_factor": None, "dispatch": "auto", "expert_dropout": 0.0}
+    moe = replace(config.moe, eval_capacity_factor=None, dispatch="auto", expert_dropout=0.0)
     if config.moe.built_router.by_token:
-        changes["group_size"] = 1
-    return replace(config, remat="none", moe=replace(config.moe, **changes))
+        moe = replace(moe, group_size=1)
+    return replace(config, remat="none", moe=moe)
 
 
 def inference_layout(layout: MeshConfig) -> MeshConfig:

@@ -39,5 +39,6 @@ class OpenModel:
 
     def begin(self, text: str) -> np.ndarray:
         """The tokens of a text that is to be continued, int32 [n]."""
+        assert self.tokenizer is not None  # callers check it
         ids, _ = self.tokenizer.encode(text.encode())
         return np.concatenate([self.beginning, ids]).astype(np.int32)

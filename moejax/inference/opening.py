@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from moejax.config.errors import RunError
 from moejax.config.mesh import MeshConfig
+from moejax.config.model import FloatType
 from moejax.inference.imported import is_imported
 from moejax.inference.open_model import OpenModel
 from moejax.inference.released_model import is_checkpoint, open_checkpoint, open_imported
@@ -19,7 +20,7 @@ def open_model(
     *,
     mesh: Mesh,
     layout: MeshConfig,
-    dtype: str | None = None,
+    dtype: FloatType | None = None,
     step: int | None = None,
 ) -> OpenModel:
     """The model in a directory, laid out on ``mesh`` as ``layout`` says, by default in the type in
@@ -42,7 +43,7 @@ class Kind:
 
     what: str
     is_here: Callable[[Path], bool]
-    open: Callable[[Path, Mesh, MeshConfig, str | None, int | None], OpenModel]
+    open: Callable[[Path, Mesh, MeshConfig, FloatType | None, int | None], OpenModel]
 
 
 KINDS = [

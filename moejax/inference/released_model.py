@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from moejax.config.checks import check
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
-from moejax.config.model import ModelConfig
+from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.files import read_json
 from moejax.hf.reading import array_shapes, load
@@ -23,7 +23,7 @@ from moejax.runtime.number_words import short
 
 
 def open_imported(
-    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: FloatType | None, step: int | None
 ) -> OpenModel:
     """A model that `moejax import` or `moejax upcycle` wrote."""
     check_no_step(path, step)
@@ -31,7 +31,9 @@ def open_imported(
     check_layout(config, layout, mesh)
     params, bias_LE = imported.read_weights(path, array_shapes(config), mesh, layout, dtype)
     config = config if dtype is None else replace(config, dtype=dtype)
-    return describe_released(path, config, params, bias_LE, layout, imported.read_original(path))
+    fields = imported.read_original(path)
+    assert fields is not None  # it is written with the rest
+    return describe_released(path, config, params, bias_LE, layout, fields)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -41,7 +43,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def open_checkpoint(
-    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: FloatType | None, step: int | None
 ) -> OpenModel:
     """A checkpoint in Hugging Face's format, as it is."""
     check_no_step(path, step)
@@ -67,10 +69,11 @@ def describe_released(
     has_tokenizer = (path / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(str(path)) if has_tokenizer else None
     generation = path / "generation_config.json"
-    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    ends: Any = read_json(generation).get("eos_token_id") if generation.is_file() else None
     ends = fields.get("eos_token_id") if ends is None else ends
     if ends is None and tokenizer is not None:
         ends = tokenizer.boundary
+    assert config.vocab_size is not None  # as in every config.json of a model
     price = cost(config, config.vocab_size, sequence_length=1)
     return OpenModel(
         config=config,

@@ -3,6 +3,8 @@
 Letters: P: places of experts and replicas; Q: devices; R: repeats of a block, or replicas.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -54,7 +56,7 @@ def _place_bank(block: dict, expert_RP: np.ndarray, mesh: Mesh | None, fsdp: boo
     """A block of R repeats with its experts in their places."""
     repeat_R1 = np.arange(expert_RP.shape[0])[:, None]
     bank = {name: block["moe"][name] for name in BANK if name in block["moe"]}
-    shardings = dict.fromkeys(bank)
+    shardings: dict[str, Any] = dict.fromkeys(bank)
     if mesh is not None:
         shardings = partition.tree_shardings(mesh, bank, fsdp)
     for name, sharding in shardings.items():

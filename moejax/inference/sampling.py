@@ -1,6 +1,7 @@
 """How the tokens of a text are drawn."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from moejax.config.checks import check, check_not_negative, check_positive
 
-Draws = dict[str, np.generic | np.ndarray]
+Draws = dict[str, jax.Array]
 """How tokens are drawn: ``temperature``, ``top_k``, ``top_p``, ``seed``, and ``row_B``, the number
 of each row's prompt. Arrays, so that other values compile nothing."""
 
@@ -40,14 +41,15 @@ class Sampling:
 
 
 def make_draws(sampling: Sampling, vocab_size: int, row_B: np.ndarray) -> Draws:
-    """The settings as arrays, for prompts with these numbers."""
-    return {
+    """The settings as arrays, for prompts with these numbers; on the host still."""
+    draws: Any = {
         "temperature": np.float32(sampling.temperature),
         "top_k": np.int32(min(vocab_size, sampling.top_k or vocab_size)),
         "top_p": np.float32(sampling.top_p),
         "seed": np.int32(sampling.seed),
         "row_B": row_B,
     }
+    return draws
 
 
 def make_keys(draws: Draws, position_B: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from moejax.config.config import Config
 from moejax.config.errors import ConfigError, RunError
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
-from moejax.config.model import ModelConfig
+from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.inference_config import check_layout
 from moejax.inference.open_model import OpenModel
@@ -31,7 +31,7 @@ def is_run(path: Path) -> bool:
 
 
 def open_run(
-    path: Path, mesh: Mesh, layout: MeshConfig, dtype: str | None, step: int | None
+    path: Path, mesh: Mesh, layout: MeshConfig, dtype: FloatType | None, step: int | None
 ) -> OpenModel:
     """The model of a run, from its last checkpoint that can be read."""
     config, tokenizer = read_settings(path)

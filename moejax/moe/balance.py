@@ -216,6 +216,7 @@ def communication_loss(stats: RouterStats, kept_expert_groups: int) -> jax.Array
 
     1 if every token goes to ``kept_expert_groups`` groups, evenly.
     """
+    assert stats.sent_BQ is not None  # the layer counts it where experts have groups
     sent_Q = jax.lax.stop_gradient(stats.sent_BQ)
     Q = sent_Q.shape[-1]
     f_Q = _divide(Q * sent_Q, kept_expert_groups * stats.tokens_B[..., None])

@@ -48,6 +48,7 @@ def bank_shapes(
     activation: str, E: int, D: int, F: int, bias: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """The arrays of a bank of E experts, by name; those with ``bias`` have one for each matrix."""
+    shapes: dict[str, tuple[int, ...]]
     shapes = {"w_gate_EDF": (E, D, F), "w_up_EDF": (E, D, F), "w_down_EFD": (E, F, D)}
     biases = {"b_gate_EF": (E, F), "b_up_EF": (E, F), "b_down_ED": (E, D)}
     wanted = matrices(activation)

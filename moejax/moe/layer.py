@@ -3,8 +3,10 @@
 Letters: M: bins of a histogram; Q: groups of experts.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,11 +36,11 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         D, F = x_BND.shape[-1], self.hidden_size
-        params = {
+        shapes = {
             f"{name}_{'FD' if name == 'w_down' else 'DF'}": (F, D) if name == "w_down" else (D, F)
             for name in experts.matrices(self.activation)
         }
-        params = {n: weight(self, n, shape, x_BND.dtype) for n, shape in params.items()}
+        params = {n: weight(self, n, shape, x_BND.dtype) for n, shape in shapes.items()}
         x_TD = x_BND.reshape(-1, D)
         return experts.network(params, x_TD, self.activation).reshape(x_BND.shape)
 
@@ -86,7 +88,9 @@ class MoELayer(nn.Module):
         factor = moe.eval_capacity_factor if fixed else moe.capacity_factor
         slots = capacity(S, moe.top_k, moe.num_choices, factor)
         draws = training and self.has_rng("router")
-        keys = jax.random.split(self.make_rng("router"), 3) if draws else [None] * 3
+        keys: jax.Array | list[None] = [None] * 3
+        if draws:
+            keys = jax.random.split(self.make_rng("router"), 3)
 
         scores, bad_GS = zero_bad_tokens(self._score(x_GSD, slots, keys[0]))
         real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
@@ -102,7 +106,7 @@ class MoELayer(nn.Module):
         )
         choice = router.choose(inputs)
         dropout = None
-        if draws and moe.expert_dropout:
+        if keys[2] is not None and moe.expert_dropout:
             dropout = experts.Dropout(moe.expert_dropout, keys[2])
         y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, dropout)
         if moe.num_choices > E:
@@ -114,6 +118,7 @@ class MoELayer(nn.Module):
             sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=B)
             stats = replace(stats, sent_BQ=sent_BQ)
         if moe.balance.bias_update == "quantile" and training and bias_E is not None:
+            assert router.token_rule is not None  # as the config demands
             margin_EM = selection_bias.margin_histogram(inputs, router.token_rule)
             stats = replace(stats, margin_1EM=margin_EM[None])
         y_BND = y_GSD.reshape(x_BND.shape)
@@ -122,9 +127,7 @@ class MoELayer(nn.Module):
         chosen_GSE = contract.asked(choice, inputs.real_GS) > 0
         return y_BND, stats, chosen_GSE.reshape(B, N, -1)
 
-    def _score(
-        self, x_GSD: jax.Array, slots: int, key: jax.Array | None
-    ) -> dict[str, jax.Array | None]:
+    def _score(self, x_GSD: jax.Array, slots: int, key: jax.Array | None) -> dict[str, jax.Array]:
         """The router's logits, in float32 whatever the type of the activations."""
         moe, router = self.config, self.config.built_router
         D, E = x_GSD.shape[-1], moe.num_choices
@@ -152,7 +155,7 @@ class MoELayer(nn.Module):
 
     def _zero_computation(
         self,
-        choice: TokenChoice,
+        choice: Choice,
         x_GSD: jax.Array,
         real_GS: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
@@ -200,6 +203,7 @@ class MoELayer(nn.Module):
             }
             bank = {n: w.astype(x_GSD.dtype) for n, w in made.items()}
             return send(bank, x_GSD, choice, real_GS, travels(bank, x_GSD, capacity=slots))
+        assert isinstance(choice, TokenChoice)
         # As many places as there are; Linen would want one for each expert.
         bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in shapes}
         choice, seated_GSE = choose_places(choice, place_ER, real_GS, slots, moe.seating)
@@ -207,7 +211,15 @@ class MoELayer(nn.Module):
         return send(bank, x_GSD, choice, real_GS, travel)[0], seated_GSE
 
 
-ROUTES = {"einsum": einsum.route, "gather": gather.route, "grouped": grouped.route}
+# Each takes the kinds of choice that the config allows with it.
+Route = Callable[
+    [dict[str, jax.Array], jax.Array, Any, jax.Array, Travel], tuple[jax.Array, jax.Array]
+]
+ROUTES: dict[str, Route] = {
+    "einsum": einsum.route,
+    "gather": gather.route,
+    "grouped": grouped.route,
+}
 
 
 def send(
@@ -218,7 +230,7 @@ def send(
     travel: Travel,
 ) -> tuple[jax.Array, jax.Array]:
     """Send tokens to the experts they chose and add up what comes back: see ``einsum.route``."""
-    route = by_rows.route if travel.exchange in BY_ROWS else ROUTES[travel.dispatch]
+    route: Route = by_rows.route if travel.exchange in BY_ROWS else ROUTES[travel.dispatch]
     return route(params, x_GSD, choice, real_GS, travel)
 
 
@@ -255,7 +267,8 @@ def zero_bad_tokens(
     """Set the scores [G, S, ...] of tokens that have one which is not finite to 0; and which tokens
     those are, ``bad_GS``.
     """
-    bad_GS = sum(~jnp.isfinite(x).all(range(2, x.ndim)) for x in scores.values()) > 0
+    bad = sum(~jnp.isfinite(x).all(range(2, x.ndim)) for x in scores.values())
+    bad_GS = jnp.asarray(bad) > 0
     clean = {
         name: jnp.where(bad_GS.reshape(*bad_GS.shape, *[1] * (x.ndim - 2)), 0, x)
         for name, x in scores.items()

@@ -45,6 +45,7 @@ def margin_histogram(inputs: RouterInput, rule: TokenChoiceRule) -> jax.Array:
     biased score less the expert's score. Scores lie in [0, 1], so all margins lie in [min bias - 1,
     max bias + 1], which M bins divide evenly. Histograms of parts of a batch add up.
     """
+    assert inputs.bias_E is not None
     score_GSE = jax.lax.stop_gradient(SCORES[rule.score](inputs.logits_GSE))
     biased_GSE = preference(score_GSE, inputs.bias_E, rule)
     cutoff_GS = at(biased_GSE, pick(biased_GSE, inputs.top_k + 1)[..., -1])

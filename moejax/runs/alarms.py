@@ -84,7 +84,7 @@ def _tell_dead(recent: Recent, config: Config) -> str | None:
     if not dead_LE.any():
         return None
     where = [
-        f"layer {recent.layers[i]}: {_list_experts(np.flatnonzero(dead_LE[i]))}"
+        f"layer {recent.layers[i]}: {_list_experts(np.flatnonzero(dead_LE[i]).tolist())}"
         for i in np.flatnonzero(dead_LE.any(1))[:4]
     ]
     more = dead_LE.any(1).sum() - len(where)

@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,8 @@ def write_arrays(directory: Path, step: int, arrays: Arrays) -> None:
     """Write the arrays of a step."""
     directory.mkdir(exist_ok=True)
     file = directory / f"{step:08d}.npz"
-    write_file(file, lambda opened: np.savez_compressed(opened, **arrays))
+    named: Any = arrays  # numpy has settings beside the arrays, which none is named like
+    write_file(file, lambda opened: np.savez_compressed(opened, **named))
 
 
 def read_arrays(path: Path) -> Arrays | None:

@@ -40,11 +40,15 @@ class Load:
     """Selection bias at the end of each stretch of training."""
 
 
+def _add_up(arrays: list[np.ndarray]) -> np.ndarray:
+    return sum(arrays[1:], arrays[0])
+
+
 _JOIN: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
-    "asked_LE": sum,
-    "seated_LE": sum,
-    "asked_LW": sum,
-    "seated_LW": sum,
+    "asked_LE": _add_up,
+    "seated_LE": _add_up,
+    "asked_LW": _add_up,
+    "seated_LW": _add_up,
     "entropy_L": lambda arrays: np.mean(arrays, axis=0),
     "router_norm_LE": lambda arrays: arrays[-1],
     "bias_LE": lambda arrays: arrays[-1],

@@ -48,15 +48,19 @@ def read_choices(directory: Path, most: int = 60) -> tuple[HeldOutChoices | None
     kept = np.unique(np.linspace(0, len(paths) - 1, most).astype(int))
     last_LBNE = read_chosen(paths[-1])
     steps, saturation = [], []
-    for path in [paths[i] for i in kept] if last_LBNE is not None else []:
-        chosen_LBNE = read_chosen(path)
-        if chosen_LBNE is not None and chosen_LBNE.shape == last_LBNE.shape:
+    for path in [paths[i] for i in kept]:
+        chosen_LBNE = None if last_LBNE is None else read_chosen(path)
+        if (
+            chosen_LBNE is not None
+            and last_LBNE is not None
+            and chosen_LBNE.shape == last_LBNE.shape
+        ):
             steps.append(int(path.stem))
             saturation.append(balance.saturation(chosen_LBNE, last_LBNE))
     unread = len(kept) - len(steps)
     words = f"files in choices/ that cannot be read, or are of another model: {unread}"
     damage = [words] if unread else []
-    if not steps:
+    if last_LBNE is None or not steps:
         return None, damage
     chosen_LTE = last_LBNE.reshape(len(last_LBNE), -1, last_LBNE.shape[-1]).astype(np.float32)
     together_LEE = chosen_LTE.swapaxes(1, 2) @ chosen_LTE

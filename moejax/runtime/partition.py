@@ -8,6 +8,7 @@ latent vector; X: all heads side by side.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -139,14 +140,14 @@ _gather.defvjp(
 )
 
 
-def tree_shardings(mesh: Mesh, tree: object, fsdp: bool = False) -> object:
+def tree_shardings(mesh: Mesh, tree: Any, fsdp: bool = False) -> Any:
     """The shardings of parameters, of a cache, or of any state that repeats their names (optimizer
     moments). Raises ``ValueError`` for a leaf none of whose names is known.
     """
 
     def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
-        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        names = [name for name in names if name is not None]
+        found = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        names = [name for name in found if name is not None]
         known = [name for name in names if name in KNOWN]
         spec = parameter_spec((known or names or ["an array without a name"])[-1], fsdp)
         if leaf.ndim < len(spec):

@@ -71,11 +71,11 @@ class Evaluation:
         L, _, N, E = chosen_LBNE.shape
         tokens = max(1, min(tokens, bits // (L * E)))
         first = self.first_choices(chosen_LBNE, max(1, tokens // N), min(tokens, N))
-        chosen_LBNE, run = np.asarray(first), self.journal.run
+        now_LBNE, run = np.asarray(first), self.journal.run
         if not run.owner:
             return {}
         earlier_LBNE = run.last_choices()
-        run.write_choices(step, chosen_LBNE)
-        if earlier_LBNE is None or earlier_LBNE.shape != chosen_LBNE.shape:
+        run.write_choices(step, now_LBNE)
+        if earlier_LBNE is None or earlier_LBNE.shape != now_LBNE.shape:
             return {}
-        return {"router_saturation": float(balance.saturation(chosen_LBNE, earlier_LBNE).mean())}
+        return {"router_saturation": float(balance.saturation(now_LBNE, earlier_LBNE).mean())}

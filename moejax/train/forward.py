@@ -31,7 +31,8 @@ def batch_sums(
     """
     config: Any = model.config
     training, rngs = key is not None, {} if key is None else {"router": key}
-    logits_BNV, routed = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs)
+    found: Any = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs)
+    logits_BNV, routed = found
     nats_BN = cross_entropy(logits_BNV, batch["targets"], label_smoothing)
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = config.moe, None, None
@@ -73,6 +74,6 @@ def report_batch(sums: Sums, moe: MoEConfig) -> BatchReport:
     if sums.router is None:
         return BatchReport(sums, {}, None)
     found = {name: loss_L.mean() for name, loss_L in losses(sums.router, moe).items()}
-    if sums.scoped_loss_L is not None:
+    if sums.scoped_loss_L is not None and sums.scopes is not None:
         found["scoped_balance_loss"] = sums.scoped_loss_L.mean() / jnp.maximum(sums.scopes, 1)
     return BatchReport(sums, found, balance.max_violation(sums.router.asked_BE).mean())

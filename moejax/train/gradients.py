@@ -1,6 +1,7 @@
 """The gradient of a batch, whole or in parts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,10 +39,10 @@ def gradients(
 
     parts = (cut_batch(batch, config), jax.random.split(key, config.optim.accumulate))
 
-    def add(one: object, other: object) -> object:
+    def add(one: Any, other: Any) -> Any:
         return jax.tree.map(jnp.add, one, other)
 
-    def total(function: Callable[[Batch, jax.Array], object]) -> object:
+    def total(function: Callable[[Batch, jax.Array], Any]) -> Any:
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(function, *first)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

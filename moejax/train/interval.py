@@ -32,6 +32,7 @@ class IntervalLog:
     def write(self, state: TrainState, tally: Tally, report: StepReport) -> dict[str, Any]:
         """Write the interval that ends with this step, and begin the next. Returns its line."""
         totals, unit, run = tally.window, self.measure.unit, self._journal.run
+        assert totals is not None  # the interval has steps
         line = {
             "step": tally.step,
             "split": "train",

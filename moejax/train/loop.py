@@ -131,6 +131,7 @@ class Account:
         seconds, self._clock = now - self._clock, now
         tally = self._tally
         tally.add(totals, seconds)
+        assert tally.window is not None
         self._progress.update(
             totals["nats"] / max(1, totals["targets"]),
             tally.window["targets"] / tally.window_seconds,
@@ -143,7 +144,7 @@ class Account:
                 f" --optim.learning-rate or a longer --optim.warmup-fraction helps, with another"
                 f" --run.directory; --run.max-skipped-in-a-row sets this limit."
             )
-        return int(report.signal)
+        return 0 if report.signal is None else int(report.signal)
 
     def restart_clock(self) -> None:
         """What was done since the last step is no training time."""

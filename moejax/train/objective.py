@@ -28,9 +28,9 @@ def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:
         found["importance_loss"] = balance.importance_loss(router)
     if settings.load_loss_weight:
         found["load_loss"] = balance.load_loss(router)
-    if settings.device_loss_weight:
+    if settings.device_loss_weight and moe.expert_groups:
         found["device_loss"] = balance.device_loss(router, moe.expert_groups)
-    if settings.communication_loss_weight:
+    if settings.communication_loss_weight and moe.expert_groups:
         kept = moe.kept_expert_groups or min(moe.top_k, moe.expert_groups)
         found["communication_loss"] = balance.communication_loss(router, kept)
     return found
@@ -82,7 +82,7 @@ def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
 
     slopes = jax.grad(auxiliary)(whole.router)
     loss += sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, sums.router)))
-    if sums.scoped_loss_L is not None:
+    if sums.scoped_loss_L is not None and whole.scopes is not None:
         mean_L = sums.scoped_loss_L / jnp.maximum(whole.scopes, 1)
         loss += moe.balance.loss_weight * mean_L.sum()
     return loss

@@ -75,9 +75,10 @@ def train_step(
 def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Array | None:
     """The selection bias after a step, from the counts of the whole batch."""
     settings = moe.balance
-    if bias_LE is None or settings.bias_update == "none":
+    if bias_LE is None or sums.router is None or settings.bias_update == "none":
         return bias_LE
     if settings.bias_update == "quantile":
+        assert sums.router.margin_1EM is not None
         return selection_bias.quantile(bias_LE, sums.router.margin_1EM, moe.top_k)
     bias_LE = selection_bias.step(
         bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate

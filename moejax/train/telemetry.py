@@ -25,7 +25,8 @@ def router_arrays(
     router, if it has weights; ``bias_LE``, if there is a selection bias.
     """
     found = {} if bias_LE is None else {"bias_LE": bias_LE}
-    norms, order = [], []
+    norms: list[jax.Array] = []
+    order: list[int] = []
     for stack in stack_layers(config):
         if stack.routed is not None and _find_router(block := get_stack(params, stack)["moe"]):
             norms.append(_measure_norms(block))
@@ -47,13 +48,15 @@ def _measure_norms(block: dict) -> jax.Array:
 
 
 def interval_arrays(
-    totals: Totals, routers: dict[str, np.ndarray], config: ModelConfig
+    totals: Totals, routers: dict[str, jax.Array], config: ModelConfig
 ) -> dict[str, Any]:
     """The arrays of ``load/STEP.npz``: sums of the interval, means over its tokens, and what
     ``router_arrays`` says at its end. At most 24 bytes for each layer and expert.
     """
     tokens_L = np.maximum(totals["routed_L"], 1)
-    stretches = {name: totals[name] for name in ("asked_LW", "seated_LW") if name in totals}
+    stretches: dict[str, Any] = {
+        name: totals[name] for name in ("asked_LW", "seated_LW") if name in totals
+    }
     return {
         "asked_LE": totals["asked_LE"],
         "seated_LE": totals["seated_LE"],
@@ -82,7 +85,7 @@ class History:
         self._lines.append(line)
         if asked_LE is not None:
             self._loads.append(asked_LE)
-        layers = np.flatnonzero(config.model.routed_layers)
+        layers = np.flatnonzero(config.model.routed_layers).tolist()
         if found := find_alarms(Recent(self._lines, self._loads, layers), config):
             self._lines[-1] = line = line | {"alarms": found}
         return line

@@ -18,7 +18,8 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path | None) -> None:
-        self._directory, self._writer = directory, None
+        self._directory = directory
+        self._writer: Any = None
         if directory is None:
             return
         try:

@@ -44,6 +44,7 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
         return wanted
     optional = {"sent_LQ": router.sent_BQ, "asked_LW": router.asked_BW}
     optional["seated_LW"] = router.seated_BW
+    optional["max_violation"] = report.max_violation
     wanted |= {name: sums for name, sums in optional.items() if sums is not None}
     return wanted | {
         "asked_LE": router.asked_BE,
@@ -52,7 +53,6 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
         "bad_L": router.bad_B,
         "entropy_L": router.entropy_B,
         "log_z_squared_L": router.log_z_squared_B,
-        "max_violation": report.max_violation,
         **report.losses,
     }
 

@@ -102,6 +102,7 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
     ``ConfigError`` if that is another model, with the flags that would make this one like it.
     """
     place = config.run.init_from
+    assert place is not None
     say(f"reading  {place}")
     there = open_model(Path(place).expanduser(), mesh=mesh, layout=config.mesh, dtype="float32")
     resolved = dataclasses.replace(config.model, vocab_size=learner.model.vocab_size)
@@ -113,6 +114,6 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
             f" {', '.join(differences)}. Begin from its own settings: --config"
             f" {Path(place) / 'config.json'}, if `moejax import` wrote it."
         )
-    begin = partial(start_state, optimizer=learner.optimizer, config=config)
-    begin = jax.jit(begin, out_shardings=learner.shardings, donate_argnums=0)
+    start = partial(start_state, optimizer=learner.optimizer, config=config)
+    begin = jax.jit(start, out_shardings=learner.shardings, donate_argnums=0)
     return begin(there.params, there.bias_LE)

@@ -23,9 +23,9 @@ def dispatch_combine(
     one_hot_GSKR = place_GSK[..., None] == jnp.arange(num_experts * capacity)
     # A sum over the few choices, unrolled: XLA fuses the comparisons instead of storing K of them.
     K = choice.expert_GSK.shape[-1]
-    dispatch_GSR = sum(one_hot_GSKR[:, :, k] for k in range(K)) > 0
-    combine_GSR = sum(
-        jnp.where(one_hot_GSKR[:, :, k], choice.weight_GSK[:, :, k, None], 0) for k in range(K)
+    dispatch_GSR = jnp.asarray(sum(one_hot_GSKR[:, :, k] for k in range(K))) > 0
+    combine_GSR = jnp.asarray(
+        sum(jnp.where(one_hot_GSKR[:, :, k], choice.weight_GSK[:, :, k, None], 0) for k in range(K))
     )
     shape = (*choice.expert_GSK.shape[:2], num_experts, capacity)
     return dispatch_GSR.reshape(shape), combine_GSR.reshape(shape)

@@ -25,7 +25,9 @@ def route(
     """
     num_experts = params["w_down_EFD"].shape[0]
 
-    def run(params, x_GSD, choice, real_GS):
+    def run(
+        params: dict[str, jax.Array], x_GSD: jax.Array, choice: TokenChoice, real_GS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         expert_GSK = drop_unseated(choice, real_GS, num_experts, travel.capacity, travel.seating)
         expert_TK = expert_GSK.reshape(-1, expert_GSK.shape[-1])
         y_TD = grouped_feed_forward(

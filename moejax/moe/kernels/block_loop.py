@@ -102,20 +102,20 @@ def backward(
         return pad_rows(dx, block), pad_rows(dweight, block), dparams
 
     def expert(e: jax.Array, carry: tuple) -> tuple:
-        *carry, dparams = carry
+        *grads, dparams = carry
         params_e, (number, cut) = _take_expert(params, e), blocks(e)
 
         def add_block(i: jax.Array, carry: tuple) -> tuple:
-            *carry, dparams_e = carry
+            *grads, dparams_e = carry
             at, _, *inputs = cut(i)
             dx, dweight, more_e = run(params_e, *inputs)
-            return *_write_block(at, dx, dweight, carry), jax.tree.map(jnp.add, dparams_e, more_e)
+            return *_write_block(at, dx, dweight, *grads), jax.tree.map(jnp.add, dparams_e, more_e)
 
         # The last block comes first: there is one for an expert without rows, too, and gives zeros.
         last = jnp.maximum(number - 1, 0)
         at, left, *inputs = cut(last)
         dx, dweight, dparams_e = _run_by_size(sizes, left, partial(run, params_e), *inputs)
-        carry = *_write_block(at, dx, dweight, carry), dparams_e
+        carry = *_write_block(at, dx, dweight, *grads), dparams_e
         dx_RD, dweight_R, dparams_e = lax.fori_loop(0, last, add_block, carry)
         return dx_RD, dweight_R, _put_expert(dparams, e, dparams_e)
 
@@ -174,9 +174,10 @@ def _take_expert(params: Params, e: jax.Array) -> Params:
     return jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, e, 0, keepdims=False), params)
 
 
-def _write_block(at: jax.Array, dx: jax.Array, dweight: jax.Array, carry: tuple) -> tuple:
+def _write_block(
+    at: jax.Array, dx: jax.Array, dweight: jax.Array, dx_RD: jax.Array, dweight_R: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The gradients of all rows, with those of a block from row ``at`` on."""
-    dx_RD, dweight_R = carry
     dx_RD = lax.dynamic_update_slice_in_dim(dx_RD, dx.astype(dx_RD.dtype), at, 0)
     return dx_RD, lax.dynamic_update_slice_in_dim(dweight_R, dweight, at, 0)
 

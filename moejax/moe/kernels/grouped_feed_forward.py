@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,37 +39,70 @@ def grouped_feed_forward(
     return forward(params, x_TD, weight_TK, rows, activation=activation, weigh=weigh)[0]
 
 
-def _forward(params, x_TD, weight_TK, rows, activation, weigh):
+Kept = dict[str, jax.Array]
+"""The products in front of the activation, by name."""
+
+
+def _forward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    activation: str,
+    weigh: str,
+) -> tuple[jax.Array, tuple[Params, jax.Array, jax.Array, Rows, Kept]]:
     y_TD, kept = forward(params, x_TD, weight_TK, rows, activation=activation, weigh=weigh)
     return y_TD, (params, x_TD, weight_TK, rows, kept)
 
 
-def _backward(activation, weigh, saved, dy_TD):
+def _backward(
+    activation: str, weigh: str, saved: tuple, dy_TD: jax.Array
+) -> tuple[Params, jax.Array, jax.Array, None]:
     return *backward(*saved, dy_TD, activation=activation, weigh=weigh), None
 
 
 grouped_feed_forward.defvjp(_forward, _backward)
 
 
-def forward_shapes(params, x_TD, weight_TK, rows, **static):
+def forward_shapes(
+    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, **static: str
+) -> tuple[jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
     """What ``forward`` returns."""
     y_TD = jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype)
     return y_TD, grouped_products.kept_shapes(params, x_TD, rows)
 
 
-def backward_shapes(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
+def backward_shapes(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    kept: Kept,
+    dy_TD: jax.Array,
+    **static: str,
+) -> tuple[Params, jax.Array, jax.Array]:
     """What ``backward`` returns."""
     return params, x_TD, weight_TK
 
 
-def loop_forward(params, x_TD, weight_TK, rows, **static):
+def loop_forward(
+    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, **static: Any
+) -> tuple[jax.Array, Kept]:
     """By the loop, which keeps nothing: XLA deletes these zeros, as nobody reads them."""
     y_TD = block_loop.forward(params, x_TD, weight_TK, rows, **static)
     kept = grouped_products.kept_shapes(params, x_TD, rows)
     return y_TD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kept)
 
 
-def loop_backward(params, x_TD, weight_TK, rows, kept, dy_TD, **static):
+def loop_backward(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    kept: Kept,
+    dy_TD: jax.Array,
+    **static: Any,
+) -> tuple[Params, jax.Array, jax.Array]:
     """By the loop."""
     return block_loop.backward(params, x_TD, weight_TK, rows, dy_TD, **static)
 
@@ -86,7 +120,7 @@ def find_products(platform: str, params: Params, x: jax.Array) -> grouped_produc
 def prefer_products(platform: str, form: Callable, loop: Callable) -> Callable:
     """``form`` with the grouped products of a platform, or the loop where it has none."""
 
-    def run(params: Params, x_TD: jax.Array, *rest: object, **static: str) -> object:
+    def run(params: Params, x_TD: jax.Array, *rest: Any, **static: str) -> Any:
         products = find_products(platform, params, x_TD)
         if products is None:
             # One size: a choice between several would wait for the host.

@@ -106,11 +106,15 @@ def _reuse(
     return y_RF
 
 
-def _reuse_forward(products, x_RD, w_EDF, size_E, y_RF):
+def _reuse_forward(
+    products: Products, x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, y_RF: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     return y_RF, (x_RD, w_EDF, size_E)
 
 
-def _reuse_backward(products, saved, dy_RF):
+def _reuse_backward(
+    products: Products, saved: tuple[jax.Array, jax.Array, jax.Array], dy_RF: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
     x_RD, w_EDF, size_E = saved
     dx_RD = products.product(dy_RF, w_EDF, size_E, True)
     dw_EDF = products.gradient(x_RD, dy_RF, size_E)
@@ -122,7 +126,13 @@ _reuse.defvjp(_reuse_forward, _reuse_backward)
 
 
 def _run_network(
-    product: Callable, params: Params, x_TD, weight_TK, rows: Rows, activation: str, weigh: str
+    product: Callable,
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    activation: str,
+    weigh: str,
 ) -> jax.Array:
     """The feed-forward of ``experts`` on gathered rows: ``y_TD``."""
     R = count_rows(rows.choice_R.shape[0])

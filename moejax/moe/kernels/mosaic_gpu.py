@@ -4,6 +4,8 @@ They compute all blocks of rows, and one more for each expert after the first. T
 multiplying, so it needs rows that are finite everywhere, also those of nobody.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu.ragged_dot_mgpu import ragged_dot
@@ -53,7 +55,7 @@ def gradient(x_RD: jax.Array, dy_RF: jax.Array, size_E: jax.Array) -> jax.Array:
     )
 
 
-def choose_blocks(x_RD: jax.Array, size_E: jax.Array, F: int) -> dict[str, int]:
+def choose_blocks(x_RD: jax.Array, size_E: jax.Array, F: int) -> dict[str, Any]:
     """Blocks of a product: 128 x 128, with 64 rows where experts have few."""
     few = x_RD.shape[0] < 512 * size_E.shape[0]
     return STEPS | {"block_m": 64 if few else 128, "block_n": choose_width(F)}

@@ -19,11 +19,14 @@ def product(a_XY: jax.Array, b_YZ: jax.Array) -> jax.Array:
     return a_XY @ b_YZ
 
 
-def _forward(a_XY, b_YZ):
+Both = tuple[jax.Array, jax.Array]
+
+
+def _forward(a_XY: jax.Array, b_YZ: jax.Array) -> tuple[jax.Array, Both]:
     return a_XY @ b_YZ, (a_XY, b_YZ)
 
 
-def _backward(saved, d_XZ):
+def _backward(saved: Both, d_XZ: jax.Array) -> Both:
     a_XY, b_YZ = saved
     n = a_XY.ndim
     leading = (tuple(range(n - 2)),) * 2

@@ -47,7 +47,9 @@ def route(
     """
     factor = travel.layout.receive_factor
 
-    def run(params, x_GSD, choice, real_GS):
+    def run(
+        params: Params, x_GSD: jax.Array, choice: TokenChoice, real_GS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         n, here = device_mesh.expert_devices(), params["w_down_EFD"].shape[0]
         E = n * here
         (G, S, D), K = x_GSD.shape, choice.expert_GSK.shape[-1]

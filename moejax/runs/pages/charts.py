@@ -97,8 +97,8 @@ def line_chart(
     thin = [_thin_out(one) for one in series]
     shapes = [_draw_guide(y, value) for value, _ in guides]
     names = [f'<span class="key dashed">{escape(name)}</span>' for _, name in guides]
-    shapes += [_draw_line(x, y, *one) for one in thin]
-    lines = [[_to_json(one.x), _to_json(one.y)] for one, *_ in thin]
+    shapes += [_draw_line(x, y, one, least, greatest) for one, least, greatest in thin]
+    lines = [[_to_json(one.x), _to_json(one.y)] for one, _, _ in thin]
     return chart_frame(
         {"x": [x.low, x.high], "columns": x_name, "lines": lines},
         "".join([_legend_entry(one, y) for one in series] + names),
@@ -127,7 +127,9 @@ def robust_range(
 def falling_range(series: Sequence[Series]) -> tuple[float, float] | None:
     """A range for curves that should fall. A spike far above their start lies beyond the axis."""
     pairs = [(one.x, edge) for one in series for edge in _edges(one)]
-    x, y = (np.concatenate(parts) for parts in zip(*pairs, strict=True)) if pairs else ([], [])
+    if not pairs:
+        return None
+    x, y = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     known = np.isfinite(y)
     if not known.any():
         return None
@@ -193,7 +195,7 @@ def _cut_to(one: Series, x_range: tuple[float, float] | None) -> Series:
 
 def _edges(one: Series) -> tuple[np.ndarray, ...]:
     """The values that a line needs room for: its own, or the edges of its band."""
-    return (one.y,) if one.least is None else (one.least, one.greatest)
+    return (one.y,) if one.least is None or one.greatest is None else (one.least, one.greatest)
 
 
 def _thin_out(one: Series) -> tuple[Series, np.ndarray | None, np.ndarray | None]:
@@ -213,9 +215,13 @@ def _reduce_bins(values: np.ndarray, cuts: Sequence[int], reduce: Callable) -> n
     return np.array([reduce(part) if part.size else np.nan for part in bins])
 
 
-def _draw_line(x: Axis, y: Axis, one: Series, least: np.ndarray, greatest: np.ndarray) -> str:
+def _draw_line(
+    x: Axis, y: Axis, one: Series, least: np.ndarray | None, greatest: np.ndarray | None
+) -> str:
     across, up = x.place(one.x), np.clip(y.length - y.place(one.y), -1e4, 1e4)
-    shapes = [] if least is None else [_draw_band(across, y, least, greatest, one.color)]
+    shapes = []
+    if least is not None and greatest is not None:
+        shapes.append(_draw_band(across, y, least, greatest, one.color))
     starts = np.flatnonzero(np.diff(np.isfinite(up), prepend=False, append=False)).reshape(-1, 2)
     runs = [_join_points(across[a:b], up[a:b]) for a, b in starts]
     shapes.append(

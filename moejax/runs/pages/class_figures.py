@@ -42,6 +42,7 @@ def class_section(run: Run) -> str:
 
 
 def _name_classes(run: Run) -> list[str]:
+    assert run.sorted is not None  # else there are no figures of classes
     count, known = len(run.sorted.confusion_VV), run.summary.get("classes")
     if isinstance(known, list) and len(known) == count:
         return [str(name) for name in known]

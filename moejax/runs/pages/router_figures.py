@@ -39,7 +39,7 @@ def router_section(run: Run) -> str:
         )
         figures.append(page.figure("Selection bias", chart, guide))
     if choices and len(choices.step_I) > 1:
-        layers = load.layers if load else range(choices.saturation_IL.shape[1])
+        layers = load.layers if load else tuple(range(choices.saturation_IL.shape[1]))
         percent_IL = 100 * choices.saturation_IL
         chart = line_chart(layer_series(choices.step_I, percent_IL, layers, dots=True))
         guide = "Held-out choices that the last router makes, too. High early: routing froze."
@@ -103,7 +103,7 @@ def _pair_map(layer: int, lift_EE: np.ndarray, load_E: np.ndarray) -> str:
 
 def drops_by_position(load: Load, config: dict[str, Any]) -> str:
     """Where in the sequence choices are dropped, in the last quarter of training."""
-    if load.asked_ILW is None:
+    if load.asked_ILW is None or load.seated_ILW is None:
         return ""
     late = slice(-max(1, len(load.step_I) // 4), None)
     asked_LW, seated_LW = load.asked_ILW[late].sum(0), load.seated_ILW[late].sum(0)
@@ -114,7 +114,7 @@ def drops_by_position(load: Load, config: dict[str, Any]) -> str:
     data = config.get("data")
     length = data.get("sequence_length") if isinstance(data, dict) else None
     of_text = read_material(config).language and isinstance(length, int)
-    x = (np.arange(count) + 0.5) * (length if of_text else count) / count
+    x = (np.arange(count) + 0.5) * (length if of_text and length else count) / count
     series = layer_series(x, 100 * share_LW.T, load.layers)
     chart = line_chart(series, include=(0.0, 0.1), x_name="place")
     guide = (

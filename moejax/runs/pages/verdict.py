@@ -100,8 +100,8 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
     if isinstance(total, int | float):
         items.append(("Parameters", short(total, "kMBT"), "in total"))
     if isinstance(active, int | float):
-        known = isinstance(total, int | float) and total
-        share = f"{active / total:.0%} of the total" if known else "a token"
+        known = total if isinstance(total, int | float) else 0
+        share = f"{active / known:.0%} of the total" if known else "a token"
         items.append(("Active parameters", short(active, "kMBT"), share))
     if isinstance(flops, int | float):
         items.append(("FLOPs a token", short(flops), "forward and backward"))

@@ -9,6 +9,7 @@ from moejax.runtime.number_words import short
 
 def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
     """Its size, where it is, and what to do next."""
+    assert config.vocab_size is not None  # as in every checkpoint
     price = cost(config, config.vocab_size, sequence_length=1)
     return "\n".join(
         (

@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from moejax.commands.model_settings import (
     TextSettings,
@@ -56,6 +56,7 @@ class EvalSettings(TextSettings):
             f" {moe.router} tokens do not choose: leave it out.",
         )
         config = inference_config(config)
+        changes: dict[str, Any]
         changes = {"eval_capacity_factor": self.capacity_factor, "group_size": moe.group_size}
         changes["seating"] = self.seating or moe.seating
         return changed(config, {"moe": changes})
@@ -87,6 +88,7 @@ def batch_text(
 ) -> tuple[list[Batch], str]:
     """The batches of text to evaluate on, and one line about them."""
     documents, about = open_settings_text(settings, model)
+    assert model.tokenizer is not None  # as in every language model that is opened here
     batches = validation_batches(
         documents,
         model.tokenizer,
@@ -106,6 +108,7 @@ def batch_images(
         f"{settings.path} sees images, and is evaluated on those that were held out: leave out"
         f" --data and --sequence-length.",
     )
+    assert model.data is not None  # a model of images is one of a run
     found = open_images(model.data)
     source, limit = found.validation, settings.batches
     return image_validation_batches(source, batch_size=rows, limit=limit), found.description

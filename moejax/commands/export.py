@@ -59,6 +59,7 @@ def export_model(settings: ExportSettings) -> None:
     original = _original(source, run)
     more: dict[str, Any] = {}
     if original is None:
+        assert opened.tokenizer is not None  # as in every run on text
         edge = opened.tokenizer.boundary
         more = {"bos_token_id": edge, "eos_token_id": edge}
         more["max_position_embeddings"] = run.data.sequence_length

@@ -57,7 +57,9 @@ def generate(settings: GenerateSettings) -> None:
     keep_freed_memory()
     prompts = collect_prompts(settings)
     model, mesh = open_language_model(settings)
-    params, place_LER = model.params, None
+    params: dict = model.params
+    place_LER: Any = None
+    assert model.tokenizer is not None  # as in every language model that is opened here
     if settings.placement is not None:
         params, place_LER = place_experts(settings.placement, model, mesh)
     generator = Generator(

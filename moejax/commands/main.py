@@ -4,7 +4,7 @@ A subcommand's file is imported when it is run, so that `moejax --help` is quick
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import get_type_hints
@@ -133,7 +133,8 @@ def find_command(words: list[str]) -> tuple[Command, str, list[str]]:
     """The command, its name, and the words that are left. Help ends the process with exit code 0,
     a name that does not exist with 2.
     """
-    name, there = "moejax", COMMANDS
+    name = "moejax"
+    there: Mapping[str, Command | Group] = COMMANDS
     words = insert_default(words)
     while True:
         word, *rest = words or [""]
@@ -157,7 +158,7 @@ def insert_default(words: list[str]) -> list[str]:
     return words if named else [words[0], group.default, *words[1:]]
 
 
-def _refuse(name: str, word: str, there: dict[str, Command | Group]) -> None:
+def _refuse(name: str, word: str, there: Mapping[str, Command | Group]) -> None:
     """End the process: the word is no subcommand."""
     import difflib  # late: only for this message
 
@@ -168,7 +169,7 @@ def _refuse(name: str, word: str, there: dict[str, Command | Group]) -> None:
     raise SystemExit(2)
 
 
-def write_help(name: str, there: dict[str, Command | Group]) -> str:
+def write_help(name: str, there: Mapping[str, Command | Group]) -> str:
     """The help of `moejax`, or of a group of its commands."""
     about = "A Mixture-of-Experts laboratory and trainer for JAX."
     if name != "moejax":
@@ -184,7 +185,7 @@ def write_help(name: str, there: dict[str, Command | Group]) -> str:
     return "\n".join(lines)
 
 
-def list_commands(there: dict[str, Command | Group]) -> Iterator[tuple[str, str]]:
+def list_commands(there: Mapping[str, Command | Group]) -> Iterator[tuple[str, str]]:
     """All commands with their summaries, those of a group below it."""
     for name, command in there.items():
         yield name, command.summary

@@ -8,6 +8,7 @@ import tyro
 from jax.sharding import Mesh
 
 from moejax.config.checks import check, check_positive
+from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -98,7 +99,8 @@ def open_settings_text(settings: TextSettings, model: OpenModel) -> tuple[Docume
             field=settings.text_field,
             directory=settings.data_directory,
         )
-    check(model.data is not None, "--data is missing: the text to evaluate on, such as stdlib.")
+    if model.data is None:
+        raise ConfigError("--data is missing: the text to evaluate on, such as stdlib.")
     corpus = open_documents(model.data)
     return corpus.validation, corpus.description
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moejax.commands.command_line import ConfigFile, read_config
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check
+from moejax.config.errors import ConfigError
 from moejax.data.tokenizer import load_tokenizer
 from moejax.lab.plan.compile_step import describe_step, measure_step
 
@@ -27,7 +28,8 @@ def plan_compile(settings: CompileSettings, flags: list[str]) -> None:
     use_cpu()
     target, slices = settings.target, settings.slices
     config, _ = read_config(settings.config, flags, "moejax plan compile")
-    check(target is not None, "--target is missing: a TPU and its layout, v5p:4x4x8 say.")
+    if target is None:
+        raise ConfigError("--target is missing: a TPU and its layout, v5p:4x4x8 say.")
     check(slices > 0, f"--slices must be greater than 0, not {slices}.")
     check(
         config.model.material.language or config.model.vocab_size is not None,

@@ -107,6 +107,7 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
 
 def read_released(settings: CostSettings, flags: list[str]) -> Config:
     """A released model, trained on a sequence a device in bfloat16, changed by settings."""
+    assert settings.hf is not None
     try:
         hf = json.loads(settings.hf.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -57,9 +57,11 @@ def specialisation(settings: SpecialisationSettings) -> None:
     check_routed(model.config, settings.path)
     check(path.parent.is_dir(), f"--output {path}: there is no directory {path.parent}.")
     config, length = inference_config(model.config), settings.length(model)
-    check_batch(config, length, settings.batch_size, mesh)
+    rows = settings.batch_size or 16
+    check_batch(config, length, rows, mesh)
     documents, about = open_settings_text(settings, model)
     whole = min(config.moe.group_size, length)
+    assert model.tokenizer is not None  # as in every language model that is opened here
     sample = draw_sample(documents, model.tokenizer, length, settings.tokens, whole)
     found = compare_with_classes(
         model,
@@ -68,7 +70,7 @@ def specialisation(settings: SpecialisationSettings) -> None:
         sample,
         name=settings.path.resolve().name,
         data=about,
-        rows=settings.batch_size,
+        rows=rows,
         shifts=settings.shifts,
     )
     write_text(path, specialisation_html(found))

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from moejax.config.checks import check
+from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.data.batches import Batch
 from moejax.inference.inference_config import inference_layout
@@ -48,7 +48,8 @@ def sum_batches(
         for batch in tqdm(batches, disable=None, unit="batch", leave=False):
             sums = step(model.params, model.bias_LE, batch_rows.place_batch(mesh, batch))
             totals = add_totals(totals, sum_batch(sums))
-    check(totals is not None, "the text gives no tokens: nothing can be evaluated on it.")
+    if totals is None:
+        raise ConfigError("the text gives no tokens: nothing can be evaluated on it.")
     return totals
 
 

@@ -1,6 +1,6 @@
 """What of a run must fit the devices that are there."""
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
@@ -8,7 +8,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 
 
-def check_fits(config: Config, mesh: Mesh) -> None:
+def check_fits(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """Every device must get whole sequences and whole routing groups of each (micro-)batch, in as
     many parts as they are sent in; and its share of the width, with FSDP.
     """
@@ -36,7 +36,7 @@ def check_fits(config: Config, mesh: Mesh) -> None:
     check_fsdp(config.model, config.mesh, mesh)
 
 
-def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh) -> None:
+def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh | AbstractMesh) -> None:
     """With FSDP, every device must get its share of what is spread."""
     if not layout.fsdp:
         return

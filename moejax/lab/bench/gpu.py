@@ -64,9 +64,12 @@ class GpuBench:
         check(self.tokens > 0, f"--tokens must be greater than 0, not {self.tokens}.")
         check_groups("tokens", self.tokens)
 
-    def shape(self, name: str, dispatch: str = "grouped") -> LayerShape:
+    def shape(
+        self, name: str, dispatch: Literal["grouped", "gather", "einsum"] = "grouped"
+    ) -> LayerShape:
         """A shape by its name."""
-        tokens, sizes = (256, TINY[name]) if self.tiny else (self.tokens, SIZES[name])
+        tokens = 256 if self.tiny else self.tokens
+        sizes: dict[str, Any] = TINY[name] if self.tiny else SIZES[name]
         return LayerShape(tokens=tokens, dtype=self.dtype, dispatch=dispatch, **sizes)
 
 
@@ -92,7 +95,8 @@ def measure_shape(bench: GpuBench, name: str) -> dict[str, Any]:
     """The errors, times, ratios and memory of one shape."""
     shape = bench.shape(name)
     problem = make_problem(shape)
-    errors, failed = {}, {}
+    errors: dict[str, Any] = {}
+    failed: dict[str, Any] = {}
 
     def check_kernels() -> dict:
         errors.update(kernel_errors(problem))

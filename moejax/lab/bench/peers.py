@@ -6,7 +6,6 @@ of the input agree.
 
 import importlib.util
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -35,7 +34,8 @@ MOST_COPIED_BYTES = 1e9
 """An implementation that copies more bytes of weights than this is left out."""
 
 Implementation = Literal["eager", "grouped_mm", "batched_mm"]
-Programs = dict[str, Callable[[], Any]]
+Programs = dict[str, Any]
+"""Programs to time, by name; called without arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def torch_arms(
     threads = torch_layers.use_all_cores()
     layers = torch_layers.build_mixtral(problem, names)
     layers["torch dense"] = torch_layers.build_dense(problem)
-    programs = {}
+    programs: Programs = {}
     for name, layer in layers.items():
         programs |= torch_layers.make_programs(name, layer, problem)
     return programs, absent, threads

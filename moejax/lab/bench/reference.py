@@ -5,6 +5,7 @@ of their experts, or some hidden units of every expert with all of its rows.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +25,15 @@ class Case:
 
     def matrices(self, expert: int, units: slice | np.ndarray = slice(None)) -> tuple:
         """``w_gate_DF``, ``w_up_DF``, ``w_down_FD`` of one expert, for these hidden units."""
-        parts = strip_dimensions(self.params)
+        parts: dict[str, Any] = strip_dimensions(dict[str, Any](self.params))
         columns = (parts[name][expert][:, units] for name in ("w_gate", "w_up"))
         down_FD = parts["w_down"][expert][units]
         return *(c.astype(np.float64) for c in columns), down_FD.astype(np.float64)
 
     def rows(self, expert: int, token_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of these tokens chose an expert: places in ``token_T``, and which choice it was."""
-        return np.nonzero(self.expert_TK[token_T] == expert)
+        place, choice = np.nonzero(self.expert_TK[token_T] == expert)
+        return place, choice
 
 
 def differentiate_tokens(case: Case, token_T: np.ndarray) -> dict[str, np.ndarray]:

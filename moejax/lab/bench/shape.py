@@ -1,7 +1,7 @@
 """The layer that a benchmark measures: its settings and the size of its input."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
@@ -69,7 +69,7 @@ class LayerShape:
 
     def moe(self) -> MoEConfig:
         """The settings of the routed layer. Raises ``ConfigError``, which names the flags here."""
-        settings = {
+        settings: dict[str, Any] = {
             "num_experts": self.experts,
             "top_k": self.top_k,
             "hidden_size": self.hidden,

@@ -67,7 +67,7 @@ def advise_expert_parallel(config: Config, vocab_size: int) -> str:
         step = size_step(other, vocab_size)
         moved[form] = exchange_bytes(other, step, step.form)
     explicit = {form: size for form, size in moved.items() if form != "auto"}
-    best = min(explicit, key=explicit.get)
+    best = min(explicit, key=lambda form: explicit[form])
     listed = ", ".join(f"{form} {short(size)}B" for form, size in explicit.items())
     n, K = device_mesh.expert_devices(), config.model.moe.top_k
     slotted = "slots may be dropped" if best == "all_to_all" else "nothing need be dropped"

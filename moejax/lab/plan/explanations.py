@@ -30,7 +30,7 @@ def explain_attention(model: ModelConfig) -> str:
     """The matrices of one attention layer."""
     D, H, J = model.width, model.num_heads, model.key_value_heads
     A, U, settings = model.query_head_size, model.value_head_size, model.attention
-    if not model.is_latent:
+    if settings.kv_rank is None:
         keys = f"2 x {D:,} x {J * A:,} keys and values"
         return f"{D:,} x {H * A:,} queries, {keys}, {H * A:,} x {D:,} out"
     rank = settings.query_rank

@@ -109,9 +109,9 @@ def list_memory(request: PlanRequest) -> Section:
         f"{gigabytes(sum(has.values()))} at the {name}" for name, has in found.moments.items()
     )
     reason = f"the largest moment is the {found.peak_moment}; beside the state: {others}"
-    fits = None if device.bytes is None else found.peak <= device.bytes
     lines.append(Line("peak", (gigabytes(found.peak) + of,), found.peak, reason))
-    if fits is not None:
+    if device.bytes is not None:
+        fits = found.peak <= device.bytes
         lines.append(
             Line(
                 "fits",

@@ -23,7 +23,7 @@ def block_residuals(config: Config, step: StepSizes, routed: bool) -> float:
     """
     model, split = config.model, step.split
     moe = replace(model.moe, hidden_size=model.moe.hidden_size // split)
-    if model.moe.every:
+    if step.dispatch != "none":
         moe = replace(moe, dispatch=step.dispatch)
     model = replace(
         model,
@@ -49,11 +49,11 @@ def _trace_residuals(model: ModelConfig, routed: bool, rows: int, length: int) -
     bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)
     own = {"bias_E": bias_E} if routed and model.moe.has_selection_bias else {}
 
-    def init(key: jax.Array, x: jax.Array, context: dict, own: dict) -> dict:
+    def init(key: jax.Array, x: jax.Array, context: dict, own: dict) -> Any:
         return block.init(key, x, {}, context, each, own)
 
-    def pull(params: dict, x: jax.Array, context: dict, own: dict) -> object:
-        def run(params: dict, x: jax.Array) -> object:
+    def pull(params: dict, x: jax.Array, context: dict, own: dict) -> Any:
+        def run(params: dict, x: jax.Array) -> Any:
             return block.apply(params, x, {}, context, each, own)[::2]
 
         return jax.vjp(run, params, x)[1]  # its leaves are what is kept
@@ -73,6 +73,10 @@ VIEWS = (
 )
 
 
+def _abstract(variable: Any) -> jax.core.ShapedArray:
+    return variable.aval
+
+
 def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
     """Bytes of a program's results. A result that appears in several shapes, types or multiples
     counts once, at its smallest; what comes from the first ``given`` arguments alone is left out.
@@ -82,7 +86,7 @@ def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
     def origin(variable: Any) -> Any:
         while variable in made:
             equation = made[variable]
-            name, big = equation.primitive.name, [v for v in equation.invars if v.aval.shape]
+            name, big = equation.primitive.name, [v for v in equation.invars if _abstract(v).shape]
             scaled = name in ("mul", "add") and len(big) == 1
             if not big or name not in VIEWS and not scaled:
                 break
@@ -94,7 +98,8 @@ def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
     for variable in traced.outvars:
         if isinstance(variable, jax.extend.core.Literal):
             continue
-        size, source = variable.aval.size * variable.aval.dtype.itemsize, origin(variable)
+        array, source = _abstract(variable), origin(variable)
+        size = array.size * array.dtype.itemsize
         if source not in there:
             sizes[source] = min(size, sizes.get(source, size))
     return float(sum(sizes.values()))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.extend
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from moejax.config.config import Config
 from moejax.moe.choose_travel import choose_forms
 from moejax.moe.experts import bank_shapes
+from moejax.moe.travel import Dispatch, Exchange
 from moejax.routing.seating import capacity
 from moejax.runtime import device_mesh
 
@@ -17,15 +19,16 @@ FLOAT = 4
 """Bytes of a float32: parameters, gradients and what the optimizer keeps."""
 
 
-def choose_dispatch(config: Config) -> tuple[str, str]:
+def choose_dispatch(config: Config) -> tuple[Dispatch, Exchange]:
     """The forms of dispatch and of expert parallelism on the mesh in use (see ``choose_forms``)."""
     model, moe = config.model, config.model.moe
     dtype = jnp.dtype(model.dtype)
     shapes = bank_shapes(model.activation, moe.num_experts, model.width, moe.hidden_size)
+    bank: dict[str, Any]
     bank = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
     tokens = config.data.batch_size // config.optim.accumulate * config.data.sequence_length
     groups = tokens // moe.group_size
-    x_GSD = jax.ShapeDtypeStruct((groups, moe.group_size, model.width), dtype)
+    x_GSD: Any = jax.ShapeDtypeStruct((groups, moe.group_size, model.width), dtype)
     return choose_forms(moe, config.mesh, bank, x_GSD, count_slots(config))
 
 
@@ -54,7 +57,7 @@ class StepSizes:
     """Hidden width of an expert, the part of it on this device."""
     split: int
     """Number of devices on the model axis."""
-    dispatch: str
+    dispatch: Dispatch | Literal["none"]
     form: str
 
 
@@ -64,7 +67,10 @@ def size_step(config: Config, vocab_size: int) -> StepSizes:
     tokens = data.batch_size * data.sequence_length // config.optim.accumulate
     T = tokens // device_mesh.token_devices()
     split = device_mesh.devices() // device_mesh.token_devices()
-    dispatch, form = choose_dispatch(config) if moe.every else ("none", "auto")
+    dispatch: Dispatch | Literal["none"] = "none"
+    form: Exchange = "auto"
+    if moe.every:
+        dispatch, form = choose_dispatch(config)
     rows = T * moe.top_k
     if dispatch in ("einsum", "gather"):
         rows = T // moe.group_size * moe.num_experts * count_slots(config)

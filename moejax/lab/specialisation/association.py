@@ -153,8 +153,18 @@ def associate(
                 mutual_information(moved_EY),
             )
         )
-    stacked = (np.stack(values) for values in zip(*found, strict=True))
-    return Association(tuple(names), *stacked, entropy(np.bincount(class_T, minlength=Y)))
+    stacked = [np.stack(values) for values in zip(*found, strict=True)]
+    counts_LEY, z_LEY, bits_L, chance_L, chance_sd_L, shuffled_L = stacked
+    return Association(
+        names=tuple(names),
+        counts_LEY=counts_LEY,
+        z_LEY=z_LEY,
+        bits_L=bits_L,
+        chance_L=chance_L,
+        chance_sd_L=chance_sd_L,
+        shuffled_L=shuffled_L,
+        entropy=entropy(np.bincount(class_T, minlength=Y)),
+    )
 
 
 @dataclass(frozen=True)

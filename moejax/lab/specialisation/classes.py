@@ -90,7 +90,7 @@ def _white_space(letters: str) -> np.ndarray:
 def _spans(lines: Sequence[str]) -> Iterator[tuple[str, Place, Place]]:
     """(class, begin, end) of everything but white space; places are (row, column)."""
     readline = io.StringIO("\n".join(lines), newline="\n").readline
-    depth, begin, before = 0, None, ""
+    depth, begin, before = 0, (0, 0), ""
     for token in tokenize.generate_tokens(readline):
         kind = tokenize.tok_name[token.type]
         if kind in _OPENING:

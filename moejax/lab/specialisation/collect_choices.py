@@ -1,6 +1,7 @@
 """Run a model over a sample, and collect which experts each token asks for."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def collect_choices(
     everywhere = partition.activation_sharding(mesh, "everywhere")
 
     def run(params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]) -> jax.Array:
-        _, routed = decoder.apply({"params": params}, batch, False, bias_LE)
+        found: Any = decoder.apply({"params": params}, batch, False, bias_LE)
+        _, routed = found
         return jnp.packbits(routed.chosen_LBNE, axis=-1)
 
     step = jax.jit(run, out_shardings=everywhere)

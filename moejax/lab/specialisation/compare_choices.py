@@ -5,10 +5,10 @@ from jax.sharding import Mesh
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.inference.open_model import OpenModel
-from moejax.lab.specialisation.association import associate, draw_shifts
+from moejax.lab.specialisation.association import Association, associate, draw_shifts
 from moejax.lab.specialisation.collect_choices import collect_choices, name_experts
 from moejax.lab.specialisation.findings import Findings
-from moejax.lab.specialisation.sample import Sample
+from moejax.lab.specialisation.sample import Labels, Sample
 from moejax.lab.specialisation.snippets import draw_portraits
 
 MOST_PORTRAITS = 256
@@ -44,10 +44,12 @@ def compare_with_classes(
         for inputs_BN in (sample.inputs_BN, shuffled_BN)
     )
     drawn = draw_shifts(tokens, sample.inputs_BN.shape[1], shifts)
-    classes, domains = (
-        labels and associate(choices, shuffled, labels.label_T, order_T, labels.names, drawn)
-        for labels in (sample.classes, sample.domains)
-    )
+
+    def associate_with(labels: Labels) -> Association:
+        return associate(choices, shuffled, labels.label_T, order_T, labels.names, drawn)
+
+    classes = associate_with(sample.classes)
+    domains = None if sample.domains is None else associate_with(sample.domains)
     layers = tuple(i for i, routed in enumerate(config.routed_layers) if routed)
     each = max(2, MOST_PORTRAITS // len(layers))
     return Findings(

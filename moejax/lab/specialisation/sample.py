@@ -148,7 +148,9 @@ def _keep_excerpts(group: list[Excerpt], documents: Documents) -> list[_Kept]:
     found = []
     for one in group:
         begin_T, end_T = one.begin_N[one.is_text_N], one.end_N[one.is_text_N]
-        class_T = classify_tokens(class_of_byte, text, begin_T, end_T) if is_python else None
+        class_T = None
+        if class_of_byte is not None:
+            class_T = classify_tokens(class_of_byte, text, begin_T, end_T)
         low = max(0, int(one.begin_N[0]) - AROUND)
         own = text[low : int(one.end_N[-1]) + AROUND]
         places = (begin_T - low, end_T - low)
@@ -174,10 +176,11 @@ def _label_classes(sample: Sample, kept: Sequence[_Kept]) -> dict[str, Any]:
 
 def _label_domains(sample: Sample, kept: Sequence[_Kept]) -> Labels | None:
     """The folders that the documents are from."""
-    if any(one.path is None for one in kept):
+    paths = [one.path for one in kept if one.path is not None]
+    if len(paths) < len(kept):
         return None
     all_python = all(one.class_T is not None for one in kept)
-    names = domains([one.path for one in kept], "(modules)" if all_python else "(files)")
+    names = domains(paths, "(modules)" if all_python else "(files)")
     if len(set(names)) == 1:
         return None
     label_T, first = most_frequent([names[row] for row in sample.row_T.tolist()], MOST_LABELS)

@@ -125,8 +125,8 @@ def _draw_bits(found: Findings, association: Association, what: str) -> str:
 
 
 def _bits_table(found: Findings) -> str:
-    kinds = [("class", found.classes), ("domain", found.domains)]
-    kinds = [(what, one) for what, one in kinds if one is not None]
+    both = [("class", found.classes), ("domain", found.domains)]
+    kinds = [(what, one) for what, one in both if one is not None]
     header = ["layer"] + [
         f"{what}{column}" for what, _ in kinds for column in ("", ", shuffled", ", chance")
     ]

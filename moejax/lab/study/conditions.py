@@ -31,7 +31,7 @@ def check_conditions(runs: Mapping[str, Config], flops_tolerance: float | None) 
     if flops_tolerance is None:
         return
     flops = {name: flops_per_token(config) for name, config in runs.items()}
-    least, most = (of(flops, key=flops.get) for of in (min, max))
+    least, most = (of(flops, key=lambda name: flops[name]) for of in (min, max))
     check(
         flops[most] <= (1 + flops_tolerance) * flops[least],
         f"the runs are not of equal active size: a token costs {flops[most]:,} FLOPs in {most} and"

@@ -117,7 +117,7 @@ def figures(outcome: Outcome) -> dict[str, float]:
 
 
 def _to_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, float, float]:
-    if outcome.baseline is None or outcome.status != "finished":
+    if outcome.run is None or outcome.baseline is None or outcome.status != "finished":
         return math.nan, math.nan, math.nan
     twin = outcome.baseline.by_seed.get(outcome.seed, math.nan)
     soon = reach(outcome.run, outcome.measure.key, outcome.baseline.value)

@@ -165,9 +165,9 @@ def _ranks(comparison: Comparison) -> list[Rank]:
     found = []
     for i, (name, outcomes) in enumerate(comparison.by_run().items()):
         key, scale = comparison.measure.key, comparison.measure.scale
-        values = [scale * over_seeds(outcomes, of)[key] for of in (np.mean, min, max)]
-        if np.isfinite(values[0]):
-            found.append(Rank(name, *values, i % COLORS))
+        mean, least, most = (scale * over_seeds(outcomes, of)[key] for of in (np.mean, min, max))
+        if np.isfinite(mean):
+            found.append(Rank(name, mean, least, most, i % COLORS))
     return found
 
 
@@ -183,7 +183,7 @@ def _curves(
         columns = [(x, scale * y) for x, y in columns if x.size]
         if not columns:
             continue
-        look = {"color": i % COLORS, "dash": i // COLORS % 3, "dots": dots}
+        look: dict[str, Any] = {"color": i % COLORS, "dash": i // COLORS % 3, "dots": dots}
         x, y, least, greatest = _over_seeds(columns)
         if len(columns) > 1:
             look |= {"least": least, "greatest": greatest}
@@ -205,8 +205,8 @@ def _loads(comparison: Comparison) -> str:
     first: list[str] = []
     more: list[str] = []
     for outcomes in comparison.by_run().values():
-        routed = [one for one in outcomes if one.run and one.run.load]
-        maps = [_load_map(one.label, one.run.load) for one in routed]
+        loads = [(one.label, one.run.load) for one in outcomes if one.run]
+        maps = [_load_map(label, load) for label, load in loads if load]
         first, more = first + maps[:1], more + maps[1:]
     if not first:
         return ""

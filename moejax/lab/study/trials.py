@@ -28,6 +28,7 @@ class Trial:
     @property
     def directory(self) -> Path:
         """Where it is trained."""
+        assert self.config.run.directory is not None  # the study has given it one
         return Path(self.config.run.directory)
 
     @property

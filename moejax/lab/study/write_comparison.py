@@ -53,7 +53,10 @@ def write_comparison(
 
 def _baseline(study: Study, outcomes: Sequence[Outcome]) -> Baseline | None:
     known = [one for one in outcomes if one.name == study.baseline and one.status == "finished"]
-    return make_baseline(study.baseline, {one.seed: one.run for one in known}) if known else None
+    runs = {one.seed: one.run for one in known if one.run is not None}
+    if study.baseline is None or not runs:
+        return None
+    return make_baseline(study.baseline, runs)
 
 
 def differing_settings(runs: dict[str, Config]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 from moejax.config import MeshConfig, MoEConfig
 from moejax.moe import balance, selection_bias
 from moejax.moe.dispatch import grouped
-from moejax.moe.layer import MoELayer, send
+from moejax.moe.layer import ROUTES, MoELayer
 from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.runtime import device_mesh, partition
@@ -289,7 +289,8 @@ def routed(form, mesh, choice, params, x, real, direction, capacity=S, factor=No
 
     def loss(params, x, weight):
         weighted = dataclasses.replace(choice, weight_GSK=weight)
-        y, seated = send(params, x, weighted, real, by_rows(layout, form, capacity))
+        travel = by_rows(layout, form, capacity)
+        y, seated = ROUTES[travel.route](params, x, weighted, real, travel=travel)
         return (y * direction).sum(), (y, seated)
 
     with jax.set_mesh(grid):
@@ -358,7 +359,7 @@ def test_every_sender_has_its_part_of_the_room_and_the_first_have_what_is_left(f
     params = inputs("dropless")[0]
     params = {k: v for k, v in params.items() if k.endswith(("EDF", "EFD"))}
     with jax.set_mesh(device_mesh.make_mesh(layout, jax.devices()[:4])):
-        _, seated_GSE = jax.jit(functools.partial(send, travel=by_rows(layout, form)))(
+        _, seated_GSE = jax.jit(functools.partial(ROUTES[form], travel=by_rows(layout, form)))(
             params,
             jnp.ones((4, S, D)),
             choices(expert_GSK, np.ones((4, S, 1))),

@@ -6,21 +6,20 @@ Letters: M: bins of a histogram; Q: groups of experts.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.config.mesh import BY_ROWS, MeshConfig
+from moejax.config.mesh import MeshConfig
 from moejax.config.moe import MoEConfig
 from moejax.moe import balance, experts, selection_bias
 from moejax.moe.choose_travel import choose_travel
 from moejax.moe.dispatch import einsum, gather, grouped
 from moejax.moe.parallel import by_rows
+from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.parallel.replicas import choose_places
 from moejax.moe.parameters import matrix, weight, zeros
-from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.routing.contract import Choice, RouterInput, TokenChoice
 from moejax.routing.seating import capacity
@@ -202,36 +201,27 @@ class MoELayer(nn.Module):
                 n: (zeros if n.startswith("b_") else matrix)(self, n, s) for n, s in shapes.items()
             }
             bank = {n: w.astype(x_GSD.dtype) for n, w in made.items()}
-            return send(bank, x_GSD, choice, real_GS, travels(bank, x_GSD, capacity=slots))
+            travel = travels(bank, x_GSD, capacity=slots)
+            return ROUTES[travel.route](bank, x_GSD, choice, real_GS, travel=travel)
         assert isinstance(choice, TokenChoice)
         # As many places as there are; Linen would want one for each expert.
         bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in shapes}
         choice, seated_GSE = choose_places(choice, place_ER, real_GS, slots, moe.seating)
         travel = travels(bank, x_GSD, capacity=x_GSD.shape[1])
-        return send(bank, x_GSD, choice, real_GS, travel)[0], seated_GSE
+        y_GSD, _ = ROUTES[travel.route](bank, x_GSD, choice, real_GS, travel=travel)
+        return y_GSD, seated_GSE
 
 
 # Each takes the kinds of choice that the config allows with it.
-Route = Callable[
-    [dict[str, jax.Array], jax.Array, Any, jax.Array, Travel], tuple[jax.Array, jax.Array]
-]
-ROUTES: dict[str, Route] = {
+ROUTES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "einsum": einsum.route,
     "gather": gather.route,
-    "grouped": grouped.route,
+    "grouped": partial(run_on_each_device, grouped.route),
+    "all_gather": partial(run_on_each_device, by_rows.route),
+    "ragged": partial(run_on_each_device, by_rows.route),
 }
-
-
-def send(
-    params: dict[str, jax.Array],
-    x_GSD: jax.Array,
-    choice: Choice,
-    real_GS: jax.Array,
-    travel: Travel,
-) -> tuple[jax.Array, jax.Array]:
-    """Send tokens to the experts they chose and add up what comes back: see ``einsum.route``."""
-    route: Route = by_rows.route if travel.exchange in BY_ROWS else ROUTES[travel.dispatch]
-    return route(params, x_GSD, choice, real_GS, travel)
+"""By ``Travel.route``: ``(bank, x_GSD, choice, real_GS, travel=) -> (y_GSD, seated_GSE)``, tokens
+sent to the experts that they chose, and what comes back added up."""
 
 
 def multiply_exactly(x: jax.Array, w: jax.Array) -> jax.Array:

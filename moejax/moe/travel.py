@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from moejax.config.mesh import MeshConfig
+from moejax.config.mesh import BY_ROWS, MeshConfig
 from moejax.moe.experts import Dropout
 from moejax.routing.seating import Seating
 
 Dispatch = Literal["einsum", "gather", "grouped"]
 Exchange = Literal["auto", "all_to_all", "ragged", "all_gather"]
+Route = Dispatch | Exchange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class Travel:
     exchange: Exchange = "auto"
     """How tokens meet experts on other devices; ``auto`` where XLA moves them, or nobody need."""
     layout: MeshConfig = MeshConfig()
+
+    @property
+    def route(self) -> Route:
+        """The name of the route."""
+        return self.exchange if self.exchange in BY_ROWS else self.dispatch
 
     def __post_init__(self) -> None:
         if self.dropout is not None and self.dispatch == "grouped":

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
 from moejax.moe.kernels.rows import sort_rows
-from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.travel import Travel
 from moejax.routing.contract import TokenChoice, spread
 from moejax.routing.seating import Seating, seat_choices
@@ -20,27 +19,21 @@ def route(
 ) -> tuple[jax.Array, jax.Array]:
     """As ``einsum.route``, also in what is dropped: nothing, where the capacity is the whole group.
 
-    Empty slots cost nothing here. Every device has the whole bank: ``parallel.by_rows`` is for
-    experts that are spread.
+    Of one device's tokens, with the whole bank (see ``parallel.on_each_device``); where experts
+    are spread, ``parallel.by_rows.route``. Empty slots cost nothing here.
     """
     num_experts = params["w_down_EFD"].shape[0]
-
-    def run(
-        params: dict[str, jax.Array], x_GSD: jax.Array, choice: TokenChoice, real_GS: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        expert_GSK = drop_unseated(choice, real_GS, num_experts, travel.capacity, travel.seating)
-        expert_TK = expert_GSK.reshape(-1, expert_GSK.shape[-1])
-        y_TD = grouped_feed_forward(
-            params,
-            x_GSD.reshape(expert_TK.shape[0], -1),
-            choice.weight_GSK.reshape(expert_TK.shape),
-            sort_rows(expert_TK, num_experts),
-            travel.activation,
-            choice.weigh,
-        )
-        return y_TD.reshape(x_GSD.shape), spread_seated(expert_GSK, num_experts)
-
-    return run_on_each_device(run, params, x_GSD, choice, real_GS, layout=travel.layout)
+    expert_GSK = drop_unseated(choice, real_GS, num_experts, travel.capacity, travel.seating)
+    expert_TK = expert_GSK.reshape(-1, expert_GSK.shape[-1])
+    y_TD = grouped_feed_forward(
+        params,
+        x_GSD.reshape(expert_TK.shape[0], -1),
+        choice.weight_GSK.reshape(expert_TK.shape),
+        sort_rows(expert_TK, num_experts),
+        travel.activation,
+        choice.weigh,
+    )
+    return y_TD.reshape(x_GSD.shape), spread_seated(expert_GSK, num_experts)
 
 
 def drop_unseated(

@@ -19,15 +19,16 @@ def compute(params: dict[str, jax.Array], x_GRD: jax.Array, travel: Travel) -> j
     An exchange takes G E C D (n - 1) / n numbers out of a device with G groups, n devices on the
     expert axis.
     """
-    D = x_GRD.shape[-1]
+    return run_on_each_device(_compute, params, x_GRD, travel=travel)[0]
 
-    def run(params: dict[str, jax.Array], x_GRD: jax.Array) -> tuple[jax.Array, None]:
-        here, G = params["w_down_EFD"].shape[0], x_GRD.shape[0]
-        # Slots of my experts, from the groups of all; [G, E, C, D] -> [n * G, E / n, C, D].
-        x_GECD = x_GRD.reshape(G, here * device_mesh.expert_devices(), -1, D)
-        x_GECD = exchange(x_GECD, split_axis=1, concat_axis=0)
-        y_EGCD = experts.bank(params, x_GECD.swapaxes(0, 1), travel.activation)
-        y_GECD = exchange(y_EGCD.swapaxes(0, 1), split_axis=0, concat_axis=1)
-        return y_GECD.reshape(x_GRD.shape), None
 
-    return run_on_each_device(run, params, x_GRD, layout=travel.layout)[0]
+def _compute(
+    params: dict[str, jax.Array], x_GRD: jax.Array, travel: Travel
+) -> tuple[jax.Array, None]:
+    here, (G, _, D) = params["w_down_EFD"].shape[0], x_GRD.shape
+    # Slots of my experts, from the groups of all; [G, E, C, D] -> [n * G, E / n, C, D].
+    x_GECD = x_GRD.reshape(G, here * device_mesh.expert_devices(), -1, D)
+    x_GECD = exchange(x_GECD, split_axis=1, concat_axis=0)
+    y_EGCD = experts.bank(params, x_GECD.swapaxes(0, 1), travel.activation)
+    y_GECD = exchange(y_EGCD.swapaxes(0, 1), split_axis=0, concat_axis=1)
+    return y_GECD.reshape(x_GRD.shape), None

@@ -24,7 +24,6 @@ from moejax.moe.dispatch.grouped import drop_unseated, spread_seated
 from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
 from moejax.moe.kernels.rows import copy_tokens, sort_rows, sum_copies
 from moejax.moe.parallel.exchange import exchange, sum_before
-from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.travel import Travel
 from moejax.routing.contract import TokenChoice
 from moejax.routing.seating import seat
@@ -40,42 +39,36 @@ def route(
     real_GS: jax.Array,
     travel: Travel,
 ) -> tuple[jax.Array, jax.Array]:
-    """As ``einsum.route``, also in what is dropped, for experts spread over several devices.
+    """As ``einsum.route``, also in what is dropped, for experts spread over several devices: of one
+    device's tokens, with its own experts (see ``on_each_device``).
 
     With ``layout.receive_factor``, choices beyond what a device takes in are dropped as well: every
     sender may fill an equal part of it, and what others leave, first choices first.
     """
-    factor = travel.layout.receive_factor
-
-    def run(
-        params: Params, x_GSD: jax.Array, choice: TokenChoice, real_GS: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        n, here = device_mesh.expert_devices(), params["w_down_EFD"].shape[0]
-        E = n * here
-        (G, S, D), K = x_GSD.shape, choice.expert_GSK.shape[-1]
-        expert_GSK = drop_unseated(choice, real_GS, E, travel.capacity, travel.seating)
-        worst = n * G * min(S * min(K, here), here * travel.capacity)
-        room = worst
-        if factor is not None:
-            # A hair less before rounding up, so that 1.1 * 10 are 11.
-            room = min(worst, math.ceil(factor * G * S * K * (1 - 1e-9)))
-        expert_TK = expert_GSK.reshape(G * S, K)
-        if room < worst:
-            expert_TK = drop_beyond_room(expert_TK, here, room)
-        run_experts = partial(
-            _run_local_experts,
-            params,
-            room=room,
-            activation=travel.activation,
-            weigh=choice.weigh,
-        )
-        gathers = travel.exchange == "all_gather"
-        move = _all_gather if gathers else partial(_ragged, here=here, room=room)
-        weight_TK = choice.weight_GSK.reshape(G * S, K)
-        y_TD = move(run_experts, x_GSD.reshape(G * S, D), expert_TK, weight_TK)
-        return y_TD.reshape(x_GSD.shape), spread_seated(expert_TK.reshape(G, S, K), E)
-
-    return run_on_each_device(run, params, x_GSD, choice, real_GS, layout=travel.layout)
+    n, here = device_mesh.expert_devices(), params["w_down_EFD"].shape[0]
+    E, factor = n * here, travel.layout.receive_factor
+    (G, S, D), K = x_GSD.shape, choice.expert_GSK.shape[-1]
+    expert_GSK = drop_unseated(choice, real_GS, E, travel.capacity, travel.seating)
+    worst = n * G * min(S * min(K, here), here * travel.capacity)
+    room = worst
+    if factor is not None:
+        # A hair less before rounding up, so that 1.1 * 10 are 11.
+        room = min(worst, math.ceil(factor * G * S * K * (1 - 1e-9)))
+    expert_TK = expert_GSK.reshape(G * S, K)
+    if room < worst:
+        expert_TK = drop_beyond_room(expert_TK, here, room)
+    run_experts = partial(
+        _run_local_experts,
+        params,
+        room=room,
+        activation=travel.activation,
+        weigh=choice.weigh,
+    )
+    gathers = travel.exchange == "all_gather"
+    move = _all_gather if gathers else partial(_ragged, here=here, room=room)
+    weight_TK = choice.weight_GSK.reshape(G * S, K)
+    y_TD = move(run_experts, x_GSD.reshape(G * S, D), expert_TK, weight_TK)
+    return y_TD.reshape(x_GSD.shape), spread_seated(expert_TK.reshape(G, S, K), E)
 
 
 def _all_gather(

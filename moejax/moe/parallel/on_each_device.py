@@ -5,23 +5,24 @@ from collections.abc import Callable
 import jax
 from jax.sharding import PartitionSpec as P
 
-from moejax.config.mesh import MeshConfig
+from moejax.moe.travel import Travel
 from moejax.runtime.partition import TOKENS, parameter_spec
 
 
 def run_on_each_device(
-    function: Callable, params: dict[str, jax.Array], *arrays: object, layout: MeshConfig
+    function: Callable, params: dict[str, jax.Array], *arrays: object, travel: Travel
 ) -> tuple:
-    """``function(params, *arrays) -> (y, more)`` on each device's own groups of tokens.
+    """``function(params, *arrays, travel) -> (y, more)`` on each device's own groups of tokens.
 
     ``arrays`` and results have a leading G; ``params`` is a device's part of a bank of experts,
     and ``y`` what this part of the hidden width adds to the sum: those of the ``model`` axis are
-    added up here. Tokens come in ``layout.chunks`` parts, one after another in the program, though
+    added up here. Tokens come in ``chunks`` parts, one after another in the program, though
     not in time: none waits for another. Without a mesh, or on one device, the function itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return function(params, *arrays)
+        return function(params, *arrays, travel)
+    layout = travel.layout
     specs = {name: parameter_spec(name, layout.fsdp) for name in params}
 
     def gather(w: jax.Array, spec: P) -> jax.Array:
@@ -32,12 +33,11 @@ def run_on_each_device(
 
     def run(params: dict[str, jax.Array], *arrays: object) -> tuple:
         params = {name: gather(w, specs[name]) for name, w in params.items()}
-        parts = [
-            function(
-                params, *(jax.tree.map(lambda x, i=i: _take_part(x, i, layout.chunks), arrays))
-            )
+        cut = [
+            jax.tree.map(lambda x, i=i: _take_part(x, i, layout.chunks), arrays)
             for i in range(layout.chunks)
         ]
+        parts = [function(params, *part, travel) for part in cut]
         y, more = jax.tree.map(lambda *p: jax.numpy.concatenate(p), *parts)
         return y[None], more
 

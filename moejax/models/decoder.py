@@ -36,7 +36,7 @@ class DecoderLM(nn.Module):
     capacity factor, and lets routers draw from the random stream ``router`` if there is one.
     ``bias_LE`` is the selection bias of the routed layers, by default none. ``layout`` says how the
     model lies on the mesh in use. ``place_LER`` says where experts stand in parameters made by
-    ``models.replicate``, for inference.
+    ``inference.replicate``, for inference.
     """
 
     config: ModelConfig

@@ -193,12 +193,12 @@ def describe_step(result: dict[str, Any]) -> str:
             "  state, batch": f"{result['state_gigabytes']:.2f} GB",
             "arithmetic": f"{result['flops'] / 1e12:.3f} TFLOP a device and step,"
             f" {result['flops_ratio']:.3f} of the formula",
-            "collectives": _listed(result["collectives"]),
+            "collectives": _list_counts(result["collectives"]),
             "  beside products": f"{result['overlapping']} of those in the program's text",
         }
         for run in result["repeated"]:
             name = {"dense": "dense layer", "unit": "unit of layers", "rest": "last layer"}
-            lines[f"  a {name[run['layers']]}"] = _listed(run["collectives"])
+            lines[f"  a {name[run['layers']]}"] = _list_counts(run["collectives"])
     made = [f"{name:<20}{value}" for name, value in lines.items()]
     if result["buffers"]:
         of = result.get("buffers_of")
@@ -208,5 +208,5 @@ def describe_step(result: dict[str, Any]) -> str:
     return "\n".join(made)
 
 
-def _listed(counts: dict[str, float]) -> str:
+def _list_counts(counts: dict[str, float]) -> str:
     return ", ".join(f"{count:g} {name}" for name, count in counts.items()) or "none"

@@ -48,18 +48,21 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
     """What a device of the mesh holds of each parameter; ``params`` are their shapes."""
     sizes = dict(grid.shape)
 
-    def parts(name: str, fsdp: bool, of: tuple[str, ...] = device_mesh.AXES) -> int:
+    def count_parts(name: str, fsdp: bool, of: tuple[str, ...] = device_mesh.AXES) -> int:
         axes = [a for axis in parameter_spec(name, fsdp) for a in _several(axis)]
         return math.prod(sizes[axis] for axis in axes if axis in of)
 
-    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
         name, layer = path[-1].key, find_stack([key.key for key in path])
-        here, whole = leaf.size / parts(name, config.mesh.fsdp), leaf.size / parts(name, False)
+        here, whole = (
+            leaf.size / count_parts(name, config.mesh.fsdp),
+            leaf.size / count_parts(name, False),
+        )
         alike = math.prod(sizes[axis] for axis in TOKENS)
-        copies = alike // parts(name, config.mesh.fsdp, TOKENS)
+        copies = alike // count_parts(name, config.mesh.fsdp, TOKENS)
         return Parameter(name, here, whole, layer, leaf.shape[0] if layer else 0, copies)
 
-    found = jax.tree_util.tree_map_with_path(one, params)
+    found = jax.tree_util.tree_map_with_path(place, params)
     return jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, Parameter))
 
 

@@ -106,7 +106,7 @@ def muon_flops(params: object, config: OptimConfig) -> float:
     mesh in use. A device does this for its own experts, and for all of the other matrices.
     """
 
-    def of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
+    def count_flops(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
         if config.kind_of(path[-1].key) != "muon":
             return 0.0
         *stacked, rows, columns = leaf.shape
@@ -119,4 +119,4 @@ def muon_flops(params: object, config: OptimConfig) -> float:
         # X X^T, its square, and the product with X.
         return math.prod(stacked) / devices * config.muon_iterations * (4 * m * m * n + 2 * m**3)
 
-    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, params)))
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(count_flops, params)))

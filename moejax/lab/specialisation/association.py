@@ -22,17 +22,17 @@ from moejax.runs.lift import SURE, lift
 
 def count_choices(chosen_TE: np.ndarray, class_T: np.ndarray, classes: int) -> np.ndarray:
     """``counts_EY`` (int64) of the tokens that chose each expert; exact up to 2^24 tokens."""
-    return next(_counts(chosen_TE, class_T, classes, [0]))
+    return next(_count_by_shift(chosen_TE, class_T, classes, [0]))
 
 
 def shifted_counts(
     chosen_TE: np.ndarray, class_T: np.ndarray, classes: int, shifts: Sequence[int]
 ) -> np.ndarray:
     """``counts_ZEY``: the counts after moving the classes by each of the shifts, in a circle."""
-    return np.stack([*_counts(chosen_TE, class_T, classes, shifts)])
+    return np.stack([*_count_by_shift(chosen_TE, class_T, classes, shifts)])
 
 
-def _counts(
+def _count_by_shift(
     chosen_TE: np.ndarray, class_T: np.ndarray, classes: int, shifts: Sequence[int]
 ) -> Iterator[np.ndarray]:
     chosen_ET = np.ascontiguousarray(chosen_TE.T, np.float32)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from layer_loss import Truth, layer_loss, run_oracle
 
 from moejax.config import MeshConfig, MoEConfig
 from moejax.moe import balance, selection_bias
@@ -91,9 +92,7 @@ def on(case: str, mesh: str, **settings) -> tuple:
 
     def loss(params, x):
         y, stats, chosen = layer.apply({"params": params}, x, real, training=True, bias_E=bias_E)
-        layers = balance.sum_sequences(jax.tree.map(lambda s: s[None], stats))
-        aux = balance.balance_loss(layers).sum() + 0.1 * balance.z_loss(layers).sum()
-        return (y * direction).sum() + aux, (y, stats, chosen)
+        return layer_loss(y, stats, direction), (y, stats, chosen)
 
     def run(params, x):
         (value, said), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
@@ -113,59 +112,25 @@ def on(case: str, mesh: str, **settings) -> tuple:
 
 
 @functools.cache
-def reference(case: str) -> tuple:
-    """The oracle's loss, output, who asked and who got a slot by sequence, and for each array a
-    direction and the slope of the loss along it.
-    """
+def reference(case: str) -> Truth:
+    """The oracle on the same numbers."""
     params, x, real, bias_E, direction = inputs(case)
     config = CASES[case]
     slots = oracle.capacity(S, config.top_k, E, config.capacity_factor or E)
     groups = {name: getattr(config, name) for name in ("expert_groups", "kept_expert_groups")}
     layer = oracle.Layer(config.router, config.top_k, slots, **groups)
-    exact = jax.tree.map(lambda p: np.asarray(p, np.float64), params | {"x": x})
-    bias = None if bias_E is None else np.float64(bias_E)
-
-    def run(inputs, plan=None):
-        rest = {k: v for k, v in inputs.items() if k != "x"}
-        routed = inputs["x"].reshape(-1, S, D), real.reshape(-1, S)
-        return oracle.run(layer, rest, *routed, bias_E=bias, plan=plan)
-
-    found = run(exact)
-    plan = [g.plan for g in found]
-
-    def loss(inputs):
-        moved = run(inputs, plan)
-        t, y = oracle.tokens_of(moved), np.concatenate([g.y_SD for g in moved])
-        aux = oracle.switch_balance(t) + 0.1 * oracle.z_loss(t)
-        return (y * direction.reshape(y.shape)).sum() + aux
-
-    y = np.concatenate([g.y_SD for g in found]).reshape(x.shape)
-    counts = [
-        np.concatenate([getattr(g, f"{name}_SE") for g in found]).reshape(B, N, E).sum(1)
-        for name in ("asked", "seated")
-    ]
-    rng, slopes = np.random.default_rng(2), {}
-    for name, array in oracle.flat(exact).items():
-        along = rng.normal(size=array.shape)
-        along /= np.sqrt(np.square(along).sum())
-        slopes[name] = along, oracle.slope(loss, exact, name, along)
-    return loss(exact), y, counts, slopes
+    return run_oracle(layer, params, x, real, direction, S, bias_E)
 
 
 def assert_is_right(case: str, got: tuple) -> None:
     """Equal to the oracle, and to one device, in all that ``on`` gives."""
-    value, (y, stats, _), norm, bias, _, (params, x) = got
-    loss, exact_y, (asked_BE, seated_BE), slopes = reference(case)
-    np.testing.assert_allclose(y, exact_y, atol=1e-5)
-    np.testing.assert_allclose(value, loss, atol=1e-5)
-    np.testing.assert_array_equal(stats.asked_BE, asked_BE)
-    np.testing.assert_array_equal(stats.seated_BE, seated_BE)
-    for name, gradient in oracle.flat(params | {"x": x}).items():
-        along, slope = slopes[name]
-        np.testing.assert_allclose((gradient * along).sum(), slope, atol=1e-5, err_msg=name)
+    value, (y, stats, _), norm, bias, _, gradients = got
+    truth = reference(case)
+    truth.assert_equal(value, y, stats, gradients)
+    asked_BE = truth.count("asked_SE")
     mean = asked_BE.sum() / E
     np.testing.assert_allclose(bias[0], 0.01 * (1 - asked_BE.sum(0) / mean), atol=1e-5)
-    squares = sum(np.square(np.float64(g)).sum() for g in jax.tree.leaves(params))
+    squares = sum(np.square(np.float64(g)).sum() for g in jax.tree.leaves(gradients[0]))
     np.testing.assert_allclose(norm, np.sqrt(squares), rtol=1e-5)
     chex.assert_trees_all_close(got, on(case, "1x1"), atol=1e-5)
 

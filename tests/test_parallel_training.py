@@ -10,7 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from moejax.config import AttentionConfig, BalanceConfig, Config, MeshConfig, load_config_file
+from moejax.config import (
+    AttentionConfig,
+    BalanceConfig,
+    Config,
+    MeshConfig,
+    changed,
+    load_config_file,
+)
 from moejax.data.pipeline import train_batches
 from moejax.data.sources import TextFiles
 from moejax.data.stdlib_corpus import find_library, list_library_files
@@ -36,11 +43,6 @@ def test_the_parts_of_the_grid_have_all_meshes_and_forms():
         for which in (0, 1):
             assert {both[which] for both in part} == {both[which] for both in GRID}
     assert set(QUICK) <= set(HALF)
-
-
-def changed(config: Config, section: str, **changes) -> Config:
-    part = dataclasses.replace(getattr(config, section), **changes)
-    return dataclasses.replace(config, **{section: part})
 
 
 def on(config: Config, mesh: str, **settings) -> tuple[Config, jax.sharding.Mesh]:
@@ -142,8 +144,8 @@ def deepseek(tiny: Config) -> Config:
         capacity_factor=0.8,
         balance=BalanceConfig(loss_weight=0.3, z_loss_weight=0.1, bias_update="sign"),
     )
-    tiny = changed(tiny, "model", moe=moe, remat="layer")
-    return changed(changed(tiny, "data", batch_size=16), "optim", accumulate=2)
+    model = {"model.moe": moe, "model.remat": "layer"}
+    return changed(tiny, model | {"data.batch_size": 16, "optim.accumulate": 2})
 
 
 def sixteen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -232,8 +234,8 @@ def quickstart() -> tuple[Config, list[dict[str, np.ndarray]]]:
     choice, and so who has a slot and who has none: one device alone parts by 2e-5 from itself there
     if its sums are taken in another order.
     """
-    config = changed(load_config_file("configs/quickstart.py"), "model", unroll=False)
-    config = changed(config, "data", seed=1, shuffle_window=8192)
+    settings = {"model.unroll": False, "data.seed": 1, "data.shuffle_window": 8192}
+    config = changed(load_config_file("configs/quickstart.py"), settings)
     files = [
         find_library() / f.path for f in list_library_files(find_library()) if f.split == "train"
     ]
@@ -299,14 +301,15 @@ def abstract_state(config: Config):
 def latent(tiny: Config) -> Config:
     """DeepSeek's attention, too."""
     attention = AttentionConfig(kv_rank=6, query_rank=10, rope_head_size=4)
-    return changed(deepseek(tiny), "model", attention=attention, qk_norm=False)
+    return changed(deepseek(tiny), {"model.attention": attention, "model.qk_norm": False})
 
 
 def gpt_oss(tiny: Config) -> Config:
     """Whatever can have a bias has one."""
     attention = AttentionConfig(bias="all", sinks=True)
     moe = dataclasses.replace(tiny.model.moe, num_experts=8, router="gpt_oss", expert_bias=True)
-    return changed(tiny, "model", attention=attention, moe=moe, activation="clamped_swiglu")
+    model = {"attention": attention, "moe": moe, "activation": "clamped_swiglu"}
+    return changed(tiny, {"model": model})
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
@@ -319,7 +322,7 @@ def gpt_oss(tiny: Config) -> Config:
 def test_a_device_holds_its_part_of_parameters_and_of_their_moments(
     tiny, optimizer, kind, mesh, fsdp
 ):
-    config = changed(kind(tiny), "optim", optimizer=optimizer)
+    config = changed(kind(tiny), {"optim.optimizer": optimizer})
     config, grid = on(config, mesh, fsdp=fsdp)
     state = abstract_state(config)
     whole, here = numbers_of(state), numbers_of(on_one_device(grid, state, fsdp))

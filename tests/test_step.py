@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig
+from moejax.config import BalanceConfig, Config, MeshConfig, OptimConfig, changed
 from moejax.models.decoder import DecoderLM
 from moejax.moe import balance
 from moejax.runtime import device_fit, device_mesh, partition
@@ -30,11 +30,6 @@ def start(config: Config):
         config=config,
     )
     return model, state, jax.jit(step)
-
-
-def changed(config: Config, section: str, **changes) -> Config:
-    part = dataclasses.replace(getattr(config, section), **changes)
-    return dataclasses.replace(config, **{section: part})
 
 
 @pytest.mark.parametrize("group_size", [8, pytest.param(32, marks=pytest.mark.slow)])
@@ -60,11 +55,11 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
         capacity_factor=0.8,
         balance=BalanceConfig(**weights),
     )
-    config = changed(tiny, "model", moe=moe)
+    config = changed(tiny, {"model.moe": moe})
     model, state, _ = start(config)
     results = []
     for parts in (1, 2, 4) if group_size == 8 else (1, 2):
-        split = changed(config, "optim", accumulate=parts)
+        split = changed(config, {"optim.accumulate": parts})
         results.append(
             jax.jit(functools.partial(gradients, model, config=split))(
                 state.params, state.bias_LE, batch, jax.random.key(0)
@@ -80,7 +75,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_large_batch(
 
 def test_the_reported_losses_are_those_of_the_papers(tiny, batch):
     balanced = BalanceConfig(z_loss_weight=0.5)
-    config = changed(tiny, "model", moe=dataclasses.replace(tiny.model.moe, balance=balanced))
+    config = changed(tiny, {"model.moe.balance": balanced})
     model, state, step = start(config)
     _, report = step(state, batch)
     forward = jax.jit(model.apply, static_argnums=2)
@@ -97,7 +92,7 @@ def test_the_reported_losses_are_those_of_the_papers(tiny, batch):
 
 
 def test_training_learns(tiny, batch):
-    _, state, step = start(changed(tiny, "run", steps=60))
+    _, state, step = start(changed(tiny, {"run.steps": 60}))
     losses = []
     for _ in range(60):
         state, report = step(state, batch)
@@ -125,7 +120,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(tiny, batch):
 
 
 def test_muon_takes_the_matrices_inside_the_layers(tiny):
-    config = changed(tiny, "optim", optimizer="muon")
+    config = changed(tiny, {"optim.optimizer": "muon"})
     _, state, _ = start(config)
     kinds = jax.tree_util.tree_map_with_path(
         lambda p, _: config.optim.kind_of(p[-1].key), state.params
@@ -139,7 +134,7 @@ def test_muon_takes_the_matrices_inside_the_layers(tiny):
 
 
 def test_muon_orthogonalises_every_expert_by_itself(tiny, batch):
-    config = changed(tiny, "optim", optimizer="muon", clip_norm=None)
+    config = changed(tiny, {"optim.optimizer": "muon", "optim.clip_norm": None})
     _, state, step = start(config)
     after, _ = step(state, batch)
     rate = 0.03 * float(make_schedule(config.optim, config.run.steps)(0))
@@ -165,8 +160,9 @@ def test_muon_works_on_experts_where_they_are():
 
 
 def test_weight_decay_reaches_matrices_only(tiny, batch):
-    config = changed(tiny, "optim", weight_decay=0.5, learning_rate=0.1, warmup_fraction=0.0)
-    plain = changed(config, "optim", weight_decay=0.0)
+    optim = {"weight_decay": 0.5, "learning_rate": 0.1, "warmup_fraction": 0.0}
+    config = changed(tiny, {"optim": optim})
+    plain = changed(config, {"optim.weight_decay": 0.0})
     _, state, step = start(config)
     _, same, plain_step = start(plain)
     one, other = step(state, batch)[0].params, plain_step(same, batch)[0].params
@@ -195,9 +191,9 @@ def test_schedules(settings, points):
 def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
     """Four parts of two rows each, although a routing group would span eight."""
     moe = dataclasses.replace(tiny.model.moe, every=0, group_size=128)
-    config = changed(tiny, "model", moe=moe)
+    config = changed(tiny, {"model.moe": moe})
     model, state, _ = start(config)
-    split = changed(config, "optim", accumulate=4)
+    split = changed(config, {"optim.accumulate": 4})
     inputs = (state.params, None, batch, jax.random.key(0))
     whole = jax.jit(functools.partial(gradients, model, config=config))(*inputs)
     parts = jax.jit(functools.partial(gradients, model, config=split))(*inputs)
@@ -207,13 +203,13 @@ def test_a_dense_model_has_no_groups_to_keep_together(tiny, batch):
 
 def with_balance(config: Config, **changes) -> Config:
     settings = dataclasses.replace(config.model.moe.balance, **changes)
-    return changed(config, "model", moe=dataclasses.replace(config.model.moe, balance=settings))
+    return changed(config, {"model.moe.balance": settings})
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_selection_bias_moves_once_a_step_by_the_counts_of_the_whole_batch(tiny, batch, parts):
     config = with_balance(tiny, bias_update="sign", bias_rate=0.01)
-    config = changed(config, "optim", accumulate=parts)
+    config = changed(config, {"optim.accumulate": parts})
     _, state, step = start(config)
     after, report = step(state, batch)
     asked_LE = np.asarray(report.batch.sums.router.asked_BE)
@@ -238,9 +234,9 @@ def test_bias_and_model_stay_as_they_were_when_an_update_is_skipped(tiny, batch)
 def test_the_selection_bias_evens_out_a_load_that_nothing_else_would(tiny, batch, update):
     """The routers prefer expert 0 by far, and their learning rate is next to nothing."""
     moe = dataclasses.replace(tiny.model.moe, router="gpt_oss")
-    config = changed(tiny, "model", moe=moe, dtype="bfloat16")
+    config = changed(tiny, {"model.moe": moe, "model.dtype": "bfloat16"})
     config = with_balance(config, loss_weight=0.0, bias_update=update, bias_rate=0.02)
-    config = changed(config, "optim", learning_rate=1e-9)
+    config = changed(config, {"optim.learning_rate": 1e-9})
     _, state, step = start(config)
     routers = state.params["layers_0"]["block_0"]["moe"]
     routers["b_router_E"] = routers["b_router_E"].at[..., 0].add(2.0)
@@ -256,7 +252,7 @@ def test_the_selection_bias_evens_out_a_load_that_nothing_else_would(tiny, batch
 def test_random_routers_draw_anew_at_every_step_and_the_same_on_every_mesh(tiny, batch):
     moe = dataclasses.replace(tiny.model.moe, router="noisy_top_k", router_jitter=0.1)
     moe = dataclasses.replace(moe, expert_dropout=0.1)
-    _, state, step = start(changed(changed(tiny, "model", moe=moe), "optim", learning_rate=1e-9))
+    _, state, step = start(changed(tiny, {"model.moe": moe, "optim.learning_rate": 1e-9}))
     state, first = step(state, batch)
     _, second = step(state, batch)
     loads = [np.asarray(r.batch.sums.router.asked_BE) for r in (first, second)]

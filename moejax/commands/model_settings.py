@@ -12,7 +12,8 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.data.sources import Documents, open_documents, open_text
+from moejax.data.documents import Documents
+from moejax.data.sources import open_documents, open_text
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
 from moejax.runtime import device_mesh

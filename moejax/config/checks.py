@@ -22,6 +22,7 @@ def check_types(prefix: str, settings: object) -> None:
             ok, wanted = value in typing.get_args(hint), f"one of {choices}"
         else:
             kinds = typing.get_args(hint) or (hint,)
+            kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)  # tuple[str, ...]
             # An int will do for a float, but a bool is no number.
             ok = type(value) in (*kinds, *((int,) if float in kinds else ()))
             wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
@@ -45,6 +46,17 @@ def check_not_negative(prefix: str, settings: object, *names: str) -> None:
         check(
             value is None or (math.isfinite(value) and value >= 0),
             f"{flag(prefix, name)} must be at least 0, not {value}.",
+        )
+
+
+def check_paths(prefix: str, settings: object, *names: str) -> None:
+    """Every named path, or each of several, must be a text that is not empty."""
+    for name in names:
+        value = getattr(settings, name)
+        paths = value if isinstance(value, tuple) else (value,)
+        check(
+            value is None or bool(paths) and all(type(p) is str and p.strip() for p in paths),
+            f"{flag(prefix, name)} must be a path, not {value!r}.",
         )
 
 

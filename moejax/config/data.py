@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moejax.config.checks import check, check_positive, check_types
+from moejax.config.checks import check, check_paths, check_positive, check_types
 from moejax.config.images import ImageDataConfig
 
 
@@ -13,7 +13,7 @@ class DataConfig:
 
     source: Literal["stdlib", "tfds", "files", "digits"] = "stdlib"
     """`stdlib`: the Python standard library of this interpreter. `tfds`: a data set of TensorFlow
-    Datasets by name, of text or of labelled images. `files`: local text files by glob. `digits`:
+    Datasets by name, of text or of labelled images. `files`: text files of your own. `digits`:
     scikit-learn's handwritten digits."""
     tfds_name: str | None = None
     """Name of the TFDS data set, such as `lm1b` or `tiny_shakespeare`; `mnist` or `cifar10`."""
@@ -25,12 +25,14 @@ class DataConfig:
     """The split held out, in TFDS's notation (`train[99%:]`)."""
     directory: str | None = None
     """Where prepared data sets are kept; by default TFDS's own, `~/tensorflow_datasets`."""
-    files: str | None = None
-    """Glob of the text files to train on, such as `'books/**/*.txt'`."""
-    validation_files: str | None = None
-    """Glob of the text files held out; by default `validation_percent` of `files`."""
+    files: str | tuple[str, ...] | None = None
+    """Text files to train on: a file, a folder with all texts in it, or a quoted glob such as
+    `'books/**/*.txt'`; or several of these."""
+    validation_files: str | tuple[str, ...] | None = None
+    """Text files held out, written as `files` are; by default `validation_percent` of those."""
     validation_percent: float = 5.0
-    """Share of `files` held out, chosen by a stable hash of the path."""
+    """Share of `files` held out: whole files, chosen by a stable hash of their paths; of one file,
+    or of very few, the last part of each."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a Hugging Face `tokenizer.json`."""
     sequence_length: int = 128
@@ -54,7 +56,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at = "data"
+        for name in ("files", "validation_files"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(at, self)
+        check_paths(at, self, "directory", "files", "validation_files", "tokenizer")
         check_positive(at, self, "sequence_length", "batch_size", "eval_batch_size")
         check_positive(at, self, "shuffle_window", "shards", "prefetch")
         check(
@@ -72,5 +78,6 @@ class DataConfig:
         )
         check(
             self.source != "files" or bool(self.files),
-            "--data.source files needs --data.files, a glob such as 'books/**/*.txt'.",
+            "--data.source files needs --data.files: a file, a folder, or a glob such as"
+            " 'books/**/*.txt'.",
         )

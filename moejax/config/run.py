@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from moejax.config.checks import check, check_not_negative, check_positive, check_types
+from moejax.config.checks import (
+    check,
+    check_not_negative,
+    check_paths,
+    check_positive,
+    check_types,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         at = "run"
         check_types(at, self)
+        check_paths(at, self, "directory", "init_from")
         check(0 <= self.seed < 2**31, f"--run.seed must lie in [0, 2**31), not {self.seed}.")
         check_positive(at, self, "steps", "log_every", "eval_every", "eval_batches")
         check_positive(at, self, "checkpoint_every", "keep_checkpoints", "max_skipped_in_a_row")

@@ -28,7 +28,8 @@ from moejax.data.batches import (
     read_in_order,
     split_rows_by_stream,
 )
-from moejax.data.sources import Documents
+from moejax.data.check_tokens import check_some_tokens
+from moejax.data.documents import Documents
 from moejax.data.tokenizer import Tokenizer
 
 # Rows that pieces are packed into together: more rows, less padding, a longer resume.
@@ -125,10 +126,17 @@ def train_batches(
     The text is read as ``config.shards`` streams. Stream s takes the documents s, s + shards, ...,
     shuffles them anew in every epoch, shuffles the pieces of ``config.shuffle_window`` neighbours
     among each other, and fills the s-th part of every batch. Only streams that have some of
-    ``rows`` are read. Raises ``ConfigError`` if there are fewer documents than streams.
+    ``rows`` are read. Raises ``ConfigError`` if there are fewer documents than streams, or if the
+    documents of a stream have no token.
     """
     shards = config.shards
     own_rows = split_rows_by_stream(len(source), shards, batch_size, rows)
+    for number in own_rows:
+        own, numbers = "", range(number, len(source), shards)
+        if shards > 1:
+            own = f" of stream {number} of --data.shards {shards} (every document"
+            own += f" {number} + n * {shards})"
+        check_some_tokens(source, numbers, tokenizer, f"the training text{own}")
     part = batch_size // shards
     layout = {
         "shards": shards,

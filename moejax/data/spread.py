@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moejax.data.documents import Documents
 from moejax.data.pipeline import Pieces
-from moejax.data.sources import Documents
 from moejax.data.tokenizer import Tokenizer
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from moejax.config.errors import RunError
 from moejax.data.batches import TrainBatches, join_states
+from moejax.data.fingerprint import Mark, explain_change
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.processes import Processes
@@ -21,12 +22,15 @@ class Saving:
     batches: TrainBatches
     description: str
     """Of the data: a run goes on with the same."""
+    marks: list[Mark] | None
+    """The fingerprint of a text: a run goes on with that very text."""
     processes: Processes
 
     def save(self, state: TrainState, tally: Tally, score: float | None) -> None:
         """Save in the background; ``score`` ranks the checkpoint among the best."""
         place = join_states(self.processes.gather(self.batches.get_state()))
         extra = tally.to_json() | {"text": self.description, "place": place}
+        extra["marks"] = self.marks
         self.checkpoints.save(tally.step, state, extra, score)
 
     def restore(self, like: Any) -> tuple[TrainState, Tally] | None:
@@ -39,11 +43,23 @@ class Saving:
             return None
         step, state, saved = restored
         text, place = saved.pop("text"), saved.pop("place")
-        if text != self.description:
-            raise RunError(
-                f"{self.run.path} was trained on {text}, but now there is {self.description}. Give"
-                f" it the same text, or start a new run with another --run.directory."
-            )
+        marks = saved.pop("marks", None)  # older runs have none
+        self._check_text(text, marks)
         self.batches.set_state(place)
         self.run.keep_metrics_until(step)
         return state, Tally.from_json(saved)
+
+    def _check_text(self, text: str, marks: list[Mark] | None) -> None:
+        """Raise ``RunError`` if the text is not the one that the run was trained on."""
+        both = marks is not None and self.marks is not None
+        change = explain_change(marks, self.marks) if both else None
+        if change is None and text == self.description:
+            return
+        now = f"now there is {self.description}"
+        if text == self.description:
+            now = "its content is not the same now"
+        raise RunError(
+            f"{self.run.path} was trained on {text}, but {now}"
+            + (f" ({change})" if change else "")
+            + ". Give it the same text, or start a new run with another --run.directory."
+        )

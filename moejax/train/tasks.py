@@ -7,6 +7,8 @@ import numpy as np
 
 from moejax.config.config import Config
 from moejax.data.batches import Batch, TrainBatches
+from moejax.data.check_tokens import check_some_tokens
+from moejax.data.fingerprint import Mark, join_marks
 from moejax.data.image_batches import image_train_batches, image_validation_batches
 from moejax.data.images import ImageSet, check_images, open_images
 from moejax.data.pipeline import train_batches, validation_batches
@@ -21,6 +23,8 @@ class LanguageTask:
     config: Config
     corpus: Corpus
     tokenizer: Tokenizer
+    marks: list[Mark]
+    """A fingerprint of the text."""
 
     @property
     def vocab_size(self) -> int:
@@ -40,7 +44,11 @@ class LanguageTask:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes."""
-        return {"the tokenizer": self.tokenizer.fingerprint, "the text": self.description}
+        return {
+            "the tokenizer": self.tokenizer.fingerprint,
+            "the text": self.description,
+            "the content of the text": join_marks(self.marks),
+        }
 
     def train_batches(self, rows: np.ndarray) -> TrainBatches:
         """These rows of the training batches."""
@@ -67,6 +75,8 @@ class ImageTask:
 
     config: Config
     images: ImageSet
+    marks: list[Mark] | None = None
+    """Images have no fingerprint."""
 
     @property
     def vocab_size(self) -> int:
@@ -113,7 +123,11 @@ def open_task(config: Config) -> Task:
     if config.model.material.language:
         tokenizer = load_tokenizer(config.data.tokenizer)
         corpus = open_documents(config.data)
-        return LanguageTask(config=config, corpus=corpus, tokenizer=tokenizer)
+        check_some_tokens(
+            corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"
+        )
+        marks = corpus.take_marks()
+        return LanguageTask(config=config, corpus=corpus, tokenizer=tokenizer, marks=marks)
     images = open_images(config.data)
     check_images(images, config.model)
     return ImageTask(config=config, images=images)

@@ -55,6 +55,7 @@ def train(config: Config, *, name: str, command: str) -> None:
                 checkpoints=checkpoints,
                 batches=task.train_batches(batch_rows.process_rows(mesh, config.data.batch_size)),
                 description=task.description,
+                marks=task.marks,
                 processes=processes,
             )
             state, tally = restore_or_begin(config, learner, mesh, saving)

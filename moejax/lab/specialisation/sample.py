@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moejax.config.checks import check
-from moejax.data.sources import Documents, find_path
+from moejax.data.documents import Documents, find_path
 from moejax.data.spread import Excerpt, draw_excerpts
 from moejax.data.tokenizer import Tokenizer
 from moejax.lab.specialisation.classes import (

@@ -1,0 +1,33 @@
+"""Text without tokens is refused before anything is compiled: it would be waited for in vain."""
+
+from collections.abc import Iterable
+
+from moejax.config.errors import ConfigError
+from moejax.data.documents import Documents
+from moejax.data.tokenizer import Tokenizer
+
+_BEGINNING = 2**16
+"""Bytes of a document that are tokenized first."""
+
+
+def check_some_tokens(
+    documents: Documents, numbers: Iterable[int], tokenizer: Tokenizer, what: str
+) -> None:
+    """Raise ``ConfigError`` if none of the documents of these numbers has a token; ``what`` they
+    are begins the message. Reads them up to the first that has.
+    """
+    if not any(has_tokens(documents[number], tokenizer) for number in numbers):
+        raise ConfigError(
+            f"{what} gives no token: all of it is blank to the tokenizer, so that there is nothing"
+            f" to predict. Give other text, or another --data.tokenizer."
+        )
+
+
+def has_tokens(document: bytes, tokenizer: Tokenizer) -> bool:
+    """Whether a document has a token; most often its beginning tells."""
+    end = _BEGINNING
+    while end < len(document) and document[end] & 0xC0 == 0x80:  # inside a character of UTF-8
+        end += 1
+    return len(tokenizer.encode(document[:end])[0]) > 0 or (
+        end < len(document) and len(tokenizer.encode(document)[0]) > 0
+    )

@@ -44,8 +44,8 @@ class TextSettings(ModelSettings):
     """Which model is run on which text, and how the text is cut."""
 
     data: str | None = None
-    """The text: `stdlib`, the held-out part of the standard library; a quoted glob of files; or
-    `tfds:NAME`. By default what was held out when the model was trained."""
+    """The text: `stdlib`, the held-out part of the standard library; a file, a folder or a quoted
+    glob; or `tfds:NAME`. By default what was held out when the model was trained."""
     split: str = "validation"
     """The split of `tfds:NAME`, in TFDS's notation (`test[:1%]`)."""
     text_field: str = "text"

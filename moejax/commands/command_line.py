@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
+from moejax.config.paths import expand_home
 
 T = TypeVar("T")
 
@@ -36,20 +37,21 @@ def parse_settings(kind: type[T], words: list[str], program: str, summary: str) 
     """
     import tyro  # late: a message about a config file should not wait for it
 
-    return tyro.cli(
+    settings = tyro.cli(
         kind,
         args=words,
         prog=program,
         description=_first_capital(summary),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    return expand_paths(settings)
 
 
 def parse_known(kind: type[T], words: list[str], program: str, summary: str) -> tuple[T, list[str]]:
     """The settings of a subcommand, and the words that are left for ``override``."""
     import tyro
 
-    return tyro.cli(
+    settings, left = tyro.cli(
         kind,
         args=words,
         prog=program,
@@ -57,6 +59,21 @@ def parse_known(kind: type[T], words: list[str], program: str, summary: str) -> 
         config=(tyro.conf.FlagCreatePairsOff,),
         return_unknown_args=True,
     )
+    return expand_paths(settings), left
+
+
+def expand_paths(settings: T) -> T:
+    """The settings of a subcommand with `~` replaced in all paths, as no shell has done it in
+    `--output=~/page.html` or in quotes.
+    """
+    changes: dict[str, Path | tuple[Path, ...]] = {}
+    for name, value in vars(settings).items():
+        flag = f"--{name}".replace("_", "-")
+        if isinstance(value, Path):
+            changes[name] = Path(expand_home(flag, str(value)))
+        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+            changes[name] = tuple(Path(expand_home(flag, str(path))) for path in value)
+    return replace(settings, **changes) if changes else settings  # type: ignore[type-var]
 
 
 def parse_config(words: list[str], program: str) -> tuple[Config, str]:
@@ -68,7 +85,7 @@ def parse_config(words: list[str], program: str) -> tuple[Config, str]:
     given, flags = tyro.cli(ConfigFile, args=words, add_help=False, return_unknown_args=True)
     if given.config is None and {"-h", "--help"} & set(flags):
         return override(Config(), flags, f"{program} --config FILE"), ""
-    return read_config(given.config, flags, program)
+    return read_config(expand_paths(given).config, flags, program)
 
 
 def read_config(file: Path | None, flags: list[str], program: str) -> tuple[Config, str]:

@@ -12,10 +12,12 @@ from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
+from moejax.config.paths import expand_home
 from moejax.data.tokenizer import make_byte_tokenizer_files
 from moejax.hf.files import read_json
-from moejax.hf.writing import make_new_directory
+from moejax.hf.writing import new_directory
 from moejax.inference import imported
+from moejax.inference.kept_files import find_tokenizer
 from moejax.inference.opening import open_model
 from moejax.inference.released_model import is_checkpoint
 from moejax.inference.trained_run import is_run
@@ -53,7 +55,12 @@ def export_model(settings: ExportSettings) -> None:
         run.model.material.language,
         f"{source} is a classifier of images: only language models are exported.",
     )
-    make_new_directory(settings.target)
+    with new_directory(settings.target):
+        _convert(settings, run)
+
+
+def _convert(settings: ExportSettings, run: Config) -> None:
+    source = settings.source
     mesh = device_mesh.make_mesh(settings.mesh)
     opened = open_model(source, mesh=mesh, layout=settings.mesh)
     original = _original(source, run)
@@ -86,7 +93,7 @@ def _files_from(source: Path, run: Config) -> Path | None:
         return source
     if run.data.tokenizer == "bytes":
         return None
-    tokenizer = Path(run.data.tokenizer).expanduser()
+    tokenizer = Path(find_tokenizer(source, run))
     return tokenizer if tokenizer.is_dir() else tokenizer.parent
 
 
@@ -96,7 +103,9 @@ def _original(source: Path, run: Config) -> dict[str, Any] | None:
         return imported.read_original(source)
     if run.run.init_from is None:
         return None
-    began = Path(run.run.init_from).expanduser()
+    if (source / imported.ORIGINAL).is_file():  # older runs have no copy
+        return imported.read_original(source)
+    began = Path(expand_home("--run.init-from", run.run.init_from))
     if is_checkpoint(began):
         return read_json(began / "config.json")
     return imported.read_original(began)

@@ -1,6 +1,7 @@
 """`moejax generate`: text from a trained model."""
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
+from moejax.config.paths import expand_home
 from moejax.inference.generation import Generated, Generator
 from moejax.inference.inference_config import check_can_generate
 from moejax.inference.open_model import OpenModel
@@ -108,15 +110,27 @@ def collect_prompts(settings: GenerateSettings) -> list[str]:
     given, file = list(settings.prompt), settings.prompt_file
     if file is not None:
         try:
-            text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            text = (
+                sys.stdin.buffer.read()
+                if file == "-"
+                else Path(expand_home("--prompt-file", file)).read_bytes()
+            )
         except OSError as error:
             raise ConfigError(f"--prompt-file {file} cannot be read: {error.strerror}.") from error
-        lines = text.decode("utf-8", "replace").splitlines()
+        lines = split_lines(text.decode("utf-8", "replace"))
         check(bool(lines or given), f"--prompt-file {file} is empty: write a prompt on each line.")
         given += lines
     return [
         prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for prompt in given
     ]
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a file, without a byte-order mark. Only what ends a line in a file does so here:
+    not a form feed or U+2028, which may be a part of a prompt.
+    """
+    lines = re.split(r"\r\n|\r|\n", text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+    return lines if lines[-1] else lines[:-1]
 
 
 def write_headers(prompts: list[str], done: Generated) -> list[str]:

@@ -9,7 +9,7 @@ import tyro
 from moejax import hf
 from moejax.commands.describe_import import describe_import
 from moejax.config.mesh import MeshConfig
-from moejax.hf.writing import make_new_directory
+from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.runtime import device_mesh
 from moejax.runtime.allocator import keep_freed_memory
@@ -31,7 +31,11 @@ class ImportSettings:
 def import_model(settings: ImportSettings) -> None:
     """Read, check and write, and say so. Raises ``UserError``."""
     keep_freed_memory()
-    make_new_directory(settings.target)
+    with new_directory(settings.target):
+        _convert(settings)
+
+
+def _convert(settings: ImportSettings) -> None:
     mesh = device_mesh.make_mesh(settings.mesh)
     model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
     imported.write_model(

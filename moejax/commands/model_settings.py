@@ -82,7 +82,7 @@ def open_any_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
     if settings.config is not None:
         load_config_file(settings.config)
     mesh = device_mesh.make_mesh(settings.mesh)
-    layout, path = settings.mesh, settings.path.expanduser()
+    layout, path = settings.mesh, settings.path
     model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
     check(
         model.tokenizer is not None or not model.config.material.language,

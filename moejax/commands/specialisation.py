@@ -52,7 +52,7 @@ def specialisation(settings: SpecialisationSettings) -> None:
     """Look at the routing, write the page and print a summary."""
     keep_freed_memory()
     started = time.monotonic()
-    path = settings.output or settings.path.expanduser() / "specialisation.html"
+    path = settings.output or settings.path / "specialisation.html"
     model, mesh = open_language_model(settings)
     check_routed(model.config, settings.path)
     check(path.parent.is_dir(), f"--output {path}: there is no directory {path.parent}.")

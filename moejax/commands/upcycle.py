@@ -11,7 +11,7 @@ from moejax.commands.describe_import import describe_import
 from moejax.config.checks import check
 from moejax.config.mesh import MeshConfig
 from moejax.hf.upcycle import upcycle, upcycle_config
-from moejax.hf.writing import make_new_directory
+from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.runtime.allocator import keep_freed_memory
 
@@ -45,7 +45,11 @@ def upcycle_model(settings: UpcycleSettings) -> None:
     keep_freed_memory()
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
-    make_new_directory(settings.target)
+    with new_directory(settings.target):
+        _convert(settings)
+
+
+def _convert(settings: UpcycleSettings) -> None:
     dense = hf.load(settings.source, settings.dtype)
     config = upcycle_config(
         dense.config,

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
+from moejax.config.paths import expand_home
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
 _HELD_OUT = 28  # one file in so many is held out: 3.5 %
@@ -95,6 +96,7 @@ def prepare_stdlib(directory: str | None) -> tuple[tfds.core.DatasetBuilder, lis
     also when two processes start at once. It is kept apart by the version of Python and the names
     and sizes of the files. Raises ``ConfigError`` if there are no files or no place to write.
     """
+    directory = directory and expand_home("--data.directory", directory)
     root = find_library()
     files = list_library_files(root)
     check(

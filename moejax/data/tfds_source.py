@@ -21,6 +21,7 @@ from tensorflow_datasets.core import naming
 from moejax.config.checks import check
 from moejax.config.data import DataConfig
 from moejax.config.errors import ConfigError
+from moejax.config.paths import expand_home
 from moejax.data.stdlib_corpus import silence_tfds
 
 _PROBE_SECONDS = 5.0
@@ -129,7 +130,8 @@ def _find_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
             # Community data sets are looked up over the network, with minutes of retries.
             check(not name.namespace, f"{at}: leave out the `{name.namespace}:`.")
             _register_older_sets(name.name)
-            return tfds.builder(config.tfds_name, data_dir=config.directory)
+            directory = config.directory and expand_home("--data.directory", config.directory)
+            return tfds.builder(config.tfds_name, data_dir=directory)
         except tfds.core.DatasetNotFoundError as error:
             known = sorted(set(tfds.list_builders(with_community_datasets=False)))
             near = difflib.get_close_matches(name.name, known, n=5)

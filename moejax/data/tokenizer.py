@@ -14,6 +14,7 @@ import numpy as np
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
+from moejax.config.paths import expand_home
 
 # Tokens that separate documents in released tokenizers; the first that exists is the boundary.
 _BOUNDARIES = (
@@ -182,7 +183,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name == "bytes":
         return ByteTokenizer()
-    path = Path(name).expanduser()
+    path = Path(expand_home("--data.tokenizer", name))
     if path.is_dir():
         path = path / "tokenizer.json"
     check(

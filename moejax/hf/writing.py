@@ -1,5 +1,6 @@
 """Models into Hugging Face's format: shards of safetensors, an index, config.json, a tokenizer."""
 
+import contextlib
 import math
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime.atomic_files import write_json
+from moejax.runtime.new_folders import make_folders, remove_empty
 
 OTHER_FILES = (
     "tokenizer.json",
@@ -100,10 +102,25 @@ def save(
     return written["model_type"]
 
 
-def make_new_directory(directory: Path) -> None:
-    """Make a directory. Raises ``CheckpointError`` if something is in it, or it cannot be made."""
+@contextlib.contextmanager
+def new_directory(directory: Path) -> Iterator[None]:
+    """Make a directory, to be written to in the ``with``; if that fails and nothing was written,
+    remove it. Raises ``CheckpointError`` as ``make_new_directory`` does.
+    """
+    made = make_new_directory(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def make_new_directory(directory: Path) -> list[Path]:
+    """Make a directory; returns the folders that were made, the innermost first. Raises
+    ``CheckpointError`` if something is in it, or it cannot be made.
+    """
+    try:
+        made = make_folders(directory)
         there = sorted(path.name for path in directory.iterdir())
     except OSError as error:
         raise CheckpointError(f"cannot write to {directory}: {error}.") from error
@@ -111,6 +128,7 @@ def make_new_directory(directory: Path) -> None:
         raise CheckpointError(
             f"{directory} is not empty ({', '.join(there[:3])}): give a new directory."
         )
+    return made
 
 
 def copy_other_files(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.inference_config import check_layout
+from moejax.inference.kept_files import find_text, find_tokenizer
 from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build
 from moejax.models.counts import cost
@@ -50,8 +51,8 @@ def open_run(
     if tokenizer and trained_with != tokenizer.fingerprint:
         raise RunError(
             f"{path} was trained with another tokenizer than the one that is now at"
-            f" {config.data.tokenizer} ({trained_with}, not {tokenizer.fingerprint}): put the old"
-            f" one back there."
+            f" {find_tokenizer(path, config)} ({trained_with}, not {tokenizer.fingerprint}): put"
+            f" the old one back there."
         )
     price = cost(config.model, V, config.positions)
     boundary = (tokenizer.boundary,) if tokenizer else ()
@@ -67,7 +68,7 @@ def open_run(
         ends=frozenset(boundary),
         description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",
-        data=config.data,
+        data=find_text(path, config.data),
         rows=OpenModel.rows if tokenizer else config.data.eval_batch_size,
     )
 
@@ -96,9 +97,12 @@ def read_settings(path: Path) -> tuple[Config, Tokenizer | None]:
     if not config.model.material.language:
         return config, None
     try:
-        return config, load_tokenizer(config.data.tokenizer)
+        return config, load_tokenizer(find_tokenizer(path, config))
     except ConfigError as error:
-        raise RunError(f"the tokenizer that {path} was trained with is missing: {error}") from error
+        raise RunError(
+            f"the tokenizer that {path} was trained with is missing: {error} Or copy it to"
+            f" {path / 'tokenizer' / 'tokenizer.json'}."
+        ) from error
 
 
 def state_shapes(config: Config, vocab_size: int) -> dict:

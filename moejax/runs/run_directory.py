@@ -1,17 +1,18 @@
 """A run is a directory: settings, metrics, loads, checkpoints, report. One training at a time."""
 
-import fcntl
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from moejax.config.config import Config
-from moejax.config.errors import RunError
+from moejax.config.errors import ConfigError, RunError
 from moejax.config.files import differences, read_config_json, to_dict
+from moejax.data.tokenizer import load_tokenizer
 from moejax.runs.array_files import list_steps, read_arrays, write_arrays
+from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
 from moejax.runtime.atomic_files import write_json, write_text
@@ -75,34 +76,14 @@ class RunDirectory:
         self.path = path
         self.owner = owner
         if owner:
-            self._lock = self._lock_directory()
-
-    def _lock_directory(self) -> IO[str]:
-        path = self.path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = open(path / ".lock", "a")  # noqa: SIM115 (held while in use)
-        except OSError as error:
-            raise RunError(
-                f"cannot write the run directory {path}: {error.strerror}. Choose another with"
-                f" --run.directory."
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise RunError(
-                f"another training is running in {path}. Wait for it, or give this one its own"
-                f" --run.directory."
-            ) from error
-        return lock
+            self._lock = DirectoryLock(path)
 
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         if self.owner:
-            self._lock.close()
+            self._lock.release(refused=kind is not None, folders=[self.checkpoints])
 
     @property
     def metrics_file(self) -> Path:
@@ -113,6 +94,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Where Orbax keeps the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A copy of the tokenizer's files, if it is not that of bytes."""
+        return self.path / "tokenizer"
 
     @property
     def report(self) -> Path:
@@ -128,12 +114,22 @@ class RunDirectory:
             return
         changed = differences(read_config_json(file), config)
         fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
+        if "data.tokenizer" in fatal and self._is_same_tokenizer(*fatal["data.tokenizer"]):
+            del fatal["data.tokenizer"]
         if fatal:
             lines = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fatal.items()]
             raise RunError(
                 f"{self.path} holds a run with other settings:\n" + "\n".join(lines) + "\n"
                 "Give the old values to resume it, or another --run.directory to start a new one."
             )
+
+    def _is_same_tokenizer(self, old: str, new: str) -> bool:
+        """Whether two names of tokenizers mean the same one, by its content."""
+        old = str(self.tokenizer) if self.tokenizer.is_dir() else old
+        try:
+            return load_tokenizer(old).fingerprint == load_tokenizer(new).fingerprint
+        except ConfigError:
+            return False
 
     @_owner_only
     def write_config(self, config: Config) -> None:

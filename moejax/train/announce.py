@@ -1,5 +1,6 @@
 """What is printed before the first step, and ``summary.json``."""
 
+import os
 import platform
 import warnings
 from typing import Any
@@ -75,6 +76,7 @@ def announce(
             "moejax": moejax.__version__,
         },
         "command": command,
+        "folder": os.getcwd(),
     }
     run.write_summary(summary)
 

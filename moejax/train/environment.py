@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import RunError
+from moejax.config.paths import expand_home
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import device_fit, device_mesh
 from moejax.runtime.processes import Processes, say
@@ -35,8 +36,8 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
         try:
             mesh = device_mesh.make_mesh(config.mesh)
             device_fit.check_fits(config, mesh)
-            directory = Path(config.run.directory or f"runs/{name}")
-            with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
+            directory = expand_home("--run.directory", config.run.directory or f"runs/{name}")
+            with RunDirectory(Path(directory), owner=processes.first) as run, jax.set_mesh(mesh):
                 run.check(config)
                 yield Environment(processes=processes, stop=stop, mesh=mesh, run=run)
         except Stopped as stopped:

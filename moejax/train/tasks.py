@@ -1,11 +1,14 @@
 """What a run learns: the next token of texts, or the class of images."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moejax.config.config import Config
+from moejax.config.paths import expand_home
 from moejax.data.batches import Batch, TrainBatches
 from moejax.data.check_tokens import check_some_tokens
 from moejax.data.fingerprint import Mark, join_marks
@@ -116,12 +119,16 @@ class ImageTask:
 Task = LanguageTask | ImageTask
 
 
-def open_task(config: Config) -> Task:
-    """What ``config`` trains on, prepared first if TFDS has to. Raises ``ConfigError`` if it cannot
-    be had, or does not fit the model.
+def open_task(config: Config, kept_tokenizer: Path) -> Task:
+    """What ``config`` trains on, prepared first if TFDS has to. If the tokenizer is no longer at
+    its place, the copy that the run has kept is used. Raises ``ConfigError`` if the data cannot be
+    had, or do not fit the model.
     """
     if config.model.material.language:
-        tokenizer = load_tokenizer(config.data.tokenizer)
+        name = expand_home("--data.tokenizer", config.data.tokenizer)
+        if name != "bytes" and not os.path.exists(name) and kept_tokenizer.is_dir():
+            name = str(kept_tokenizer)
+        tokenizer = load_tokenizer(name)
         corpus = open_documents(config.data)
         check_some_tokens(
             corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"

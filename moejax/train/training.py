@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
+from moejax.config.paths import expand_home
 from moejax.hf.configs import collect_computation, list_differences
+from moejax.inference.kept_files import keep_files
 from moejax.inference.opening import open_model
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runtime import batch_rows
@@ -40,13 +42,12 @@ def train(config: Config, *, name: str, command: str) -> None:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
         boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None
         board, measure = TensorBoard(boards), config.model.material.measure
-        task = processes.first_then_others(lambda: open_task(config))
+        task = processes.first_then_others(lambda: open_task(config, run.tokenizer))
         processes.check_same("settings or data", shared_settings(config, task))
         learner = make_learner(config, task.vocab_size, mesh)
         keep = config.run.keep_checkpoints
         checkpoints = Checkpoints(run.checkpoints, keep, processes, measure.key)
         with closing(board), closing(checkpoints):
-            run.write_config(config)
             if processes.first:
                 warn_of_decoding(config)
             programs, journal = make_programs(config, learner, mesh), Journal(run, board)
@@ -59,6 +60,8 @@ def train(config: Config, *, name: str, command: str) -> None:
                 processes=processes,
             )
             state, tally = restore_or_begin(config, learner, mesh, saving)
+            run.write_config(config)
+            keep_files(run, config)
             announce(config, task, mesh, run, tally.step, name=name, command=command)
             if tally.step < config.run.steps:
                 state = run_steps(
@@ -105,7 +108,8 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
     place = config.run.init_from
     assert place is not None
     say(f"reading  {place}")
-    there = open_model(Path(place).expanduser(), mesh=mesh, layout=config.mesh, dtype="float32")
+    place = expand_home("--run.init-from", place)
+    there = open_model(Path(place), mesh=mesh, layout=config.mesh, dtype="float32")
     resolved = dataclasses.replace(config.model, vocab_size=learner.model.vocab_size)
     theirs = dataclasses.replace(there.config, vocab_size=there.vocab_size)
     differences = list_differences(collect_computation(theirs), collect_computation(resolved))

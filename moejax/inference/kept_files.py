@@ -1,0 +1,85 @@
+"""What a run keeps of the files that it began with, so that it can be opened from any folder."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from moejax.config.config import Config
+from moejax.config.data import DataConfig
+from moejax.config.paths import expand_home
+from moejax.data.expand_glob import expand, split_glob
+from moejax.hf.files import read_json
+from moejax.hf.writing import OTHER_FILES
+from moejax.inference.imported import ORIGINAL
+from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.atomic_files import write_file, write_json
+
+BESIDE = (*OTHER_FILES, "config.json", ORIGINAL)
+"""Files beside a tokenizer that say how it is used."""
+
+
+def keep_files(run: RunDirectory, config: Config) -> None:
+    """Copy the tokenizer, and the ``config.json`` of the released model that the run began from,
+    into the run directory, in the process that owns it.
+    """
+    if not run.owner or not config.model.material.language:
+        return
+    name = config.data.tokenizer
+    place = Path(expand_home("--data.tokenizer", name))
+    if name != "bytes" and place.exists():
+        file = place / "tokenizer.json" if place.is_dir() else place
+        run.tokenizer.mkdir(exist_ok=True)
+        _copy(file, run.tokenizer / "tokenizer.json")
+        # A file of another name may stand beside those of another tokenizer.
+        for other in BESIDE if file.name == "tokenizer.json" else ():
+            if (file.parent / other).is_file():
+                _copy(file.parent / other, run.tokenizer / other)
+    if config.run.init_from is not None:
+        began = Path(expand_home("--run.init-from", config.run.init_from))
+        for other in (ORIGINAL, "config.json"):
+            if (began / other).is_file() and "model_type" in (fields := read_json(began / other)):
+                write_json(run.path / ORIGINAL, fields)
+                break
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not target.exists() or source.read_bytes() != target.read_bytes():
+        with open(source, "rb") as opened:
+            write_file(target, lambda made: shutil.copyfileobj(opened, made))
+
+
+def find_tokenizer(path: Path, config: Config) -> str:
+    """The name of the tokenizer of the run in ``path``: its copy, or, in older runs, where it was
+    when the run began.
+    """
+    kept = path / "tokenizer"
+    if config.data.tokenizer != "bytes" and (kept / "tokenizer.json").is_file():
+        return str(kept)
+    return expand_home("--data.tokenizer", config.data.tokenizer)
+
+
+def find_text(path: Path, data: DataConfig) -> DataConfig:
+    """The settings of the text of the run in ``path``, where relative paths are taken from the
+    folder in which it was trained, if they lead to anything there.
+    """
+    try:
+        folder = json.loads((path / "summary.json").read_text(encoding="utf-8"))["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return data  # an older run
+    if not isinstance(folder, str) or folder == os.getcwd():
+        return data
+
+    def anchor(given: str) -> str:
+        there = os.path.join(folder, expand_home("--data.files", given))
+        return there if any(expand(*split_glob(there))) else given
+
+    changes = {}
+    for name in ("files", "validation_files", "directory"):
+        given = getattr(data, name)
+        if isinstance(given, str):
+            changes[name] = anchor(given)
+        elif given is not None:
+            changes[name] = tuple(map(anchor, given))
+    return replace(data, **changes)

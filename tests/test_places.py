@@ -115,7 +115,7 @@ def test_a_refused_command_harms_no_run(config, tmp_path):  # noqa: F811
     quick(config, steps=3, eval_every=3, sample_tokens=0)
     directory = Path(config.run.directory)
     before = sorted(path for path in directory.rglob("*"))
-    with pytest.raises(ConfigError):
+    with pytest.raises(RunError, match="data.files"):
         quick(with_data(config, files="/nowhere/*"))
     with pytest.raises(RunError, match="optim.beta2"):
         quick(dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta2=0.5)))

@@ -121,11 +121,11 @@ def _open_files(config: DataConfig) -> Corpus:
     if config.validation_files is None:
         files, percent = list(found.files), config.validation_percent
         sides = split_by_name(files, percent) or split_each_file(files, percent)
-        check(
-            sides is not None,
-            f"the {count_words(len(files), 'file')} of --data.files {words} cannot be cut in two,"
-            f" to hold out the last part. Give --data.validation-files.",
-        )
+        if sides is None:
+            raise ConfigError(
+                f"the {count_words(len(files), 'file')} of --data.files {words} cannot be cut in"
+                f" two, to hold out the last part. Give --data.validation-files."
+            )
     else:
         held_out = find_files("--data.validation-files", config.validation_files)
         # One glob may contain the other: what is held out is never trained on.

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
@@ -75,7 +76,7 @@ def find_text(path: Path, data: DataConfig) -> DataConfig:
         there = os.path.join(folder, expand_home("--data.files", given))
         return there if any(expand(*split_glob(there))) else given
 
-    changes = {}
+    changes: dict[str, Any] = {}
     for name in ("files", "validation_files", "directory"):
         given = getattr(data, name)
         if isinstance(given, str):

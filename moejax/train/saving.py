@@ -51,8 +51,9 @@ class Saving:
 
     def _check_text(self, text: str, marks: list[Mark] | None) -> None:
         """Raise ``RunError`` if the text is not the one that the run was trained on."""
-        both = marks is not None and self.marks is not None
-        change = explain_change(marks, self.marks) if both else None
+        change = None
+        if marks is not None and self.marks is not None:
+            change = explain_change(marks, self.marks)
         if change is None and text == self.description:
             return
         now = f"now there is {self.description}"

@@ -18,7 +18,7 @@ import moejax.hf
 from moejax.commands.command_line import override, parse_config, parse_known, parse_settings
 from moejax.commands.main import find_command
 from moejax.commands.short_flags import lengthen
-from moejax.config import Config, ModelConfig, MoEConfig, flat, load_config_file, to_dict
+from moejax.config import Config, ModelConfig, MoEConfig, flatten, load_config_file, to_dict
 from moejax.models.by_kind import build
 from moejax.routing.routers import ROUTERS
 
@@ -104,7 +104,7 @@ def test_links_inside_the_documentation_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_settings_that_a_page_names_exist(page):
-    known = {name.replace("_", "-") for name in flat(to_dict(Config()))}
+    known = {name.replace("_", "-") for name in flatten(to_dict(Config()))}
     sections = "model|data|optim|mesh|distributed|run|moe|balance"
     for name in re.findall(rf"--(?:{sections})\.[\w.*-]*", TEXTS[page]):
         start = lengthen([name])[0].removeprefix("--").rstrip(".*")

@@ -31,7 +31,7 @@ from moejax.config.material import IMAGES
 from moejax.data import tfds_source
 from moejax.lab.study.definition import Study
 from moejax.lab.study.run_study import run_study
-from moejax.lab.study.side_by_side import side_by_side
+from moejax.lab.study.side_by_side import compare_runs
 from moejax.runs.lift import expected_counts, lift
 from moejax.runs.records import read_run
 from moejax.train.training import train
@@ -209,7 +209,7 @@ def test_runs_of_text_and_of_images_do_not_compare(run, tmp_path):
     text.mkdir()
     (text / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
     with pytest.raises(RunError, match="some of these runs are of text and some of images"):
-        side_by_side([run, text], command="test")
+        compare_runs([run, text], command="test")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_report import EXPERTS, OTHER_FIGURES, ROUTING_FIGURES, write_load, write_run
 
-from moejax.lab.study.side_by_side import side_by_side
+from moejax.lab.study.side_by_side import compare_runs
 from moejax.lab.study.study_page import study_html
 from moejax.runs.pages.report import write_report
 
@@ -75,7 +75,7 @@ def test_three_runs_side_by_side(tmp_path):
         run.mkdir()
         write_run(run, routed=run.name != "three")
     page = tmp_path / "comparison.html"
-    page.write_text(study_html(side_by_side(runs, "moejax report")), encoding="utf-8")
+    page.write_text(study_html(compare_runs(runs, "moejax report")), encoding="utf-8")
     dom, console, asked = visit(page, tmp_path)
     assert console == [] and asked in ([], [page.as_uri()])
     wanted = {"Bits per byte, ranked", "Validation, bits per byte", "Training loss", "one", "two"}

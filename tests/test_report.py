@@ -10,7 +10,7 @@ import pytest
 
 from moejax.config import Config, RunConfig, to_dict
 from moejax.config.errors import RunError
-from moejax.lab.study.side_by_side import side_by_side
+from moejax.lab.study.side_by_side import compare_runs
 from moejax.runs.expert_load import Load
 from moejax.runs.held_out_choices import HeldOutChoices
 from moejax.runs.pages.charts import Axis, Series, line_chart, robust_range
@@ -411,21 +411,21 @@ def test_runs_side_by_side_have_the_names_of_their_directories(tmp_path):
     config["optim"]["learning_rate"] = 0.5
     config["run"]["steps"] = 1000
     (runs[1] / "config.json").write_text(json.dumps(config))
-    both = side_by_side(runs[:2], "")
+    both = compare_runs(runs[:2], "")
     assert [(one.name, one.status) for one in both.outcomes] == [
         ("one", "finished"),
         ("two", "not finished"),
     ]
     assert both.settings["optim.learning_rate"] == {"one": 3e-3, "two": 0.5}
     assert set(both.settings) == {"optim.learning_rate", "run.steps"}
-    assert [one.name for one in side_by_side(runs, "").outcomes] == [str(run) for run in runs]
+    assert [one.name for one in compare_runs(runs, "").outcomes] == [str(run) for run in runs]
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="there is no directory .*nowhere"):
-        side_by_side([tmp_path / "nowhere"], "")
+        compare_runs([tmp_path / "nowhere"], "")
     with pytest.raises(RunError, match="no metrics of a run"):
-        side_by_side([tmp_path], "")
+        compare_runs([tmp_path], "")
     write_run(tmp_path)
     with pytest.raises(RunError, match="given twice"):
-        side_by_side([tmp_path, tmp_path], "")
+        compare_runs([tmp_path, tmp_path], "")

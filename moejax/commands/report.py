@@ -11,9 +11,9 @@ import tyro
 
 from moejax.config.checks import check
 from moejax.lab.study.results import to_json
-from moejax.lab.study.side_by_side import read_trained, side_by_side
+from moejax.lab.study.side_by_side import compare_runs, read_trained
 from moejax.lab.study.study_page import study_html
-from moejax.lab.study.tables import markdown, table
+from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runs.pages.report import report_html
 from moejax.runtime.atomic_files import write_text
 
@@ -39,7 +39,7 @@ def report(settings: ReportSettings) -> None:
     runs, output = settings.runs, settings.output
     check(output is None or not output.is_dir(), f"--output {output} is a directory: name a file.")
     command = shlex.join(["moejax", *sys.argv[1:]])
-    comparison = side_by_side(runs, command)
+    comparison = compare_runs(runs, command)
     if output is None and not settings.json:
         output = runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
     if output is not None:
@@ -50,4 +50,4 @@ def report(settings: ReportSettings) -> None:
     if settings.json:
         print(json.dumps(to_json(comparison), indent=2), flush=True)
         return
-    print(f"{markdown(table(comparison))}\npage     {output}", flush=True)
+    print(f"{write_markdown(make_table(comparison))}\npage     {output}", flush=True)

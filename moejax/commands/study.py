@@ -14,7 +14,7 @@ from moejax.config.checks import check
 from moejax.lab.study.definition import load_study_file
 from moejax.lab.study.results import to_json
 from moejax.lab.study.run_study import run_study
-from moejax.lab.study.tables import markdown, table
+from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runtime.allocator import keep_freed_memory
 
 
@@ -47,6 +47,6 @@ def study(settings: StudySettings) -> None:
     if settings.json:
         print(json.dumps(to_json(comparison), indent=2))
         return
-    print(f"\n{markdown(table(comparison))}")
+    print(f"\n{write_markdown(make_table(comparison))}")
     print(f"page     {directory / 'study.html'}\ntable    {directory / 'table.md'}")
     print(f"results  {directory / 'results.json'}", flush=True)

@@ -15,7 +15,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import (
     call_file,
     differences,
-    flat,
+    flatten,
     from_dict,
     load_config_file,
     read_config_json,
@@ -51,7 +51,7 @@ __all__ = [
     "check_types",
     "differences",
     "flag",
-    "flat",
+    "flatten",
     "from_dict",
     "load_config_file",
     "read_config_json",

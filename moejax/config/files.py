@@ -112,10 +112,10 @@ def differences(old: Any, new: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], at: str = "") -> dict[str, Any]:
     """Nested dicts as one: ``{"optim": {"beta1": 0.9}}`` as ``{"optim.beta1": 0.9}``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         inner = isinstance(value, dict)
-        found |= flat(value, f"{at}{name}.") if inner else {at + name: value}
+        found |= flatten(value, f"{at}{name}.") if inner else {at + name: value}
     return found

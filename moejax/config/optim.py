@@ -62,7 +62,7 @@ class OptimConfig:
             f" {self.decay_fraction} must be shares of the run that sum to at most 1.",
         )
 
-    def kind_of(self, name: str) -> str:
+    def choose_transform(self, name: str) -> str:
         """Which transformation a parameter of this name takes: muon, router, matrix or rest."""
         if name.startswith(("w_router_", "w_noise_", "w_shared_gate_")):
             return "router"

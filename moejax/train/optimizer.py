@@ -62,7 +62,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
     def name_groups(params: optax.Params) -> optax.Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: config.kind_of(path[-1].key), params
+            lambda path, _: config.choose_transform(path[-1].key), params
         )
 
     update = optax.partition(groups, name_groups)

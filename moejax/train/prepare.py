@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 import moejax
 from moejax.config.config import Config
-from moejax.config.files import flat, to_dict
+from moejax.config.files import flatten, to_dict
 from moejax.models.by_kind import build
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
@@ -104,7 +104,7 @@ def shared_settings(config: Config, task: Task) -> dict[str, Any]:
     """What must be the same in all processes, or they would train different runs."""
     values = to_dict(config)
     del values["distributed"], values["data"]["directory"]
-    return flat(values) | {
+    return flatten(values) | {
         **task.identity,
         "the version of jax": jax.__version__,
         "the version of moejax": moejax.__version__,

@@ -74,7 +74,7 @@ def optimizer_bytes(config: Config, parameters: list[Parameter]) -> dict[str, fl
     """Bytes that the optimizer keeps on a device: AdamW keeps two moments, Muon one."""
     found = {"muon": 0.0, "adamw": 0.0}
     for p in parameters:
-        muon = config.optim.kind_of(p.name) == "muon"
+        muon = config.optim.choose_transform(p.name) == "muon"
         found["muon" if muon else "adamw"] += FLOAT * p.size * (1 if muon else 2)
     return {name: size for name, size in found.items() if size}
 

@@ -107,7 +107,7 @@ def muon_flops(params: object, config: OptimConfig) -> float:
     """
 
     def count_flops(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
-        if config.kind_of(path[-1].key) != "muon":
+        if config.choose_transform(path[-1].key) != "muon":
             return 0.0
         *stacked, rows, columns = leaf.shape
         m, n = sorted((rows, columns))

@@ -22,7 +22,7 @@ class Baseline:
     runs with one seed vary less than the runs do."""
     steps: float
     seconds: float
-    """Of training, as ``training_seconds`` counts them."""
+    """Of training, as ``count_training_seconds`` counts them."""
 
 
 def make_baseline(name: str, run_of: Mapping[int, Run]) -> Baseline | None:
@@ -38,11 +38,11 @@ def make_baseline(name: str, run_of: Mapping[int, Run]) -> Baseline | None:
         value=float(np.mean(values)),
         by_seed=dict(zip(run_of, values, strict=True)),
         steps=float(np.mean([last(run.train, "step") for run in runs])),
-        seconds=float(np.mean([training_seconds(run)[1][-1] for run in runs])),
+        seconds=float(np.mean([count_training_seconds(run)[1][-1] for run in runs])),
     )
 
 
-def training_seconds(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def count_training_seconds(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Steps, from 0, and the seconds of training until then, evaluations and compiling left out:
     the first log interval, which has the compiling in it, is counted at the median pace of the
     others. NaN if there are no others.
@@ -69,4 +69,4 @@ def reach(run: Run, key: str, value: float) -> tuple[float, float]:
     pair = slice(max(end - 1, 0), end + 1)
     # np.interp wants rising values, and these fall.
     at = np.interp(-value, -values[pair], step[pair])
-    return float(at), float(np.interp(at, *training_seconds(run)))
+    return float(at), float(np.interp(at, *count_training_seconds(run)))

@@ -11,7 +11,7 @@ from moejax.models.counts import cost
 
 PLACES = ("data.directory", "data.prefetch")
 """Settings of the data that change no batch."""
-OF_RUN = ("run.steps", "run.eval_batches")
+EQUAL_IN_RUNS = ("run.steps", "run.eval_batches")
 """Settings of a run that must be equal; of the data all must be, but for the seed."""
 
 
@@ -52,7 +52,7 @@ def flops_per_token(config: Config) -> int:
 
 def _must_be_equal(field: str) -> bool:
     of_data = field.startswith("data.") and field != "data.seed" and field not in PLACES
-    return of_data or field in OF_RUN
+    return of_data or field in EQUAL_IN_RUNS
 
 
 def _words(differ: dict[str, tuple[Any, Any]], first: str, other: str) -> str:

@@ -1,8 +1,8 @@
 """The runs of a study in figures: what each came to, over its seeds.
 
-A figure is a number of ``figures``; one that a run does not have (a dense model's drops, the
-measure of a run that diverged) is NaN here, null in JSON and a dash in the table. The
-steps of a run that never reaches the baseline are infinite here, null in JSON, and `never`.
+A figure is a number of ``compute_figures``. One that a run does not have (a dense model's drops,
+the measure of a run that diverged) is NaN here, null in JSON and a dash in the table. The steps of
+a run that never reaches the baseline are infinite here, null in JSON, and `never` in the table.
 """
 
 import math
@@ -91,18 +91,18 @@ FIGURES: dict[str, Callable[[Run], float]] = {
 are of the last interval, or of the last evaluation where their name says validation."""
 
 
-def to_baseline(measure: Measure) -> tuple[str, str, str]:
+def name_baseline_figures(measure: Measure) -> tuple[str, str, str]:
     """The figures against a baseline: the measure less that of the baseline with the same seed; how
     soon the run is as good.
     """
     return f"{measure.key}_to_baseline", "steps_to_baseline", "seconds_to_baseline"
 
 
-def figures(outcome: Outcome) -> dict[str, float]:
+def compute_figures(outcome: Outcome) -> dict[str, float]:
     """The figures of one training, by what it logged: its measure, ``FIGURES``, its speed and size,
     and what is held against the baseline. The measure, and the last, only of one that finished.
     """
-    measure, run, against = outcome.measure, outcome.run, to_baseline(outcome.measure)
+    measure, run, against = outcome.measure, outcome.run, name_baseline_figures(outcome.measure)
     of_measure = {
         measure.key: lambda run: last(run.validation, measure.key),
         f"{measure.unit}_per_second": lambda run: _median_speed(run, measure.unit),
@@ -113,10 +113,10 @@ def figures(outcome: Outcome) -> dict[str, float]:
     found = {name: float(of(run)) for name, of in (of_measure | FIGURES).items()}
     if outcome.status != "finished":
         found[measure.key] = math.nan
-    return found | dict(zip(against, _to_baseline(outcome, found), strict=True))
+    return found | dict(zip(against, _hold_against_baseline(outcome, found), strict=True))
 
 
-def _to_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, float, float]:
+def _hold_against_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, float, float]:
     if outcome.run is None or outcome.baseline is None or outcome.status != "finished":
         return math.nan, math.nan, math.nan
     twin = outcome.baseline.by_seed.get(outcome.seed, math.nan)
@@ -124,10 +124,10 @@ def _to_baseline(outcome: Outcome, found: dict[str, float]) -> tuple[float, floa
     return found[outcome.measure.key] - twin, *soon
 
 
-def over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str, float]:
+def reduce_over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str, float]:
     """``reduce`` of each figure over the seeds that finished; over all of them if none has."""
     finished = [one for one in outcomes if one.status == "finished"]
-    rows = [figures(one) for one in finished or outcomes]
+    rows = [compute_figures(one) for one in finished or outcomes]
     known = {name: [r[name] for r in rows if not math.isnan(r[name])] for name in rows[0]}
     return {name: float(reduce(v)) if v else math.nan for name, v in known.items()}
 
@@ -144,17 +144,17 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "baseline": _baseline_json(comparison),
         "runs": {
             name: {
-                "status": status(outcomes),
-                "mean": _plain(over_seeds(outcomes, np.mean)),
-                "min": _plain(over_seeds(outcomes, min)),
-                "max": _plain(over_seeds(outcomes, max)),
+                "status": describe_status(outcomes),
+                "mean": _plain(reduce_over_seeds(outcomes, np.mean)),
+                "min": _plain(reduce_over_seeds(outcomes, min)),
+                "max": _plain(reduce_over_seeds(outcomes, max)),
                 "seeds": [
                     {
                         "seed": one.seed,
                         "directory": one.label,
                         "status": one.status,
                         **({"message": one.message} if one.message else {}),
-                        **_plain(figures(one)),
+                        **_plain(compute_figures(one)),
                     }
                     for one in outcomes
                 ],
@@ -178,7 +178,7 @@ def _plain(values: dict[str, float]) -> dict[str, float | int | None]:
     }
 
 
-def status(outcomes: Sequence[Outcome]) -> str:
+def describe_status(outcomes: Sequence[Outcome]) -> str:
     """The status of a run in words: `finished`, or `2 of 3 seeds finished, 1 diverged`."""
     kinds = [one.status for one in outcomes]
     if len(set(kinds)) == 1:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from moejax.config.errors import RunError
-from moejax.config.files import flat
+from moejax.config.files import flatten
 from moejax.lab.study.results import Comparison, Outcome
 from moejax.runs.metric_lines import last, number
 from moejax.runs.records import Run, read_run
 
-OF_NO_INTEREST = ("run.directory",)
+NOT_COMPARED = ("run.directory",)
 
 
 def read_trained(directory: Path) -> Run:
@@ -27,7 +27,7 @@ def read_trained(directory: Path) -> Run:
     return run
 
 
-def side_by_side(directories: Sequence[Path], command: str) -> Comparison:
+def compare_runs(directories: Sequence[Path], command: str) -> Comparison:
     """Compare the runs in these directories, each under the name of its own. Raises ``RunError`` if
     one is not a run's, or is given twice.
     """
@@ -54,7 +54,9 @@ def side_by_side(directories: Sequence[Path], command: str) -> Comparison:
             )
             for name, run in zip(names, runs.values(), strict=True)
         ),
-        settings=_differing({n: flat(r.config) for n, r in zip(names, runs.values(), strict=True)}),
+        settings=_find_differing(
+            {n: flatten(r.config) for n, r in zip(names, runs.values(), strict=True)}
+        ),
     )
 
 
@@ -64,12 +66,12 @@ def _is_finished(run: Run) -> bool:
     return not last(run.validation, "step") < steps
 
 
-def _differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _find_differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The settings that are not the same in all runs, by field."""
     fields = dict.fromkeys(field for of_run in settings.values() for field in of_run)
     found = {field: {n: of_run.get(field) for n, of_run in settings.items()} for field in fields}
     return {
         field: values
         for field, values in found.items()
-        if field not in OF_NO_INTEREST and len({repr(value) for value in values.values()}) > 1
+        if field not in NOT_COMPARED and len({repr(value) for value in values.values()}) > 1
     }

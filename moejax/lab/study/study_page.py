@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moejax.lab.study.results import Comparison, figures, over_seeds
-from moejax.lab.study.tables import Table, table
+from moejax.lab.study.results import Comparison, compute_figures, reduce_over_seeds
+from moejax.lab.study.tables import Table, make_table
 from moejax.runs.expert_load import Load
 from moejax.runs.metric_lines import column
 from moejax.runs.pages import page
@@ -41,7 +41,7 @@ _EXPLAINED = (
 
 def study_html(comparison: Comparison) -> str:
     """The page of a study; it stands alone, as the report of a run does."""
-    made = table(comparison)
+    made = make_table(comparison)
     parts = [
         _head(comparison),
         _results(made, comparison),
@@ -77,7 +77,7 @@ def _notes(comparison: Comparison) -> str:
         if any(kind != kinds[0] for kind in kinds):
             found.append(f"The runs did not all have the same {words}: compare with care.")
     for one in comparison.outcomes:
-        if (skipped := figures(one)["skipped_updates"]) > 0:
+        if (skipped := compute_figures(one)["skipped_updates"]) > 0:
             found.append(f"{one.label}: {skipped:,.0f} updates were skipped as not finite.")
         found += [f"{one.label}: {damage}." for damage in one.run.damage] if one.run else []
     remarks = "".join(f"<li>{page.text(note)}</li>" for note in found)
@@ -165,7 +165,9 @@ def _ranks(comparison: Comparison) -> list[Rank]:
     found = []
     for i, (name, outcomes) in enumerate(comparison.by_run().items()):
         key, scale = comparison.measure.key, comparison.measure.scale
-        mean, least, most = (scale * over_seeds(outcomes, of)[key] for of in (np.mean, min, max))
+        mean, least, most = (
+            scale * reduce_over_seeds(outcomes, of)[key] for of in (np.mean, min, max)
+        )
         if np.isfinite(mean):
             found.append(Rank(name, mean, least, most, i % COLORS))
     return found
@@ -184,14 +186,14 @@ def _curves(
         if not columns:
             continue
         look: dict[str, Any] = {"color": i % COLORS, "dash": i // COLORS % 3, "dots": dots}
-        x, y, least, greatest = _over_seeds(columns)
+        x, y, least, greatest = _reduce_curves(columns)
         if len(columns) > 1:
             look |= {"least": least, "greatest": greatest}
         found.append(Series(name, x, y, **look))
     return found
 
 
-def _over_seeds(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
+def _reduce_curves(columns: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """Steps, and mean, least and greatest value over the seeds that logged the step; a value that
     is not finite makes them NaN, so that it shows.
     """

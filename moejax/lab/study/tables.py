@@ -8,7 +8,13 @@ import numpy as np
 
 from moejax.config.measure import Measure
 from moejax.lab.study.baseline import Baseline
-from moejax.lab.study.results import Comparison, Outcome, over_seeds, status, to_baseline
+from moejax.lab.study.results import (
+    Comparison,
+    Outcome,
+    describe_status,
+    name_baseline_figures,
+    reduce_over_seeds,
+)
 from moejax.runtime.number_words import short
 
 
@@ -33,7 +39,7 @@ def _percent(value: float) -> str:
     return f"{value:.2%}"
 
 
-def all_columns(measure: Measure) -> tuple[Column, ...]:
+def choose_columns(measure: Measure) -> tuple[Column, ...]:
     """What the table has of each run beside its measure."""
     unit = measure.unit
     speed = Column(f"{unit}/s", f"{unit}_per_second", _digits(0))
@@ -55,7 +61,7 @@ OF_TRAINING = (
     Column("seconds", "seconds", _digits(0)),
 )
 AGAINST = ("against", "steps to", "seconds to")
-"""The columns of ``to_baseline``, before the baseline's name."""
+"""The columns of ``name_baseline_figures``, before the baseline's name."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +73,20 @@ class Table:
     best: tuple[int, int] | None
 
 
-def table(comparison: Comparison) -> Table:
+def make_table(comparison: Comparison) -> Table:
     """One row for each run: means over its seeds, with the spread of what differs most."""
     runs, baseline, measure = comparison.by_run(), comparison.baseline, comparison.measure
-    spreads = [Spread.of(outcomes) for outcomes in runs.values()]
+    spreads = [Spread.from_outcomes(outcomes) for outcomes in runs.values()]
     columns = [
         one
-        for one in all_columns(measure)
+        for one in choose_columns(measure)
         if not one.optional or any(math.isfinite(spread.mean[one.figure]) for spread in spreads)
     ]
     rows = tuple(
         (
             name,
             _quality(outcomes, spread, measure),
-            *(_to_baseline(name, spread, baseline, measure) if baseline else ()),
+            *(_write_against_baseline(name, spread, baseline, measure) if baseline else ()),
             *(_cell(spread, one) for one in columns),
             _parameters(spread.mean),
         )
@@ -103,9 +109,9 @@ class Spread:
     greatest: dict[str, float]
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> "Spread":
+    def from_outcomes(cls, outcomes: Sequence[Outcome]) -> "Spread":
         """Those of these outcomes."""
-        return cls(*(over_seeds(outcomes, reduce) for reduce in (np.mean, min, max)))
+        return cls(*(reduce_over_seeds(outcomes, reduce) for reduce in (np.mean, min, max)))
 
     def write(self, figure: str, write: Callable[[float], str]) -> str:
         """A figure as ``mean (least..greatest)``, or as its mean if all are the same."""
@@ -127,11 +133,13 @@ def _cell(spread: Spread, column: Column) -> str:
     return column.write(value) + (f" of {experts:,.0f}" if of_all else "")
 
 
-def _to_baseline(name: str, spread: Spread, baseline: Baseline, measure: Measure) -> list[str]:
+def _write_against_baseline(
+    name: str, spread: Spread, baseline: Baseline, measure: Measure
+) -> list[str]:
     """The difference to the baseline's measure; the steps and seconds until it is reached, and
     their share of the baseline's.
     """
-    less, *soon = to_baseline(measure)
+    less, *soon = name_baseline_figures(measure)
     wholes = (baseline.steps, baseline.seconds)
     if name == baseline.name:
         return ["baseline", *(f"{whole:,.0f}" for whole in wholes)]
@@ -157,14 +165,14 @@ def _parameters(mean: dict[str, float]) -> str:
 
 def _quality(outcomes: Sequence[Outcome], spread: Spread, measure: Measure) -> str:
     """The measure with its spread, or why there is none."""
-    words = status(outcomes)
+    words = describe_status(outcomes)
     if not math.isfinite(spread.mean[measure.key]):
         return "not finite" if words == "finished" else words
     written = spread.write(measure.key, measure.digits)
     return written + (f"; {words}" if words != "finished" else "")
 
 
-def markdown(made: Table) -> str:
+def write_markdown(made: Table) -> str:
     """The table in Markdown, padded so that it reads well as it is; the best result is bold."""
     rows = [
         [f"**{cell}**" if (i, j) == made.best else cell for j, cell in enumerate(row)]

@@ -44,14 +44,14 @@ def plan_trials(study: Study, directory: Path) -> list[Trial]:
         Trial(
             name=name,
             seed=seed,
-            config=_placed(config, directory / (name + f"-seed{seed}" * several), seed),
+            config=_place(config, directory / (name + f"-seed{seed}" * several), seed),
         )
         for name, config in study.runs.items()
         for seed in study.seeds
     ]
 
 
-def _placed(config: Config, directory: Path, seed: int) -> Config:
+def _place(config: Config, directory: Path, seed: int) -> Config:
     return changed(config, {"run.directory": str(directory), "run.seed": seed, "data.seed": seed})
 
 
@@ -78,12 +78,12 @@ def _status(trial: Trial, run: Run | None) -> Status:
     reached = all(lines and lines[-1]["step"] >= steps for lines in (run.train, run.validation))
     if reached and (trial.directory / "report.html").exists():
         return "finished"
-    if (trial.directory / DIVERGED).exists() and not _changes(trial):
+    if (trial.directory / DIVERGED).exists() and not _find_changes(trial):
         return "diverged"
     return "not finished" if run.train or run.validation else "not trained"
 
 
-def _changes(trial: Trial) -> dict[str, tuple[Any, Any]]:
+def _find_changes(trial: Trial) -> dict[str, tuple[Any, Any]]:
     """Settings that are not those with which the training in this directory began or went on."""
     file = trial.directory / "config.json"
     changes = differences(read_config_json(file), trial.config) if file.is_file() else {}
@@ -96,7 +96,7 @@ def check_settings(trial: Trial) -> None:
     """
     differ = {
         name: pair
-        for name, pair in _changes(trial).items()
+        for name, pair in _find_changes(trial).items()
         if name not in MAY_CHANGE or name == "run.steps"
     }
     begun = any((trial.directory / "checkpoints").glob("*"))

@@ -18,7 +18,7 @@ from moejax.lab.study.baseline import Baseline, make_baseline
 from moejax.lab.study.definition import Study
 from moejax.lab.study.results import Comparison, Outcome, to_json
 from moejax.lab.study.study_page import study_html
-from moejax.lab.study.tables import markdown, table
+from moejax.lab.study.tables import make_table, write_markdown
 from moejax.lab.study.trials import Trial, read_outcome
 from moejax.runtime.atomic_files import write_json, write_text
 
@@ -46,7 +46,7 @@ def write_comparison(
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "results.json", to_json(comparison))
-    write_text(directory / "table.md", markdown(table(comparison)))
+    write_text(directory / "table.md", write_markdown(make_table(comparison)))
     write_text(directory / "study.html", study_html(comparison))
     return comparison
 

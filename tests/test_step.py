@@ -123,7 +123,7 @@ def test_muon_takes_the_matrices_inside_the_layers(tiny):
     config = changed(tiny, {"optim.optimizer": "muon"})
     _, state, _ = start(config)
     kinds = jax.tree_util.tree_map_with_path(
-        lambda p, _: config.optim.kind_of(p[-1].key), state.params
+        lambda p, _: config.optim.choose_transform(p[-1].key), state.params
     )
     block = kinds["layers_0"]["block_0"]
     assert set(block["attention"][name] for name in ("w_query_DX", "w_out_XD")) == {"muon"}

@@ -87,3 +87,13 @@ def test_unreadable_file_is_named(tmp_path, monkeypatch):
     documents = TextFiles([str(tmp_path / "deleted.txt")])
     with pytest.raises(ConfigError, match=r"cannot read .*deleted\.txt: No such file"):
         documents[0]
+
+
+def test_names_that_are_not_utf_8_are_names(tmp_path):
+    for number in range(40):
+        path = os.fsencode(tmp_path) + b"/caf\xe9%d.txt" % number
+        with open(path, "wb") as file:
+            file.write(b"text %d" % number)
+    corpus = open_files(tmp_path, validation_percent=20)
+    assert len(corpus.train) + len(corpus.validation) == 40 == len(corpus.take_marks())
+    assert corpus.take_marks() == open_files(tmp_path, validation_percent=20).take_marks()

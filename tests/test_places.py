@@ -12,6 +12,7 @@ from test_run import config, metrics, quick, with_run  # noqa: F401
 from test_text_of_a_run import with_data
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from moejax.commands.bench import ScalingSettings
 from moejax.commands.command_line import parse_settings
 from moejax.commands.export import ExportSettings
 from moejax.commands.generate import GenerateSettings, split_lines
@@ -52,6 +53,12 @@ def test_a_tilde_in_a_command_is_the_home_directory(kind, words, paths, monkeypa
     assert getattr(settings, "prompt", ("~",)) == ("~",)
     with pytest.raises(ConfigError, match="there is no user nobody-here"):
         parse_settings(kind, [word.replace("~/", "~nobody-here/") for word in words], "m", "s")
+
+
+def test_a_tilde_in_settings_within_settings_is_it_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = parse_settings(ScalingSettings, ["--output=~/c.svg"], "moejax", "summary")
+    assert settings.bench.output == Path("/home/somebody/c.svg")
 
 
 def test_a_tilde_in_a_run_is_the_home_directory(config, tmp_path, monkeypatch, words_file):  # noqa: F811
@@ -210,6 +217,10 @@ def test_a_run_from_a_released_model_keeps_what_it_came_with(tmp_path, monkeypat
     hf_models.save_file(tensors, tmp_path / "model" / "model.safetensors")
     run_command(["import", "model", "new"])
     config: Config = load_config_file("new/config.json")  # noqa: F811
+    (tmp_path / "new").rename(tmp_path / "moved")
+    assert load_config_file("moved/config.json").run.init_from == "moved"
+    (tmp_path / "moved").rename(tmp_path / "new")
+    assert load_config_file("new/config.json") == config
     (tmp_path / "a.txt").write_text("def train(): ...\n" * 40)
     config = with_data(
         config, source="files", files="a.txt", batch_size=8, eval_batch_size=8, sequence_length=16

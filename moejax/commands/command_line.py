@@ -5,9 +5,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
@@ -66,13 +66,15 @@ def expand_paths(settings: T) -> T:
     """The settings of a subcommand with `~` replaced in all paths, as no shell has done it in
     `--output=~/page.html` or in quotes.
     """
-    changes: dict[str, Path | tuple[Path, ...]] = {}
+    changes: dict[str, Any] = {}
     for name, value in vars(settings).items():
         flag = f"--{name}".replace("_", "-")
         if isinstance(value, Path):
             changes[name] = Path(expand_home(flag, str(value)))
         elif isinstance(value, tuple) and value and isinstance(value[0], Path):
             changes[name] = tuple(Path(expand_home(flag, str(path))) for path in value)
+        elif is_dataclass(value):
+            changes[name] = expand_paths(value)
     return replace(settings, **changes) if changes else settings  # type: ignore[type-var]
 
 

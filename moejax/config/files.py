@@ -43,8 +43,22 @@ def load_config_file(path: str | Path) -> Config:
     path = Path(path)
     if path.suffix == ".json":
         check(path.is_file(), f"no config file {path}.")
-        return read_config_json(path)
+        return _find_model_beside(read_config_json(path), path.parent)
     return call_file(path, "get_config", Config, "config")
+
+
+def _find_model_beside(config: Config, directory: Path) -> Config:
+    """The settings of an imported model, which lies beside them if it is no longer where it was:
+    it was moved, or named by a path from another folder.
+    """
+    begins_from, tokenizer = config.run.init_from, directory / "tokenizer.json"
+    if begins_from is None or Path(begins_from).exists() or not (directory / "model").is_dir():
+        return config
+    data = config.data
+    if data.tokenizer != "bytes" and tokenizer.is_file():
+        data = dataclasses.replace(data, tokenizer=str(tokenizer))
+    run = dataclasses.replace(config.run, init_from=str(directory))
+    return dataclasses.replace(config, data=data, run=run)
 
 
 def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:

@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,8 +73,6 @@ def expand_paths(settings: T) -> T:
             changes[name] = Path(expand_home(flag, str(value)))
         elif isinstance(value, tuple) and value and isinstance(value[0], Path):
             changes[name] = tuple(Path(expand_home(flag, str(path))) for path in value)
-        elif is_dataclass(value):
-            changes[name] = expand_paths(value)
     return replace(settings, **changes) if changes else settings  # type: ignore[type-var]
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from moejax.config.checks import check
+from moejax.config.paths import expand_home
 from moejax.lab.bench.programs import PASSES, dense_arms, make_problem, routed_arms
 from moejax.lab.bench.scaling_chart import scaling_chart
 from moejax.lab.bench.shape import LayerShape, check_groups
@@ -51,6 +52,7 @@ class ScalingBench(TimingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "output", Path(expand_home("--output", str(self.output))))
         for name in ("tokens", "experts"):
             values = getattr(self, name)
             check(

@@ -132,4 +132,4 @@ def _describe_problems(problems: dict[str, str], count: int) -> str:
     """What is wrong with the first few files."""
     named = [f"{path} {words}" for path, words in list(problems.items())[:3]]
     more = "" if len(problems) == 1 else f" {len(problems):,} of {count_words(count, 'file')}."
-    return f"{'; '.join(named)}.{more} Only texts are trained on: leave out what is none."
+    return f"{'; '.join(named)}.{more} Only texts will do: leave the others out."

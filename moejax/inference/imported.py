@@ -23,6 +23,7 @@ from moejax.hf.arrays import lay_out
 from moejax.hf.files import read_json
 from moejax.hf.tensors import ArrayPath
 from moejax.hf.writing import copy_other_files, make_new_directory
+from moejax.runs.checksums import check_files, write_checksums
 from moejax.runtime.atomic_files import write_json
 
 ARRAYS = "model"
@@ -54,6 +55,7 @@ def write_model(
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((directory / ARRAYS).absolute(), tree)
+        write_checksums(directory / ARRAYS)
     except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
         raise CheckpointError(f"{directory} cannot be written: {error}.") from error
     copy_other_files(files_from, directory)
@@ -98,6 +100,7 @@ def read_weights(
     with ocp.StandardCheckpointer() as checkpointer:
         path = (directory / ARRAYS).absolute()
         try:
+            check_files(path)
             written = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
             like = {}
             for name, shape in shapes.items():

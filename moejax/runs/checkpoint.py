@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from moejax.config.errors import RunError
+from moejax.runs.checksums import check_files, find_damage, write_checksums
 from moejax.runtime.processes import Processes
 
 PATIENCE = 300.0
@@ -48,7 +49,9 @@ class Checkpoints:
             preservation_policy=policy,
             cleanup_tmp_directories=True,
             single_host_load_and_broadcast=True,  # one list of steps, that of process 0
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
+        self._saving = 0
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
@@ -64,6 +67,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
         )
+        self.wait()
+        self._saving = step
         self._guard(lambda: self._manager.save(step, args=items, metrics=metrics))
 
     def wait(self) -> None:
@@ -86,10 +91,11 @@ class Checkpoints:
             items = ocp.args.Composite(
                 state=ocp.args.StandardRestore(like), extra=ocp.args.JsonRestore()
             )
-            reason = None
+            reason = self._find_damage(step)
             try:
-                restored = self._manager.restore(step, args=items)
-                jax.block_until_ready(restored.state)
+                if reason is None:
+                    restored = self._manager.restore(step, args=items)
+                    jax.block_until_ready(restored.state)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
                 reason = _first_line(error)
             reason = self._agree_on_reason(step, reason)
@@ -106,6 +112,21 @@ class Checkpoints:
                 f" the run anew."
             )
         return None
+
+    def _write_checksums(self) -> None:
+        """Sum up all files of the checkpoint that is being saved, just before Orbax gives its
+        directory the final name: there is no checkpoint without them.
+        """
+        if self._processes.first:
+            for directory in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                write_checksums(directory)
+
+    def _find_damage(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint; each process looks at a part of them."""
+        found = find_damage(
+            self.directory / str(step), self._processes.index, self._processes.count
+        )
+        return self._agree_on_reason(step, found)
 
     def _agree_on_reason(self, step: int, reason: str | None) -> str | None:
         """Why a process could not read a checkpoint, or None if all could. If only some could,
@@ -175,9 +196,11 @@ def read_parts(
     )
     why = "there are none"
     for chosen in reversed(steps if step is None else [step]):
+        place = directory.absolute() / str(chosen)
         try:
+            check_files(place)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                restored = checkpointer.restore(directory.absolute() / str(chosen), args=items)
+                restored = checkpointer.restore(place, args=items)
             return chosen, jax.block_until_ready(restored.state), restored.extra
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
             why = _first_line(error)

@@ -1,0 +1,74 @@
+"""Checksums of the files of a checkpoint, so that no changed byte is read as if it were right.
+
+They lie beside the checkpoint, in ``checksums.json``: the size and the CRC-32C of each file. They
+are written as soon as the checkpoint is on disk, and looked at before it is used.
+"""
+
+import json
+from pathlib import Path
+
+import google_crc32c
+
+from moejax.config.errors import RunError
+from moejax.runtime.atomic_files import write_json
+
+FILE = "checksums.json"
+TIMES = "_CHECKPOINT_METADATA"
+"""When the checkpoint was saved: Orbax writes this after all else, and nothing depends on it."""
+BLOCK = 1 << 18
+"""Bytes read at a time: what fits a processor's cache."""
+
+
+def write_checksums(directory: Path) -> None:
+    """Write the checksums of all files in ``directory``, at any depth, into it."""
+    files = {name: sum_file(directory / name) for name in list_files(directory)}
+    write_json(directory / FILE, {"algorithm": "crc32c", "files": files})
+
+
+def find_damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with the files of ``directory``, in words; None if nothing is known to be.
+
+    Every file must be as its checksum says, and none may be missing. Of several processes that
+    share the work, each looks at its ``part`` of ``parts``. Directories without checksums were
+    written before there were any, or are still being finished: nothing is known of them.
+    """
+    file = directory / FILE
+    if not file.is_file():
+        return None
+    try:
+        files = json.loads(file.read_text(encoding="utf-8"))["files"]
+        expected = {str(name): [int(size), str(crc)] for name, (size, crc) in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{FILE} itself is damaged"
+    for name in sorted(expected)[part::parts]:
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        try:
+            found = sum_file(path)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != expected[name]:
+            return f"{name} is not what was written: its checksum differs"
+    return None
+
+
+def check_files(directory: Path) -> None:
+    """Raise ``RunError`` if a file of ``directory`` is not what was written."""
+    if damage := find_damage(directory):
+        raise RunError(damage)
+
+
+def list_files(directory: Path) -> list[str]:
+    """The files that have a checksum, by their paths inside ``directory``, sorted."""
+    paths = (path for path in directory.rglob("*") if path.name not in (FILE, TIMES))
+    return sorted(path.relative_to(directory).as_posix() for path in paths if path.is_file())
+
+
+def sum_file(path: Path) -> list[int | str]:
+    """The size of a file in bytes, and its CRC-32C in hexadecimal digits."""
+    crc, size = 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            crc, size = google_crc32c.extend(crc, block), size + len(block)
+    return [size, f"{crc:08x}"]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import DistributedConfig
+from moejax.commands.main import run
+from moejax.config import ConfigError, DistributedConfig
 from moejax.config.errors import RunError
 from moejax.runs.checkpoint import Checkpoints, read_parts
 from moejax.runs.checksums import FILE, check_files, find_damage, write_checksums
@@ -128,3 +129,34 @@ def test_several_processes_share_the_work(tmp_path):
     flip_a_bit(tmp_path / "3")
     found = [find_damage(tmp_path, part, 2) for part in range(2)]
     assert [one for one in found if one] == [find_damage(tmp_path)]
+
+
+def check(path: Path, capsys, *flags: str) -> tuple[int, str]:
+    """The exit code of the command, and what it prints."""
+    try:
+        run(["check", str(path), *flags])
+    except SystemExit as stopped:
+        return stopped.code, capsys.readouterr().out
+    return 0, capsys.readouterr().out
+
+
+def test_the_command_says_of_each_checkpoint_what_it_found(saved, capsys):
+    count = len(json.loads((saved / "1" / FILE).read_text())["files"])
+    code, out = check(saved.parent, capsys)
+    assert (code, out.splitlines()) == (
+        0,
+        [f"checkpoints/{step}  as written: {count} files" for step in (1, 2)],
+    )
+    (saved / "1" / FILE).unlink()
+    flip_a_bit(saved / "2" / "state" / "_METADATA")
+    code, out = check(saved.parent, capsys, "--json")
+    assert code == 1
+    assert json.loads(out) == {
+        "checkpoints/1": "not known: it was written without checksums",
+        "checkpoints/2": "damaged: state/_METADATA is not what was written: its checksum differs",
+    }
+
+
+def test_a_directory_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has no checkpoint: give the directory of a run"):
+        run(["check", str(tmp_path)])

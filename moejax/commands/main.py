@@ -50,6 +50,10 @@ COMMANDS: dict[str, Command | Group] = {
         "what each expert of a trained model takes, as a page (RUN --data stdlib)",
         "specialisation:specialisation",
     ),
+    "check": Command(
+        "is every byte of a run's checkpoints, or of an imported model, as it was written? (DIR)",
+        "check:check_directory",
+    ),
     "import": Command(
         "a checkpoint of Hugging Face, to train on from (DIR NEW)", "import_:import_model"
     ),

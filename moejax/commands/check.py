@@ -1,0 +1,65 @@
+"""`moejax check`: is what lies on disk still what was written?"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moejax.config.checks import check
+from moejax.config.errors import RunError
+from moejax.config.paths import expand_home
+from moejax.inference.imported import ARRAYS, is_imported
+from moejax.runs.checksums import FILE, find_damage
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """What is looked at."""
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Directory of a run, or of a model that `moejax import` wrote."""
+    json: bool = False
+    """Print what was found as JSON."""
+
+
+def check_directory(settings: CheckSettings) -> None:
+    """Compare every file of every checkpoint with its checksum, and say what differs. Exits with 1
+    if anything is damaged.
+    """
+    root = Path(expand_home("DIR", str(settings.path)))
+    found = {place: describe_folder(root / place) for place in list_places(root)}
+    if settings.json:
+        print(json.dumps(found, indent=2), flush=True)
+    else:
+        width = max(map(len, found))
+        print("\n".join(f"{place:{width}}  {words}" for place, words in found.items()), flush=True)
+    if any(words.startswith("damaged") for words in found.values()):
+        raise SystemExit(1)
+
+
+def list_places(path: Path) -> list[str]:
+    """The folders with checksums inside a directory, checkpoints by their steps."""
+    if is_imported(path):
+        return [ARRAYS]
+    steps = [p for p in path.glob("checkpoints/[0-9]*") if p.name.isdigit() and p.is_dir()]
+    check(
+        bool(steps),
+        f"{path} has no checkpoint: give the directory of a run (with checkpoints/), or of a model"
+        f" that `moejax import` wrote (with {ARRAYS}/).",
+    )
+    return [f"checkpoints/{step.name}" for step in sorted(steps, key=lambda p: int(p.name))]
+
+
+def describe_folder(folder: Path) -> str:
+    """What is found in a folder, in words. Raises ``RunError`` if it cannot be read."""
+    try:
+        damage = find_damage(folder)
+        if damage is not None:
+            return f"damaged: {damage}"
+        if not (folder / FILE).is_file():
+            return "not known: it was written without checksums"
+        return f"as written: {len(json.loads((folder / FILE).read_text())['files'])} files"
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error.strerror}.") from error

@@ -1,5 +1,6 @@
 """The pipeline: every byte is scored once, packing by hand, and exact resume."""
 
+import functools
 import itertools
 import json
 from collections import Counter
@@ -160,24 +161,31 @@ PROCESSES = {
 }
 
 
+def read_rows(shards: int, rows=None):
+    """The stream of some documents, or of these of its rows."""
+    rows = rows if rows is None else np.array(rows)
+    return train_batches(
+        some_documents(60), TOKENIZER, settings(shards=shards), batch_size=12, rows=rows
+    )
+
+
+@functools.cache
+def whole_batches(shards: int) -> list:
+    return take(read_rows(shards), 12)
+
+
 @pytest.mark.parametrize("shards", [1, 2, 4])
 @pytest.mark.parametrize("processes", PROCESSES.values(), ids=PROCESSES)
 def test_any_number_of_processes_takes_its_rows_of_the_same_batches(shards, processes):
     """And goes on as another number: the place of all streams is in the joined state."""
-    documents, config = some_documents(60), settings(shards=shards)
-
-    def read(rows=None):
-        rows = rows if rows is None else np.array(rows)
-        return train_batches(documents, TOKENIZER, config, batch_size=12, rows=rows)
-
-    whole = take(read(), 12)
-    streams = [read(rows) for rows in processes]
+    whole = whole_batches(shards)
+    streams = [read_rows(shards, rows) for rows in processes]
     for rows, stream in zip(processes, streams, strict=True):
         own = [{k: x_BN[list(rows)] for k, x_BN in batch.items()} for batch in whole[:7]]
         assert_same(take(stream, 7), own)
     state = json.loads(json.dumps(join_states([stream.get_state() for stream in streams])))
     assert sorted(state["streams"]) == [str(s) for s in range(shards)]
-    resumed = read()
+    resumed = read_rows(shards)
     resumed.set_state(state)
     assert_same(take(resumed, 5), whole[7:])
 

@@ -1,6 +1,7 @@
 """What is kept of a logging interval: sums by position, norms of routers in the order of layers."""
 
 import dataclasses
+import functools
 import math
 import struct
 import sys
@@ -46,13 +47,18 @@ def test_drops_are_counted_where_they_happen(tiny, batch, group_size):
     assert stats.seated_BW.sum() < 0.5 * stats.asked_BW.sum()
 
 
+def ones(config: ModelConfig, batch) -> dict:
+    """Parameters of a model, all of them 1."""
+    init = functools.partial(DecoderLM(config, 257).init, jax.random.key(0), training=True)
+    return jax.tree.map(lambda like: np.ones(like.shape), jax.eval_shape(init, batch)["params"])
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_norms_are_in_the_order_of_the_layers(tiny, batch, every):
     """Layers of a scan lie together: its repeats first, then the places in its unit."""
     moe = dataclasses.replace(tiny.model.moe, every=every, first_dense=1)
     config = dataclasses.replace(tiny.model, num_layers=5, moe=moe)
-    model = DecoderLM(config, 257)
-    params = jax.jit(model.init, static_argnums=2)(jax.random.key(0), batch, True)["params"]
+    params = ones(config, batch)
     routed = sum(config.routed_layers)
     assert routed == (4 if every == 1 else 2)
     block = params["layers_1"]["block_0" if every == 1 else "block_1"]["moe"]
@@ -67,9 +73,7 @@ def test_a_router_without_weights_has_no_norm_and_a_soft_one_has_those_of_all_sl
     for router, present in (("hash", False), ("soft", True)):
         moe = dataclasses.replace(tiny.model.moe, router=router, top_k=1)
         config = dataclasses.replace(tiny.model, moe=moe)
-        model = DecoderLM(config, 257)
-        params = jax.jit(model.init, static_argnums=2)(jax.random.key(0), batch, True)["params"]
-        got = router_arrays(params, np.zeros((2, 4)), config)
+        got = router_arrays(ones(config, batch), np.zeros((2, 4)), config)
         assert ("router_norm_LE" in got, "bias_LE" in got) == (present, True)
         if present:
             assert got["router_norm_LE"].shape == (2, 4)

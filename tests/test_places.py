@@ -162,6 +162,7 @@ def end_of(words: list[str], capsys) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_opened_from_any_folder(config, tmp_path, monkeypatch, words_file, capsys):  # noqa: F811
     """Its text and its tokenizer were given by relative paths; the tokenizer goes away."""
     monkeypatch.chdir(tmp_path)
@@ -189,6 +190,7 @@ def test_a_run_is_opened_from_any_folder(config, tmp_path, monkeypatch, words_fi
     assert metrics("run")[-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_the_same_tokenizer_by_another_path_is_the_same(config, tmp_path, words_file):  # noqa: F811
     config = with_data(config, tokenizer=str(words_file))  # noqa: F811
     config = with_run(config, steps=2, eval_every=2, sample_tokens=0)
@@ -207,6 +209,7 @@ def test_the_same_tokenizer_by_another_path_is_the_same(config, tmp_path, words_
     assert metrics(config.run.directory)[-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_from_a_released_model_keeps_what_it_came_with(tmp_path, monkeypatch):
     """So that it is exported as what it was, from any folder."""
     monkeypatch.chdir(tmp_path)

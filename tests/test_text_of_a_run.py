@@ -64,6 +64,7 @@ def test_a_text_that_has_changed_is_refused_by_name(config, tmp_path):  # noqa: 
     assert metrics(config.run.directory) == lines
 
 
+@pytest.mark.slow
 def test_a_run_without_a_fingerprint_goes_on(config, tmp_path, monkeypatch):  # noqa: F811
     """As those of older versions: their text is compared by its description."""
     config = with_run(config, steps=3, eval_every=3, sample_tokens=0)  # noqa: F811

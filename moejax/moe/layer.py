@@ -112,19 +112,33 @@ class MoELayer(nn.Module):
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
             y_GSD += more_GSD
             seated_GSE = jnp.concatenate([seated_GSE, more_GSE], axis=-1)
-        stats = balance.router_stats(inputs, choice, seated_GSE, bad_GS & real_GS, rows=B)
-        if moe.expert_groups:
-            sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=B)
-            stats = replace(stats, sent_BQ=sent_BQ)
-        if moe.balance.bias_update == "quantile" and training and bias_E is not None:
-            assert router.token_rule is not None  # as the config demands
-            margin_EM = selection_bias.margin_histogram(inputs, router.token_rule)
-            stats = replace(stats, margin_1EM=margin_EM[None])
+        stats = self._stats(inputs, choice, seated_GSE, bad_GS & real_GS, rows=B)
         y_BND = y_GSD.reshape(x_BND.shape)
         if moe.shared_experts:
             y_BND += self._shared(x_BND)
         chosen_GSE = contract.asked(choice, inputs.real_GS) > 0
         return y_BND, stats, chosen_GSE.reshape(B, N, -1)
+
+    def _stats(
+        self,
+        inputs: RouterInput,
+        choice: Choice,
+        seated_GSE: jax.Array,
+        bad_GS: jax.Array,
+        rows: int,
+    ) -> balance.RouterStats:
+        """The sums of each of ``rows`` sequences, with those that only some settings need."""
+        moe, rule = self.config, self.config.built_router.token_rule
+        stats = balance.router_stats(inputs, choice, seated_GSE, bad_GS, rows=rows)
+        if moe.expert_groups:
+            sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=rows)
+            stats = replace(stats, sent_BQ=sent_BQ)
+        quantile = moe.balance.bias_update == "quantile"
+        if quantile and inputs.training and inputs.bias_E is not None:
+            assert rule is not None  # as the config demands
+            margin_EM = selection_bias.margin_histogram(inputs, rule)
+            stats = replace(stats, margin_1EM=margin_EM[None])
+        return stats
 
     def _score(self, x_GSD: jax.Array, slots: int, key: jax.Array | None) -> dict[str, jax.Array]:
         """The router's logits, in float32 whatever the type of the activations."""

@@ -12,11 +12,9 @@ from tqdm import tqdm
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.hf.files import Tensor
+from moejax.hf.files import Tensor, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime import partition
-
-Read = Callable[[Tensor], np.ndarray]
 
 
 def lay_out(
@@ -38,7 +36,6 @@ def read_arrays(
     entries: list[Entry],
     like: dict[ArrayPath, jax.ShapeDtypeStruct],
     tensors: dict[str, Tensor],
-    read: Read,
     config: ModelConfig,
 ) -> dict[ArrayPath, jax.Array]:
     """All arrays of a model as ``like`` has them. The host never holds more than the experts of one
@@ -52,7 +49,7 @@ def read_arrays(
             for part, path in enumerate(entry.paths):
                 whole = like[path]
                 one = whole if entry.index is None else _take_layer(whole)
-                array = _place(one, partial(_read_part, entry, part, sources, read, config, one))
+                array = _place(one, partial(_read_part, entry, part, sources, config, one))
                 if entry.index is not None:
                     stack = arrays[path] if path in arrays else _make_zeros(whole)()
                     # Waited for: what is still on its way would add up on the host.
@@ -88,19 +85,18 @@ def _read_part(
     entry: Entry,
     part: int,
     sources: list[Tensor],
-    read: Read,
     config: ModelConfig,
     like: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
 ) -> np.ndarray:
     """What lies at ``index`` of one array, in one layer; of experts only those in it are read."""
     if not entry.rule.is_per_expert:
-        return entry.rule.read(read(sources[0]), part, config)[index].astype(like.dtype)
+        return entry.rule.read(read_tensor(sources[0]), part, config)[index].astype(like.dtype)
     experts = sources[index[0]]
     sizes = [len(range(size)[s]) for s, size in zip(index[1:], like.shape[1:], strict=True)]
     array = np.empty((len(experts), *sizes), like.dtype)
     for number, expert in enumerate(experts):
-        array[number] = entry.rule.read(read(expert), part, config)[index[1:]]
+        array[number] = entry.rule.read(read_tensor(expert), part, config)[index[1:]]
     return array
 
 

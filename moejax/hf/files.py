@@ -2,15 +2,14 @@
 only from inside the directory; nothing in a checkpoint is ever executed.
 """
 
-import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -31,6 +30,8 @@ class Tensor:
     shape: tuple[int, ...]
     kind: str
     """Its type, as on disk."""
+    offset: int
+    """Where it begins in the file, in bytes."""
 
     @property
     def nbytes(self) -> int:
@@ -117,38 +118,37 @@ def _locate_inside(directory: Path, name: Any) -> Path:
 def _read_head(file: Path) -> list[Tensor]:
     """The tensors of a file."""
     try:
-        with safe_open(file, "np") as opened:  # checks the head against the file's size
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            tensors = [
-                Tensor(name, file, tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            ]
+        with safe_open(file, "np"):  # checks the head, and its places against the file's size
+            pass
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            head = json.loads(opened.read(length), object_pairs_hook=lambda pairs: pairs)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file} is damaged, or no safetensors file: {error}.") from error
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        names = json.loads(opened.read(length), object_pairs_hook=lambda pairs: pairs)
-    name, count = Counter(name for name, _ in names).most_common(1)[0]
+    name, count = Counter(name for name, _ in head).most_common(1)[0]
     if count > 1:
         raise CheckpointError(f"{file.name} has {name} twice.")
-    for tensor in tensors:
-        if tensor.kind not in TYPES:
+    tensors = []
+    for name, pairs in head:
+        if name == "__metadata__":
+            continue
+        about = dict(pairs)
+        begin, kind = 8 + length + about["data_offsets"][0], about["dtype"]
+        if kind not in TYPES:
             raise CheckpointError(
-                f"{tensor.name} in {file.name} is of type {tensor.kind}: only"
-                f" {', '.join(TYPES)} are read. Convert quantised weights to bfloat16 first."
+                f"{name} in {file.name} is of type {kind}: only {', '.join(TYPES)} are read."
+                f" Convert quantised weights to bfloat16 first."
             )
+        tensors.append(Tensor(name, file, tuple(about["shape"]), kind, begin))
     return tensors
 
 
-@contextlib.contextmanager
-def open_reader() -> Iterator[Callable[[Tensor], np.ndarray]]:
-    """A function that reads a tensor, and keeps the file open that it was in."""
-    with contextlib.ExitStack() as stack:
-        opened: dict[Path, Any] = {}
-
-        def read(tensor: Tensor) -> np.ndarray:
-            if tensor.file not in opened:
-                opened[tensor.file] = stack.enter_context(safe_open(tensor.file, "np"))
-            return opened[tensor.file].get_tensor(tensor.name)
-
-        yield read
+def read_tensor(tensor: Tensor) -> np.ndarray:
+    """A tensor as it lies in its file, mapped into memory: what is not looked at is not read, and
+    what was read leaves memory with the array.
+    """
+    kind = TYPES[tensor.kind]
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    if not math.prod(tensor.shape):
+        return np.empty(tensor.shape, dtype)
+    return np.memmap(tensor.file, dtype, "r", tensor.offset, tensor.shape)

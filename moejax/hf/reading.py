@@ -20,9 +20,9 @@ from moejax.config.mesh_fit import check_mesh
 from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.hf.accounts import BIAS
-from moejax.hf.arrays import Read, lay_out, read_arrays
+from moejax.hf.arrays import lay_out, read_arrays
 from moejax.hf.configs import find_family, read_config
-from moejax.hf.files import TYPES, Tensor, open_reader, open_tensors, read_json
+from moejax.hf.files import TYPES, Tensor, open_tensors, read_json, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh
@@ -109,9 +109,8 @@ def load(
     config = replace(config, dtype="bfloat16" if in_16_bits else "float32")
 
     like = {path: jax.ShapeDtypeStruct(shapes[path], kind) for path, kind in types.items()}
-    with open_reader() as read:
-        _check_tied(config, tensors, read)
-        arrays = read_arrays(wanted, lay_out(like, mesh, layout), tensors, read, config)
+    _check_tied(config, tensors)
+    arrays = read_arrays(wanted, lay_out(like, mesh, layout), tensors, config)
     if any(accounts.find_layer(name) is not None for name in left_out):
         last = config.num_layers
         print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)
@@ -146,12 +145,12 @@ def _choose_type(entry: Entry, tensors: dict[str, Tensor], dtype: str) -> np.dty
     return np.dtype(ml_dtypes.bfloat16 if kinds == {"bfloat16"} else "float32")
 
 
-def _check_tied(config: ModelConfig, tensors: dict[str, Tensor], read: Read) -> None:
+def _check_tied(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     """A head on disk beside ``tie_word_embeddings`` must be the embedding."""
     head = tensors.get("lm_head.weight")
     if config.tie_embeddings and head is not None:
-        embedding = read(tensors["model.embed_tokens.weight"])
-        if not np.array_equal(read(head), embedding):
+        embedding = read_tensor(tensors["model.embed_tokens.weight"])
+        if not np.array_equal(read_tensor(head), embedding):
             raise CheckpointError(
                 "config.json says tie_word_embeddings, but lm_head.weight is not"
                 " model.embed_tokens.weight."

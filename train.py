@@ -2,9 +2,10 @@
 
 import sys
 
-from moejax.commands.command_line import errors_as_messages
-from moejax.commands.train import train
+from moejax.commands.main import messages
 
 if __name__ == "__main__":
-    with errors_as_messages():
+    with messages():
+        from moejax.commands.train import train  # after JAX
+
         train(sys.argv[1:], "python train.py", ["python", sys.argv[0]])

@@ -14,6 +14,7 @@ from moejax.config.config import Config
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
 from moejax.config.paths import expand_home
+from moejax.runtime.start_jax import explain_no_devices
 
 T = TypeVar("T")
 
@@ -134,9 +135,18 @@ def errors_as_messages() -> Iterator[None]:
     except BrokenPipeError:  # whoever read what is printed has seen enough
         os._exit(1)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(error.exit_code)  # without what a broken save's threads would print at the end
+        _end(str(error), error.exit_code)
+    except (RuntimeError, AssertionError):
+        message = explain_no_devices()
+        if message is None:
+            raise
+        _end(message, UserError.exit_code)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)  # without what a broken save's threads would print at the end
 
 
 def _without_orbax_callbacks(raised: "sys.UnraisableHookArgs") -> None:

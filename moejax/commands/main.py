@@ -3,6 +3,7 @@
 A subcommand's file is imported when it is run, so that `moejax --help` is quick.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from importlib import import_module
 from typing import get_type_hints
 
 from moejax import __version__
+from moejax.runtime.start_jax import start_jax
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,21 @@ def main() -> None:
         print(f"moejax {__version__}")
         return
     found = find_command(words)
-    from moejax.commands.command_line import errors_as_messages  # late: it imports JAX
-
-    with errors_as_messages():
+    with messages():
         try:
             run_command(*found)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def messages() -> Iterator[None]:
+    """Start JAX, and let what is wrong end the process with a message, not with a traceback."""
+    start_jax()
+    from moejax.commands.command_line import errors_as_messages  # late: it imports JAX
+
+    with errors_as_messages():
+        yield
 
 
 def run(words: list[str]) -> None:

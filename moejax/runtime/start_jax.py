@@ -1,5 +1,4 @@
-"""How JAX starts: what the environment says of it is checked, and no TPU is looked for where there is
-none.
+"""How JAX starts: what the environment says of it is checked, and no TPU is looked for in vain.
 
 This file is read before JAX is imported, so it imports nothing of it, nor what does.
 """

@@ -1,13 +1,14 @@
 """From the words of a command line to settings, and from an error to a message and an exit code."""
 
 import contextlib
+import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
@@ -15,6 +16,7 @@ from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
 from moejax.config.paths import expand_home
 from moejax.runtime.start_jax import explain_no_devices
+from moejax.runtime.writing import explain
 
 T = TypeVar("T")
 
@@ -127,25 +129,48 @@ def _first_capital(summary: str) -> str:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """A ``UserError`` becomes a message on standard error, and ends the process with its code."""
+    """A ``UserError``, or a file that cannot be read or written, becomes a message on standard
+    error and ends the process with its code. Whoever reads the standard output may stop reading.
+    """
     sys.unraisablehook = _without_orbax_callbacks
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        yield
-    except BrokenPipeError:  # whoever read what is printed has seen enough
-        os._exit(1)
+        try:
+            prepare_streams()
+            yield
+        finally:
+            sys.stdout.flush()  # here, as Python's own end would print a traceback
     except UserError as error:
-        _end(str(error), error.exit_code)
-    except (RuntimeError, AssertionError):
+        _end(error, str(error), error.exit_code)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _end(error, explain(error), UserError.exit_code)
+    except (RuntimeError, AssertionError) as error:
         message = explain_no_devices()
         if message is None:
             raise
-        _end(message, UserError.exit_code)
+        _end(error, message, UserError.exit_code)
 
 
-def _end(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+def prepare_streams() -> None:
+    """Let any text be printed: letters that the output's encoding lacks become question marks. A
+    stream that is closed from the start is an empty one.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 (open until the end)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _end(error: Exception, words: str, code: int) -> NoReturn:
+    if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
+        os._exit(1)  # whoever read what is printed has seen enough
+    print(f"error: {words}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)  # without what a broken save's threads would print at the end
 
 

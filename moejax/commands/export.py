@@ -23,6 +23,7 @@ from moejax.inference.released_model import is_checkpoint
 from moejax.inference.trained_run import is_run
 from moejax.runtime import device_mesh
 from moejax.runtime.allocator import keep_freed_memory
+from moejax.runtime.atomic_files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,12 @@ def export_model(settings: ExportSettings) -> None:
         f"{source} is a classifier of images: only language models are exported.",
     )
     with new_directory(settings.target):
-        _convert(settings, run)
+        family = _convert(settings, run)
+    print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
 
 
-def _convert(settings: ExportSettings, run: Config) -> None:
+def _convert(settings: ExportSettings, run: Config) -> str:
+    """Returns the family that it was written as."""
     source = settings.source
     mesh = device_mesh.make_mesh(settings.mesh)
     opened = open_model(source, mesh=mesh, layout=settings.mesh)
@@ -83,8 +86,8 @@ def _convert(settings: ExportSettings, run: Config) -> None:
     )
     if run.data.tokenizer == "bytes" and original is None:
         for name, content in make_byte_tokenizer_files().items():
-            (settings.target / name).write_text(json.dumps(content), encoding="utf-8")
-    print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
+            write_text(settings.target / name, json.dumps(content))
+    return family
 
 
 def _files_from(source: Path, run: Config) -> Path | None:

@@ -32,10 +32,11 @@ def import_model(settings: ImportSettings) -> None:
     """Read, check and write, and say so. Raises ``UserError``."""
     keep_freed_memory()
     with new_directory(settings.target):
-        _convert(settings)
+        words = _convert(settings)
+    print(words, flush=True)
 
 
-def _convert(settings: ImportSettings) -> None:
+def _convert(settings: ImportSettings) -> str:
     mesh = device_mesh.make_mesh(settings.mesh)
     model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
     imported.write_model(
@@ -47,4 +48,4 @@ def _convert(settings: ImportSettings) -> None:
         hf=model.hf,
         files_from=settings.source,
     )
-    print(describe_import(model.hf["model_type"], model.config, settings.target), flush=True)
+    return describe_import(model.hf["model_type"], model.config, settings.target)

@@ -117,10 +117,14 @@ COMMANDS: dict[str, Command | Group] = {
 def main() -> None:
     """Run the subcommand that the command line names; exit codes are those of ``train.py``."""
     words = sys.argv[1:]
-    if words[:1] == ["--version"]:
-        print(f"moejax {__version__}")
-        return
-    found = find_command(words)
+    try:
+        if words[:1] == ["--version"]:
+            print(f"moejax {__version__}", flush=True)
+            return
+        found = find_command(words)
+    except OSError:  # of the standard output
+        with messages():
+            raise
     with messages():
         try:
             run_command(*found)
@@ -153,7 +157,7 @@ def find_command(words: list[str]) -> tuple[Command, str, list[str]]:
     while True:
         word, *rest = words or [""]
         if word in ("-h", "--help"):
-            print(write_help(name, there))
+            print(write_help(name, there), flush=True)
             raise SystemExit(0)
         if word not in there:
             _refuse(name, word, there)

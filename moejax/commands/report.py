@@ -16,6 +16,7 @@ from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runs.pages.report import report_html
 from moejax.runtime.atomic_files import write_text
+from moejax.runtime.writing import writing_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,9 @@ def report(settings: ReportSettings) -> None:
         there = output.parent.is_dir()
         check(there, f"--output {output}: there is no directory {output.parent}.")
         one = len(runs) == 1
-        write_text(output, report_html(read_trained(runs[0])) if one else study_html(comparison))
+        html = report_html(read_trained(runs[0])) if one else study_html(comparison)
+        with writing_to("--output FILE"):
+            write_text(output, html)
     if settings.json:
         print(json.dumps(to_json(comparison), indent=2), flush=True)
         return

@@ -21,6 +21,7 @@ from moejax.lab.specialisation.specialisation_page import specialisation_html
 from moejax.runs.metric_lines import null_not_finite
 from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.atomic_files import write_text
+from moejax.runtime.writing import writing_to
 
 MOST_TOKENS = 2**24
 
@@ -73,7 +74,8 @@ def specialisation(settings: SpecialisationSettings) -> None:
         rows=rows,
         shifts=settings.shifts,
     )
-    write_text(path, specialisation_html(found))
+    with writing_to("--output FILE"):
+        write_text(path, specialisation_html(found))
     seconds = time.monotonic() - started
     figures = findings_json(found) | {"seconds": seconds, "page": str(path)}
     text = (

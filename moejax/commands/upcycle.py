@@ -46,10 +46,11 @@ def upcycle_model(settings: UpcycleSettings) -> None:
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
     with new_directory(settings.target):
-        _convert(settings)
+        words = _convert(settings)
+    print(words, flush=True)
 
 
-def _convert(settings: UpcycleSettings) -> None:
+def _convert(settings: UpcycleSettings) -> str:
     dense = hf.load(settings.source, settings.dtype)
     config = upcycle_config(
         dense.config,
@@ -75,6 +76,4 @@ def _convert(settings: UpcycleSettings) -> None:
         hf=dense.hf,
         files_from=settings.source,
     )
-    print(
-        describe_import(f"{dense.hf['model_type']}, upcycled", config, settings.target), flush=True
-    )
+    return describe_import(f"{dense.hf['model_type']}, upcycled", config, settings.target)

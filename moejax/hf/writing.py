@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -24,7 +25,8 @@ from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime.atomic_files import write_json
-from moejax.runtime.new_folders import make_folders, remove_empty
+from moejax.runtime.new_folders import make_folders, remove_content, remove_empty
+from moejax.runtime.writing import writing_to
 
 OTHER_FILES = (
     "tokenizer.json",
@@ -91,7 +93,7 @@ def save(
                 made = dict(_make_tensors(entry, arrays, types, config))
                 tensors |= made
                 bar.update(sum(tensor.nbytes for tensor in made.values()))
-            save_file(tensors, directory / name, metadata={"format": "pt"})
+            _save_shard(tensors, directory / name)
             files |= dict.fromkeys(tensors, name)
     if count > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
@@ -104,13 +106,15 @@ def save(
 
 @contextlib.contextmanager
 def new_directory(directory: Path) -> Iterator[None]:
-    """Make a directory, to be written to in the ``with``; if that fails and nothing was written,
-    remove it. Raises ``CheckpointError`` as ``make_new_directory`` does.
+    """Make a directory, to be written to in the ``with``; if that fails, remove what was written.
+    Raises ``CheckpointError`` as ``make_new_directory`` does, and ``RunError`` on a full disk.
     """
     made = make_new_directory(directory)
     try:
-        yield
+        with writing_to("another new directory"):
+            yield
     except BaseException:
+        remove_content(directory)  # it was empty: all of it is ours
         remove_empty(made)
         raise
 
@@ -136,6 +140,13 @@ def copy_other_files(source: Path, target: Path) -> None:
     for name in OTHER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _save_shard(tensors: dict[str, np.ndarray], file: Path) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, too
+        raise CheckpointError(f"cannot write {file}: {error}.") from error
 
 
 def _choose_type(path: ArrayPath, array: jax.Array, dtype: str) -> np.dtype:

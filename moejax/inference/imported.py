@@ -23,6 +23,7 @@ from moejax.hf.arrays import lay_out
 from moejax.hf.files import read_json
 from moejax.hf.tensors import ArrayPath
 from moejax.hf.writing import copy_other_files, make_new_directory
+from moejax.runs.checkpoint import first_line
 from moejax.runs.checksums import check_files, write_checksums
 from moejax.runtime.atomic_files import write_json
 
@@ -57,7 +58,7 @@ def write_model(
             checkpointer.save((directory / ARRAYS).absolute(), tree)
         write_checksums(directory / ARRAYS)
     except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
-        raise CheckpointError(f"{directory} cannot be written: {error}.") from error
+        raise CheckpointError(f"cannot write {directory}: {first_line(error)}.") from error
     copy_other_files(files_from, directory)
     write_json(directory / ORIGINAL, hf)
     run = make_fine_tuning_config(
@@ -110,8 +111,7 @@ def read_weights(
                 like[place] = jax.ShapeDtypeStruct(shape, kind)
             tree = checkpointer.restore(path, unflatten_dict(lay_out(like, mesh, layout)))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{directory} cannot be read: {reason[:400]}.") from error
+            raise CheckpointError(f"{directory} cannot be read: {first_line(error)}.") from error
     return tree["params"], tree.get("bias_LE")
 
 

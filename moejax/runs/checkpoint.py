@@ -97,7 +97,7 @@ class Checkpoints:
                     restored = self._manager.restore(step, args=items)
                     jax.block_until_ready(restored.state)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-                reason = _first_line(error)
+                reason = first_line(error)
             reason = self._agree_on_reason(step, reason)
             if reason is not None:
                 damaged[step] = reason
@@ -164,7 +164,7 @@ class Checkpoints:
             action()
         except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
             raise RunError(
-                f"a checkpoint could not be saved in {self.directory}: {_first_line(error)}."
+                f"a checkpoint could not be saved in {self.directory}: {first_line(error)}."
                 f" Checkpoints saved before are unharmed; make room or repair the disk, and the"
                 f" same command resumes."
             ) from error
@@ -203,12 +203,12 @@ def read_parts(
                 restored = checkpointer.restore(place, args=items)
             return chosen, jax.block_until_ready(restored.state), restored.extra
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-            why = _first_line(error)
+            why = first_line(error)
             warnings.warn(f"checkpoint {chosen} cannot be read ({why}).", stacklevel=2)
     raise RunError(f"no checkpoint in {directory} can be read: {why}.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of what Orbax or TensorStore says, without their lists of source places."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first.split(" [")[0][:400].rstrip(".")

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from moejax.runtime.atomic_files import write_text
+from moejax.runtime.atomic_files import append_text, write_text
 
 Line = dict[str, Any]
 
 
 def append_line(file: Path, line: Line) -> None:
     """Add a line; numbers that are not finite become null."""
-    with open(file, "a", encoding="utf-8") as opened:
-        opened.write(json.dumps(null_not_finite(line)) + "\n")
+    append_text(file, json.dumps(null_not_finite(line)) + "\n")
 
 
 def keep_until(file: Path, step: int) -> None:

@@ -1,6 +1,9 @@
-"""Folders that a command makes before it knows that it can do its work: refused, it leaves none."""
+"""Folders that a command makes before it knows that it can do its work: if it fails, it leaves
+none.
+"""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 
@@ -22,3 +25,13 @@ def remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def remove_content(folder: Path) -> None:
+    """Remove all that is in a folder, as far as it may be."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -9,12 +9,12 @@ import jax
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
-from moejax.config.errors import RunError
 from moejax.config.paths import expand_home
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import device_fit, device_mesh
 from moejax.runtime.processes import Processes, say
 from moejax.runtime.stop import Stopped, StopSignals
+from moejax.runtime.writing import writing_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
     """Join the processes, listen to signals, make the mesh and lock the directory, until the end of
     the ``with``. Raises ``UserError`` for what does not fit, or cannot be written.
     """
-    with Processes(config.distributed) as processes, StopSignals() as stop:
+    elsewhere = writing_to("--run.directory DIR")
+    with Processes(config.distributed) as processes, StopSignals() as stop, elsewhere:
         try:
             mesh = device_mesh.make_mesh(config.mesh)
             device_fit.check_fits(config, mesh)
@@ -44,5 +45,3 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
             if not stop.begun:
                 say(f"{stopped.name}: stopped before the first step; there is nothing new to save.")
             raise
-        except OSError as error:
-            raise RunError(f"cannot write the run: {error}.") from error

@@ -21,6 +21,7 @@ from moejax.lab.bench.scaling_chart import scaling_chart
 from moejax.lab.bench.shape import LayerShape, check_groups
 from moejax.lab.bench.timing import TimingSettings, interleave, main_clock
 from moejax.runtime.atomic_files import write_text
+from moejax.runtime.writing import writing_to
 
 LAYERS = ("routed", "dense")
 
@@ -114,7 +115,8 @@ def measure(bench: ScalingBench) -> dict[str, Any]:
         "over_tokens": points["tokens"],
         "over_experts": points["experts"],
     }
-    write_text(bench.output, scaling_chart(result))
+    with writing_to("--output FILE"):
+        write_text(bench.output, scaling_chart(result))
     return result
 
 

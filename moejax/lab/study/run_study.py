@@ -17,6 +17,7 @@ from moejax.lab.study.trials import DIVERGED, Trial, check_settings, plan_trials
 from moejax.lab.study.write_comparison import write_comparison
 from moejax.runtime.atomic_files import write_text
 from moejax.runtime.stop import Stopped, StopSignals
+from moejax.runtime.writing import writing_to
 
 say = functools.partial(print, flush=True)
 
@@ -37,7 +38,8 @@ def run_study(
         )
     trials = plan_trials(study, directory)
     try:
-        with StopSignals():  # between runs as during them: the exit code tells the signal
+        # Between runs as during them: the exit code tells the signal.
+        with StopSignals(), writing_to("--directory DIR"):
             for trial in trials:
                 check_settings(trial)
             _train_all(study, directory, trials, command, only)
@@ -45,8 +47,6 @@ def run_study(
     except Stopped as stopped:
         say(f"{stopped.name}: the study stops; the same command goes on with it.")
         raise
-    except OSError as error:
-        raise RunError(f"cannot read or write the study in {directory}: {error}.") from error
 
 
 def _train_all(

@@ -9,7 +9,6 @@ token can change it, and ends with the last row.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,13 +18,12 @@ from moejax.config.checks import check
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.data.tokenizer import Tokenizer
+from moejax.inference.decode_step import make_empty_cache, make_step
 from moejax.inference.growing_text import Continuation, GrowingText
-from moejax.inference.inference_config import check_can_generate, inference_config, inference_layout
+from moejax.inference.inference_config import check_can_generate
 from moejax.inference.prompts import check_prompts, pad_prompts, round_up
-from moejax.inference.sampling import Draws, Sampling, draw, make_draws, make_keys
+from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.stopwatch import Stopwatch
-from moejax.models.decoder import DecoderLM, make_cache
-from moejax.models.kv_cache import KVCache
 from moejax.runtime import device_mesh, partition
 
 
@@ -70,24 +68,12 @@ class Generator:
     ) -> None:
         check_can_generate(config)
         check(window is None or window > 0, f"--window must be greater than 0, not {window}.")
-        config = inference_config(config)
-        self._model = DecoderLM(config, params["embedding_VD"].shape[0], inference_layout(layout))
+        self._vocab_size = params["embedding_VD"].shape[0]
         self._mesh, self._tokenizer = mesh, tokenizer
         self._weights = (params, bias_LE, place_LER)
         self._ends, self._window = ends, window
-        everywhere = partition.activation_sharding(mesh, "everywhere")
-        like = jax.eval_shape(lambda: make_cache(config, 1, 1))
-        cache_shardings = partition.tree_shardings(mesh, like)
-        self._empty_cache = jax.jit(
-            lambda rows, slots: make_cache(config, rows, slots),
-            static_argnums=(0, 1),
-            out_shardings=cache_shardings,
-        )
-        self._run = jax.jit(
-            self._extend,
-            donate_argnums=1,
-            out_shardings=(cache_shardings, everywhere, everywhere),
-        )
+        self._empty_cache = make_empty_cache(config, mesh)
+        self._run = make_step(config, self._vocab_size, layout, mesh, window)
 
     def generate(
         self,
@@ -142,8 +128,9 @@ class Generator:
         """
         rows, read, slots = sizes
         everywhere = partition.activation_sharding(self._mesh, "everywhere")
-        V = self._model.vocab_size
-        draws = make_draws(sampling, V, np.arange(first, first + rows, dtype=np.int32))
+        draws = make_draws(
+            sampling, self._vocab_size, np.arange(first, first + rows, dtype=np.int32)
+        )
         draws = jax.device_put(draws, everywhere)  # once: it takes as long as a small step
         batch = pad_prompts([text.prompt for text in texts], rows, read)
         cache = self._empty_cache(rows, slots)
@@ -164,31 +151,3 @@ class Generator:
             cache, token_B1, position_B1 = self._run(
                 self._weights, cache, token_B1, segment_B1, position_B1, draws
             )
-
-    def _extend(
-        self,
-        weights: tuple,
-        cache: KVCache,
-        token_BN: jax.Array,
-        segment_BN: jax.Array,
-        position_BN: jax.Array,
-        draws: Draws,
-    ) -> tuple[KVCache, jax.Array, jax.Array]:
-        """The cache with the tokens in it, the token after the last of them, and its position, both
-        [B, 1].
-        """
-        params, bias_LE, place_LER = weights
-        batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
-        found: Any = self._model.apply(
-            {"params": params},
-            {name: partition.pin(x_BN, "batch_BN") for name, x_BN in batch.items()},
-            cache,
-            bias_LE,
-            place_LER,
-            self._window,
-            method="decode",
-        )
-        logits_B1V, written = found
-        next_B = position_BN[:, -1] + 1
-        token_B = draw(logits_B1V[:, 0], make_keys(draws, next_B), draws)
-        return written, token_B[:, None], next_B[:, None]

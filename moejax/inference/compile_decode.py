@@ -1,0 +1,69 @@
+"""A decode step compiled from shapes alone: no weights are made, so a model may have any size."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moejax.config.config import Config
+from moejax.config.model import FloatType
+from moejax.inference.decode_step import make_empty_cache, make_step
+from moejax.inference.inference_config import inference_config
+from moejax.inference.sampling import Sampling, make_draws
+from moejax.inference.trained_run import cast_shapes, state_shapes
+from moejax.runtime import device_mesh, partition
+
+LOWERED = {"gpu": "cuda"}
+"""What JAX calls a platform when it lowers a program for it, where that has another name."""
+
+
+def compile_decode(
+    config: Config,
+    rows: int,
+    dtype: FloatType,
+    slots: int,
+    *,
+    vocab_size: int | None = None,
+    tokens: int = 1,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Compile what ``Generator`` runs for each token of ``rows`` texts, with parameters in
+    ``dtype`` (see ``cast_shapes``) and a cache of ``slots`` positions.
+
+    ``vocab_size`` is by default that of the model's settings. With more ``tokens`` than 1 it is the
+    call that reads prompts of that length. ``mesh`` may have described devices (see
+    ``runtime.targets``); by default, one device of this machine. Returns JAX's compiled program,
+    whose ``memory_analysis``, ``cost_analysis`` and ``as_text`` tell what it takes.
+    """
+    vocab_size = vocab_size or config.model.vocab_size
+    if vocab_size is None:
+        raise ValueError("vocab_size: the settings have none, so give it.")
+    mesh = mesh or device_mesh.make_mesh(config.mesh, jax.devices()[:1])
+    config = replace(config, model=inference_config(replace(config.model, dtype=dtype)))
+    with jax.set_mesh(mesh):
+        state = decode_state(config, vocab_size, mesh)
+        cache = jax.eval_shape(make_empty_cache(config.model, mesh), rows, slots)
+        everywhere = partition.activation_sharding(mesh, "everywhere")
+        draws = make_draws(Sampling(tokens=1), vocab_size, np.zeros(rows, np.int32))
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), draws
+        )
+        int_BN = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=everywhere)
+        weights = (state["params"], state.get("bias_LE"), None)
+        step = make_step(config.model, vocab_size, config.mesh, mesh)
+        traced = step.trace(weights, cache, int_BN, int_BN, int_BN, shapes)
+        platform = mesh.devices.flat[0].platform
+        return traced.lower(lowering_platforms=(LOWERED.get(platform, platform),)).compile()
+
+
+def decode_state(config: Config, vocab_size: int, mesh: Mesh) -> dict[str, Any]:
+    """Shapes of the parameters, in the types in which they are used, and of the selection bias."""
+    state = state_shapes(config, vocab_size)
+    state["params"] = cast_shapes(state["params"], config.model)
+    shardings = partition.tree_shardings(mesh, state, config.mesh.fsdp)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )

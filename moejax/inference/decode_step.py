@@ -1,0 +1,78 @@
+"""One compiled call of a decoder: it reads N tokens of each row and draws the next one."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.inference.inference_config import inference_config, inference_layout
+from moejax.inference.sampling import Draws, draw, make_keys
+from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.kv_cache import KVCache
+from moejax.runtime import partition
+
+Weights = tuple[dict, jax.Array | None, jax.Array | None]
+"""Parameters, the selection bias, and the places of replicas: see ``DecoderLM``."""
+
+
+def make_step(
+    config: ModelConfig, vocab_size: int, layout: MeshConfig, mesh: Mesh, window: int | None = None
+) -> Any:
+    """``(weights, cache, token_BN, segment_BN, position_BN, draws) -> (cache, token_B1,
+    position_B1)``, jitted: the cache with the tokens in it, written in place, the token after the
+    last of them, and its position. N is 1 in a decode step, and the length of the prompts before.
+    """
+    model = DecoderLM(inference_config(config), vocab_size, inference_layout(layout))
+    everywhere = partition.activation_sharding(mesh, "everywhere")
+    return jax.jit(
+        partial(_extend, model, window),
+        donate_argnums=1,
+        out_shardings=(cache_shardings(config, mesh), everywhere, everywhere),
+    )
+
+
+def make_empty_cache(config: ModelConfig, mesh: Mesh) -> Callable[[int, int], KVCache]:
+    """``(rows, slots) -> cache``, jitted."""
+    config = inference_config(config)
+    return jax.jit(
+        lambda rows, slots: make_cache(config, rows, slots),
+        static_argnums=(0, 1),
+        out_shardings=cache_shardings(config, mesh),
+    )
+
+
+def cache_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+    """How the cache of a model lies on a mesh."""
+    like = jax.eval_shape(lambda: make_cache(inference_config(config), 1, 1))
+    return partition.tree_shardings(mesh, like)
+
+
+def _extend(
+    model: DecoderLM,
+    window: int | None,
+    weights: Weights,
+    cache: KVCache,
+    token_BN: jax.Array,
+    segment_BN: jax.Array,
+    position_BN: jax.Array,
+    draws: Draws,
+) -> tuple[KVCache, jax.Array, jax.Array]:
+    params, bias_LE, place_LER = weights
+    batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
+    found: Any = model.apply(
+        {"params": params},
+        {name: partition.pin(x_BN, "batch_BN") for name, x_BN in batch.items()},
+        cache,
+        bias_LE,
+        place_LER,
+        window,
+        method="decode",
+    )
+    logits_B1V, written = found
+    next_B = position_BN[:, -1] + 1
+    token_B = draw(logits_B1V[:, 0], make_keys(draws, next_B), draws)
+    return written, token_B[:, None], next_B[:, None]

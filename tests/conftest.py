@@ -29,6 +29,17 @@ gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
 
+def pytest_addoption(parser):
+    """How long tests/test_campaign.py goes on, and with which random numbers."""
+    parser.addoption("--campaign-runs", type=int, default=2, help="runs to kill; others follow")
+    parser.addoption("--campaign-seed", type=int, default=0, help="of moments and damage")
+
+
+def pytest_report_header(config):
+    """The seed, so that a failure can be repeated."""
+    return f"campaign: --campaign-seed {config.getoption('--campaign-seed')}"
+
+
 @pytest.fixture
 def tiny() -> Config:
     """Two layers, four experts, sequences of 16: a model that trains in a second."""

@@ -255,3 +255,14 @@ def test_a_run_from_a_released_model_keeps_what_it_came_with(tmp_path, monkeypat
 )
 def test_prompts_are_the_lines_of_a_file(text, lines):
     assert split_lines(text) == lines
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a?", "b*", "in[1]/run"])
+def test_a_path_in_which_no_checkpoint_can_be_saved_is_refused(config, tmp_path, name):  # noqa: F811
+    """Orbax takes it for a pattern, and leaves a checkpoint that cannot be read."""
+    with pytest.raises(ConfigError, match="--run.directory .* cannot be saved in a path with"):
+        quick(config, directory=str(tmp_path / name))
+    released = hf_models.write(tmp_path / "released", "mixtral")
+    with pytest.raises(ConfigError, match="NEW .* cannot be saved in a path with"):
+        run_command(["import", str(released), str(tmp_path / name)])
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["released"]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 
 
@@ -21,3 +22,16 @@ def expand_home(flag: str, path: str) -> str:
             f"{flag} {path}: there is no user {first[1:] or '(this one)'} with a home directory."
             f" If the name is meant as it stands, write ./{path}."
         ) from error
+
+
+def check_plain(flag: str, path: Path) -> None:
+    """Raise ``ConfigError``, naming the flag, for a place where no checkpoint can be saved: Orbax
+    takes its whole path for a pattern, and what it saves in `run[1]` cannot be read again.
+    """
+    place = str(path.absolute())
+    found = [sign for sign in "[*?" if sign in place]
+    check(
+        not found,
+        f"{flag} {place}: checkpoints cannot be saved in a path with {' or '.join(found)}, which"
+        f" the library that saves them takes for a pattern. Choose another path.",
+    )

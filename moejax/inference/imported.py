@@ -17,6 +17,7 @@ from moejax.config.files import to_dict
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
 from moejax.config.optim import OptimConfig
+from moejax.config.paths import check_plain
 from moejax.config.run import RunConfig
 from moejax.hf.accounts import BIAS
 from moejax.hf.arrays import lay_out
@@ -50,6 +51,7 @@ def write_model(
     """Write a model, its tokenizer, and ``config.json``: the settings of a run that goes on
     training it. ``hf`` is the ``config.json`` that it came with. Raises ``CheckpointError``.
     """
+    check_plain("NEW", directory)
     make_new_directory(directory)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
-from moejax.config.paths import expand_home
+from moejax.config.paths import check_plain, expand_home
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import device_fit, device_mesh
 from moejax.runtime.processes import Processes, say
@@ -37,8 +37,10 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
         try:
             mesh = device_mesh.make_mesh(config.mesh)
             device_fit.check_fits(config, mesh)
-            directory = expand_home("--run.directory", config.run.directory or f"runs/{name}")
-            with RunDirectory(Path(directory), owner=processes.first) as run, jax.set_mesh(mesh):
+            name = expand_home("--run.directory", config.run.directory or f"runs/{name}")
+            directory = Path(name)
+            check_plain("--run.directory", directory)
+            with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
                 run.check(config)
                 yield Environment(processes=processes, stop=stop, mesh=mesh, run=run)
         except Stopped as stopped:

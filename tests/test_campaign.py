@@ -123,9 +123,9 @@ def digest(run: Path, step: int = STEPS) -> dict[str, int]:
 
 
 def read_page(outcome: Outcome, run: Path) -> str:
-    """What `moejax report` printed, and the page that it wrote, without the name of the run."""
+    """What `moejax report` printed, and the page that it wrote, without its place."""
     page = (run / "report.html").read_text()
-    return (outcome.out + page).replace(str(run), "RUN").replace(run.name, "RUN")
+    return (outcome.out + page).replace(str(run.parent), "PLACE")
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +147,7 @@ def prepare(launcher: Launcher, place: Path) -> Undisturbed:
     wait_for(child, f"step 35/{STEPS}")
     child.send(signal.SIGTERM)
     assert child.wait().code == 143
-    shown = campaign.copy(half, place / "shown")
+    shown = campaign.copy(half, place / "shown" / "run")
     page = read_page(must(launcher.run("report", shown)), shown)
     made = Undisturbed(
         launcher=launcher,
@@ -266,20 +266,20 @@ def test_disk__full_at_a_random_moment(alone, run, rng, trial):
         check_end(alone, inside)
 
 
-def pick_harm(folder: Path, rng: random.Random, trial: int) -> tuple[Path, str]:
+def pick_harm(folder: Path, rng: random.Random, trial: int) -> str:
     """Harm a random file of a random kind; bits are flipped in every second trial."""
     kinds: dict[str, list[Path]] = {}
     for file in campaign.list_files(folder):
         kinds.setdefault(campaign.name_kind(file, folder), []).append(file)
     file = rng.choice(kinds[rng.choice(sorted(kinds))])
     name = "flip" if trial % 2 == 0 else rng.choice(sorted(campaign.DAMAGE))
-    return file, f"{file.relative_to(folder)}: {campaign.DAMAGE[name](file, rng)}"
+    return f"{file.relative_to(folder)}: {campaign.DAMAGE[name](file, rng)}"
 
 
 def test_run_damage__is_noticed_or_changes_nothing(alone, run, rng, trial):
     """Any file of a run that was stopped."""
-    campaign.copy(alone.half, run)
-    _, harm = pick_harm(run, rng, trial)
+    run = campaign.copy(alone.half, run / "run")
+    harm = pick_harm(run, rng, trial)
     launcher = alone.launcher
     checked = launcher.run("check", run)
     assert checked.fault is None and checked.code in (0, 1, 2), (harm, checked)
@@ -304,7 +304,7 @@ def test_run_damage__is_noticed_or_changes_nothing(alone, run, rng, trial):
 def test_import_damage__is_noticed_or_changes_nothing(alone, run, rng, trial):
     """Any file of a model that `moejax import` wrote."""
     campaign.copy(alone.imported, run)
-    _, harm = pick_harm(run, rng, trial)
+    harm = pick_harm(run, rng, trial)
     checked = alone.launcher.run("check", run)
     assert checked.fault is None and checked.code in (0, 1, 2), (harm, checked)
     text = alone.launcher.run(*alone.generate(run))
@@ -315,7 +315,7 @@ def test_import_damage__is_noticed_or_changes_nothing(alone, run, rng, trial):
 def test_released_damage__never_ends_in_a_traceback(alone, run, rng, trial):
     """Any file of a released model. Its format has no checksums: another number may be a number."""
     source = campaign.copy(alone.released, run / "released")
-    _, harm = pick_harm(source, rng, trial)
+    harm = pick_harm(source, rng, trial)
     read = alone.launcher.run("import", source, run / "imported")
     assert read.fault is None and read.code in (0, 2), (harm, read)
     if read.code == 0:

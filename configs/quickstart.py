@@ -33,5 +33,7 @@ def get_config() -> Config:
             warmup_fraction=0.02,
             decay_fraction=0.98,
         ),
-        run=RunConfig(steps=1650, log_every=50, eval_every=825, checkpoint_every=550),
+        run=RunConfig(
+            steps=1650, log_every=50, eval_every=825, part_every=150, checkpoint_every=550
+        ),
     )

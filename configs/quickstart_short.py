@@ -17,6 +17,7 @@ def get_config() -> Config:
         "log_every": 10,
         "eval_every": 40,
         "eval_batches": 8,
+        "part_every": None,
         "checkpoint_every": 200,
         "sample_tokens": 0,
     }

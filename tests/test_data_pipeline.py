@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError, DataConfig
-from moejax.data.batches import join_states
+from moejax.data.batches import join_states, pick_rows
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.tokenizer import ByteTokenizer
 
@@ -290,3 +290,24 @@ def test_errors_of_the_source_reach_the_caller():
 
     with pytest.raises(ConfigError, match=r"cannot read chapter\.txt"):
         next(train_batches(Broken("ab"), TOKENIZER, settings(), batch_size=4))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_rows_of_a_part_are_spread_evenly_and_are_the_same_for_any_processes(count):
+    """Row i of batch b is written 10 b + i."""
+    batches = [{"inputs": 10 * b + np.arange(4)[:, None]} for b in range(5)]
+    whole = pick_rows(batches, count, np.arange(4), 4)
+    found = [one["inputs"][:, 0].tolist() for one in whole]
+    assert (
+        found
+        == {
+            1: [[0, 11, 22, 33]],
+            2: [[0, 1, 12, 13], [20, 31, 32, 43]],
+            3: [[0, 1, 2, 13], [10, 21, 22, 23], [30, 31, 42, 43]],
+            5: [[10 * b + i for i in range(4)] for b in range(5)],
+        }[count]
+    )
+    for rows in (np.arange(2), np.arange(2, 4)):
+        own = [{"inputs": one["inputs"][rows]} for one in batches]
+        for ours, one in zip(pick_rows(own, count, rows, 4), whole, strict=True):
+            np.testing.assert_array_equal(ours["inputs"], one["inputs"][rows])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from moejax.config import Config, RunConfig, to_dict
 from moejax.config.errors import RunError
 from moejax.lab.study.side_by_side import compare_runs
+from moejax.lab.study.study_page import study_html
+from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runs.expert_load import Load
 from moejax.runs.held_out_choices import HeldOutChoices
 from moejax.runs.pages.charts import Axis, Series, line_chart, robust_range
@@ -223,6 +226,78 @@ def test_a_diverged_run_and_a_cut_last_line_are_survived(moe_run):
     assert {*ROUTING_FIGURES, *OTHER_FIGURES} <= set(tags.titles)
     assert "Diverged" in html and "first at step 650" in html
     assert "last line of metrics.jsonl is cut short" in html and 'class="bad"' in html
+
+
+def words_of(html: str) -> str:
+    """What a reader sees of a page, without the table of all settings, which are Python's."""
+    html = re.sub(r"<(style|script|details)>.*?</\1>", " ", html, flags=re.S)
+    return re.sub(r"<[^>]*>", " ", html)
+
+
+def begun(lines: list[dict]) -> list[dict]:
+    return [line for line in lines if line["step"] < 4 * EVERY]
+
+
+STATES = {
+    "the first interval": lambda lines: lines[:1],
+    "before the first evaluation": begun,
+    "evaluated only": lambda lines: [line for line in lines if line["split"] == "validation"],
+    "figures missing": lambda lines: [
+        {k: line[k] for k in ("step", "split", "loss")} for line in lines
+    ],
+    "figures unknown": lambda lines: [
+        {k: v if k in ("step", "split") else None for k, v in line.items()} for line in lines
+    ],
+    "no routing": lambda lines: [
+        {k: v for k, v in line.items() if k not in routing_values(1)} for line in lines
+    ],
+    "a part": lambda lines: [line | {"split": "part"} for line in lines] + lines,
+    "a part only": lambda lines: [line | {"split": "part"} for line in begun(lines)] + lines[:3],
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_no_figure_is_written_as_a_program_does(moe_run, state, tmp_path):
+    """No `nan`, `inf` or `None` in the pages of a run and of two, nor in their table."""
+    lines = [json.loads(line) for line in (moe_run / "metrics.jsonl").read_text().splitlines()]
+    made = STATES[state](lines)
+    (moe_run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    write_run(twin)
+    for directories in ([moe_run], [moe_run, twin]):
+        comparison = compare_runs(directories, "")
+        table = write_markdown(make_table(comparison))
+        for words in (words_of(study_html(comparison)), table, words_of(page_of(moe_run)[0])):
+            assert not re.search(r"\b(nan|inf|none)\b", words, flags=re.I), words
+    if state in ("the first interval", "before the first evaluation", "a part only"):
+        assert "not finished" in table and "not finite" not in table
+
+
+def test_a_part_of_what_is_held_out_is_a_line_through_the_whole_of_it(moe_run):
+    chart = figure_of(page_of(moe_run)[0], "Bits per byte")
+    assert "a part of it" not in chart and 'class="line d0 c1"' in chart
+    lines = [json.loads(line) for line in (moe_run / "metrics.jsonl").read_text().splitlines()]
+    with (moe_run / "metrics.jsonl").open("a") as file:
+        for line in lines:
+            if line["split"] == "train":
+                file.write(json.dumps(validation_line(line) | {"split": "part"}) + "\n")
+    chart = figure_of(page_of(moe_run)[0], "Bits per byte")
+    assert "a part of it" in chart and "key spots c1" in chart
+    assert chart.count('class="line d0 c1"') == 1 and chart.count('class="dots c1"') == 1
+
+
+def figure_of(html: str, title: str) -> str:
+    return next(part for part in html.split("<figure>") if f"<h3>{title}</h3>" in part)
+
+
+def test_choices_of_a_part_are_shown_rather_than_those_of_whole_evaluations(moe_run):
+    (moe_run / "choices").rename(moe_run / "kept")
+    shutil.copytree(moe_run / "kept", moe_run / "part_choices")
+    assert read_run(moe_run).choices.step_I.tolist() == [200, 400, 600]
+    (moe_run / "kept").rename(moe_run / "choices")
+    (moe_run / "part_choices" / "00000400.npz").unlink()
+    assert read_run(moe_run).choices.step_I.tolist() == [200, 600]
 
 
 @pytest.mark.parametrize("missing", ["load", "summary.json", "sample.txt", "config.json", "all"])

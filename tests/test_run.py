@@ -124,6 +124,21 @@ def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, ca
     assert metrics(directory) == lines
 
 
+def test_a_part_is_evaluated_more_often_and_changes_nothing_else(config, tmp_path):
+    config = with_run(config, steps=6, eval_every=6, sample_tokens=0)
+    quick(config, directory=str(tmp_path / "without"))
+    quick(config, directory=str(tmp_path / "with"), part_every=2)
+    found = metrics(tmp_path / "with")
+    assert [x for x in found if x["split"] != "part"] == metrics(tmp_path / "without")
+    parts, whole = [x for x in found if x["split"] == "part"], found[-1]
+    assert [x["step"] for x in parts] == [2, 4, 6]
+    assert 0 < parts[-1]["text_bytes"] < whole["text_bytes"] / 2
+    assert parts[-1]["bits_per_byte"] == pytest.approx(whole["bits_per_byte"], rel=0.05)
+    assert set(parts[-1]) == {*whole, "router_saturation"}
+    assert len(list((tmp_path / "with" / "part_choices").iterdir())) == 3
+    assert "a part of it" in (tmp_path / "with" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -328,6 +328,22 @@ def test_a_run_is_as_good_as_the_baseline_between_two_evaluations():
     assert make_baseline("dense", {0: recorded({80: math.nan})}) is None
 
 
+def test_seconds_that_nobody_knows_are_a_dash(config, tmp_path, trainer):
+    """One logging interval has the compiling in it: what training took is not known."""
+
+    def line(run_config: Config, run: RunDirectory, step: int) -> dict:
+        made = Trainer.line(trainer, run_config, run, step)
+        return made if step == 12 else made | {"split": "other"}
+
+    trainer.line = line
+    compare(study(config, baseline="dense"), tmp_path / "s")
+    table = table_of(tmp_path / "s")
+    assert (table["dense"]["steps to dense"], table["dense"]["seconds to dense"]) == ("12", "–")
+    assert (table["routed"]["steps to dense"], table["routed"]["seconds to dense"])[1] == "–"
+    assert "nan" not in (tmp_path / "s" / "table.md").read_text()
+    assert "nan" not in (tmp_path / "s" / "study.html").read_text().split("<script>")[0]
+
+
 def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config, tmp_path, trainer):
     """Dense ends with 1.6 on average. The good run is there in step 8 or 9 (of 6 and 12), the slow
     one with one seed only, the poor one never.

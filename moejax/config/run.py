@@ -30,6 +30,11 @@ class RunConfig:
     """Steps between two evaluations; there is always one at the end."""
     eval_batches: int | None = None
     """Batches of an evaluation; by default all of the validation text."""
+    part_every: int | None = None
+    """Steps between two evaluations of a part of the validation text, for the curves of the report;
+    by default there are none."""
+    part_batches: int = 1
+    """Batches of such a part; their rows are spread evenly over the validation text."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
@@ -51,5 +56,6 @@ class RunConfig:
         check_paths(at, self, "directory", "init_from")
         check(0 <= self.seed < 2**31, f"--run.seed must lie in [0, 2**31), not {self.seed}.")
         check_positive(at, self, "steps", "log_every", "eval_every", "eval_batches")
+        check_positive(at, self, "part_every", "part_batches")
         check_positive(at, self, "checkpoint_every", "keep_checkpoints", "max_skipped_in_a_row")
         check_not_negative(at, self, "sample_tokens", "sample_temperature")

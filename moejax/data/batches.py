@@ -12,6 +12,23 @@ from moejax.config.checks import check
 Batch = dict[str, np.ndarray]
 
 
+def pick_rows(batches: list[Batch], count: int, rows: np.ndarray, size: int) -> list[Batch]:
+    """``count`` batches of rows that are spread evenly over all ``batches``, in order; all of them
+    where there are no more. ``rows``: the indices of this process's rows in batches of ``size``.
+    """
+    if len(batches) <= count:
+        return batches
+    source_CB = np.arange(count * size).reshape(count, size)[:, rows] * len(batches)
+    source_CB //= count * size
+    return [
+        {
+            name: np.stack([batches[b][name][i] for i, b in enumerate(source_B)])
+            for name in batches[0]
+        }
+        for source_B in source_CB
+    ]
+
+
 class TrainBatches:
     """An endless iterator over the rows that one process has of the training batches; it can be
     resumed exactly.

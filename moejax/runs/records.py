@@ -11,6 +11,7 @@ from moejax.runs.class_counts import Sorted, read_sorted
 from moejax.runs.expert_load import Load, read_load
 from moejax.runs.held_out_choices import HeldOutChoices, read_choices
 from moejax.runs.metric_lines import read_lines, select_split, sort_steps
+from moejax.runs.run_directory import CHOICES, PART_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     train: tuple[dict[str, Any], ...] = ()
     validation: tuple[dict[str, Any], ...] = ()
+    part: tuple[dict[str, Any], ...] = ()
+    """Evaluations of a part of what is held out."""
     load: Load | None = None
     choices: HeldOutChoices | None = None
     sorted: Sorted | None = None
@@ -59,7 +62,8 @@ def read_run(directory: Path, columns: int = 200) -> Run:
     config, damaged_config = _read_dict(directory / "config.json")
     summary, damaged_summary = _read_dict(directory / "summary.json")
     load, damaged_load = read_load(directory / "load", columns)
-    choices, damaged_choices = read_choices(directory / "choices")
+    folder = directory / PART_CHOICES
+    choices, damaged_choices = read_choices(folder if folder.is_dir() else directory / CHOICES)
     found, damaged_classes = read_sorted(directory / "classes")
     damage = damaged_lines + damaged_config + damaged_summary
     damage += damaged_load + damaged_choices + damaged_classes
@@ -69,6 +73,7 @@ def read_run(directory: Path, columns: int = 200) -> Run:
         summary=summary,
         train=sort_steps(select_split(lines, "train")),
         validation=sort_steps(select_split(lines, "validation")),
+        part=sort_steps(select_split(lines, "part")),
         load=load,
         choices=choices,
         sorted=found,

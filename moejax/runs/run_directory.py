@@ -17,7 +17,7 @@ from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
 from moejax.runtime.atomic_files import write_json, write_text
 
-LOAD, CHOICES, CLASSES = "load", "choices", "classes"
+LOAD, CHOICES, PART_CHOICES, CLASSES = "load", "choices", "part_choices", "classes"
 """Folders with a file of arrays for each step."""
 
 # Settings that a run may change when it goes on; all others would make it another run.
@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "run.steps",
         "run.log_every",
         "run.eval_every",
+        "run.part_every",
         "run.checkpoint_every",
         "run.keep_checkpoints",
         "run.tensorboard",
@@ -159,7 +160,7 @@ class RunDirectory:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
         """
-        for folder in (LOAD, CHOICES, CLASSES):
+        for folder in (LOAD, CHOICES, PART_CHOICES, CLASSES):
             for file in list_steps(self.path / folder):
                 if int(file.stem) > step:
                     file.unlink()
@@ -189,13 +190,15 @@ class RunDirectory:
         return [arrays for arrays in found if arrays is not None]
 
     @_owner_only
-    def write_choices(self, step: int, chosen_LBNE: np.ndarray) -> None:
-        """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for."""
-        write_arrays(self.path / CHOICES, step, pack(chosen_LBNE))
+    def write_choices(self, step: int, chosen_LBNE: np.ndarray, folder: str = CHOICES) -> None:
+        """Write ``choices/STEP.npz``: which experts the first tokens of an evaluation asked for. In
+        ``part_choices/`` are those of evaluations of a part.
+        """
+        write_arrays(self.path / folder, step, pack(chosen_LBNE))
 
-    def last_choices(self) -> np.ndarray | None:
+    def last_choices(self, folder: str = CHOICES) -> np.ndarray | None:
         """``chosen_LBNE`` of the last evaluation, or None."""
-        files = list_steps(self.path / CHOICES)
+        files = list_steps(self.path / folder)
         return read_chosen(files[-1]) if files else None
 
     @_owner_only

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moejax.config.errors import RunError
+from moejax.data.batches import Batch, pick_rows
 from moejax.moe import balance
+from moejax.runs.run_directory import CHOICES, PART_CHOICES
 from moejax.runtime import batch_rows
 from moejax.train.journal import Journal
 from moejax.train.metrics import count_evaluated, loss_metrics, router_metrics
@@ -27,6 +30,7 @@ class Evaluation:
     mesh: Mesh
     rows: int
     """Rows of a batch, over all processes."""
+    part_batches: int
     num_experts: int
     eval_step: Callable
     first_choices: Callable
@@ -34,10 +38,37 @@ class Evaluation:
     journal: Journal
 
     def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
-        """Evaluate and write; returns the line of metrics."""
-        started, totals, chosen_LBNE, counts = time.monotonic(), None, None, None
+        """Evaluate on all that is held out, and write; returns the line of metrics."""
+        started = time.monotonic()
+        line, counts = self._measure(state, step, self._batches(), CHOICES)
+        line = {"step": step, "split": "validation", **line}
+        line["seconds"] = time.monotonic() - started
+        self.journal.write(line)
+        if counts is not None:
+            self.journal.run.write_classes(step, **counts)
+        return line
+
+    def evaluate_part(self, state: TrainState, step: int) -> None:
+        """Evaluate on a part of what is held out, and write."""
+        started = time.monotonic()
+        line, _ = self._measure(state, step, self._part, PART_CHOICES)
+        seconds = {"seconds": time.monotonic() - started}
+        self.journal.write({"step": step, "split": "part", **line, **seconds})
+
+    def _batches(self) -> list[Batch]:
+        return self.task.validation_batches(batch_rows.process_rows(self.mesh, self.rows))
+
+    @cached_property
+    def _part(self) -> list[Batch]:
         own_rows = batch_rows.process_rows(self.mesh, self.rows)
-        for batch in self.task.validation_batches(own_rows):
+        return pick_rows(self._batches(), self.part_batches, own_rows, self.rows)
+
+    def _measure(
+        self, state: TrainState, step: int, batches: list[Batch], folder: str
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+        """Metrics of these batches, and for images the counts by class; choices are written."""
+        totals, chosen_LBNE, counts = None, None, None
+        for batch in batches:
             placed = batch_rows.place_batch(self.mesh, batch)
             report, chosen, classes = self.eval_step(state.params, state.bias_LE, placed)
             chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
@@ -46,21 +77,20 @@ class Evaluation:
         if totals is None:
             raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
         line = {
-            "step": step,
-            "split": "validation",
             **loss_metrics(totals),
             **router_metrics(totals, self.num_experts),
-            **self._compare_choices(step, chosen_LBNE),
+            **self._compare_choices(step, chosen_LBNE, folder),
             **count_evaluated(totals),
-            "seconds": time.monotonic() - started,
         }
-        self.journal.write(line)
-        if counts is not None:
-            self.journal.run.write_classes(step, **counts)
-        return line
+        return line, counts
 
     def _compare_choices(
-        self, step: int, chosen_LBNE: jax.Array | None, tokens: int = 8192, bits: int = 2**23
+        self,
+        step: int,
+        chosen_LBNE: jax.Array | None,
+        folder: str,
+        tokens: int = 8192,
+        bits: int = 2**23,
     ) -> dict[str, float]:
         """Write the choices of the first ``tokens`` tokens of the validation text, but at most
         1 MiB, and compare them with the evaluation before: the share of choices that are the same,
@@ -74,8 +104,8 @@ class Evaluation:
         now_LBNE, run = np.asarray(first), self.journal.run
         if not run.owner:
             return {}
-        earlier_LBNE = run.last_choices()
-        run.write_choices(step, now_LBNE)
+        earlier_LBNE = run.last_choices(folder)
+        run.write_choices(step, now_LBNE, folder)
         if earlier_LBNE is None or earlier_LBNE.shape != now_LBNE.shape:
             return {}
         return {"router_saturation": float(balance.saturation(now_LBNE, earlier_LBNE).mean())}

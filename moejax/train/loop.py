@@ -57,7 +57,7 @@ def run_steps(
                 jax.block_until_ready(report)
                 progress.end_compilation()
             due = Due.after(tally.step, config)
-            if not (due.log or due.evaluate or due.save or signum):
+            if not (due.log or due.part or due.evaluate or due.save or signum):
                 continue
             signum = max(signum, account.settle())
             if due.log:
@@ -65,6 +65,8 @@ def run_steps(
                 progress.print_interval(line, first_step)
                 for alarm in line.get("alarms", ()):
                     progress.say(f"alarm    {alarm['words']}")
+            if due.part:
+                evaluation.evaluate_part(state, tally.step)
             score = None
             if due.evaluate:
                 line = evaluation.evaluate(state, tally.step)
@@ -90,6 +92,7 @@ class Due:
     """What is to be done after a step; all of it after the last."""
 
     log: bool
+    part: bool
     evaluate: bool
     save: bool
 
@@ -97,11 +100,12 @@ class Due:
     def after(cls, step: int, config: RunConfig) -> "Due":
         """What the settings ask for."""
 
-        def due(every: int) -> bool:
-            return step == config.steps or step % every == 0
+        def due(every: int | None) -> bool:
+            return every is not None and (step == config.steps or step % every == 0)
 
         return cls(
             log=due(config.log_every),
+            part=due(config.part_every),
             evaluate=due(config.eval_every),
             save=due(config.checkpoint_every),
         )

@@ -75,6 +75,7 @@ def train(config: Config, *, name: str, command: str) -> None:
                         task=task,
                         mesh=mesh,
                         rows=config.data.eval_batch_size,
+                        part_batches=config.run.part_batches,
                         num_experts=config.model.moe.num_experts,
                         eval_step=programs.eval_step,
                         first_choices=programs.first_choices,

@@ -61,9 +61,11 @@ def compare_runs(directories: Sequence[Path], command: str) -> Comparison:
 
 
 def _is_finished(run: Run) -> bool:
-    """Whether it was evaluated after its last step; of a run without settings nobody knows."""
+    """Whether it was evaluated after its last step; of a run without settings nobody knows when
+    that is.
+    """
     steps = number(run.config.get("run", {}).get("steps"))
-    return not last(run.validation, "step") < steps
+    return bool(run.validation) and not last(run.validation, "step") < steps
 
 
 def _find_differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -142,12 +142,12 @@ def _write_against_baseline(
     less, *soon = name_baseline_figures(measure)
     wholes = (baseline.steps, baseline.seconds)
     if name == baseline.name:
-        return ["baseline", *(f"{whole:,.0f}" for whole in wholes)]
+        return ["baseline", *(f"{w:,.0f}" if math.isfinite(w) else "–" for w in wholes)]
     known = math.isfinite(spread.mean[less])
     cells = [spread.write(less, measure.difference) if known else "–"]
     for figure, whole in zip(soon, wholes, strict=True):
         mean = spread.mean[figure]
-        share = f", {mean / whole:.2f}x" if math.isfinite(mean) else ""
+        share = f", {mean / whole:.2f}x" if math.isfinite(mean / whole) else ""
         cells.append("–" if math.isnan(mean) else spread.write(figure, _or_never) + share)
     return cells
 

@@ -19,13 +19,15 @@ PLOT = WIDTH - LEFT - RIGHT
 SLACK = 4
 """How far a shape may reach over the border of the plot area: half a dot."""
 MOST_POINTS = 300
+MOST_DOTS = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
     """One line: ``y`` over ``x``, in colour ``color`` (0-7) of the page, with dots if asked for.
 
-    ``dash``: 0 for a solid line, 1 for a dashed one, 2 for a dotted one. ``least`` and
+    ``dash``: 0 for a solid line, 1 for a dashed one, 2 for a dotted one. A few dots may be left
+    without a line: not ``joined``. ``least`` and
     ``greatest``: the edges of a band around it, such as the spread over seeds.
     """
 
@@ -35,6 +37,7 @@ class Series:
     color: int = 0
     dots: bool = False
     dash: int = 0
+    joined: bool = True
     least: np.ndarray | None = None
     greatest: np.ndarray | None = None
 
@@ -224,14 +227,19 @@ def _draw_line(
         shapes.append(_draw_band(across, y, least, greatest, one.color))
     starts = np.flatnonzero(np.diff(np.isfinite(up), prepend=False, append=False)).reshape(-1, 2)
     runs = [_join_points(across[a:b], up[a:b]) for a, b in starts]
-    shapes.append(
-        f'<path class="line d{one.dash} c{one.color}" d="{"".join(f"M{r}h0" for r in runs)}"/>'
-    )
-    if one.dots and one.x.size <= 60:
+    if not _is_spots(one):
+        line = "".join(f"M{r}h0" for r in runs)
+        shapes.append(f'<path class="line d{one.dash} c{one.color}" d="{line}"/>')
+    if one.dots and one.x.size <= MOST_DOTS:
         dots = "".join(f"M{_join_points(across[[i]], up[[i]])}h0" for i in np.flatnonzero(up == up))
         shapes.append(f'<path class="dots c{one.color}" d="{dots}"/>')
     bad = "".join(f"M{at:.1f},{y.length}v-9" for at in across[~np.isfinite(one.y)])
     return "".join(shapes) + (f'<path class="bad" d="{bad}"/>' if bad else "")
+
+
+def _is_spots(one: Series) -> bool:
+    """Whether it has dots and no line."""
+    return one.dots and not one.joined and one.x.size <= MOST_DOTS
 
 
 def _draw_band(
@@ -274,7 +282,8 @@ def _legend_entry(one: Series, y: Axis) -> str:
     note = f" <i>({'; '.join(notes)})</i>" if notes else ""
     value = four_digits(one.y[-1])
     name = escape(one.name)
-    return f'<span class="key d{one.dash} c{one.color}">{name} <b>{value}</b>{note}</span>'
+    kind = "spots" if _is_spots(one) else f"d{one.dash}"
+    return f'<span class="key {kind} c{one.color}">{name} <b>{value}</b>{note}</span>'
 
 
 def _to_json(values: np.ndarray) -> list[float | None]:

@@ -154,10 +154,10 @@ def _share_palette() -> np.ndarray:
     return np.concatenate([np.full((64, 3), WARM), alpha], 1).astype(np.uint8)
 
 
-def ratio_key() -> str:
-    """The scale of the ratio palette, as a strip."""
-    names = ("¼×", "½×", "fair", "2×", "4×")
-    none = '<div class="none-key">no token</div>'
+def ratio_key(middle: str = "fair", with_nothing: bool = True) -> str:
+    """The scale of the ratio palette, as a strip; ``middle`` names 1."""
+    names = ("¼×", "½×", middle, "2×", "4×")
+    none = '<div class="none-key">no token</div>' * with_nothing
     return f'<div class="scale">{none}{_strip(_ratio_palette(), 0, names)}</div>'
 
 

@@ -65,7 +65,7 @@ def _final_map(load: Load) -> str:
         f"now {ratio_LE.min():.2f}× to {ratio_LE.max():.2f}×",
         np.char.mod("%.2f", ratio_LE) if layers <= 6 and experts <= 10 else None,
     )
-    guide = f"One row per routed layer; {_describe_folding(layers)}good: blank from edge to edge."
+    guide = f"One row per routed layer; {_describe_folding(layers)}good: pale from edge to edge."
     return page.figure("All layers, last interval", chart, guide)
 
 

@@ -45,6 +45,7 @@ background:currentColor;margin-right:6px;vertical-align:middle}
 .key.dashed::before{height:0;border-top:1.5px dashed;background:none;border-radius:0}
 .key.d1::before{background:repeating-linear-gradient(90deg,currentColor 0 5px,transparent 5px 7px)}
 .key.d2::before{background:repeating-linear-gradient(90deg,currentColor 0 2px,transparent 2px 5px)}
+.key.spots::before{width:7px;height:7px;border-radius:50%}
 .key{white-space:nowrap}
 .key.c0::before{color:var(--c0)}.key.c1::before{color:var(--c1)}.key.c2::before{color:var(--c2)}
 .key.c3::before{color:var(--c3)}.key.c4::before{color:var(--c4)}.key.c5::before{color:var(--c5)}

@@ -4,6 +4,7 @@ Letters: I: intervals.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,12 @@ def _header(run: Run) -> str:
 
 
 def _train_and_held_out(run: Run, key: str) -> list[Series]:
-    """A metric of the training and the validation lines."""
+    """A metric of training, of evaluations, and of those of a part."""
+    part = Series("a part of it", *column(run.part, key), 1)
     return [
         Series("training", *column(run.train, key), 0),
-        Series("held out", *column(run.validation, key), 1, dots=True),
+        Series("held out", *column(run.validation, key), 1, dots=True, joined=not part.x.size),
+        *([part] if part.x.size else []),
     ]
 
 
@@ -128,7 +131,10 @@ def _drop_section(run: Run) -> str:
     if not run.routed:
         return ""
     series = [_in_percent(one) for one in _train_and_held_out(run, "dropped_fraction")]
-    guide = "Choices that found their expert full. Under 1 % by the end is good."
+    guide = (
+        "Choices that found their expert full. It should sink; what is left at an even load is"
+        " chance: `moejax plan` says how much."
+    )
     figures = [page.figure("Dropped choices, %", line_chart(series, include=(0.0, 0.1)), guide)]
     if run.load:
         figures += [drops_by_layer(run.load), drops_by_position(run.load, run.config)]
@@ -136,7 +142,7 @@ def _drop_section(run: Run) -> str:
 
 
 def _in_percent(one: Series) -> Series:
-    return Series(one.name, one.x, 100 * one.y, one.color, one.dots)
+    return replace(one, y=100 * one.y)
 
 
 def _optimization_section(run: Run) -> str:
@@ -168,7 +174,10 @@ def _optimization_section(run: Run) -> str:
     ]
     if run.routed:
         z_loss = line_chart(_train_and_held_out(run, "z_loss"))
-        guide = "Mean squared log-sum-exp of the router's logits. Steady growth: they blow up."
+        guide = (
+            "Mean squared log-sum-exp of the router's logits. A drift is usual; several times what"
+            " it began with, and still rising: they blow up."
+        )
         figures.insert(1, page.figure("Z-loss", z_loss, guide))
     return page.section("Optimisation", figures)
 

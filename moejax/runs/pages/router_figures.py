@@ -69,7 +69,9 @@ def pair_section(run: Run) -> str:
         " take each other's place.</p>"
     )
     figures = page.fold_figures(maps, MOST_OPEN_PAIRS, "layers")
-    return page.section("Experts chosen together", figures, intro + ratio_key())
+    return page.section(
+        "Experts chosen together", figures, intro + ratio_key("1×", with_nothing=False)
+    )
 
 
 def pair_lift(count_LEE: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import tyro
 
 from moejax.config.checks import check
 from moejax.config.errors import RunError
+from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
 from moejax.inference.imported import ARRAYS, is_imported
 from moejax.runs.checksums import FILE, find_damage
@@ -60,6 +61,6 @@ def describe_folder(folder: Path) -> str:
             return f"damaged: {damage}"
         if not (folder / FILE).is_file():
             return "not known: it was written without checksums"
-        return f"as written: {len(json.loads((folder / FILE).read_text())['files'])} files"
+        return f"as written: {len(read_json(folder / FILE, MOST_TABLE_BYTES)['files'])} files"
     except OSError as error:
         raise RunError(f"{folder} cannot be read: {error.strerror}.") from error

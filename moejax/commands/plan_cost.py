@@ -14,6 +14,7 @@ from moejax.config.checks import check, check_positive
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
 from moejax.config.errors import UserError
+from moejax.config.json_files import read_json
 from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.configs import read_config as read_hf_config
 from moejax.lab.plan.cost_report import table, to_json
@@ -109,7 +110,7 @@ def read_released(settings: CostSettings, flags: list[str]) -> Config:
     """A released model, trained on a sequence a device in bfloat16, changed by settings."""
     assert settings.hf is not None
     try:
-        hf = json.loads(settings.hf.read_text(encoding="utf-8"))
+        hf = read_json(settings.hf)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--hf {settings.hf} cannot be read: {error}. It should be the config.json of a model."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from moejax.config.checks import check, check_positive, check_types
+from moejax.config.checks import check, check_positive, check_sizes, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class RopeConfig:
     def __post_init__(self) -> None:
         at = "model.rope"
         check_types(at, self)
-        check_positive(at, self, "factor", "original_length", "beta_fast", "beta_slow", "amplitude")
+        check_sizes(at, self, "original_length")
+        check_positive(at, self, "factor", "beta_fast", "beta_slow", "amplitude")
         check_positive(at, self, "low_frequency_factor", "high_frequency_factor")
         check(
             self.low_frequency_factor < self.high_frequency_factor,
@@ -73,8 +74,10 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         at = "model.attention"
         check_types(at, self)
-        check_positive(at, self, "kv_rank", "query_rank", "rope_head_size", "value_head_size")
-        check_positive(at, self, "window", "scale")
+        check_sizes(
+            at, self, "kv_rank", "query_rank", "rope_head_size", "value_head_size", "window"
+        )
+        check_positive(at, self, "scale")
         check(self.full_every >= 0, f"--{at}.full-every must be at least 0, not {self.full_every}.")
         check(
             self.rope_head_size % 2 == 0,

@@ -6,6 +6,9 @@ from typing import Literal
 
 from moejax.config.errors import ConfigError
 
+LARGEST = 2**31 - 1
+"""The largest size of a dimension: indices are int32."""
+
 
 def check(condition: bool, message: str) -> None:
     """Raise ``ConfigError(message)`` unless ``condition``."""
@@ -26,7 +29,23 @@ def check_types(prefix: str, settings: object) -> None:
             # An int will do for a float, but a bool is no number.
             ok = type(value) in (*kinds, *((int,) if float in kinds else ()))
             wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-        check(ok, f"{flag(prefix, name)} must be {wanted}, not {value!r}.")
+        check(ok, f"{flag(prefix, name)} must be {wanted}, not {shorten(value)}.")
+
+
+def check_sizes(prefix: str, settings: object, *names: str) -> None:
+    """Every named number is one of dimensions: greater than 0, and at most what an index holds."""
+    check_positive(prefix, settings, *names)
+    check_at_most(LARGEST, prefix, settings, *names)
+
+
+def check_at_most(most: int, prefix: str, settings: object, *names: str) -> None:
+    """Every named number must not be larger than ``most``."""
+    for name in names:
+        value = getattr(settings, name)
+        check(
+            value is None or value <= most,
+            f"{flag(prefix, name)} must be at most {most:,}, not {shorten(value)}.",
+        )
 
 
 def check_positive(prefix: str, settings: object, *names: str) -> None:
@@ -35,7 +54,7 @@ def check_positive(prefix: str, settings: object, *names: str) -> None:
         value = getattr(settings, name)
         check(
             value is None or (math.isfinite(value) and value > 0),
-            f"{flag(prefix, name)} must be greater than 0, not {value}.",
+            f"{flag(prefix, name)} must be greater than 0, not {shorten(value)}.",
         )
 
 
@@ -45,7 +64,7 @@ def check_not_negative(prefix: str, settings: object, *names: str) -> None:
         value = getattr(settings, name)
         check(
             value is None or (math.isfinite(value) and value >= 0),
-            f"{flag(prefix, name)} must be at least 0, not {value}.",
+            f"{flag(prefix, name)} must be at least 0, not {shorten(value)}.",
         )
 
 
@@ -56,8 +75,14 @@ def check_paths(prefix: str, settings: object, *names: str) -> None:
         paths = value if isinstance(value, tuple) else (value,)
         check(
             value is None or bool(paths) and all(type(p) is str and p.strip() for p in paths),
-            f"{flag(prefix, name)} must be a path, not {value!r}.",
+            f"{flag(prefix, name)} must be a path, not {shorten(value)}.",
         )
+
+
+def shorten(value: object) -> str:
+    """A value as Python writes it, for a message: its beginning, if that is long."""
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
 
 
 def flag(prefix: str, name: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moejax.config.checks import check, check_paths, check_positive, check_types
+from moejax.config.checks import check, check_paths, check_positive, check_sizes, check_types
 from moejax.config.images import ImageDataConfig
 
 
@@ -61,7 +61,7 @@ class DataConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(at, self)
         check_paths(at, self, "directory", "files", "validation_files", "tokenizer")
-        check_positive(at, self, "sequence_length", "batch_size", "eval_batch_size")
+        check_sizes(at, self, "sequence_length", "batch_size", "eval_batch_size")
         check_positive(at, self, "shuffle_window", "shards", "prefetch")
         check(
             self.batch_size % self.shards == 0,

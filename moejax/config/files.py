@@ -2,16 +2,16 @@
 
 import dataclasses
 import importlib.util
-import json
 import sys
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moejax.config.checks import check
+from moejax.config.checks import check, shorten
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
+from moejax.config.json_files import read_json
 
 T = TypeVar("T")
 
@@ -23,10 +23,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type, values: dict[str, Any], at: str = "") -> Any:
     """The inverse of ``to_dict``: a dataclass from nested dicts; unknown fields are errors."""
-    check(isinstance(values, dict), f"{at or 'the whole'} should be an object, not {values!r}.")
+    check(
+        isinstance(values, dict), f"{at or 'the whole'} should be an object, not {shorten(values)}."
+    )
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
-    check(not unknown, f"unknown settings: {', '.join(at + name for name in unknown)}.")
+    more = f" and {len(unknown) - 5} more" * (len(unknown) > 5)
+    check(not unknown, f"unknown settings: {', '.join(at + n for n in unknown[:5])}{more}.")
     nested = {
         name: from_dict(hints[name], value, f"{at}{name}.")
         if dataclasses.is_dataclass(hints[name])
@@ -109,8 +112,8 @@ def _run_file(path: Path) -> types.ModuleType:
 def read_config_json(path: Path) -> Config:
     """The settings of a run directory."""
     try:
-        return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
-    except (ConfigError, json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        return from_dict(Config, read_json(path))
+    except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {error}.") from error
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moejax.config.checks import check, check_not_negative, check_positive, check_types
+from moejax.config.checks import check, check_not_negative, check_sizes, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class ImageConfig:
     def __post_init__(self) -> None:
         at = "model.image"
         check_types(at, self)
-        check_positive(at, self, "size", "channels", "patch_size")
+        check_sizes(at, self, "size", "channels", "patch_size")
 
 
 @dataclass(frozen=True, kw_only=True)

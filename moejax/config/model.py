@@ -4,13 +4,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moejax.config.attention import AttentionConfig, RopeConfig
-from moejax.config.checks import check, check_positive, check_types
+from moejax.config.checks import (
+    check,
+    check_at_most,
+    check_positive,
+    check_sizes,
+    check_types,
+)
 from moejax.config.images import ImageConfig
 from moejax.config.material import Material, find_material
 from moejax.config.moe import MoEConfig
 
 FloatType = Literal["float32", "bfloat16"]
 """Types that models are computed in."""
+MOST_LAYERS, MOST_HEAD_SIZE = 100_000, 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +74,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         at = "model"
         check_types(at, self)
-        check_positive(at, self, "num_layers", "width", "num_heads", "num_kv_heads", "head_size")
-        check_positive(at, self, "dense_hidden_size", "vocab_size", "rope_theta", "norm_epsilon")
+        check_sizes(at, self, "num_layers", "width", "num_heads", "num_kv_heads", "head_size")
+        check_sizes(at, self, "dense_hidden_size", "vocab_size")
+        check_positive(at, self, "rope_theta", "norm_epsilon")
         check_positive(at, self, "embedding_scale", "residual_scale", "logit_scale")
+        check_at_most(MOST_LAYERS, at, self, "num_layers")
+        check(
+            self.query_head_size <= MOST_HEAD_SIZE,
+            f"a head must be at most {MOST_HEAD_SIZE:,} wide, not {self.query_head_size:,}: look at"
+            f" --model.head-size, or --model.width / --model.num-heads.",
+        )
+        self._check_total()
         check(
             self.material.language or self.attention == AttentionConfig(),
             f"--model.attention.* is for texts: leave it as it is with --model.kind {self.kind}.",
@@ -105,6 +120,19 @@ class ModelConfig:
             f"no layer is routed: --model.moe.first-dense {self.moe.first_dense} and"
             f" --model.moe.every {self.moe.every} leave none of the {self.num_layers} layers."
             f" For a dense model say --model.moe.every 0.",
+        )
+
+    def _check_total(self) -> None:
+        """Every array must have a size that can be written down, and about that the whole model."""
+        D, H, moe = self.width, self.num_heads, self.moe
+        heads = H * (self.query_head_size + self.value_head_size) + (self.attention.kv_rank or 0)
+        layer = D * (moe.num_experts * moe.hidden_size + self.dense_hidden + heads)
+        total = self.num_layers * layer + (self.vocab_size or 0) * D + self.image.size**2 * D
+        check(
+            total < 2**60,
+            f"a model of these sizes has more than {float(total):.1e} parameters: look at"
+            f" --model.width, --model.num-layers, --model.vocab-size, --model.moe.num-experts and"
+            f" --model.moe.hidden-size.",
         )
 
     @property

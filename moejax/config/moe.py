@@ -5,8 +5,11 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moejax.config import checks
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.routing.routers import ROUTERS, Router
+
+MOST_EXPERTS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +123,13 @@ class MoEConfig:
     def __post_init__(self) -> None:
         at = "model.moe"
         check_types(at, self)
-        check_positive(at, self, "num_experts", "top_k", "hidden_size", "group_size")
+        checks.check_sizes(at, self, "num_experts", "top_k", "hidden_size", "group_size")
         check_positive(at, self, "capacity_factor", "eval_capacity_factor", "weight_scale")
         check_positive(at, self, "expert_groups", "kept_expert_groups", "max_experts_per_token")
         check_not_negative(at, self, "every", "first_dense", "shared_experts")
         check_not_negative(at, self, "identity_experts", "null_experts")
+        experts = ("num_experts", "identity_experts", "null_experts", "shared_experts")
+        checks.check_at_most(MOST_EXPERTS, at, self, *experts)
         for name in ("router_jitter", "router_dropout", "expert_dropout"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{flag(at, name)} must lie in [0, 1), not {value}.")

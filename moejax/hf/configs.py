@@ -6,10 +6,10 @@ from typing import Any
 
 from flax.traverse_util import unflatten_dict
 
-from moejax.config.checks import check
+from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.files import from_dict
-from moejax.config.model import ModelConfig
+from moejax.config.model import MOST_LAYERS, ModelConfig
 from moejax.hf.families import FAMILIES, Family
 from moejax.routing import token_choice
 
@@ -17,6 +17,8 @@ OTHER_NAMES = {"num_experts": "num_local_experts", "num_local_experts": "num_exp
 """Fields by other names that are in use for them."""
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that mean the same in all families."""
+OPTIONAL_SIZES = ("max_position_embeddings", "num_nextn_predict_layers")
+"""Whole numbers that may be left out."""
 
 
 def find_family(hf: dict[str, Any]) -> str:
@@ -24,7 +26,7 @@ def find_family(hf: dict[str, Any]) -> str:
     kind: Any = hf.get("model_type")
     check(
         kind in FAMILIES,
-        f"model_type {kind!r} is not supported. There are: {', '.join(FAMILIES)}.",
+        f"model_type {shorten(kind)} is not supported. There are: {', '.join(FAMILIES)}.",
     )
     return kind
 
@@ -40,7 +42,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
         found = hf.get(field, wanted)
         check(
             found == wanted,
-            f"{field} is {_shorten(found)}: only {wanted!r} is supported for {name} models."
+            f"{field} is {shorten(found)}: only {wanted!r} is supported for {name} models."
             + " Convert quantised weights to bfloat16 first." * field.startswith("quant"),
         )
     hf = family.defaults | hf
@@ -50,7 +52,15 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
     check(not missing, f"config.json has no {', '.join(missing)}.")
     for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         good = type(hf[field]) is int and hf[field] > 0
-        check(good, f"{field} is {_shorten(hf[field])}: it must be a whole number greater than 0.")
+        check(good, f"{field} is {shorten(hf[field])}: it must be a whole number greater than 0.")
+    layers = hf["num_hidden_layers"]
+    check(
+        layers <= MOST_LAYERS,
+        f"num_hidden_layers is {shorten(layers)}: it must be at most {MOST_LAYERS:,}.",
+    )
+    for field in OPTIONAL_SIZES:
+        good = hf.get(field) is None or type(hf[field]) is int and 0 <= hf[field] <= LARGEST
+        check(good, f"{field} is {shorten(hf.get(field))}: it must be a whole number.")
     ours = family.ours | {path: hf[field] for field, path in family.fields.items()}
     try:
         for translation in family.translations:
@@ -59,6 +69,8 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
         raise ConfigError(f"there is no {error.args[0]}, which {name} models need.") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"a field is not of its type: {error}.") from error
+    except ArithmeticError as error:  # a division by 0, a number too large for a float
+        raise ConfigError(f"a field is out of its range: {error}.") from error
     if "moe.balance.loss_weight" in ours:
         ours["moe.balance.loss_weight"] = float(ours["moe.balance.loss_weight"] or 0)
     return from_dict(ModelConfig, unflatten_dict(ours, sep="."))
@@ -194,7 +206,7 @@ def _collect_experts(config: ModelConfig) -> dict[str, Any]:
 def list_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The flags whose values differ, with the value of ``one``."""
     return [
-        f"{name} {_shorten(one.get(name))}"
+        f"{name} {shorten(one.get(name))}"
         for name in dict.fromkeys((*one, *other))
         if not _is_same(one.get(name), other.get(name))
     ]
@@ -207,8 +219,3 @@ def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_is_same, one, other))
     return one == other
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else text[:77] + "..."

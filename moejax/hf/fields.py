@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moejax.config.checks import check
-from moejax.config.errors import ConfigError
+from moejax.config.checks import check, shorten
 from moejax.config.model import ModelConfig
 from moejax.models.rotary import yarn_magnitude
 
@@ -47,7 +46,7 @@ one_head_each = Translation(
 def _check_allowed(hf: Fields, name: str, allowed: tuple) -> Fields:
     check(
         hf.get(name) in allowed,
-        f"{name} is {hf.get(name)!r}: only {' or '.join(map(repr, allowed))} is supported.",
+        f"{name} is {shorten(hf.get(name))}: only {' or '.join(map(repr, allowed))} is supported.",
     )
     return {}
 
@@ -57,7 +56,7 @@ def _rope_fields(hf: Fields) -> tuple[str, Fields]:
     found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     check(
         isinstance(found, dict) and not any(isinstance(value, dict) for value in found.values()),
-        f"rope_parameters {found!r}: only one kind for all layers is supported.",
+        f"rope_parameters {shorten(found)}: only one kind for all layers is supported.",
     )
     theta = found.get("rope_theta") or hf.get("rope_theta")
     found = {name: value for name, value in found.items() if value is not None}
@@ -84,7 +83,8 @@ def _read_rope(hf: Fields) -> Fields:
         }
     check(
         kind == "yarn",
-        f"rope scaling type {kind!r} is not supported: only default, linear, yarn and llama3 are.",
+        f"rope scaling type {shorten(kind)} is not supported: only default, linear, yarn and llama3"
+        f" are.",
     )
     check(
         "factor" in found or "original_max_position_embeddings" in found,
@@ -177,15 +177,17 @@ def _read_layer_types(hf: Fields) -> Fields:
     full = [kind == "full_attention" for kind in kinds]
     check(
         len(kinds) == layers and set(kinds) <= {"full_attention", "sliding_attention"},
-        f"layer_types {kinds!r} must name full_attention or sliding_attention for each of the"
-        f" {layers} layers.",
+        f"layer_types {shorten(kinds)} must name full_attention or sliding_attention for each of"
+        f" the {layers} layers.",
     )
     if all(full) or size is None:
         return {}
-    for every in range(layers + 1):
-        if full == [every > 0 and (i + 1) % every == 0 for i in range(layers)]:
-            return {"attention.window": size, "attention.full_every": every}
-    raise ConfigError(f"layer_types {kinds!r}: only every n-th layer may see all positions.")
+    every = full.index(True) + 1 if True in full else 0
+    check(
+        full == [every > 0 and (i + 1) % every == 0 for i in range(layers)],
+        f"layer_types {shorten(kinds)}: only every n-th layer may see all positions.",
+    )
+    return {"attention.window": size, "attention.full_every": every}
 
 
 layer_types = Translation(
@@ -203,14 +205,16 @@ def _read_routed_layers(hf: Fields) -> Fields:
     layers, step = hf["num_hidden_layers"], hf.get("decoder_sparse_step") or 1
     dense = set(hf.get("mlp_only_layers") or ())
     routed = [i not in dense and (i + 1) % step == 0 for i in range(layers)]
-    for first in range(layers):
-        for every in range(1, layers + 1):
-            if routed == [i >= first and (i - first) % every == every - 1 for i in range(layers)]:
-                return {"moe.first_dense": first, "moe.every": every}
-    raise ConfigError(
-        f"decoder_sparse_step {step} with mlp_only_layers {sorted(dense)}: only every n-th layer"
-        f" after some dense ones may be routed."
+    numbers = [i for i, is_routed in enumerate(routed) if is_routed]
+    lowest = numbers[0] if numbers else layers
+    every = numbers[1] - lowest if len(numbers) > 1 else lowest + 1
+    first = lowest + 1 - every
+    check(
+        routed == [i >= first >= 0 and (i - first) % every == every - 1 for i in range(layers)],
+        f"decoder_sparse_step {step} with mlp_only_layers {shorten(sorted(dense))}: only every n-th"
+        f" layer after some dense ones may be routed.",
     )
+    return {"moe.first_dense": first, "moe.every": every}
 
 
 routed_layers = Translation(
@@ -246,7 +250,8 @@ def _read_group_method(hf: Fields) -> Fields:
         return {"moe.expert_groups": hf["n_group"], "moe.kept_expert_groups": hf["topk_group"]}
     check(
         method == "greedy",
-        f"topk_method {method!r} is not supported: only greedy and group_limited_greedy are.",
+        f"topk_method {shorten(method)} is not supported: only greedy and group_limited_greedy"
+        f" are.",
     )
     return {}
 

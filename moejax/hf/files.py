@@ -13,7 +13,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from moejax.config import json_files
+from moejax.config.checks import shorten
 from moejax.config.errors import CheckpointError
+from moejax.config.json_files import MOST_BYTES, MOST_TABLE_BYTES
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -39,10 +42,10 @@ class Tensor:
         return math.prod(self.shape) * int(self.kind.lstrip("BF")) // 8
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """A JSON object. Raises ``CheckpointError`` if there is none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json_files.read_json(file, most)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
     if not isinstance(found, dict):
@@ -92,7 +95,7 @@ def _find_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
                 f" it to safetensors where you trust it (save_pretrained does so)."
             )
         raise CheckpointError(reason)
-    mapping = read_json(index).get("weight_map")
+    mapping = read_json(index, MOST_TABLE_BYTES).get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
         raise CheckpointError(f"{index} has no weight_map.")
     files = {}
@@ -107,8 +110,8 @@ def _locate_inside(directory: Path, name: Any) -> Path:
     plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
     if not plain:
         raise CheckpointError(
-            f"{INDEX} names the file {name!r}: only safetensors files in the same directory are"
-            f" read."
+            f"{INDEX} names the file {shorten(name)}: only safetensors files in the same directory"
+            f" are read."
         )
     if not (directory / name).is_file():
         raise CheckpointError(f"{directory / name} is missing.")

@@ -1,14 +1,15 @@
 """What a run keeps of the files that it began with, so that it can be opened from any folder."""
 
-import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moejax.config import json_files
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
+from moejax.config.json_files import MOST_TABLE_BYTES
 from moejax.config.paths import expand_home
 from moejax.data.expand_glob import expand, split_glob
 from moejax.hf.files import read_json
@@ -66,7 +67,7 @@ def find_text(path: Path, data: DataConfig) -> DataConfig:
     folder in which it was trained, if they lead to anything there.
     """
     try:
-        folder = json.loads((path / "summary.json").read_text(encoding="utf-8"))["folder"]
+        folder = json_files.read_json(path / "summary.json", MOST_TABLE_BYTES)["folder"]
     except (OSError, ValueError, KeyError, TypeError):
         return data  # an older run
     if not isinstance(folder, str) or folder == os.getcwd():

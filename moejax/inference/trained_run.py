@@ -1,6 +1,5 @@
 """The model of a run, from one of its checkpoints."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, RunError
 from moejax.config.files import read_config_json
+from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
@@ -76,7 +76,7 @@ def open_run(
 def count_classes(path: Path) -> int:
     """The number of classes of a run on images."""
     try:
-        return len(json.loads((path / "summary.json").read_text(encoding="utf-8"))["classes"])
+        return len(read_json(path / "summary.json", MOST_TABLE_BYTES)["classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{path / 'summary.json'} does not say what the classes of the images are: {error}."

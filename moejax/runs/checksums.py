@@ -4,12 +4,12 @@ They lie beside the checkpoint, in ``checksums.json``: the size and the CRC-32C 
 are written as soon as the checkpoint is on disk, and looked at before it is used.
 """
 
-import json
 from pathlib import Path
 
 import google_crc32c
 
 from moejax.config.errors import RunError
+from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.runtime.atomic_files import write_json
 
 FILE = "checksums.json"
@@ -36,7 +36,7 @@ def find_damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     if not file.is_file():
         return None
     try:
-        files = json.loads(file.read_text(encoding="utf-8"))["files"]
+        files = read_json(file, MOST_TABLE_BYTES)["files"]
         expected = {str(name): [int(size), str(crc)] for name, (size, crc) in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{FILE} itself is damaged"

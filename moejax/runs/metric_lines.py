@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moejax.config.json_files import parse_json
 from moejax.runtime.atomic_files import append_text, write_text
 
 Line = dict[str, Any]
@@ -42,7 +43,7 @@ def read_lines(file: Path) -> tuple[list[Line], list[str]]:
 
 def _parse(text: str) -> Line | None:
     try:
-        line = json.loads(text)
+        line = parse_json(text)
     except ValueError:
         return None
     usable = isinstance(line, dict) and math.isfinite(number(line.get("step")))

@@ -1,10 +1,10 @@
 """A run directory, read back; whatever is missing or cut short is survived."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.material import read_material
 from moejax.config.measure import Measure
 from moejax.runs.class_counts import Sorted, read_sorted
@@ -88,9 +88,8 @@ def _read_text(path: Path) -> str | None:
 
 def _read_dict(path: Path) -> tuple[dict[str, Any], list[str]]:
     """A JSON object, empty if there is none; and in words what cannot be read."""
-    text = _read_text(path)
     try:
-        value = {} if text is None else json.loads(text)
-    except ValueError:
+        value = read_json(path, MOST_TABLE_BYTES) if path.exists() else {}
+    except (OSError, ValueError):
         value = None
     return (value, []) if isinstance(value, dict) else ({}, [f"{path.name} is damaged"])

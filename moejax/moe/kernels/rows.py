@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from moejax.config.errors import ConfigError
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -26,13 +28,19 @@ class Rows:
 
 
 def sort_rows(expert_TK: jax.Array, num_experts: int) -> Rows:
-    """Sort choices by expert, in the order of the tokens; -1 (int32) chooses none."""
+    """Sort choices by expert, in the order of the tokens; -1 (int32) chooses none. Raises
+    ``ConfigError`` if expert and choice do not fit into 32 bits together.
+    """
     T, K = expert_TK.shape
     expert_R = jnp.where(expert_TK < 0, num_experts, expert_TK).reshape(-1)
     # One sort of one operand: expert and choice share a number.
     bits = max(1, (T * K - 1).bit_length())
     if num_experts >= 1 << (32 - bits):
-        raise ValueError(f"{T} tokens of {K} choices are too many for one sort: split the batch.")
+        raise ConfigError(
+            f"{T:,} tokens of {K} choices among {num_experts:,} experts are too many to sort on one"
+            f" device: make the batch smaller, or --optim.accumulate larger, or take"
+            f" --model.moe.dispatch gather."
+        )
     index_R = jnp.arange(T * K, dtype=jnp.uint32)
     key_R = jnp.sort((expert_R.astype(jnp.uint32) << bits) | index_R)
     choice_R = (key_R & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)

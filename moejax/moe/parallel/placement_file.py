@@ -3,13 +3,13 @@
 Letters: P: places of experts and replicas; Q: devices.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moejax.config.errors import ConfigError
+from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.moe.parallel.placement import Placement
 
 
@@ -26,7 +26,7 @@ def placement_json(plan: Placement) -> dict[str, Any]:
 def read_placement(file: Path) -> Placement:
     """The placement in a file. Raises ``ConfigError`` if there is none."""
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = read_json(file, MOST_TABLE_BYTES)
         expert_LP, load_LQ = np.array(fields["expert"]), np.array(fields["device_load"], np.float64)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error

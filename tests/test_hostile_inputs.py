@@ -1,0 +1,182 @@
+"""Whatever a file or a flag says: one message, within 10 seconds and 500 MB.
+
+A case is a row of a table: what is wrong, the command, and parts of the message. Commands run in
+this process. Their time is that of the processor, as the machine may be busy.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import hf_models
+import pytest
+
+from moejax.commands import main
+from moejax.config.errors import UserError
+from moejax.moe.parallel.placement_file import read_placement
+
+SECONDS, MEGABYTES = 10, 500
+
+
+@pytest.fixture
+def refused():
+    """Run a command that must end with a message, which is returned."""
+
+    def run(*words) -> str:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before, start = read_peak(), time.process_time()
+        signal.alarm(120)  # what hangs must not hang the tests
+        try:
+            with pytest.raises((UserError, SystemExit)) as caught:
+                main.run([str(word) for word in words])
+        finally:
+            signal.alarm(0)
+        assert getattr(caught.value, "exit_code", None) == 2 or caught.value.args == (2,)
+        assert time.process_time() - start < SECONDS
+        assert read_peak() - before < MEGABYTES
+        message = str(caught.value)
+        assert len(message) < 2000
+        return message
+
+    return run
+
+
+def read_peak() -> float:
+    """The largest memory of this process, in megabytes, since it was last started anew."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1e3
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A whole checkpoint of a Mixtral of two layers and four experts."""
+    return hf_models.write(tmp_path / "model", "mixtral")
+
+
+READERS = {
+    "import": lambda here: ["import", here, here.parent / "new"],
+    "upcycle": lambda here: ["upcycle", here, here.parent / "new"],
+    "plan": lambda here: ["plan", "--hf", here / "config.json"],
+    "generate": lambda here: ["generate", here, "--prompt", "a"],
+    "eval": lambda here: ["eval", here, "--data", "stdlib"],
+    "specialisation": lambda here: ["specialisation", here, "--data", "stdlib"],
+}
+"""Commands that read a released model's config.json."""
+
+HUGE = {"hidden_size": 2**31 - 4, "num_hidden_layers": 10**5, "head_dim": 2**20}
+FIELDS = [
+    ({"num_hidden_layers": 10**5 + 1}, "num_hidden_layers is 100001"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+    ({"num_hidden_layers": 1e30}, "num_hidden_layers is 1e+30"),
+    ({"num_hidden_layers": 10**30}, "at most 100,000"),
+    ({"num_hidden_layers": 10**100}, "a number has 101 digits"),
+    ({"num_hidden_layers": [1] * 100_000}, "num_hidden_layers is [1, 1,"),
+    ({"num_local_experts": 10**9}, "--model.moe.num-experts must be at most 1,048,576"),
+    ({"num_experts_per_tok": 10**9}, "--model.moe.top-k 1000000000"),
+    ({"hidden_size": 10**12}, "--model.width must be at most 2,147,483,647"),
+    (HUGE, "a model of these sizes has more than"),
+    ({"head_dim": 2**30}, "a head must be at most 1,048,576 wide"),
+    ({"num_attention_heads": 2**30}, "--model.head-size must be greater than 0"),
+    ({"num_key_value_heads": 10**9}, "--model.num-kv-heads 1000000000"),
+    ({"sliding_window": 10**20}, "--model.attention.window must be at most"),
+    ({"max_position_embeddings": 10**30}, "max_position_embeddings is 10000"),
+    ({"max_position_embeddings": "many"}, "max_position_embeddings is 'many'"),
+    ({"num_nextn_predict_layers": "many"}, "num_nextn_predict_layers is 'many'"),
+    ({"rms_norm_eps": float("inf")}, "--model.norm-epsilon must be greater than 0, not inf"),
+    ({"rope_theta": float("nan")}, "--model.rope-theta must be greater than 0, not nan"),
+    ({"rope_theta": 10**39, "rope_scaling": "x" * 10**6}, "rope_parameters 'xxx"),
+    ({"model_type": "x" * 10**6}, "model_type 'xxx"),
+]
+
+
+@pytest.mark.parametrize(("fields", "part"), FIELDS)
+@pytest.mark.parametrize("reader", ["import", "plan"])
+def test_monstrous_numbers_of_a_config_are_named(reader, fields, part, here, refused):
+    config = json.loads((here / "config.json").read_text())
+    (here / "config.json").write_text(json.dumps(config | fields))
+    assert part in refused(*READERS[reader](here))
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "part"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [5], "num_hidden_layers": 10**5}, "mlp_only_layers"),
+        ("gpt_oss", {"layer_types": ["full_attention"] * 10**5}, "layer_types"),
+        ("qwen2_moe", {"moe_intermediate_size": 0}, "out of its range"),
+        ("granitemoe", {"logits_scaling": 0}, "out of its range"),
+        ("deepseek_v3", {"n_routed_experts": 10**6}, "too many to sort"),
+    ],
+)
+def test_monstrous_numbers_of_other_families_are_named(case, fields, part, tmp_path, refused):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(hf_models.CASES[case] | fields))
+    assert part in refused("plan", "--hf", file)
+
+
+def make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link_to_zeros(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def nest(file: Path) -> None:
+    file.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+
+
+def nest_a_little(file: Path) -> None:
+    file.write_text('{"a": ' + "[" * 70 + "]" * 70 + "}")
+
+
+def make_huge(file: Path) -> None:
+    with open(file, "w") as opened:
+        opened.truncate(10**12)
+
+
+FILES = [
+    (make_pipe, "not a regular file"),
+    (link_to_zeros, "not a regular file"),
+    (nest, "nested more than 64 deep"),
+    (nest_a_little, "nested more than 64 deep"),
+    (make_huge, "has more than the 4,194,304 bytes"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "part"), FILES)
+@pytest.mark.parametrize("reader", READERS)
+def test_files_that_are_no_config_are_refused(reader, spoil, part, here, refused):
+    spoil(here / "config.json")
+    message = refused(*READERS[reader](here))
+    assert part in message or f"{here} holds no model" in message
+
+
+@pytest.mark.parametrize(("spoil", "part"), FILES)
+def test_files_that_are_no_run_settings_are_refused(spoil, part, tmp_path, refused):
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    spoil(file)
+    message = refused("train", "--config", file, "--run.directory", tmp_path / "run")
+    assert part in message or "no config file" in message
+
+
+@pytest.mark.parametrize(("spoil", "part"), FILES[:3])
+def test_files_that_are_no_plan_of_experts_are_refused(spoil, part, tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text("{}")
+    spoil(file)
+    with pytest.raises(UserError, match=part):
+        read_placement(file)
+
+
+def test_a_pipe_of_the_shell_is_read(here, capsys):
+    reading, writing = os.pipe()
+    os.write(writing, (here / "config.json").read_bytes())
+    os.close(writing)
+    main.run(["plan", "--hf", f"/dev/fd/{reading}"])
+    os.close(reading)
+    assert "Parameters" in capsys.readouterr().out

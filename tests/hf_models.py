@@ -1,7 +1,8 @@
 """Tiny models of every family, in Hugging Face's format, with weights drawn from their names.
 
 ``tests/goldens`` has what transformers says of them: the names and shapes of their tensors, logits,
-auxiliary losses and greedy text, written by ``tests/make_goldens.py``.
+auxiliary losses and greedy text, and what it says of the fields of ``config.json``, written by
+``tests/make_goldens.py``.
 """
 
 import json
@@ -110,6 +111,77 @@ CASES: dict[str, dict[str, Any]] = {
 ROUTED = [
     name for name, hf in CASES.items() if hf["model_type"] not in ("llama", "mistral", "qwen3")
 ]
+FIRST = list({hf["model_type"]: hf for hf in reversed(CASES.values())}.values())
+"""One case of each family."""
+NEUTRAL = ("model_type", "architectures", "transformers_version", "return_dict", "problem_type")
+NEUTRAL += ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields that say nothing of the arithmetic, and are left as they are."""
+OTHERS: dict[str, Any] = {
+    "attention_bias": True,
+    "attn_logit_softcapping": 1.0,
+    "clip_qkv": 0.1,
+    "final_logit_softcapping": 1.0,
+    "head_dim": 4,
+    "hidden_act": "gelu",
+    "is_causal": False,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "logit_scale": 0.5,
+    "max_position_embeddings": 8,
+    "mlp_bias": True,
+    "mlp_only_layers": [0],
+    "moe_layer_freq": 2,
+    "n_group": 1,
+    "no_rope_layers": [0, 1],
+    "num_experts_per_tok": 2,
+    "original_max_position_embeddings": 8,
+    "partial_rotary_factor": 0.5,
+    "rope_parameters": {"rope_type": "linear", "factor": 3.0},
+    "rope_scaling": {"rope_type": "linear", "factor": 5.0},
+    "rope_theta": 77.0,
+    "scoring_func": "other",
+    "sliding_window": 3,
+    "swiglu_limit": 0.1,
+    "topk_method": "other",
+    "use_qk_norm": True,
+}
+"""Values to try for fields whose defaults are no numbers, or which are in no class."""
+
+
+def sizes_of(kind: str) -> dict[str, int]:
+    """The fields that every ``config.json`` of a family has: all others have defaults."""
+    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 32}
+    sizes |= {"vocab_size": V, "intermediate_size": 40}
+    if kind.startswith(("qwen2_moe", "qwen3_moe", "deepseek")):
+        sizes["moe_intermediate_size"] = 16
+    if kind == "qwen2_moe":
+        sizes["shared_expert_intermediate_size"] = 32
+    if kind == "deepseek_v2":
+        sizes["num_experts_per_tok"] = 6
+    experts = {"qwen2_moe": "num_experts", "olmoe": "num_experts", "qwen3_moe": "num_experts"}
+    experts |= dict.fromkeys(("mixtral", "gpt_oss", "granitemoe"), "num_local_experts")
+    experts |= dict.fromkeys(("deepseek_v2", "deepseek_v3"), "n_routed_experts")
+    return sizes | ({experts[kind]: 64} if kind in experts else {})
+
+
+def change_fields(hf: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Another value for each field of a family, and for fields of others."""
+    changes: dict[str, Any] = {}
+    for field, value in (defaults | hf).items():
+        if isinstance(value, bool):
+            changes[field] = not value
+        elif isinstance(value, int):
+            changes[field] = value + 1
+        elif isinstance(value, float):
+            changes[field] = 1.5 * value + 0.1
+    changes |= {field: value for field, value in OTHERS.items() if hf.get(field) != value}
+    return {field: value for field, value in changes.items() if field not in NEUTRAL}
+
+
+def fields(kind: str) -> dict[str, dict[str, Any]]:
+    """What transformers says of a family's fields: ``defaults`` that they have with ``sizes_of``,
+    and values that ``matter``: another model than that of ``FIRST``.
+    """
+    return json.loads((GOLDENS / "fields.json").read_text())[kind]
 
 
 def shapes(case: str) -> dict[str, list[int]]:

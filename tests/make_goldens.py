@@ -45,9 +45,43 @@ def outputs(directory: Path) -> dict[str, np.ndarray]:
     }
 
 
+def fields_of(hf: dict) -> dict[str, dict]:
+    """What a family means by fields that are not there, and the values of fields with which its
+    model computes something else, or nothing, from the same tensors.
+    """
+    kind = hf["model_type"]
+    defaults = AutoConfig.for_model(kind, **hf_models.sizes_of(kind)).to_dict()
+    matter = {}
+    with tempfile.TemporaryDirectory() as place:
+
+        def make(**changes) -> torch.nn.Module:
+            (Path(place) / "config.json").write_text(json.dumps(hf | changes))
+            config = AutoConfig.from_pretrained(place)
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+        ids, whole = torch.arange(3, 40)[None], make()
+        for tensor in whole.parameters():
+            torch.nn.init.normal_(tensor, std=0.25)
+        with torch.no_grad():
+            want = whole(ids).logits
+            for field, value in hf_models.change_fields(hf, defaults).items():
+                try:
+                    changed = make(**{field: value})
+                    changed.load_state_dict(whole.state_dict())
+                    same = torch.equal(changed(ids).logits, want)
+                except Exception:  # they raise many kinds
+                    same = False
+                if not same:
+                    matter[field] = value
+    return {"defaults": defaults, "matter": matter}
+
+
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
     hf_models.GOLDENS.mkdir(exist_ok=True)
+    fields = {hf["model_type"]: fields_of(hf) for hf in hf_models.FIRST}
+    text = json.dumps(fields, indent=1, sort_keys=True)
+    (hf_models.GOLDENS / "fields.json").write_text(text + "\n")
     with tempfile.TemporaryDirectory() as place:
         found = {}
         for case, hf in hf_models.CASES.items():

@@ -11,10 +11,11 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import from_dict
 from moejax.config.model import MOST_LAYERS, ModelConfig
 from moejax.hf.families import FAMILIES, Family
+from moejax.hf.fields import layer_types
 from moejax.routing import token_choice
 
-OTHER_NAMES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
-"""Fields by other names that are in use for them."""
+EXPERT_COUNTS = ("num_experts", "num_local_experts")
+"""Two names that are in use for one field."""
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that mean the same in all families."""
 OPTIONAL_SIZES = ("max_position_embeddings", "num_nextn_predict_layers")
@@ -31,6 +32,17 @@ def find_family(hf: dict[str, Any]) -> str:
     return kind
 
 
+def with_defaults(hf: dict[str, Any]) -> dict[str, Any]:
+    """A ``config.json``, with what its family means by a field that is not there."""
+    # Some tools write null where they mean the family's own positions.
+    said = {field: x for field, x in hf.items() if x is not None or field != "rope_parameters"}
+    counts = {field: hf[field] for field in EXPERT_COUNTS if field in hf}
+    told = ", but ".join(f"{field} is {shorten(count)}" for field, count in counts.items())
+    check(len(set(map(repr, counts.values()))) < 2, f"{told}: they are two names of one number.")
+    said |= {field: count for count in counts.values() for field in EXPERT_COUNTS}
+    return FAMILIES[find_family(hf)].defaults | said
+
+
 def read_config(hf: dict[str, Any]) -> ModelConfig:
     """The settings of a model from its ``config.json``: dropless, in float32.
 
@@ -45,8 +57,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
             f"{field} is {shorten(found)}: only {wanted!r} is supported for {name} models."
             + " Convert quantised weights to bfloat16 first." * field.startswith("quant"),
         )
-    hf = family.defaults | hf
-    hf = {field: hf[also] for field, also in OTHER_NAMES.items() if also in hf} | hf
+    hf = with_defaults(hf)
     needed = {"num_attention_heads", *family.fields}
     missing = sorted(field for field in needed if field not in hf)
     check(not missing, f"config.json has no {', '.join(missing)}.")
@@ -73,7 +84,16 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
         raise ConfigError(f"a field is out of its range: {error}.") from error
     if "moe.balance.loss_weight" in ours:
         ours["moe.balance.loss_weight"] = float(ours["moe.balance.loss_weight"] or 0)
-    return from_dict(ModelConfig, unflatten_dict(ours, sep="."))
+    config = from_dict(ModelConfig, unflatten_dict(ours, sep="."))
+    kinds = hf.get("layer_types")
+    if kinds is not None and layer_types not in family.translations:
+        read = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
+        check(
+            kinds == read,
+            f"layer_types is {shorten(kinds)}: all layers of {name} models are alike"
+            f" ({shorten(read)} with sliding_window {config.attention.window}).",
+        )
+    return config
 
 
 def write_config(

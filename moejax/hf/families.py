@@ -21,9 +21,10 @@ class Family:
     fields: dict[str, str]
     """Where a field of ``config.json`` goes in ``ModelConfig``, by dotted path, as it is."""
     defaults: dict[str, Any]
-    """What a field is that ``config.json`` does not have."""
+    """What a field is that ``config.json`` does not have, as in the family's configuration class of
+    transformers. Sizes that every file of a family has no default: a file without is refused."""
     fixed: dict[str, Any]
-    """Fields that must have this value, if they are there."""
+    """Fields that must have this value, if they are there; it is their default, too."""
     ours: dict[str, Any]
     """Settings of ``ModelConfig`` that all models of the family have."""
     translations: tuple[Translation, ...]
@@ -95,9 +96,15 @@ SIZES = {
     "rms_norm_eps": "norm_epsilon",
     "tie_word_embeddings": "tie_embeddings",
 }
-GIVEN = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
-"""Defaults that all families share."""
-SWIGLU = {"hidden_act": "silu", "quantization_config": None, "quantization": None}
+GIVEN = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+"""Defaults that most families share."""
+LITTLE_LOSS = {"router_aux_loss_coef": 0.001}
+SWIGLU = {
+    "hidden_act": "silu",
+    "is_causal": True,
+    "quantization_config": None,
+    "quantization": None,
+}
 GROUPED = (fields.rope, fields.heads)
 ALWAYS: dict[str, Any] = {
     "logit_scale": 1.0,
@@ -118,6 +125,12 @@ QWEN = {
     "moe_intermediate_size": "moe.hidden_size",
     "num_experts": "moe.num_experts",
 }
+QWEN_GIVEN = (
+    GIVEN
+    | LITTLE_LOSS
+    | {"norm_topk_prob": False, "max_position_embeddings": 32_768}
+    | {"decoder_sparse_step": 1, "mlp_only_layers": []}
+)
 ALL_ROUTED = {
     **SIZES,
     **LOSS,
@@ -141,6 +154,13 @@ DEEPSEEK = {
     "v_head_dim": "attention.value_head_size",
     "qk_nope_head_dim": "head_size",
 }
+DEEPSEEK_GIVEN = GIVEN | {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+}
 DEEPSEEK_FIXED = SWIGLU | {"attention_bias": False, "mlp_bias": False, "moe_layer_freq": 1}
 DEEPSEEK_OURS = ALWAYS | {"qk_norm": False, "moe.balance.loss_weight": 0.0}
 DEEPSEEK_TENSORS = (
@@ -153,11 +173,23 @@ DEEPSEEK_TENSORS = (
     Rule("mlp.gate.e_score_correction_bias", "bias_LE"),
 )
 
+GPT_OSS_POSITIONS = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
 FAMILIES: dict[str, Family] = {
     "mixtral": Family(
         architecture="MixtralForCausalLM",
         fields=ALL_ROUTED,
-        defaults=GIVEN | {"rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "rope_theta": 1e6},
+        defaults=GIVEN
+        | LITTLE_LOSS
+        | {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131_072}
+        | {"num_key_value_heads": 8, "num_experts_per_tok": 2, "sliding_window": None},
         fixed=SWIGLU,
         ours=ALWAYS | {"qk_norm": False, "moe.router": "mixtral"},
         translations=(*GROUPED, fields.window),
@@ -173,8 +205,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(
         architecture="Qwen3MoeForCausalLM",
         fields=QWEN,
-        defaults=GIVEN
-        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001, "rope_theta": 10_000.0},
+        defaults=QWEN_GIVEN
+        | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "attention_bias": False},
         fixed=SWIGLU | NO_WINDOW,
         ours=ALWAYS | {"moe.router": "qwen3_moe"},
         translations=(*GROUPED, fields.attention_bias, fields.routed_layers),
@@ -183,8 +215,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(
         architecture="Qwen2MoeForCausalLM",
         fields=QWEN,
-        defaults=GIVEN
-        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.001, "rope_theta": 10_000.0},
+        defaults=QWEN_GIVEN
+        | {"num_key_value_heads": 16, "num_experts_per_tok": 4, "qkv_bias": True},
         fixed=SWIGLU | NO_WINDOW,
         ours=ALWAYS | {"qk_norm": False, "moe.router": "qwen2_moe", "moe.shared_gate": True},
         translations=(*GROUPED, fields.qkv_bias, fields.routed_layers, fields.shared_expert),
@@ -209,7 +241,7 @@ FAMILIES: dict[str, Family] = {
         },
         defaults=GIVEN
         | {"rms_norm_eps": 1e-5, "norm_topk_prob": False, "router_aux_loss_coef": 0.01}
-        | {"rope_theta": 10_000.0},
+        | {"num_experts_per_tok": 8, "max_position_embeddings": 4096, "attention_bias": False},
         fixed=SWIGLU | {"clip_qkv": None},
         ours=ALWAYS | {"moe.router": "olmoe", "attention.qk_norm_over": "width"},
         translations=(*GROUPED, fields.attention_bias),
@@ -223,17 +255,23 @@ FAMILIES: dict[str, Family] = {
             "n_group": "moe.expert_groups",
             "topk_group": "moe.kept_expert_groups",
         },
-        defaults=GIVEN | {"norm_topk_prob": True, "q_lora_rank": None, "rope_theta": 10_000.0},
+        defaults=DEEPSEEK_GIVEN
+        | {"norm_topk_prob": True, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4}
+        | {"n_shared_experts": 1, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5}
+        | {"max_position_embeddings": 4096, "num_nextn_predict_layers": 1},
         fixed=DEEPSEEK_FIXED
         | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
-        translations=(fields.latent_rope, fields.one_head_each, fields.no_next_tokens),
+        translations=(fields.latent_rope, fields.one_head_each, fields.rotary_head)
+        + (fields.no_next_tokens,),
         tensors=DEEPSEEK_TENSORS,
     ),
     "deepseek_v2": Family(
         architecture="DeepseekV2ForCausalLM",
         fields=DEEPSEEK,
-        defaults=GIVEN | {"q_lora_rank": None, "rope_theta": 10_000.0},
+        defaults=DEEPSEEK_GIVEN
+        | {"n_shared_experts": 2, "first_k_dense_replace": 0, "routed_scaling_factor": 1.0}
+        | {"topk_method": "greedy", "max_position_embeddings": 2048},
         fixed=DEEPSEEK_FIXED | {"norm_topk_prob": False, "scoring_func": "softmax"},
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v2"},
         translations=(fields.latent_rope, fields.one_head_each, fields.group_method),
@@ -243,7 +281,10 @@ FAMILIES: dict[str, Family] = {
         architecture="GptOssForCausalLM",
         fields=ALL_ROUTED,
         defaults=GIVEN
-        | {"rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "rope_theta": 150_000.0},
+        | LITTLE_LOSS
+        | {"rms_norm_eps": 1e-5, "rope_theta": 150_000.0, "max_position_embeddings": 131_072}
+        | {"num_key_value_heads": 8, "head_dim": 64, "num_experts_per_tok": 4}
+        | {"sliding_window": 128, "rope_parameters": GPT_OSS_POSITIONS},
         fixed=SWIGLU | {"attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
         ours=ALWAYS
         | {"qk_norm": False, "moe.router": "gpt_oss", "activation": "clamped_swiglu"}
@@ -277,8 +318,10 @@ FAMILIES: dict[str, Family] = {
             "attention_multiplier": "attention.scale",
         },
         defaults=GIVEN
-        | {"router_aux_loss_coef": 0.001, "rope_theta": 10_000.0, "embedding_multiplier": 1.0}
-        | {"residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0},
+        | LITTLE_LOSS
+        | {"num_experts_per_tok": 2, "max_position_embeddings": 2048, "attention_bias": False}
+        | {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
+        | {"attention_multiplier": 1.0, "logits_scaling": 1.0},
         fixed=SWIGLU,
         ours=ALWAYS | {"qk_norm": False, "moe.router": "granite"},
         translations=(*GROUPED, fields.attention_bias, fields.logits_scaling),
@@ -299,7 +342,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(
         architecture="LlamaForCausalLM",
         fields=SIZES | {"intermediate_size": "dense_hidden_size"},
-        defaults=GIVEN | {"rope_theta": 10_000.0},
+        defaults=GIVEN | {"max_position_embeddings": 2048, "attention_bias": False},
         fixed=SWIGLU | {"mlp_bias": False},
         ours=NO_EXPERTS,
         translations=(*GROUPED, fields.attention_bias),
@@ -308,7 +351,8 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(
         architecture="MistralForCausalLM",
         fields=SIZES | {"intermediate_size": "dense_hidden_size"},
-        defaults=GIVEN | {"rope_theta": 10_000.0},
+        defaults=GIVEN
+        | {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
         fixed=SWIGLU,
         ours=NO_EXPERTS,
         translations=(*GROUPED, fields.window),
@@ -317,7 +361,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
         fields=SIZES | {"intermediate_size": "dense_hidden_size"},
-        defaults=GIVEN | {"rope_theta": 10_000.0},
+        defaults=GIVEN
+        | {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False}
+        | {"max_position_embeddings": 32_768},
         fixed=SWIGLU | NO_WINDOW,
         ours=NO_EXPERTS | {"qk_norm": True},
         translations=(*GROUPED, fields.attention_bias),

@@ -42,6 +42,12 @@ one_head_each = Translation(
     lambda model: {"num_key_value_heads": model.num_heads},
 )
 
+# Where DeepSeek-V3 has this field, it is another name of the width that positions rotate.
+rotary_head = Translation(
+    lambda hf: _check_allowed(hf, "head_dim", (None, hf["qk_rope_head_dim"])),
+    lambda model: {},
+)
+
 
 def _check_allowed(hf: Fields, name: str, allowed: tuple) -> Fields:
     check(
@@ -52,8 +58,10 @@ def _check_allowed(hf: Fields, name: str, allowed: tuple) -> Fields:
 
 
 def _rope_fields(hf: Fields) -> tuple[str, Fields]:
-    """The type of the rotary positions, and their fields, wherever they stand."""
-    found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    """The type of the rotary positions, and their fields, wherever they stand. Where both names are
+    there the older one counts, as in transformers.
+    """
+    found = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     check(
         isinstance(found, dict) and not any(isinstance(value, dict) for value in found.values()),
         f"rope_parameters {shorten(found)}: only one kind for all layers is supported.",
@@ -70,7 +78,8 @@ def _read_rope(hf: Fields) -> Fields:
     plain = {"rope_theta": float(found["rope_theta"])}
     if kind == "default":
         return plain
-    length = found.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
+    name = "original_max_position_embeddings"
+    length = hf.get(name) or found.get(name) or hf.get("max_position_embeddings")
     if kind == "linear":
         return plain | {"rope.scaling": kind, "rope.factor": float(found["factor"])}
     if kind == "llama3":
@@ -154,7 +163,7 @@ def _write_latent_rope(model: ModelConfig) -> Fields:
 latent_rope = Translation(_read_latent_rope, _write_latent_rope)
 
 window = Translation(
-    lambda hf: {"attention.window": hf.get("sliding_window")},
+    lambda hf: {"attention.window": hf["sliding_window"]},
     lambda model: {"sliding_window": model.attention.window},
 )
 
@@ -163,14 +172,14 @@ attention_bias = Translation(
     lambda model: {"attention_bias": model.attention.bias == "all"},
 )
 qkv_bias = Translation(
-    lambda hf: {"attention.bias": "qkv" if hf.get("qkv_bias", True) else "none"},
+    lambda hf: {"attention.bias": "qkv" if hf["qkv_bias"] else "none"},
     lambda model: {"qkv_bias": model.attention.bias == "qkv"},
 )
 
 
 def _read_layer_types(hf: Fields) -> Fields:
     """Which layers have windows; by default every other one, the first included."""
-    layers, size = hf["num_hidden_layers"], hf.get("sliding_window")
+    layers, size = hf["num_hidden_layers"], hf["sliding_window"]
     kinds = hf.get("layer_types")
     if kinds is None:
         kinds = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)]
@@ -202,8 +211,8 @@ layer_types = Translation(
 
 
 def _read_routed_layers(hf: Fields) -> Fields:
-    layers, step = hf["num_hidden_layers"], hf.get("decoder_sparse_step") or 1
-    dense = set(hf.get("mlp_only_layers") or ())
+    layers, step = hf["num_hidden_layers"], hf["decoder_sparse_step"] or 1
+    dense = set(hf["mlp_only_layers"] or ())
     routed = [i not in dense and (i + 1) % step == 0 for i in range(layers)]
     numbers = [i for i, is_routed in enumerate(routed) if is_routed]
     lowest = numbers[0] if numbers else layers
@@ -245,7 +254,7 @@ shared_expert = Translation(
 
 
 def _read_group_method(hf: Fields) -> Fields:
-    method = hf.get("topk_method", "greedy")
+    method = hf["topk_method"]
     if method == "group_limited_greedy":
         return {"moe.expert_groups": hf["n_group"], "moe.kept_expert_groups": hf["topk_group"]}
     check(

@@ -21,7 +21,7 @@ from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.hf.accounts import BIAS
 from moejax.hf.arrays import lay_out, read_arrays
-from moejax.hf.configs import find_family, read_config
+from moejax.hf.configs import find_family, read_config, with_defaults
 from moejax.hf.files import TYPES, Tensor, open_tensors, read_json, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
@@ -103,7 +103,7 @@ def load(
     check_mesh(config, layout)
     shapes = array_shapes(config)
     wanted = accounts.list_entries(family, config, shapes)
-    left_out = accounts.check_tensors(wanted, tensors, hf, config)
+    left_out = accounts.check_tensors(wanted, tensors, with_defaults(hf), config)
     types = {path: _choose_type(entry, tensors, dtype) for entry in wanted for path in entry.paths}
     in_16_bits = types[("embedding_VD",)].itemsize == 2
     config = replace(config, dtype="bfloat16" if in_16_bits else "float32")

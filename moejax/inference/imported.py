@@ -21,6 +21,7 @@ from moejax.config.paths import check_plain
 from moejax.config.run import RunConfig
 from moejax.hf.accounts import BIAS
 from moejax.hf.arrays import lay_out
+from moejax.hf.configs import with_defaults
 from moejax.hf.files import read_json
 from moejax.hf.tensors import ArrayPath
 from moejax.hf.writing import copy_other_files, make_new_directory
@@ -64,7 +65,7 @@ def write_model(
     copy_other_files(files_from, directory)
     write_json(directory / ORIGINAL, hf)
     run = make_fine_tuning_config(
-        config, directory, layout, hf.get("max_position_embeddings") or 1024
+        config, directory, layout, with_defaults(hf)["max_position_embeddings"] or 1024
     )
     write_json(directory / "config.json", to_dict(run))
 

@@ -12,6 +12,7 @@ from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import load_tokenizer
+from moejax.hf.configs import with_defaults
 from moejax.hf.files import read_json
 from moejax.hf.reading import array_shapes, load
 from moejax.inference import imported
@@ -82,7 +83,7 @@ def describe_released(
         params=params,
         bias_LE=bias_LE,
         tokenizer=tokenizer,
-        context=fields.get("max_position_embeddings") or 2048,
+        context=with_defaults(fields)["max_position_embeddings"] or 2048,
         beginning=() if tokenizer is None else tokenizer.beginning,
         ends=frozenset(ends if isinstance(ends, list) else [ends]),
         description=f"{path}, {fields['model_type']}:"

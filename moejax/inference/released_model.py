@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from moejax.config.checks import check
+from moejax.config.errors import CheckpointError
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
@@ -33,7 +34,11 @@ def open_imported(
     params, bias_LE = imported.read_weights(path, array_shapes(config), mesh, layout, dtype)
     config = config if dtype is None else replace(config, dtype=dtype)
     fields = imported.read_original(path)
-    assert fields is not None  # it is written with the rest
+    if fields is None:
+        raise CheckpointError(
+            f"{path / imported.ORIGINAL} is missing, which `moejax import` wrote: import the model"
+            f" again."
+        )
     return describe_released(path, config, params, bias_LE, layout, fields)
 
 

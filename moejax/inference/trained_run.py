@@ -1,5 +1,6 @@
 """The model of a run, from one of its checkpoints."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from moejax.models.by_kind import build
 from moejax.models.counts import cost
 from moejax.models.initial_params import init_params, selection_bias_shape
 from moejax.runs.checkpoint import read_parts
+from moejax.runs.history import KEY, explain_settings
 from moejax.runtime import partition
 from moejax.runtime.number_words import short
 
@@ -47,6 +49,9 @@ def open_run(
         shardings,
     )
     step, parts, extra = read_parts(path / "checkpoints", like, step)
+    if noted := extra.get(KEY):
+        for words in explain_settings(path, step, noted):
+            warnings.warn(f"{path}: {words}.", stacklevel=2)
     trained_with = extra["place"]["layout"].get("tokenizer")
     if tokenizer and trained_with != tokenizer.fingerprint:
         raise RunError(

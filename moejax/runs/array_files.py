@@ -9,7 +9,8 @@ import numpy as np
 
 from moejax.runtime.atomic_files import write_file
 
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# A RuntimeError is what a flipped bit of the flags or the method of compression looks like.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 Arrays = dict[str, np.ndarray]
 

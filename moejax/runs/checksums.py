@@ -25,12 +25,13 @@ def write_checksums(directory: Path) -> None:
     write_json(directory / FILE, {"algorithm": "crc32c", "files": files})
 
 
-def find_damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
+def find_damage(directory: Path, part: int = 0, parts: int = 1, start: str = "") -> str | None:
     """What is wrong with the files of ``directory``, in words; None if nothing is known to be.
 
     Every file must be as its checksum says, and none may be missing. Of several processes that
-    share the work, each looks at its ``part`` of ``parts``. Directories without checksums were
-    written before there were any, or are still being finished: nothing is known of them.
+    share the work, each looks at its ``part`` of ``parts``. Files whose path does not begin with
+    ``start`` are not looked at. Directories without checksums were written before there were any,
+    or are still being finished: nothing is known of them.
     """
     file = directory / FILE
     if not file.is_file():
@@ -40,7 +41,7 @@ def find_damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
         expected = {str(name): [int(size), str(crc)] for name, (size, crc) in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{FILE} itself is damaged"
-    for name in sorted(expected)[part::parts]:
+    for name in sorted(name for name in expected if name.startswith(start))[part::parts]:
         path = directory / name
         if not path.is_file():
             return f"{name} is missing"
@@ -72,3 +73,8 @@ def sum_file(path: Path) -> list[int | str]:
         while block := file.read(BLOCK):
             crc, size = google_crc32c.extend(crc, block), size + len(block)
     return [size, f"{crc:08x}"]
+
+
+def sum_bytes(content: bytes) -> list[int | str]:
+    """The same of bytes in memory."""
+    return [len(content), f"{google_crc32c.value(content):08x}"]

@@ -10,6 +10,7 @@ from moejax.config.measure import Measure
 from moejax.runs.class_counts import Sorted, read_sorted
 from moejax.runs.expert_load import Load, read_load
 from moejax.runs.held_out_choices import HeldOutChoices, read_choices
+from moejax.runs.history import explain_run
 from moejax.runs.metric_lines import read_lines, select_split, sort_steps
 from moejax.runs.run_directory import CHOICES, PART_CHOICES
 
@@ -67,6 +68,7 @@ def read_run(directory: Path, columns: int = 200) -> Run:
     found, damaged_classes = read_sorted(directory / "classes")
     damage = damaged_lines + damaged_config + damaged_summary
     damage += damaged_load + damaged_choices + damaged_classes
+    damage += explain_run(directory)
     return Run(
         directory=directory,
         config=config,

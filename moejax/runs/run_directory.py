@@ -1,6 +1,7 @@
 """A run is a directory: settings, metrics, loads, checkpoints, report. One training at a time."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
 from moejax.runtime.atomic_files import write_json, write_text
 
-LOAD, CHOICES, PART_CHOICES, CLASSES = "load", "choices", "part_choices", "classes"
+FOLDERS = LOAD, CHOICES, PART_CHOICES, CLASSES = ("load", "choices", "part_choices", "classes")
 """Folders with a file of arrays for each step."""
 
 # Settings that a run may change when it goes on; all others would make it another run.
@@ -52,6 +53,15 @@ MAY_CHANGE = frozenset(
         "model.unroll",
     }
 )
+
+
+def _warn_of_damage(file: Path, content: object) -> None:
+    """Say that a file could not be read: figures that are compared with it are left out."""
+    if content is None:
+        warnings.warn(
+            f"{file} is damaged: it is left out of alarms, and of what is compared with it.",
+            stacklevel=3,
+        )
 
 
 def _owner_only(method: Callable[..., None]) -> Callable[..., None]:
@@ -113,7 +123,20 @@ class RunDirectory:
         begun = self.last_metrics("train") or any(self.checkpoints.glob("*"))
         if not begun or not file.exists():
             return
-        changed = differences(read_config_json(file), config)
+        try:
+            old = read_config_json(file)
+        except ConfigError as error:
+            raise RunError(
+                f"{error} Move it away, and the same command resumes: the checkpoints have the"
+                f" settings, too."
+            ) from error
+        self.compare(old, config)
+
+    def compare(self, old: Config, config: Config) -> None:
+        """Raise ``RunError`` for settings other than the ``old`` ones of this run, but for those
+        that may change.
+        """
+        changed = differences(old, config)
         fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
         if "data.tokenizer" in fatal and self._is_same_tokenizer(*fatal["data.tokenizer"]):
             del fatal["data.tokenizer"]
@@ -160,7 +183,7 @@ class RunDirectory:
         """Drop the lines after ``step``: a resumed run writes them again. A cut last line goes,
         too.
         """
-        for folder in (LOAD, CHOICES, PART_CHOICES, CLASSES):
+        for folder in FOLDERS:
             for file in list_steps(self.path / folder):
                 if int(file.stem) > step:
                     file.unlink()
@@ -185,9 +208,12 @@ class RunDirectory:
         write_arrays(self.path / LOAD, step, arrays)
 
     def last_loads(self, count: int) -> list[dict[str, np.ndarray]]:
-        """The arrays of the last intervals, in order; damaged files are left out."""
-        found = map(read_arrays, list_steps(self.path / LOAD)[-count:])
-        return [arrays for arrays in found if arrays is not None]
+        """The arrays of the last intervals, in order; of damaged files there is a warning."""
+        files = list_steps(self.path / LOAD)[-count:]
+        found = [(file, read_arrays(file)) for file in files]
+        for file, arrays in found:
+            _warn_of_damage(file, arrays)
+        return [arrays for _, arrays in found if arrays is not None]
 
     @_owner_only
     def write_choices(self, step: int, chosen_LBNE: np.ndarray, folder: str = CHOICES) -> None:
@@ -199,7 +225,10 @@ class RunDirectory:
     def last_choices(self, folder: str = CHOICES) -> np.ndarray | None:
         """``chosen_LBNE`` of the last evaluation, or None."""
         files = list_steps(self.path / folder)
-        return read_chosen(files[-1]) if files else None
+        found = read_chosen(files[-1]) if files else None
+        if files:
+            _warn_of_damage(files[-1], found)
+        return found
 
     @_owner_only
     def write_classes(self, step: int, **counts: np.ndarray) -> None:

@@ -52,6 +52,7 @@ def train(config: Config, *, name: str, command: str) -> None:
                 warn_of_decoding(config)
             programs, journal = make_programs(config, learner, mesh), Journal(run, board)
             saving = Saving(
+                config=config,
                 run=run,
                 checkpoints=checkpoints,
                 batches=task.train_batches(batch_rows.process_rows(mesh, config.data.batch_size)),

@@ -29,11 +29,13 @@ from moejax.config import (
 from moejax.config.errors import ConfigError, RunError, UserError
 from moejax.config.material import IMAGES
 from moejax.data import tfds_source
+from moejax.data.images import InMemory, open_images
 from moejax.lab.study.definition import Study
 from moejax.lab.study.run_study import run_study
 from moejax.lab.study.side_by_side import compare_runs
 from moejax.runs.lift import expected_counts, lift
 from moejax.runs.records import read_run
+from moejax.train import tasks
 from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,19 @@ def test_a_run_says_how_many_images_were_right(run, capsys):
         part["parameters_total"] for part in summary["parts"].values()
     )
     assert not (run / "sample.txt").exists()
+
+
+def test_a_run_goes_on_with_the_very_images_that_it_began_with(run, tmp_path, monkeypatch):
+    """One pixel of an image that is held out is another one."""
+    shutil.copytree(run, tmp_path / "run")
+    images = open_images(tiny(run).data)
+    pixels, classes = map(np.array, zip(*images.validation, strict=True))
+    pixels[0, 0, 0] ^= 1
+    other = dataclasses.replace(images, validation=InMemory(pixels, classes))
+    monkeypatch.setattr(tasks, "open_images", lambda config: other)
+    config = tiny(tmp_path / "run", router="v_moe", seating="priority")
+    with pytest.raises(RunError, match="changed: image 0 of those held out"):
+        train(config, name="tiny", command="test")
 
 
 def test_counts_by_class_are_those_of_the_evaluation(run):

@@ -21,13 +21,14 @@ from moejax.config import (
     RunConfig,
 )
 from moejax.data import tfds_source
+from moejax.data.fingerprint import explain_change
 from moejax.data.image_batches import (
     image_train_batches,
     image_validation_batches,
     make_augmentation,
     shift_image,
 )
-from moejax.data.images import InMemory, check_images, open_images
+from moejax.data.images import ImageSet, InMemory, check_images, mark_images, open_images
 
 DIGITS = DataConfig(source="digits")
 
@@ -254,3 +255,41 @@ def test_a_model_for_other_images_is_told_which_they_are():
         check_images(images, dataclasses.replace(fitting, vocab_size=7))
     with pytest.raises(ConfigError, match="8 x 4 pixels, but a model sees square ones"):
         check_images(dataclasses.replace(images, shape=(8, 4, 1)), fitting)
+
+
+def image_set(pixels: np.ndarray, classes: np.ndarray) -> ImageSet:
+    """Half of the images on each side."""
+    half = len(pixels) // 2
+    return ImageSet(
+        train=InMemory(pixels[:half], classes[:half]),
+        validation=InMemory(pixels[half:], classes[half:]),
+        classes=("a", "b"),
+        shape=pixels.shape[1:],
+        description="images",
+    )
+
+
+CHANGES = {
+    "nothing": (lambda x, y: (x, y), None),
+    "a pixel": (
+        lambda x, y: (x + (np.arange(x.size) == 5).reshape(x.shape), y),
+        "image 0 of those",
+    ),
+    "a class": (lambda x, y: (x, y + (np.arange(len(y)) == 9)), "image 4 of those held out"),
+    "the shape": (lambda x, y: (x.reshape(len(x), 2, 8, 1), y), "image 0 of those to train on, im"),
+    "the order": (
+        lambda x, y: (x[[1, 0, *range(2, len(x))]], y),
+        "image 0 of those to train on, im",
+    ),
+    "one fewer": (lambda x, y: (x[:-2], y[:-2]), "gone: image 4 of those to train on, image 4 of"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_images_that_have_changed_are_told_by_their_fingerprint(change):
+    make, words = CHANGES[change]
+    pixels = np.arange(10 * 16, dtype=np.uint8).reshape(10, 4, 4, 1)
+    classes = np.arange(10) % 2
+    before = mark_images(image_set(pixels, classes))
+    found = explain_change(before, mark_images(image_set(*make(pixels, classes))))
+    assert found is None if words is None else words in found

@@ -55,7 +55,7 @@ def test_a_text_that_has_changed_is_refused_by_name(config, tmp_path):  # noqa: 
         change(tmp_path)
         with pytest.raises(RunError, match=rf"run was trained on .*{words}") as error:
             quick(config)
-        assert "Give it the same text" in str(error.value), name
+        assert "Give it the same data" in str(error.value), name
         for file in [f for f in tmp_path.iterdir() if f.is_file()]:
             file.unlink()
         for file, data in kept.items():

@@ -1,4 +1,4 @@
-"""A fingerprint of a text, so that a run goes on with the very text that it began with.
+"""A fingerprint of data, so that a run goes on with the very data that it began with.
 
 It is a list of marks. Each stands for a group of neighbouring documents: the names of its first and
 its last one, and a digest of all their names and contents. Most texts have few files, so that each
@@ -59,9 +59,9 @@ def read_blocks(path: str, size: int, share: float | None) -> Iterator[bytes]:
         yield file.read(EDGE)
 
 
-def mark_documents(side: str, documents: Documents) -> list[Mark]:
+def mark_documents(side: str, documents: Documents, what: str = "document") -> list[Mark]:
     """The marks of one side of a data set, by its length and ``DOCUMENTS`` of its documents, spread
-    evenly from the first to the last.
+    evenly from the first to the last; ``what`` they are called.
     """
     count = len(documents)
     numbers = sorted({i * (count - 1) // (DOCUMENTS - 1) for i in range(DOCUMENTS)})
@@ -70,7 +70,7 @@ def mark_documents(side: str, documents: Documents) -> list[Mark]:
         digest = hashlib.blake2b(repr((count, number)).encode(), digest_size=8)
         digest.update(documents[number])
         digests.append(digest.digest())
-    return _group([f"document {number} of {side}" for number in numbers], digests)
+    return _group([f"{what} {number} of {side}" for number in numbers], digests)
 
 
 def explain_change(old: Sequence[Sequence[str]], new: Sequence[Mark]) -> str | None:

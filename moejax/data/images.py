@@ -10,6 +10,7 @@ from moejax.config.checks import check
 from moejax.config.data import DataConfig
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
+from moejax.data.fingerprint import Mark, mark_documents
 
 HELD_OUT_DIGITS = 360
 """How many of the 1,797 images are held out: always the same ones."""
@@ -69,6 +70,26 @@ def open_images(config: DataConfig) -> ImageSet:
         shape=shape,
         description=f"TFDS {config.tfds_name}: {_describe_sides(train, validation)}",
     )
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """Images and their classes as documents, for a fingerprint."""
+
+    images: LabelledImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> bytes:
+        image, label = self.images[index]
+        return repr((image.shape, label)).encode() + image.tobytes()
+
+
+def mark_images(images: ImageSet) -> list[Mark]:
+    """The fingerprint of images and their classes."""
+    sides = ("those to train on", images.train), ("those held out", images.validation)
+    return [mark for side, of in sides for mark in mark_documents(side, ImageBytes(of), "image")]
 
 
 def _open_digits() -> ImageSet:

@@ -1,5 +1,5 @@
-"""The files of a checkpoint: what is in them, without trusting them. Only safetensors are read, and
-only from inside the directory; nothing in a checkpoint is ever executed.
+"""The files of a checkpoint: what is in them, without trusting them. Only safetensors are read, by
+names in the directory, where links are followed; nothing in a checkpoint is ever executed.
 """
 
 import json

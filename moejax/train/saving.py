@@ -27,8 +27,8 @@ class Saving:
     batches: TrainBatches
     description: str
     """Of the data: a run goes on with the same."""
-    marks: list[Mark] | None
-    """The fingerprint of a text: a run goes on with that very text."""
+    marks: list[Mark]
+    """The fingerprint of the data: a run goes on with those very data."""
     processes: Processes
 
     def save(self, state: TrainState, tally: Tally, score: float | None) -> None:
@@ -79,9 +79,9 @@ class Saving:
             )
 
     def _check_text(self, text: str, marks: list[Mark] | None) -> None:
-        """Raise ``RunError`` if the text is not the one that the run was trained on."""
+        """Raise ``RunError`` if the data are not those that the run was trained on."""
         change = None
-        if marks is not None and self.marks is not None:
+        if marks is not None:
             change = explain_change(marks, self.marks)
         if change is None and text == self.description:
             return
@@ -91,5 +91,5 @@ class Saving:
         raise RunError(
             f"{self.run.path} was trained on {text}, but {now}"
             + (f" ({change})" if change else "")
-            + ". Give it the same text, or start a new run with another --run.directory."
+            + ". Give it the same data, or start a new run with another --run.directory."
         )

@@ -13,7 +13,7 @@ from moejax.data.batches import Batch, TrainBatches
 from moejax.data.check_tokens import check_some_tokens
 from moejax.data.fingerprint import Mark, join_marks
 from moejax.data.image_batches import image_train_batches, image_validation_batches
-from moejax.data.images import ImageSet, check_images, open_images
+from moejax.data.images import ImageSet, check_images, mark_images, open_images
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
@@ -78,8 +78,8 @@ class ImageTask:
 
     config: Config
     images: ImageSet
-    marks: list[Mark] | None = None
-    """Images have no fingerprint."""
+    marks: list[Mark]
+    """A fingerprint of the images."""
 
     @property
     def vocab_size(self) -> int:
@@ -99,7 +99,11 @@ class ImageTask:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes."""
-        return {"the images": self.description, "the classes": list(self.images.classes)}
+        return {
+            "the images": self.description,
+            "the classes": list(self.images.classes),
+            "the content of the images": join_marks(self.marks),
+        }
 
     def train_batches(self, rows: np.ndarray) -> TrainBatches:
         """These rows of the training batches."""
@@ -137,4 +141,4 @@ def open_task(config: Config, kept_tokenizer: Path) -> Task:
         return LanguageTask(config=config, corpus=corpus, tokenizer=tokenizer, marks=marks)
     images = open_images(config.data)
     check_images(images, config.model)
-    return ImageTask(config=config, images=images)
+    return ImageTask(config=config, images=images, marks=mark_images(images))

@@ -12,7 +12,6 @@ from moejax.config.mesh import MeshConfig
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.runtime import device_mesh
-from moejax.runtime.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,6 @@ class ImportSettings:
 
 def import_model(settings: ImportSettings) -> None:
     """Read, check and write, and say so. Raises ``UserError``."""
-    keep_freed_memory()
     with new_directory(settings.target):
         words = _convert(settings)
     print(words, flush=True)

@@ -1,13 +1,11 @@
 """Tensors on disk become arrays on devices: each device is given its own part alone."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from tqdm import tqdm
 
 from moejax.config.mesh import MeshConfig
@@ -15,6 +13,7 @@ from moejax.config.model import ModelConfig
 from moejax.hf.files import Tensor, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime import partition
+from moejax.runtime.place_arrays import Get, place, place_rows, take_layer
 
 
 def lay_out(
@@ -48,37 +47,20 @@ def read_arrays(
             sources = [tensors[name] for name in entry.names]
             for part, path in enumerate(entry.paths):
                 whole = like[path]
-                one = whole if entry.index is None else _take_layer(whole)
-                array = _place(one, partial(_read_part, entry, part, sources, config, one))
-                if entry.index is not None:
-                    stack = arrays[path] if path in arrays else _make_zeros(whole)()
-                    # Waited for: what is still on its way would add up on the host.
-                    array = jax.block_until_ready(_set_layer(stack, array, entry.index))
-                arrays[path] = array
+                if entry.index is None:
+                    get = partial(_read_part, entry, part, sources, config, whole)
+                    arrays[path] = place(whole, get)
+                    continue
+                get = partial(_read_part, entry, part, sources, config, take_layer(whole))
+                one = partial(_read_as_one, get)
+                arrays[path] = place_rows(arrays.get(path), whole, entry.index, 1, one)
             progress.update(sum(source.nbytes for source in sources))
     return arrays
 
 
-def _take_layer(stack: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """One layer's part of an array."""
-    sharding = stack.sharding
-    if isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=sharding)
-
-
-def _place(like: jax.ShapeDtypeStruct, get: Callable) -> jax.Array:
-    """An array of which each device is given the part that it holds, and copies are read once."""
-    parts: dict[tuple, np.ndarray] = {}
-
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        key = tuple(range(size)[s] for s, size in zip(index, like.shape, strict=True))
-        if key not in parts:
-            parts[key] = np.ascontiguousarray(get(index))
-        return parts[key]
-
-    return jax.make_array_from_callback(like.shape, like.sharding, part)
+def _read_as_one(get: Get, index: tuple[slice, ...]) -> np.ndarray:
+    """A layer's part as one entry of a stack."""
+    return get(index[1:])[None]
 
 
 def _read_part(
@@ -98,14 +80,3 @@ def _read_part(
     for number, expert in enumerate(experts):
         array[number] = entry.rule.read(read_tensor(expert), part, config)[index[1:]]
     return array
-
-
-@cache
-def _make_zeros(like: jax.ShapeDtypeStruct) -> Callable:
-    return jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    """``stack`` with ``layer`` at ``index``, in the same memory."""
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
@@ -27,6 +27,7 @@ from moejax.hf.tensors import ArrayPath
 from moejax.hf.writing import copy_other_files, make_new_directory
 from moejax.runs.checkpoint import first_line
 from moejax.runs.checksums import check_files, write_checksums
+from moejax.runs.stored_arrays import read_tree, read_types, save_in_parts
 from moejax.runtime.atomic_files import write_json
 
 ARRAYS = "model"
@@ -57,8 +58,8 @@ def write_model(
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((directory / ARRAYS).absolute(), tree)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save((directory / ARRAYS).absolute(), args=save_in_parts(tree))
         write_checksums(directory / ARRAYS)
     except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
         raise CheckpointError(f"cannot write {directory}: {first_line(error)}.") from error
@@ -101,20 +102,18 @@ def read_weights(
     """The parameters and the selection bias of a model whose arrays have these shapes, on ``mesh``;
     in ``dtype``, by default as they were written. Raises ``UserError``.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = (directory / ARRAYS).absolute()
-        try:
-            check_files(path)
-            written = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
-            like = {}
-            for name, shape in shapes.items():
-                bias = name == BIAS
-                place = name if bias else ("params", *name)
-                kind = "float32" if bias else dtype or written[place].dtype
-                like[place] = jax.ShapeDtypeStruct(shape, kind)
-            tree = checkpointer.restore(path, unflatten_dict(lay_out(like, mesh, layout)))
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
-            raise CheckpointError(f"{directory} cannot be read: {first_line(error)}.") from error
+    try:
+        check_files(directory / ARRAYS)
+        written = read_types(directory / ARRAYS)
+        like = {}
+        for name, shape in shapes.items():
+            bias = name == BIAS
+            place = name if bias else ("params", *name)
+            kind = "float32" if bias else dtype or written[place]
+            like[place] = jax.ShapeDtypeStruct(shape, kind)
+        tree = read_tree(directory / ARRAYS, unflatten_dict(lay_out(like, mesh, layout)))
+    except Exception as error:  # TensorStore raises many kinds for a cut file
+        raise CheckpointError(f"{directory} cannot be read: {first_line(error)}.") from error
     return tree["params"], tree.get("bias_LE")
 
 

@@ -14,6 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from moejax.config.errors import RunError
 from moejax.runs.checksums import check_files, find_damage, write_checksums
+from moejax.runs.stored_arrays import read_tree, restore_like, save_in_parts
 from moejax.runtime.processes import Processes
 
 PATIENCE = 300.0
@@ -64,9 +65,7 @@ class Checkpoints:
             return
         ranked = score is not None and math.isfinite(score)
         metrics = {self._measure: score} if ranked else None
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
-        )
+        items = ocp.args.Composite(state=save_in_parts(state), extra=ocp.args.JsonSave(extra))
         self.wait()
         self._saving = step
         self._guard(lambda: self._manager.save(step, args=items, metrics=metrics))
@@ -88,9 +87,7 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), extra=ocp.args.JsonRestore()
-            )
+            items = ocp.args.Composite(state=restore_like(like), extra=ocp.args.JsonRestore())
             reason = self._find_damage(step)
             try:
                 if reason is None:
@@ -186,22 +183,15 @@ def read_parts(
             f"there is no checkpoint of --step {step} in {directory}; there are:"
             f" {', '.join(map(str, steps)) or 'none'}."
         )
-    items = ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-            item=like,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-            partial_restore=True,
-        ),
-        extra=ocp.args.JsonRestore(),
-    )
+    items = ocp.args.Composite(extra=ocp.args.JsonRestore())
     why = "there are none"
     for chosen in reversed(steps if step is None else [step]):
         place = directory.absolute() / str(chosen)
         try:
             check_files(place)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                restored = checkpointer.restore(place, args=items)
-            return chosen, jax.block_until_ready(restored.state), restored.extra
+                extra = checkpointer.restore(place, args=items).extra
+            return chosen, read_tree(place / "state", like), extra
         except Exception as error:  # Orbax and TensorStore raise many kinds for a cut file
             why = first_line(error)
             warnings.warn(f"checkpoint {chosen} cannot be read ({why}).", stacklevel=2)

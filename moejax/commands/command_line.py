@@ -14,6 +14,7 @@ from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
+from moejax.config.idle import check_flags, warn_of_file
 from moejax.config.paths import expand_home
 from moejax.runtime.start_jax import explain_no_devices
 from moejax.runtime.writing import explain
@@ -100,18 +101,21 @@ def read_config(file: Path | None, flags: list[str], program: str) -> tuple[Conf
             + (", ".join(there) or "configs/quickstart.py")
             + "."
         )
-    config = override(load_config_file(file), flags, f"{program} --config {file}")
+    config = load_config_file(file)
+    if file.suffix == ".py":  # what a command wrote in a config.json is nobody's mistake
+        warn_of_file(config, file)
+    config = override(config, flags, f"{program} --config {file}")
     # One config.json is like another: its directory has the name.
     return config, file.parent.name if file.suffix == ".json" else file.stem
 
 
 def override(config: Config, flags: list[str], program: str) -> Config:
     """The config with the settings of flags; help and wrong flags end the process, as in
-    ``parse_settings``.
+    ``parse_settings``. Raises ``ConfigError`` for flags without effect.
     """
     import tyro
 
-    return tyro.cli(
+    made = tyro.cli(
         Config,
         args=lengthen(flags),
         default=config,
@@ -121,6 +125,8 @@ def override(config: Config, flags: list[str], program: str) -> Config:
         " --moe.top-k 2 --balance.loss-weight 0.01.",
         config=(tyro.conf.FlagConversionOff,),  # --mesh.fsdp True, as for truths that may be None
     )
+    check_flags(made, config)
+    return made
 
 
 def _first_capital(summary: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from moejax.config.checks import check
+from moejax.config.idle import warn_of_runs
 from moejax.lab.study.definition import load_study_file
 from moejax.lab.study.results import to_json
 from moejax.lab.study.run_study import run_study
@@ -43,6 +44,7 @@ def study(settings: StudySettings) -> None:
     progress = sys.stderr if settings.json else sys.stdout
     with contextlib.redirect_stdout(progress):
         loaded = load_study_file(settings.file)
+        warn_of_runs(loaded.runs)
         comparison = run_study(loaded, directory, command=command, only=settings.only or ())
     if settings.json:
         print(json.dumps(to_json(comparison), indent=2))

@@ -10,7 +10,8 @@ import numpy as np
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, RunError
-from moejax.config.files import differences, read_config_json, to_dict
+from moejax.config.files import read_config_json, to_dict
+from moejax.config.idle import differences_that_matter
 from moejax.data.tokenizer import load_tokenizer
 from moejax.runs.array_files import list_steps, read_arrays, write_arrays
 from moejax.runs.directory_lock import DirectoryLock
@@ -136,7 +137,7 @@ class RunDirectory:
         """Raise ``RunError`` for settings other than the ``old`` ones of this run, but for those
         that may change.
         """
-        changed = differences(old, config)
+        changed = differences_that_matter(old, config)
         fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
         if "data.tokenizer" in fatal and self._is_same_tokenizer(*fatal["data.tokenizer"]):
             del fatal["data.tokenizer"]

@@ -7,7 +7,8 @@ from typing import Any
 from moejax.config.change import changed
 from moejax.config.config import Config
 from moejax.config.errors import RunError
-from moejax.config.files import differences, read_config_json
+from moejax.config.files import read_config_json
+from moejax.config.idle import differences_that_matter
 from moejax.lab.study.definition import Study
 from moejax.lab.study.results import Outcome, Status
 from moejax.runs.records import Run, read_run
@@ -86,7 +87,9 @@ def _status(trial: Trial, run: Run | None) -> Status:
 def _find_changes(trial: Trial) -> dict[str, tuple[Any, Any]]:
     """Settings that are not those with which the training in this directory began or went on."""
     file = trial.directory / "config.json"
-    changes = differences(read_config_json(file), trial.config) if file.is_file() else {}
+    changes = {}
+    if file.is_file():
+        changes = differences_that_matter(read_config_json(file), trial.config)
     return {name: pair for name, pair in changes.items() if name != "run.directory"}
 
 

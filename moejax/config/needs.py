@@ -1,0 +1,325 @@
+"""Which settings need others to have an effect: a table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from moejax.config.config import Config
+
+
+@dataclass(frozen=True)
+class Need:
+    """What some settings need to have an effect."""
+
+    settings: tuple[str, ...]
+    """Their paths; that of a section stands for all settings in it."""
+    met: Callable[[Any], bool]
+    """Whether a config has it."""
+    without: str
+    """The state of the config that has it not, after "has no effect with"; ``{c}`` is the config.
+    """
+    instead: str
+    """What to write instead, besides leaving the setting out."""
+    twin: bool = False
+    """Whether config files keep such settings on purpose: a dense twin those of its experts."""
+    says: str = "has no effect with"
+    """What the setting does then."""
+
+    def covers(self, path: str) -> bool:
+        """Whether it is a need of the setting at ``path``."""
+        return any(path == name or path.startswith(f"{name}.") for name in self.settings)
+
+
+def _paths(section: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names.split())
+
+
+def _is_routed(c: Config) -> bool:
+    return any(c.model.routed_layers)
+
+
+def _drops(c: Config) -> bool:
+    moe = c.model.moe
+    return moe.capacity_factor is not None or moe.eval_capacity_factor is not None
+
+
+def _looks_around(c: Config) -> bool:
+    """Whether the router looks at several tokens of a group in training."""
+    return not c.model.moe.built_router.causal
+
+
+MODEL, ROPE, MOE = "model", "model.rope", "model.moe"
+BALANCE, DATA = "model.moe.balance", "data"
+
+NEEDS: tuple[Need, ...] = (
+    # What a model reads.
+    Need(
+        ("model.image", "data.images"),
+        lambda c: not c.model.material.language,
+        "--model.kind {c.model.kind}, which reads text",
+        "take --model.kind vit or mlp, with images as --data.source",
+    ),
+    Need(
+        ("model.rope", *_paths(MODEL, "rope_theta tie_embeddings embedding_scale logit_scale")),
+        lambda c: c.model.material.language,
+        "--model.kind {c.model.kind}, which sees images",
+        "take --model.kind decoder, with text as --data.source",
+    ),
+    Need(
+        (
+            *_paths(DATA, "tokenizer sequence_length shuffle_window tfds_text_field"),
+            *_paths("run", "sample_prompt sample_tokens sample_temperature"),
+        ),
+        lambda c: c.model.material.language,
+        "--model.kind {c.model.kind}, which sees images",
+        "take --model.kind decoder, with text as --data.source",
+    ),
+    Need(
+        _paths(MODEL, "num_heads num_kv_heads head_size qk_norm"),
+        lambda c: c.model.kind != "mlp",
+        "--model.kind mlp, which has no attention",
+        "take --model.kind vit",
+    ),
+    Need(
+        ("model.image.patch_size",),
+        lambda c: c.model.kind != "mlp",
+        "--model.kind mlp, in which an image is one token",
+        "take --model.kind vit",
+    ),
+    # Positions and attention.
+    Need(
+        _paths(ROPE, "factor original_length"),
+        lambda c: c.model.rope.scaling != "none",
+        "--model.rope.scaling none",
+        "give --model.rope.scaling linear, yarn or llama3, too",
+    ),
+    Need(
+        ("model.rope.original_length",),
+        lambda c: c.model.rope.scaling != "linear",
+        "--model.rope.scaling linear",
+        "take --model.rope.scaling yarn or llama3",
+    ),
+    Need(
+        _paths(ROPE, "beta_fast beta_slow truncate amplitude"),
+        lambda c: c.model.rope.scaling == "yarn",
+        "--model.rope.scaling {c.model.rope.scaling}",
+        "take --model.rope.scaling yarn",
+    ),
+    Need(
+        _paths(ROPE, "low_frequency_factor high_frequency_factor"),
+        lambda c: c.model.rope.scaling == "llama3",
+        "--model.rope.scaling {c.model.rope.scaling}",
+        "take --model.rope.scaling llama3",
+    ),
+    Need(
+        ("model.rope.scaling",),
+        lambda c: (
+            c.model.rope.scaling == "none"
+            or c.model.rope.factor != 1
+            or (c.model.rope.scaling == "yarn" and c.model.rope.amplitude is not None)
+        ),
+        "--model.rope.factor {c.model.rope.factor:g}",
+        "give a --model.rope.factor above 1, 4 say",
+    ),
+    Need(
+        ("model.rope.factor",),
+        lambda c: c.model.rope.factor >= 1 or c.model.rope.scaling in ("none", "linear"),
+        "--model.rope.scaling {c.model.rope.scaling}",
+        "make it more than 1, 4 say",
+        says="stretches nothing with",
+    ),
+    Need(
+        _paths(ROPE, "original_length beta_fast beta_slow truncate")
+        + _paths(ROPE, "low_frequency_factor high_frequency_factor"),
+        lambda c: c.model.rope.scaling == "none" or c.model.rope.factor != 1,
+        "--model.rope.factor {c.model.rope.factor:g}",
+        "give a --model.rope.factor above 1, 4 say",
+    ),
+    Need(
+        ("model.attention.rope_head_size",),
+        lambda c: c.model.is_latent,
+        "grouped-query attention, in which positions rotate whole heads",
+        "give --model.attention.kv-rank, too (latent attention)",
+    ),
+    Need(
+        ("model.attention.qk_norm_over",),
+        lambda c: c.model.qk_norm,
+        "--model.qk-norm False",
+        "give --model.qk-norm True, too",
+    ),
+    Need(
+        ("model.attention.full_every",),
+        lambda c: c.model.attention.window is not None,
+        "all layers seeing all positions",
+        "give --model.attention.window, too",
+    ),
+    Need(
+        ("model.attention.full_every",),
+        lambda c: c.model.attention.full_every <= c.model.num_layers,
+        "--model.num-layers {c.model.num_layers}, of which it is none",
+        "make it {c.model.num_layers} at most",
+    ),
+    Need(
+        ("model.attention.window",),
+        lambda c: c.model.attention.full_every != 1,
+        "--model.attention.full-every 1, with which no layer has it",
+        "leave --model.attention.full-every out",
+    ),
+    # Layers, dense and routed.
+    Need(
+        ("model.dense_hidden_size",),
+        lambda c: not all(c.model.routed_layers),
+        "every layer being routed",
+        "keep a layer dense, by --model.moe.first-dense or --model.moe.every",
+    ),
+    Need(
+        (
+            *_paths(MOE, "num_experts expert_bias router renormalise weight_scale expert_groups"),
+            *_paths(MOE, "kept_expert_groups max_experts_per_token identity_experts null_experts"),
+            *_paths(MOE, "router_jitter router_dropout expert_dropout first_dense shared_gate"),
+            *_paths(MOE, "group_size capacity_factor eval_capacity_factor seating dispatch"),
+            *("model.moe.balance", "optim.router_learning_rate"),
+            *_paths("mesh", "expert_parallel chunks receive_factor"),
+        ),
+        _is_routed,
+        "--model.moe.every 0, which makes every layer dense",
+        "take --model.moe.every 1",
+        twin=True,
+    ),
+    Need(
+        _paths(MOE, "top_k hidden_size shared_experts"),
+        lambda c: _is_routed(c) or c.model.dense_hidden_size is None,
+        "--model.moe.every 0, which makes every layer dense, and --model.dense-hidden-size",
+        "take --model.moe.every 1",
+        twin=True,
+    ),
+    Need(
+        ("model.moe.shared_gate",),
+        lambda c: c.model.moe.shared_experts > 0,
+        "--model.moe.shared-experts 0",
+        "give --model.moe.shared-experts 1, say, too",
+    ),
+    Need(
+        ("model.moe.expert_groups",),
+        lambda c: (
+            c.model.moe.kept_expert_groups is not None
+            or c.model.moe.balance.device_loss_weight > 0
+            or c.model.moe.balance.communication_loss_weight > 0
+        ),
+        "every group being kept, and no loss over groups",
+        "give --model.moe.kept-expert-groups, or --model.moe.balance.device-loss-weight, too",
+    ),
+    Need(
+        (
+            *_paths(MOE, "router_jitter router_dropout"),
+            *_paths(BALANCE, "z_loss_weight importance_loss_weight"),
+        ),
+        lambda c: c.model.moe.built_router.learned,
+        "--model.moe.router {c.model.moe.router}, which learns nothing",
+        "take another router, such as top_k",
+    ),
+    Need(
+        ("optim.router_learning_rate",),
+        lambda c: c.model.moe.built_router.learned or c.model.moe.shared_gate,
+        "--model.moe.router {c.model.moe.router}, which learns nothing",
+        "take another router, such as top_k",
+    ),
+    Need(
+        ("model.moe.eval_capacity_factor",),
+        # The same number says the same.
+        lambda c: (
+            not c.model.moe.built_router.experts_choose
+            or c.model.moe.eval_capacity_factor == c.model.moe.capacity_factor
+        ),
+        "--model.moe.router {c.model.moe.router}, whose slots are a part of the model",
+        "set --model.moe.capacity-factor, which holds in evaluations, too",
+    ),
+    Need(
+        ("model.moe.group_size",),
+        lambda c: _drops(c) or not c.model.moe.built_router.by_token or _looks_around(c),
+        "nothing being dropped (--model.moe.capacity-factor None, --model.moe.eval-capacity-factor"
+        " None)",
+        "give --model.moe.capacity-factor 1.25, say, too",
+        twin=True,
+    ),
+    Need(
+        ("model.moe.seating",),
+        _drops,
+        "nothing being dropped (--model.moe.capacity-factor None, --model.moe.eval-capacity-factor"
+        " None)",
+        "give --model.moe.capacity-factor 1.25, say, too",
+    ),
+    # Balance.
+    Need(
+        _paths(BALANCE, "scope convention"),
+        lambda c: c.model.moe.balance.loss_weight > 0,
+        "--model.moe.balance.loss-weight 0",
+        "give --model.moe.balance.loss-weight 0.01, say, too",
+        twin=True,
+    ),
+    Need(
+        _paths(BALANCE, "bias_rate bias_centred"),
+        lambda c: c.model.moe.balance.bias_update in ("sign", "proportional"),
+        "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
+        "take --model.moe.balance.bias-update sign or proportional",
+    ),
+    # Data.
+    Need(
+        _paths(DATA, "tfds_name tfds_text_field tfds_train_split tfds_validation_split")
+        + _paths("data.images", "image_field label_field"),
+        lambda c: c.data.source == "tfds",
+        "--data.source {c.data.source}",
+        "give --data.source tfds, too",
+    ),
+    Need(
+        ("data.directory",),
+        lambda c: c.data.source in ("tfds", "stdlib"),
+        "--data.source {c.data.source}, which prepares nothing",
+        "give --data.source tfds, too",
+    ),
+    Need(
+        _paths(DATA, "files validation_files validation_percent"),
+        lambda c: c.data.source == "files",
+        "--data.source {c.data.source}",
+        "give --data.source files, too",
+    ),
+    Need(
+        ("data.validation_percent",),
+        lambda c: c.data.validation_files is None,
+        "--data.validation-files, which are what is held out",
+        "leave --data.validation-files out",
+    ),
+    # Training.
+    Need(
+        _paths("optim", "muon_learning_rate muon_iterations"),
+        lambda c: c.optim.optimizer == "muon",
+        "--optim.optimizer {c.optim.optimizer}",
+        "give --optim.optimizer muon, too",
+    ),
+    Need(
+        ("optim.decay_fraction",),
+        lambda c: c.optim.schedule == "wsd",
+        "--optim.schedule {c.optim.schedule}",
+        "give --optim.schedule wsd, too",
+    ),
+    Need(
+        _paths("run", "sample_prompt sample_temperature"),
+        lambda c: c.run.sample_tokens > 0,
+        "--run.sample-tokens 0",
+        "give --run.sample-tokens 400, say, too",
+    ),
+    # Devices.
+    Need(
+        _paths("mesh", "expert_parallel chunks receive_factor"),
+        lambda c: c.mesh.expert > 1,
+        "--mesh.expert 1, as all experts are on every device",
+        "give --mesh.expert 2 or more, too",
+    ),
+    Need(
+        ("mesh.fsdp",),
+        lambda c: c.mesh.data != 1 or c.mesh.expert > 1,
+        "--mesh.data 1, which leaves nothing to spread over",
+        "give --mesh.data 2 or more, or leave it to the number of devices",
+    ),
+)
+"""The needs of settings; one that is not here has an effect in every config."""

@@ -1,0 +1,406 @@
+"""Settings that are taken and do nothing: every setting takes a stand, and the table is true."""
+
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+
+from moejax.commands.command_line import read_config
+from moejax.config import Config, ConfigError, changed, differences, flatten, to_dict
+from moejax.config.idle import differences_that_matter, find_idle, warn_of_runs
+from moejax.config.needs import NEEDS
+from moejax.lab.study.definition import load_study_file
+from moejax.models.batch_shapes import batch_shapes
+from moejax.models.by_kind import build
+from moejax.runtime import device_mesh
+from moejax.train.eval_step import eval_step
+from moejax.train.optimizer import make_optimizer, make_schedule
+from moejax.train.state import init_state
+from moejax.train.step import train_step
+
+ROOT = Path(__file__).parents[1]
+TEXT = changed(
+    Config(),
+    {
+        "model": {"num_layers": 2, "width": 8, "num_heads": 2, "vocab_size": 11},
+        "model.moe": {"num_experts": 4, "hidden_size": 8, "group_size": 4},
+        "data": {"sequence_length": 8, "batch_size": 2, "eval_batch_size": 2, "source": "tfds"},
+        "data.tfds_name": "lm1b",
+        "optim.optimizer": "muon",
+        "run.steps": 20,
+    },
+)
+VIT = {
+    "model.kind": "vit",
+    "model.image": {"size": 4, "patch_size": 2},
+    "data.tfds_name": "mnist",
+}
+MLP = VIT | {"model.kind": "mlp", "model.moe.group_size": 1}
+DENSE = {"model.moe.every": 0}
+STDLIB = {"data.source": "stdlib"}
+FILES = {"data.source": "files", "data.files": "x/*.txt"}
+LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
+YARN = {"model.rope": {"scaling": "yarn", "factor": 4.0, "original_length": 4}}
+LLAMA3 = {"model.rope": {"scaling": "llama3", "factor": 4.0, "original_length": 32}}
+ALL_FIT = {"model.moe": {"capacity_factor": None, "eval_capacity_factor": None}}
+HASH, CHOICE = {"model.moe.router": "hash"}, {"model.moe.router": "expert_choice"}
+GROUPS = {"model.moe.expert_groups": 2}
+SIGN = {"model.moe.balance.bias_update": "sign"}
+NO_LOSS = {"model.moe.balance.loss_weight": 0.0}
+SHARED = {"model.moe.shared_experts": 1}
+
+# Where a setting changes the program of a run: its path, another value, and what else is set.
+MATTERS: list[tuple[str, object, dict]] = [
+    ("model.kind", "vit", VIT | {"model.kind": "decoder"}),
+    ("model.image.size", 6, VIT | {"model.moe.group_size": 1}),
+    ("model.image.channels", 3, VIT),
+    ("model.image.patch_size", 4, VIT | {"model.moe.group_size": 1}),
+    ("model.num_layers", 3, {}),
+    ("model.width", 16, {}),
+    ("model.num_heads", 4, {}),
+    ("model.num_heads", 4, VIT),
+    ("model.num_kv_heads", 1, {}),
+    ("model.head_size", 8, {}),
+    ("model.qk_norm", False, {}),
+    ("model.rope_theta", 100.0, {}),
+    ("model.rope.scaling", "linear", {"model.rope.factor": 2.0}),
+    ("model.rope.scaling", "yarn", {"model.rope.amplitude": 2.0}),
+    ("model.rope.factor", 3.0, YARN),
+    ("model.rope.original_length", 6, YARN),
+    ("model.rope.beta_fast", 0.4, YARN | {"model.rope": {**YARN["model.rope"], "beta_slow": 0.1}}),
+    ("model.rope.beta_slow", 0.01, YARN),
+    ("model.rope.truncate", False, YARN),
+    ("model.rope.amplitude", 2.0, YARN),
+    ("model.rope.low_frequency_factor", 2.0, LLAMA3),
+    ("model.rope.high_frequency_factor", 8.0, LLAMA3),
+    ("model.attention.kv_rank", 4, {"model.qk_norm": False}),
+    ("model.attention.query_rank", 4, LATENT),
+    ("model.attention.rope_head_size", 4, LATENT),
+    ("model.attention.value_head_size", 8, LATENT),
+    ("model.attention.bias", "qkv", {}),
+    ("model.attention.qk_norm_over", "width", {}),
+    ("model.attention.sinks", True, {}),
+    ("model.attention.window", 4, {}),
+    ("model.attention.full_every", 2, {"model.attention.window": 4}),
+    ("model.attention.scale", 0.1, {}),
+    ("model.activation", "gelu", {}),
+    ("model.dense_hidden_size", 32, DENSE),
+    ("model.vocab_size", 12, {}),
+    ("model.tie_embeddings", True, {}),
+    ("model.embedding_scale", 2.0, {}),
+    ("model.residual_scale", 2.0, {}),
+    ("model.logit_scale", 2.0, {}),
+    ("model.norm_epsilon", 1e-3, {}),
+    ("model.dtype", "bfloat16", {}),
+    ("model.remat", "layer", {}),
+    ("model.unroll", False, {}),
+    ("model.moe.num_experts", 8, {}),
+    ("model.moe.top_k", 3, {}),
+    ("model.moe.top_k", 3, DENSE),
+    ("model.moe.hidden_size", 16, {}),
+    ("model.moe.hidden_size", 16, DENSE),
+    ("model.moe.shared_experts", 1, DENSE),
+    ("model.moe.expert_bias", True, {}),
+    ("model.moe.router", "olmoe", {}),
+    ("model.moe.renormalise", False, {}),
+    ("model.moe.weight_scale", 2.0, {}),
+    ("model.moe.expert_groups", 4, {**GROUPS, "model.moe.kept_expert_groups": 2}),
+    ("model.moe.expert_groups", 4, {**GROUPS, "model.moe.balance.device_loss_weight": 0.1}),
+    ("model.moe.kept_expert_groups", 1, GROUPS),
+    ("model.moe.max_experts_per_token", 3, CHOICE),
+    ("model.moe.identity_experts", 1, {}),
+    ("model.moe.null_experts", 1, {}),
+    ("model.moe.router_jitter", 0.1, {}),
+    ("model.moe.router_dropout", 0.1, {}),
+    ("model.moe.expert_dropout", 0.1, {}),
+    ("model.moe.every", 2, {}),
+    ("model.moe.first_dense", 1, {}),
+    ("model.moe.shared_experts", 1, {}),
+    ("model.moe.shared_gate", True, SHARED),
+    ("model.moe.group_size", 8, {}),
+    ("model.moe.capacity_factor", 2.0, {}),
+    ("model.moe.eval_capacity_factor", 1.0, {}),
+    ("model.moe.seating", "priority", {}),
+    ("model.moe.dispatch", "einsum", {}),
+    ("model.moe.balance.loss_weight", 0.1, {}),
+    ("model.moe.balance.scope", "sequence", {}),
+    ("model.moe.balance.convention", "hf", {}),
+    ("model.moe.balance.z_loss_weight", 0.1, {}),
+    ("model.moe.balance.importance_loss_weight", 0.1, {}),
+    ("model.moe.balance.load_loss_weight", 0.1, {"model.moe.router": "noisy_top_k"}),
+    ("model.moe.balance.device_loss_weight", 0.1, GROUPS),
+    ("model.moe.balance.communication_loss_weight", 0.1, GROUPS),
+    ("model.moe.balance.bias_update", "sign", {}),
+    ("model.moe.balance.bias_rate", 0.1, SIGN),
+    ("model.moe.balance.bias_centred", True, SIGN),
+    ("data.sequence_length", 16, {}),
+    ("data.batch_size", 4, {}),
+    ("data.eval_batch_size", 4, {}),
+    ("optim.optimizer", "adamw", {}),
+    ("optim.learning_rate", 0.1, {}),
+    ("optim.muon_learning_rate", 0.1, {}),
+    ("optim.muon_iterations", 2, {}),
+    ("optim.router_learning_rate", 0.1, {}),
+    ("optim.warmup_fraction", 0.5, {}),
+    ("optim.schedule", "wsd", {}),
+    ("optim.decay_fraction", 0.5, {"optim.schedule": "wsd"}),
+    ("optim.final_fraction", 0.1, {}),
+    ("optim.weight_decay", 0.1, {}),
+    ("optim.beta1", 0.5, {}),
+    ("optim.beta2", 0.5, {}),
+    ("optim.label_smoothing", 0.1, {}),
+    ("optim.clip_norm", None, {}),
+    ("optim.accumulate", 2, {}),
+    ("run.steps", 40, {}),
+    ("run.seed", 1, {}),
+]
+
+# Settings whose effect is not in the program, but in the batches, the files, the times of things,
+# or the processes and devices that are there.
+OUTSIDE = {
+    "data": """source tfds_name tfds_text_field tfds_train_split tfds_validation_split directory
+        files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
+    "data.images": "image_field label_field shift flip",
+    "mesh": "data expert model fsdp expert_parallel chunks receive_factor",
+    "distributed": "coordinator_address num_processes process_id initialize",
+    "run": """directory init_from log_every eval_every eval_batches checkpoint_every
+        keep_checkpoints tensorboard max_skipped_in_a_row sample_prompt sample_tokens
+        sample_temperature""",
+}
+
+# Where a setting has no effect: its path, another value, what else is set, and what is said.
+IDLE: list[tuple[str, object, dict, str]] = [
+    ("model.image.size", 6, {}, "take --model.kind vit or mlp"),
+    ("data.images.shift", 3, {}, "--data.images.shift 3 has no effect with --model.kind decoder"),
+    ("model.rope_theta", 100.0, VIT, "take --model.kind decoder"),
+    ("model.rope.factor", 4.0, VIT, "take --model.kind decoder"),
+    ("model.tie_embeddings", True, VIT, "take --model.kind decoder"),
+    ("model.embedding_scale", 2.0, VIT, "take --model.kind decoder"),
+    ("model.logit_scale", 2.0, VIT, "take --model.kind decoder"),
+    ("data.sequence_length", 16, VIT, "take --model.kind decoder"),
+    ("data.tokenizer", "x/tokenizer.json", VIT, "take --model.kind decoder"),
+    ("run.sample_tokens", 3, VIT, "take --model.kind decoder"),
+    ("model.num_heads", 4, MLP, "no attention: take --model.kind vit"),
+    ("model.qk_norm", False, MLP, "no attention: take --model.kind vit"),
+    ("model.image.patch_size", 4, MLP, "one token: take --model.kind vit"),
+    ("model.rope.factor", 4.0, {}, "give --model.rope.scaling linear, yarn or llama3, too"),
+    ("model.rope.original_length", 9, {}, "give --model.rope.scaling linear, yarn or llama3, too"),
+    (
+        "model.rope.original_length",
+        9,
+        {"model.rope": {"scaling": "linear", "factor": 2.0}},
+        "take --model.rope.scaling yarn or llama3",
+    ),
+    ("model.rope.beta_fast", 9.0, LLAMA3, "take --model.rope.scaling yarn"),
+    ("model.rope.amplitude", 9.0, {}, "take --model.rope.scaling yarn"),
+    ("model.rope.low_frequency_factor", 2.0, YARN, "take --model.rope.scaling llama3"),
+    ("model.rope.scaling", "yarn", {}, "give a --model.rope.factor above 1"),
+    ("model.rope.scaling", "llama3", {}, "give a --model.rope.factor above 1"),
+    ("model.rope.scaling", "linear", {}, "give a --model.rope.factor above 1"),
+    ("model.rope.factor", 0.5, YARN, "stretches nothing with --model.rope.scaling yarn"),
+    (
+        "model.rope.original_length",
+        9,
+        {"model.rope.scaling": "yarn"},
+        "give a --model.rope.factor above 1",
+    ),
+    ("model.attention.rope_head_size", 4, {}, "give --model.attention.kv-rank, too"),
+    ("model.attention.qk_norm_over", "width", {"model.qk_norm": False}, "--model.qk-norm True"),
+    ("model.attention.full_every", 2, {}, "give --model.attention.window, too"),
+    ("model.attention.full_every", 3, {"model.attention.window": 4}, "make it 2 at most"),
+    ("model.attention.window", 4, {"model.attention.full_every": 1}, "full-every out"),
+    ("model.dense_hidden_size", 32, {}, "keep a layer dense"),
+    ("model.moe.num_experts", 8, DENSE, "take --model.moe.every 1"),
+    ("model.moe.router", "olmoe", DENSE, "take --model.moe.every 1"),
+    ("model.moe.first_dense", 1, DENSE, "take --model.moe.every 1"),
+    ("model.moe.balance.z_loss_weight", 1.0, DENSE, "take --model.moe.every 1"),
+    ("optim.router_learning_rate", 0.1, DENSE, "take --model.moe.every 1"),
+    ("model.moe.top_k", 3, DENSE | {"model.dense_hidden_size": 8}, "take --model.moe.every 1"),
+    ("model.moe.shared_gate", True, {}, "give --model.moe.shared-experts 1, say, too"),
+    ("model.moe.expert_groups", 2, {}, "give --model.moe.kept-expert-groups"),
+    ("model.moe.router_jitter", 0.1, HASH, "take another router"),
+    ("model.moe.router_dropout", 0.1, HASH, "take another router"),
+    ("model.moe.balance.z_loss_weight", 0.1, HASH, "take another router"),
+    ("optim.router_learning_rate", 0.1, HASH, "take another router"),
+    ("model.moe.eval_capacity_factor", 3.0, CHOICE, "set --model.moe.capacity-factor"),
+    ("model.moe.group_size", 8, ALL_FIT, "give --model.moe.capacity-factor 1.25, say, too"),
+    ("model.moe.seating", "priority", ALL_FIT, "give --model.moe.capacity-factor 1.25, say, too"),
+    ("model.moe.balance.scope", "sequence", NO_LOSS, "--model.moe.balance.loss-weight 0.01"),
+    ("model.moe.balance.convention", "hf", NO_LOSS, "--model.moe.balance.loss-weight 0.01"),
+    ("model.moe.balance.bias_rate", 0.1, {}, "take --model.moe.balance.bias-update sign"),
+    (
+        "model.moe.balance.bias_centred",
+        True,
+        {"model.moe.balance.bias_update": "quantile"},
+        "take --model.moe.balance.bias-update sign",
+    ),
+    ("data.tfds_name", "lm1b", STDLIB | {"data.tfds_name": None}, "give --data.source tfds, too"),
+    ("data.tfds_validation_split", "test", STDLIB, "give --data.source tfds, too"),
+    ("data.images.label_field", "x", VIT | {"data.source": "digits"}, "--data.source tfds, too"),
+    ("data.directory", "x", FILES, "which prepares nothing"),
+    ("data.files", "x/*.txt", {}, "give --data.source files, too"),
+    ("data.validation_percent", 1.0, STDLIB, "give --data.source files, too"),
+    (
+        "data.validation_percent",
+        1.0,
+        FILES | {"data.validation_files": "x"},
+        "leave --data.validation-files out",
+    ),
+    ("optim.muon_iterations", 2, {"optim.optimizer": "adamw"}, "--optim.optimizer muon"),
+    ("optim.muon_learning_rate", 0.1, {"optim.optimizer": "adamw"}, "--optim.optimizer muon"),
+    ("optim.decay_fraction", 0.5, {}, "give --optim.schedule wsd, too"),
+    ("run.sample_prompt", "x", {"run.sample_tokens": 0}, "give --run.sample-tokens 400"),
+    ("mesh.chunks", 2, {"mesh.expert_parallel": "all_to_all"}, "give --mesh.expert 2 or more"),
+    ("mesh.receive_factor", 2.0, {"mesh.expert_parallel": "ragged"}, "give --mesh.expert 2"),
+    ("mesh.fsdp", True, {"mesh.data": 1}, "give --mesh.data 2 or more"),
+]
+
+
+def name_row(value: object) -> str | None:
+    return value if isinstance(value, str) and "." in value else None
+
+
+def test_every_setting_takes_a_stand():
+    """A new setting needs a row in MATTERS, or a place in OUTSIDE if no program shows it."""
+    paths = set(flatten(to_dict(Config())))
+    outside = {f"{section}.{name}" for section, names in OUTSIDE.items() for name in names.split()}
+    shown = {path for path, _, _ in MATTERS}
+    assert not shown & outside
+    assert paths == shown | outside
+
+
+def test_every_need_has_a_row():
+    for need in NEEDS:
+        assert any(
+            need.covers(path) and not need.met(changed(changed(TEXT, more), {path: value}))
+            for path, value, more, _ in IDLE
+        ), need.settings
+    for path in (path for need in NEEDS for path in need.settings):
+        assert any(
+            known == path or known.startswith(f"{path}.") for known in flatten(to_dict(TEXT))
+        )
+
+
+@pytest.mark.parametrize(("path", "value", "more", "words"), IDLE, ids=name_row)
+def test_a_setting_without_effect_is_named(path, value, more, words):
+    before = changed(TEXT, more)
+    (idle,) = find_idle(changed(before, {path: value}), before)
+    typed = f"--{path.replace('_', '-')} {value} "
+    assert idle.path == path and idle.message.startswith(typed) and words in idle.message
+
+
+@pytest.mark.parametrize(("path", "value", "more"), MATTERS, ids=name_row)
+def test_a_setting_with_effect_is_not(path, value, more):
+    before = changed(TEXT, more)
+    after = changed(before, {path: value} if path != "model.kind" else VIT)
+    assert path in differences(before, after)
+    assert [idle.path for idle in find_idle(after, before) if idle.path == path] == []
+
+
+def write_programs(config: Config) -> str:
+    """The text of all programs of a run, before any compiling."""
+    model = build(config.model, config.model.vocab_size or 11)
+    optimizer = make_optimizer(config.optim)
+    init = partial(init_state, model, optimizer, config)
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        shape=make_schedule(config.optim, config.run.steps),
+        config=config,
+    )
+    with jax.set_mesh(device_mesh.make_mesh(config.mesh, jax.devices()[:1])):
+        state = jax.eval_shape(init)
+        batch = batch_shapes(config, config.data.batch_size)
+        held_out = batch_shapes(config, config.data.eval_batch_size)
+        programs = [
+            jax.jit(init).lower(),
+            jax.jit(step).lower(state, batch),
+            jax.jit(partial(eval_step, model=model)).lower(state.params, state.bias_LE, held_out),
+        ]
+    return "\n".join(program.as_text() for program in programs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "value", "more"), MATTERS, ids=name_row)
+def test_what_has_an_effect_changes_a_program(path, value, more):
+    before = changed(TEXT, more)
+    after = changed(before, {path: value} if path != "model.kind" else VIT)
+    assert write_programs(after) != write_programs(before)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/*.py")), ids=lambda path: path.name)
+def test_configs_that_come_along_have_no_idle_settings(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_config(file, [], "train.py")
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("configs/studies/*.py")), ids=lambda path: path.name
+)
+def test_studies_that_come_along_have_no_idle_settings(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_runs(load_study_file(file).runs)
+
+
+def test_a_study_is_warned_of_a_setting_that_tells_runs_apart_in_vain():
+    dense = changed(TEXT, DENSE)
+    more = changed(dense, {"model.moe.num_experts": 16})
+    with pytest.warns(UserWarning, match="^b: --model.moe.num-experts 16 has no effect") as found:
+        warn_of_runs({"a": dense, "b": more, "routed": TEXT})
+    assert len(found) == 1
+    warn_of_runs({"dense": dense, "routed": TEXT})
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ("--model.rope.factor 4", True),
+        ("--model.rope.factor 1", None),
+        ("--model.rope.scaling none --model.rope.factor 4", True),
+        ("--moe.every 0", None),
+        ("--moe.every 0 --moe.num-experts 16", False),
+        ("--run.sample-tokens 0 --run.sample-prompt x", False),
+        ("--optim.optimizer adamw --optim.muon-iterations 5", False),
+        ("--optim.optimizer adamw", None),
+        ("--data.images.shift 3", True),
+    ],
+)
+def test_a_flag_without_effect_is_refused_unless_another_flag_takes_it_away(flags, refused):
+    """Twins are compared by one flag at the end of a command, which then goes on working."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if refused:
+            with pytest.raises(ConfigError, match="has no effect with"):
+                read_config(ROOT / "configs/quickstart.py", flags.split(), "train.py")
+        else:
+            read_config(ROOT / "configs/quickstart.py", flags.split(), "train.py")
+    assert len(said) == (refused is False)
+
+
+def test_a_config_file_with_idle_settings_is_read_with_a_warning(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from moejax.config import Config, changed\n"
+        "def get_config():\n    return changed(Config(), {'model.rope.factor': 4.0})\n"
+    )
+    with pytest.warns(UserWarning, match=r"mine.py: --model.rope.factor 4.0 has no effect"):
+        config, _ = read_config(file, [], "train.py")
+    assert config.model.rope.factor == 4
+    written = tmp_path / "config.json"
+    written.write_text(json.dumps(to_dict(config)))
+    assert read_config(written, [], "train.py")[0] == config  # without a word
+
+
+def test_a_run_goes_on_without_the_flag_that_did_nothing():
+    old = changed(TEXT, {"model.rope.factor": 4.0, "run.seed": 3})
+    assert differences_that_matter(old, TEXT) == {"run.seed": (3, 0)}
+    yarn = changed(old, {"model.rope.scaling": "yarn"})
+    assert set(differences_that_matter(yarn, changed(yarn, {"model.rope.factor": 2.0}))) == {
+        "model.rope.factor"
+    }

@@ -2,14 +2,16 @@
 
 import json
 import warnings
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
 import pytest
 
 from moejax.commands.command_line import read_config
+from moejax.commands.main import run
 from moejax.config import Config, ConfigError, changed, differences, flatten, to_dict
+from moejax.config.errors import UserError
 from moejax.config.idle import differences_that_matter, find_idle, warn_of_runs
 from moejax.config.needs import NEEDS
 from moejax.lab.study.definition import load_study_file
@@ -43,8 +45,8 @@ DENSE = {"model.moe.every": 0}
 STDLIB = {"data.source": "stdlib"}
 FILES = {"data.source": "files", "data.files": "x/*.txt"}
 LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
-YARN = {"model.rope": {"scaling": "yarn", "factor": 4.0, "original_length": 4}}
-LLAMA3 = {"model.rope": {"scaling": "llama3", "factor": 4.0, "original_length": 32}}
+YARN = {"model.head_size": 16, "model.rope": {"scaling": "yarn", "factor": 4.0}}
+LLAMA3 = {"model.head_size": 16, "model.rope": {"scaling": "llama3", "factor": 4.0}}
 ALL_FIT = {"model.moe": {"capacity_factor": None, "eval_capacity_factor": None}}
 HASH, CHOICE = {"model.moe.router": "hash"}, {"model.moe.router": "expert_choice"}
 GROUPS = {"model.moe.expert_groups": 2}
@@ -69,9 +71,9 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.rope.scaling", "linear", {"model.rope.factor": 2.0}),
     ("model.rope.scaling", "yarn", {"model.rope.amplitude": 2.0}),
     ("model.rope.factor", 3.0, YARN),
-    ("model.rope.original_length", 6, YARN),
-    ("model.rope.beta_fast", 0.4, YARN | {"model.rope": {**YARN["model.rope"], "beta_slow": 0.1}}),
-    ("model.rope.beta_slow", 0.01, YARN),
+    ("model.rope.original_length", 100, YARN),
+    ("model.rope.beta_fast", 8.0, YARN),
+    ("model.rope.beta_slow", 0.1, YARN),
     ("model.rope.truncate", False, YARN),
     ("model.rope.amplitude", 2.0, YARN),
     ("model.rope.low_frequency_factor", 2.0, LLAMA3),
@@ -300,6 +302,7 @@ def test_a_setting_with_effect_is_not(path, value, more):
     assert [idle.path for idle in find_idle(after, before) if idle.path == path] == []
 
 
+@cache
 def write_programs(config: Config) -> str:
     """The text of all programs of a run, before any compiling."""
     model = build(config.model, config.model.vocab_size or 11)
@@ -330,6 +333,15 @@ def test_what_has_an_effect_changes_a_program(path, value, more):
     before = changed(TEXT, more)
     after = changed(before, {path: value} if path != "model.kind" else VIT)
     assert write_programs(after) != write_programs(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "value", "more", "words"), IDLE, ids=name_row)
+def test_what_has_no_effect_changes_no_program(path, value, more, words):
+    if "stretches nothing" in words:  # it squeezes
+        return
+    before = changed(TEXT, more)
+    assert write_programs(changed(before, {path: value})) == write_programs(before)
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/*.py")), ids=lambda path: path.name)
@@ -404,3 +416,47 @@ def test_a_run_goes_on_without_the_flag_that_did_nothing():
     assert set(differences_that_matter(yarn, changed(yarn, {"model.rope.factor": 2.0}))) == {
         "model.rope.factor"
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "eval RUN --data stdlib --split test",
+            "--split test has no effect without --data tfds:NAME: give that, too, or leave --split"
+            " out.",
+        ),
+        ("eval RUN --split test", "--split test has no effect without --data tfds:NAME"),
+        ("eval RUN --data x/*.txt --text-field x", "--text-field x has no effect without --data"),
+        ("specialisation RUN --data-directory x", "--data-directory x has no effect without"),
+        ("specialisation RUN --data stdlib --split test", "--split test has no effect without"),
+        ("eval RUN --seating priority", "give --capacity-factor, too"),
+        ("bench gpu --tiny --tokens 512", "--tokens 512 has no effect with --tiny"),
+    ],
+)
+def test_a_flag_of_a_subcommand_without_effect_is_refused(words, said):
+    with pytest.raises(ConfigError) as error:
+        run(words.split())
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate RUN --prompt x --temperature 0 --top-k 3", "--top-k 3 has no effect with"),
+        ("generate RUN --prompt x --temperature 0 --seed 3", "--seed 3 has no effect with"),
+        (
+            "generate RUN --prompt x --mesh.expert-parallel ragged --mesh.receive-factor 2",
+            "--mesh.receive-factor 2.0 has no effect with a model that is not trained: leave"
+            " --mesh.receive-factor out.",
+        ),
+        ("import A B --mesh.expert-parallel ragged", "--mesh.expert-parallel ragged has no effect"),
+        ("export A B --mesh.expert-parallel ragged", "--mesh.expert-parallel ragged has no effect"),
+        ("plan --config C --json --explain", "--explain True has no effect with --json"),
+        ("plan placement --load x --devices 2 --replicas 8 --groups 4", "--groups 4 has no effect"),
+    ],
+)
+def test_a_flag_of_a_subcommand_that_scripts_keep_is_warned_of(words, said):
+    with pytest.warns(UserWarning) as found, pytest.raises(UserError, match="RUN|A|C|x"):
+        run(words.split())
+    assert said in str(found[0].message)

@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
 from moejax.commands.use_cpu import use_cpu
+from moejax.config.needs import Need
 from moejax.lab.bench import compile_layer, gpu, layer, peers, scaling
 from moejax.runtime.allocator import take_gpu_memory_as_needed
 
@@ -53,6 +54,15 @@ class GpuSettings(BenchSettings):
     """The settings of `moejax bench gpu`."""
 
     bench: tyro.conf.OmitArgPrefixes[gpu.GpuBench]
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("bench.tokens",),
+            lambda s: not s.bench.tiny,
+            "--tiny, which takes 256",
+            "leave --tiny out",
+        ),
+    )
 
 
 def bench_layer(settings: LayerSettings) -> None:

@@ -14,7 +14,7 @@ from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
-from moejax.config.idle import check_flags, warn_of_file
+from moejax.config.idle import check_command, check_flags, warn_of_file
 from moejax.config.paths import expand_home
 from moejax.runtime.start_jax import explain_no_devices
 from moejax.runtime.writing import explain
@@ -48,7 +48,7 @@ def parse_settings(kind: type[T], words: list[str], program: str, summary: str) 
         description=_first_capital(summary),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return expand_paths(settings)
+    return check_effects(expand_paths(settings))
 
 
 def parse_known(kind: type[T], words: list[str], program: str, summary: str) -> tuple[T, list[str]]:
@@ -63,7 +63,15 @@ def parse_known(kind: type[T], words: list[str], program: str, summary: str) -> 
         config=(tyro.conf.FlagCreatePairsOff,),
         return_unknown_args=True,
     )
-    return expand_paths(settings), left
+    return check_effects(expand_paths(settings)), left
+
+
+def check_effects(settings: T) -> T:
+    """The settings of a subcommand. Raises ``ConfigError`` for those that do nothing, as its
+    ``NEEDS`` say.
+    """
+    check_command(settings, getattr(settings, "NEEDS", ()))
+    return settings
 
 
 def expand_paths(settings: T) -> T:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -12,6 +12,7 @@ from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
+from moejax.config.needs import Need
 from moejax.config.paths import expand_home
 from moejax.data.tokenizer import make_byte_tokenizer_files
 from moejax.hf.files import read_json
@@ -40,6 +41,16 @@ class ExportSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` is that in which the model computes."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("mesh.expert_parallel", "mesh.chunks", "mesh.receive_factor"),
+            lambda s: False,
+            "a model that is only written, not run",
+            "",
+            twin=True,  # the flags of its training
+        ),
+    )
 
 
 def export_model(settings: ExportSettings) -> None:

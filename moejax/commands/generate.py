@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tyro
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
+from moejax.config.needs import Need
 from moejax.config.paths import expand_home
 from moejax.inference.generation import Generated, Generator
 from moejax.inference.inference_config import check_can_generate
@@ -45,6 +46,17 @@ class GenerateSettings(ModelSettings):
     """A file with what `moejax plan placement --json` printed: experts of high load get replicas,
     and all lie where the plan says. The texts stay the same. --mesh.expert must be the number of
     devices of the plan."""
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        *ModelSettings.NEEDS,
+        Need(
+            ("sampling.top_k", "sampling.top_p", "sampling.seed"),
+            lambda s: s.sampling.temperature > 0,
+            "--temperature 0, which takes the most probable token each time",
+            "give a --temperature above 0",
+            twin=True,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_positive("", self, "window", "batch_size")

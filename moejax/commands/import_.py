@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
 from moejax import hf
 from moejax.commands.describe_import import describe_import
 from moejax.config.mesh import MeshConfig
+from moejax.config.needs import Need
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.runtime import device_mesh
@@ -25,6 +26,16 @@ class ImportSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` keeps that on disk."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("mesh.expert_parallel", "mesh.chunks", "mesh.receive_factor"),
+            lambda s: False,
+            "a model that is only written, not run",
+            "",
+            twin=True,  # the flags of its training
+        ),
+    )
 
 
 def import_model(settings: ImportSettings) -> None:

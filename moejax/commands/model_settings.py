@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 from jax.sharding import Mesh
@@ -12,6 +12,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.config.needs import Need
 from moejax.data.documents import Documents
 from moejax.data.sources import open_documents, open_text
 from moejax.inference.open_model import OpenModel
@@ -38,10 +39,38 @@ class ModelSettings:
     """Print one JSON object."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("mesh.chunks", "mesh.receive_factor"),
+            lambda s: False,
+            "a model that is not trained",
+            "",
+            twin=True,  # the flags of its training
+        ),
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings(ModelSettings):
     """Which model is run on which text, and how the text is cut."""
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        *ModelSettings.NEEDS,
+        Need(
+            ("split", "text_field"),
+            lambda s: s.data is not None and s.data.startswith("tfds:"),
+            "--data tfds:NAME",
+            "give that, too",
+            says="has no effect without",
+        ),
+        Need(
+            ("data_directory",),
+            lambda s: s.data is not None and (s.data == "stdlib" or s.data.startswith("tfds:")),
+            "--data tfds:NAME or stdlib",
+            "give one of these, too",
+            says="has no effect without",
+        ),
+    )
 
     data: str | None = None
     """The text: `stdlib`, the held-out part of the standard library; a file, a folder or a quoted

@@ -1,9 +1,10 @@
 """`moejax plan cost`: what a config will cost, from its settings alone."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -15,6 +16,7 @@ from moejax.config.config import Config
 from moejax.config.data import DataConfig
 from moejax.config.errors import UserError
 from moejax.config.json_files import read_json
+from moejax.config.needs import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.configs import read_config as read_hf_config
 from moejax.lab.plan.cost_report import table, to_json
@@ -48,6 +50,10 @@ class CostSettings(ConfigFile):
     """The arithmetic under each line."""
     json: bool = False
     """Print the plan as JSON."""
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(("explain",), lambda s: not s.json, "--json", "leave --json out", twin=True),
+    )
 
     def __post_init__(self) -> None:
         check_positive("", self, "devices", "context", "sequences")
@@ -94,6 +100,12 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
     size = model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     grid = paper_mesh(config.mesh, settings.devices, settings.device)
     device_fit.check_fits(config, grid)
+    if settings.load is not None and not any(model.routed_layers):
+        warnings.warn(
+            f"--load {settings.load} has no effect with --model.moe.every 0, which makes every"
+            f" layer dense: leave it out.",
+            stacklevel=2,
+        )
     return PlanRequest(
         config=config,
         vocab_size=size,

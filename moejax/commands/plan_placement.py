@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from moejax.config.needs import Need
 from moejax.lab.plan.placement_report import describe_placement
 from moejax.lab.plan.read_load import read_load
 from moejax.moe.parallel.placement import place
@@ -27,6 +29,16 @@ class PlacementSettings:
     """Groups of experts, each to stay on one node."""
     json: bool = False
     """Print the plan as JSON."""
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("groups",),
+            lambda s: s.nodes > 1,
+            "--nodes 1, on which all of them are",
+            "give --nodes 2, say, too",
+            twin=True,  # the settings of the model
+        ),
+    )
 
 
 def plan_placement(settings: PlacementSettings) -> None:

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def find_unmet(
         typed = flag("" if section in hidden else section, name)
         words = (
             f"{typed} {_write(value)} {need.says} {need.without.format(c=settings)}:"
-            f" {need.instead.format(c=settings)}, or leave {typed} out."
+            f" {need.instead.format(c=settings)}{', or ' * bool(need.instead)}leave {typed} out."
         )
         found.append(Idle(path, need, value, words))
     return found
@@ -72,6 +73,23 @@ def check_flags(config: Config, base: Config) -> None:
         (idle, idle.need.met(_with(base, idle.path, idle.value)))
         for idle in find_idle(config, base)
     )
+
+
+def check_command(
+    settings: Any, needs: Sequence[Need], hidden: tuple[str, ...] = ("sampling", "bench")
+) -> None:
+    """Raise ``ConfigError`` for settings of a subcommand that were given and have no effect; warn
+    where the need says ``twin``.
+    """
+    given = {}
+    for path in (path for need in needs for path in need.settings):
+        *sections, name = path.split(".")
+        section = reduce(getattr, sections, settings)
+        value = getattr(section, name)
+        if value != next(item.default for item in fields(section) if item.name == name):
+            given[path] = value
+    found = find_unmet(settings, given, needs, hidden)
+    refuse_or_warn((idle, idle.need.twin) for idle in found)
 
 
 def refuse_or_warn(found: Iterable[tuple[Idle, bool]]) -> None:

@@ -21,7 +21,9 @@ class Need:
     instead: str
     """What to write instead, besides leaving the setting out."""
     twin: bool = False
-    """Whether config files keep such settings on purpose: a dense twin those of its experts."""
+    """Whether such settings are kept on purpose: by a dense twin those of its experts. Then config
+    files are not told of them, and subcommands warn.
+    """
     says: str = "has no effect with"
     """What the setting does then."""
 
@@ -310,7 +312,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     # Devices.
     Need(
-        _paths("mesh", "expert_parallel chunks receive_factor"),
+        _paths("mesh", "chunks receive_factor"),
         lambda c: c.mesh.expert > 1,
         "--mesh.expert 1, as all experts are on every device",
         "give --mesh.expert 2 or more, too",

@@ -198,7 +198,7 @@ def test_a_cut_file_is_refused(here):
     ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "x.bin", "", None, 3, ".."],
 )
 def test_an_index_names_files_of_its_own_directory_alone(name, here):
-    (here.parent / "outside.safetensors").write_bytes((here / "model.safetensors").read_bytes())
+    (here / "model.safetensors").rename(here.parent / "outside.safetensors")
     (here / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     message = refused(here)
     assert f"names the file {name!r}" in message and "same directory" in message
@@ -206,7 +206,8 @@ def test_an_index_names_files_of_its_own_directory_alone(name, here):
 
 def test_an_index_must_agree_with_its_files(here):
     names = list(hf_models.tensors("mixtral"))
-    right = dict.fromkeys(names, "model.safetensors")
+    right = dict.fromkeys(names, "a.safetensors")
+    (here / "model.safetensors").rename(here / "a.safetensors")
 
     def index(weight_map) -> str:
         (here / INDEX).write_text(json.dumps({"weight_map": weight_map}))
@@ -217,14 +218,52 @@ def test_an_index_must_agree_with_its_files(here):
     assert "which model.safetensors.index.json does not list" in index(
         dict(list(right.items())[1:])
     )
-    assert "surprise is in model.safetensors, but it is not" in index(
-        right | {"surprise": "model.safetensors"}
+    assert "surprise is in a.safetensors, but it is not" in index(
+        right | {"surprise": "a.safetensors"}
     )
     assert "gone.safetensors is missing" in index(right | {"a": "gone.safetensors"})
-    (here / "b.safetensors").write_bytes((here / "model.safetensors").read_bytes())
+    (here / "b.safetensors").write_bytes((here / "a.safetensors").read_bytes())
     assert "must be there once" in index(right | {names[0]: "b.safetensors"})
     (here / INDEX).write_text(json.dumps({"weight_map": right}))
     assert moejax.hf.load(here).config.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], True),
+        ([], True),
+        (["model.safetensors"], False),
+    ],
+    ids=["older shards", "no index", "its own"],
+)
+def test_a_single_file_counts_more_than_an_index_of_other_files(files, said, here, capsys):
+    """As in transformers, and it is said."""
+    names = list(hf_models.tensors("mixtral"))
+    mapping = {name: files[i % len(files)] for i, name in enumerate(names)} if files else None
+    (here / INDEX).write_text(json.dumps({"weight_map": mapping}))
+    assert moejax.hf.load(here).config.num_layers == 2
+    err = capsys.readouterr().err
+    assert (
+        f"reading {here / 'model.safetensors'}: {INDEX} beside it is of other files" in err
+    ) == (said)
+
+
+def test_what_a_head_does_not_name_is_missing_and_its_bytes_are_unknown(here):
+    """Both are said: a tensor whose line was lost in the head, at any place of the file."""
+    whole = (here / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    fields = json.loads(whole[8 : 8 + length])
+    in_order = sorted(hf_models.tensors("mixtral"), key=lambda name: fields[name]["data_offsets"])
+    for number in (0, 7, len(in_order) - 1):
+        lost = in_order[number]
+        left = {name: about for name, about in fields.items() if name != lost}
+        (here / "model.safetensors").write_bytes(header(left, whole[8 + length :]))
+        begin, end = fields[lost]["data_offsets"]
+        after = in_order[number - 1] if number else "its head"
+        message = refused(here)
+        assert f"{end - begin:,} bytes of model.safetensors after {after}, of no" in message
+        assert f"missing: {lost}" in message
 
 
 class Bomb:
@@ -255,6 +294,15 @@ def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path):
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
     save_file(tensors, here / "model.safetensors")
     assert "lm_head.weight is not model.embed_tokens.weight" in refused(here)
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe_first_dense_tied", "llama_linear_tied"])
+def test_tied_weights_may_lie_under_the_name_of_the_head(case, tmp_path):
+    here, tensors = hf_models.write(tmp_path, case), hf_models.tensors(case)
+    want = moejax.hf.load(here).params["embedding_VD"]
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, here / "model.safetensors")
+    np.testing.assert_array_equal(moejax.hf.load(here).params["embedding_VD"], want)
 
 
 def test_layers_that_predict_a_second_token_are_left_out_and_said_to_be(tmp_path, capsys):

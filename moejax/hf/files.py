@@ -2,8 +2,9 @@
 names in the directory, where links are followed; nothing in a checkpoint is ever executed.
 """
 
-import json
 import math
+import os
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 from moejax.config import json_files
 from moejax.config.checks import shorten
 from moejax.config.errors import CheckpointError
-from moejax.config.json_files import MOST_BYTES, MOST_TABLE_BYTES
+from moejax.config.json_files import MOST_BYTES, MOST_TABLE_BYTES, open_regular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The types of weights that are read, by the name on disk."""
+MOST_HEAD_BYTES = 100_000_000
+"""Of a file's head, as in the safetensors library."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,11 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
 def _find_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
     """The files to read, and where the index says that each tensor is."""
     index, single = directory / INDEX, directory / SINGLE
+    if single.is_file() and not _lists_single(index):
+        if index.exists():
+            print(f"reading {single}: {INDEX} beside it is of other files", file=sys.stderr)
+        return [single], {}
     if not index.is_file():
-        if single.is_file():
-            return [_locate_inside(directory, SINGLE)], {}
         pickles = sorted(p.name for p in directory.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
         reason = f"there is neither {SINGLE} nor {INDEX} in {directory}."
         if pickles:
@@ -105,6 +110,17 @@ def _find_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
     return list(files.values()), {tensor: files[name] for tensor, name in mapping.items()}
 
 
+def _lists_single(index: Path) -> bool:
+    """Whether ``model.safetensors`` is a file of the index. If it is not, the index is of an older
+    state in shards, and the single file counts, as in transformers.
+    """
+    try:
+        mapping = read_json(index, MOST_TABLE_BYTES).get("weight_map")
+    except CheckpointError:
+        return False
+    return isinstance(mapping, dict) and SINGLE in mapping.values()
+
+
 def _locate_inside(directory: Path, name: Any) -> Path:
     """A file of the directory by its name, which must not lead out of it."""
     plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
@@ -119,31 +135,74 @@ def _locate_inside(directory: Path, name: Any) -> Path:
 
 
 def _read_head(file: Path) -> list[Tensor]:
-    """The tensors of a file."""
+    """The tensors of a file. Bytes that none of them covers are one more, which nobody knows: where
+    a tensor is missing in the head, the message is to name both.
+    """
+    uncovered: list[Tensor] = []
     try:
-        with safe_open(file, "np"):  # checks the head, and its places against the file's size
-            pass
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            head = json.loads(opened.read(length), object_pairs_hook=lambda pairs: pairs)
+        try:
+            with safe_open(file, "np"):  # checks the head, and its places against the file's size
+                pass
+        except SafetensorError:
+            uncovered = _find_uncovered(file)
+            if not uncovered:
+                raise
+        tensors = _parse_head(file)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file} is damaged, or no safetensors file: {error}.") from error
-    name, count = Counter(name for name, _ in head).most_common(1)[0]
-    if count > 1:
-        raise CheckpointError(f"{file.name} has {name} twice.")
-    tensors = []
-    for name, pairs in head:
-        if name == "__metadata__":
-            continue
-        about = dict(pairs)
-        begin, kind = 8 + length + about["data_offsets"][0], about["dtype"]
-        if kind not in TYPES:
+    counts = Counter(tensor.name for tensor in tensors)
+    for tensor in tensors:
+        if counts[tensor.name] > 1:
+            raise CheckpointError(f"{file.name} has {tensor.name} twice.")
+        if tensor.kind not in TYPES:
             raise CheckpointError(
-                f"{name} in {file.name} is of type {kind}: only {', '.join(TYPES)} are read."
-                f" Convert quantised weights to bfloat16 first."
+                f"{tensor.name} in {file.name} is of type {tensor.kind}: only {', '.join(TYPES)}"
+                f" are read. Convert quantised weights to bfloat16 first."
             )
-        tensors.append(Tensor(name, file, tuple(about["shape"]), kind, begin))
+    return tensors + uncovered
+
+
+def _parse_head(file: Path) -> list[Tensor]:
+    """The tensors that a file's head names. Raises ``ValueError`` if it is no such head."""
+    with open_regular(file) as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > min(MOST_HEAD_BYTES, os.fstat(opened.fileno()).st_size - 8):
+            raise ValueError("its head is longer than it may be")
+        head = json_files.parse_json(opened.read(length), lambda pairs: pairs)
+    tensors = []
+    try:
+        for name, pairs in head:
+            if name != "__metadata__":
+                about = dict(pairs)
+                begin, end = about["data_offsets"]
+                shape, kind = tuple(about["shape"]), about["dtype"]
+                tensors.append(Tensor(name, file, shape, kind, 8 + length + begin))
+                if kind in TYPES and (begin < 0 or tensors[-1].nbytes != end - begin):
+                    raise ValueError(f"{shorten(name)} has not the bytes of its shape")
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"its head is no table of tensors: {error}") from error
     return tensors
+
+
+def _find_uncovered(file: Path) -> list[Tensor]:
+    """The stretches of a file that no tensor covers; none if it is wrong in another way. Raises
+    ``ValueError`` as ``_parse_head`` does.
+    """
+    found, after = [], "its head"
+    with open_regular(file) as opened:
+        end = 8 + int.from_bytes(opened.read(8), "little")
+        size = os.fstat(opened.fileno()).st_size
+    last = Tensor("", file, (), "U8", size)
+    for tensor in (*sorted(_parse_head(file), key=lambda tensor: tensor.offset), last):
+        gap = tensor.offset - end
+        if gap < 0 or tensor is not last and tensor.kind not in TYPES:
+            return []
+        if gap:
+            name = f"{gap:,} bytes of {file.name} after {after}, of no tensor"
+            found.append(Tensor(name, file, (gap,), "U8", end))
+        if tensor is not last:
+            end, after = tensor.offset + tensor.nbytes, tensor.name
+    return found
 
 
 def read_tensor(tensor: Tensor) -> np.ndarray:

@@ -27,6 +27,7 @@ from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "auto")
 
 
@@ -99,6 +100,8 @@ def load(
         family, config = find_family(hf), read_config(hf)
     except ConfigError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
+    if config.tie_embeddings and EMBEDDING not in tensors and HEAD in tensors:
+        tensors[EMBEDDING] = tensors.pop(HEAD)  # one tensor by its other name
     layout = layout or MeshConfig()
     check_mesh(config, layout)
     shapes = array_shapes(config)
@@ -147,11 +150,10 @@ def _choose_type(entry: Entry, tensors: dict[str, Tensor], dtype: str) -> np.dty
 
 def _check_tied(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     """A head on disk beside ``tie_word_embeddings`` must be the embedding."""
-    head = tensors.get("lm_head.weight")
-    if config.tie_embeddings and head is not None:
-        embedding = read_tensor(tensors["model.embed_tokens.weight"])
-        if not np.array_equal(read_tensor(head), embedding):
-            raise CheckpointError(
-                "config.json says tie_word_embeddings, but lm_head.weight is not"
-                " model.embed_tokens.weight."
-            )
+    head = tensors.get(HEAD)
+    if head is None or not config.tie_embeddings:
+        return
+    if not np.array_equal(read_tensor(head), read_tensor(tensors[EMBEDDING])):
+        raise CheckpointError(
+            f"config.json says tie_word_embeddings, but {HEAD} is not {EMBEDDING}."
+        )

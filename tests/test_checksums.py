@@ -4,16 +4,19 @@ import json
 import warnings
 from pathlib import Path
 
+import hf_models
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moejax.commands.main import run
-from moejax.config import ConfigError, DistributedConfig
-from moejax.config.errors import RunError
+from moejax.config import ConfigError, DistributedConfig, MeshConfig
+from moejax.config.errors import RunError, UserError
+from moejax.inference.opening import open_model
 from moejax.runs.checkpoint import Checkpoints, read_parts
 from moejax.runs.checksums import FILE, check_files, find_damage, write_checksums
+from moejax.runtime.device_mesh import make_mesh
 from moejax.runtime.processes import Processes
 
 STATE = {"w_DV": jnp.arange(4096.0).reshape(64, 64) / 7, "b_V": jnp.ones(3)}
@@ -160,3 +163,26 @@ def test_the_command_says_of_each_checkpoint_what_it_found(saved, capsys):
 def test_a_directory_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no checkpoint: give the directory of a run"):
         run(["check", str(tmp_path)])
+
+
+def test_an_import_has_checksums_of_its_settings_and_tokenizer_too(tmp_path, capsys):
+    """A changed setting is named, and used: somebody may have meant it."""
+    hf_models.write(tmp_path / "released", "mixtral")
+    run(["import", str(tmp_path / "released"), str(tmp_path / "here")])
+    capsys.readouterr()
+    assert check(tmp_path / "here", capsys)[0] == 0
+    settings = tmp_path / "here" / "config.json"
+    settings.write_text(
+        settings.read_text().replace('"norm_epsilon": 1e-05', '"norm_epsilon": 3e-05')
+    )
+    code, out = check(tmp_path / "here", capsys)
+    assert code == 1 and ".      damaged: config.json is not what was written" in out
+    mesh = make_mesh(MeshConfig())
+    with pytest.warns(UserWarning, match="here: config.json is not what was written"):
+        open_model(tmp_path / "here", mesh=mesh, layout=MeshConfig())
+    (tmp_path / "here" / "huggingface.json").unlink()
+    with (
+        pytest.warns(UserWarning, match="here: config.json is not what was written"),
+        pytest.raises(UserError, match="huggingface.json is missing, which `moejax import` wrote"),
+    ):
+        open_model(tmp_path / "here", mesh=mesh, layout=MeshConfig())

@@ -46,7 +46,7 @@ def check_directory(settings: CheckSettings) -> None:
 def list_places(path: Path) -> list[str]:
     """The folders with checksums inside a directory, checkpoints by their steps."""
     if is_imported(path):
-        return [ARRAYS]
+        return [".", ARRAYS]
     steps = [p for p in path.glob("checkpoints/[0-9]*") if p.name.isdigit() and p.is_dir()]
     check(
         bool(steps),

@@ -69,6 +69,7 @@ def write_model(
         config, directory, layout, with_defaults(hf)["max_position_embeddings"] or 1024
     )
     write_json(directory / "config.json", to_dict(run))
+    write_checksums(directory, sorted(p.name for p in directory.iterdir() if p.is_file()))
 
 
 def make_fine_tuning_config(

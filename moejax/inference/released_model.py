@@ -1,5 +1,6 @@
 """Released models: as `moejax import` keeps them, and as Hugging Face does."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from moejax.inference import imported
 from moejax.inference.inference_config import check_layout
 from moejax.inference.open_model import OpenModel
 from moejax.models.counts import cost
+from moejax.runs.checksums import find_damage
 from moejax.runtime import device_fit
 from moejax.runtime.number_words import short
 
@@ -29,6 +31,8 @@ def open_imported(
 ) -> OpenModel:
     """A model that `moejax import` or `moejax upcycle` wrote."""
     check_no_step(path, step)
+    if damage := find_damage(path):  # somebody may have meant it
+        warnings.warn(f"{path}: {damage}.", stacklevel=2)
     config = read_config_json(path / "config.json").model
     check_layout(config, layout, mesh)
     params, bias_LE = imported.read_weights(path, array_shapes(config), mesh, layout, dtype)

@@ -19,9 +19,10 @@ BLOCK = 1 << 18
 """Bytes read at a time: what fits a processor's cache."""
 
 
-def write_checksums(directory: Path) -> None:
-    """Write the checksums of all files in ``directory``, at any depth, into it."""
-    files = {name: sum_file(directory / name) for name in list_files(directory)}
+def write_checksums(directory: Path, names: list[str] | None = None) -> None:
+    """Write the checksums of files in ``directory`` into it: by default all, at any depth."""
+    names = list_files(directory) if names is None else names
+    files = {name: sum_file(directory / name) for name in names}
     write_json(directory / FILE, {"algorithm": "crc32c", "files": files})
 
 

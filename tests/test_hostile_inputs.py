@@ -115,6 +115,38 @@ def test_monstrous_numbers_of_other_families_are_named(case, fields, part, tmp_p
     assert part in refused("plan", "--hf", file)
 
 
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"num_hidden_layers": 10**5}, "config.json says 100,000 layers, but the files have"),
+        ({"num_local_experts": 10**5}, "config.json says 100,000 experts, but the files have"),
+        ({"hidden_size": 2**22}, "tensors and config.json do not agree"),
+    ],
+)
+def test_tensors_that_are_not_there_are_not_listed(fields, part, here, refused):
+    config = json.loads((here / "config.json").read_text())
+    (here / "config.json").write_text(json.dumps(config | fields))
+    assert part in refused("import", here, here.parent / "new")
+
+
+def test_half_a_million_unknown_tensors_are_not_read(here, refused):
+    count = 500_000
+    head = {
+        f"model.layers.{i}.unknown": {
+            "dtype": "F32",
+            "shape": [1],
+            "data_offsets": [4 * i, 4 * i + 4],
+        }
+        for i in range(count)
+    }
+    text = json.dumps(head).encode()
+    with open(here / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 4 * count)
+    del head
+    assert "its head has 4" in refused("import", here, here.parent / "new")
+
+
 def make_pipe(file: Path) -> None:
     file.unlink()
     os.mkfifo(file)

@@ -15,6 +15,7 @@ MOST_TABLE_BYTES = 64 * MEBIBYTE
 DEEPEST = 64
 """Objects and lists inside each other."""
 MOST_DIGITS = 40
+BLOCK = 1 << 16
 HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """Where a shell puts a pipe that it hands over: `--hf <(...)`."""
 
@@ -34,11 +35,13 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 def read_bounded(path: str | Path, most: int) -> bytes:
     """All bytes of a file. Raises ``OSError``, or ``ValueError`` for more than ``most``."""
+    found = bytearray()
     with open_regular(path) as file:
-        found = file.read(most + 1)
+        while len(found) <= most and (part := file.read(BLOCK)):  # takes memory as it comes
+            found += part
     if len(found) > most:
         raise ValueError(f"it has more than the {most:,} bytes that such a file may have")
-    return found
+    return bytes(found)
 
 
 def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:

@@ -55,6 +55,30 @@ def _generate_entries(
         routed += config.routed_layers[layer]
 
 
+def count_tensors(family: str, config: ModelConfig, hf: dict[str, Any]) -> int:
+    """The most tensors that a model may have on disk, those among them that are left out."""
+    rules = FAMILIES[family].tensors
+    experts = sum(rule.is_per_expert for rule in rules) * config.moe.num_experts
+    layers = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
+    return len(WHOLE) + layers * (len(rules) + experts)
+
+
+def check_numbers(family: str, config: ModelConfig, there: dict[str, Tensor]) -> None:
+    """Refuse a model of far more layers or experts than there are tensors, before they are listed.
+    Raises ``CheckpointError``.
+    """
+    experts = any(rule.is_per_expert for rule in FAMILIES[family].tensors)
+    for number, what in (
+        (config.num_layers, "layers"),
+        (config.moe.num_experts * experts * any(config.routed_layers), "experts"),
+    ):
+        if number > len(there) + 1000:
+            raise CheckpointError(
+                f"config.json says {number:,} {what}, but the files have {len(there):,} tensors in"
+                f" all."
+            )
+
+
 def check_tensors(
     wanted: list[Entry], there: dict[str, Tensor], hf: dict[str, Any], config: ModelConfig
 ) -> tuple[str, ...]:

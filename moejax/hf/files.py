@@ -17,17 +17,17 @@ from safetensors import SafetensorError, safe_open
 from moejax.config import json_files
 from moejax.config.checks import shorten
 from moejax.config.errors import CheckpointError
-from moejax.config.json_files import MOST_BYTES, MOST_TABLE_BYTES, open_regular
+from moejax.config.json_files import MEBIBYTE, MOST_BYTES, MOST_TABLE_BYTES, open_regular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The types of weights that are read, by the name on disk."""
-MOST_HEAD_BYTES = 100_000_000
-"""Of a file's head, as in the safetensors library."""
+MOST_HEAD_BYTES = 32 * MEBIBYTE
+"""Of a file's head: a quarter of a million tensors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor on disk."""
 
@@ -56,16 +56,16 @@ def read_json(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     return found
 
 
-def open_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name, from the heads of its files.
+def open_tensors(files: list[Path], listed: dict[str, Path], wanted: int) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name, from the heads of what ``find_files`` found. ``wanted``:
+    about how many there should be; a head that is far too long for these is not read.
 
     Raises ``CheckpointError`` for anything that is not a whole checkpoint of safetensors.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"there is no directory {directory}.")
-    files, listed = _find_files(directory)
     found: dict[str, Tensor] = {}
+    most = min(MOST_HEAD_BYTES, MOST_BYTES + 1024 * wanted)
     for file in files:
+        _check_head(file, most)
         for tensor in _read_head(file):
             if tensor.name in found:
                 raise CheckpointError(
@@ -84,8 +84,12 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
     return found
 
 
-def _find_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The files to read, and where the index says that each tensor is."""
+def find_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The files to read, and where the index says that each tensor is. Raises ``CheckpointError``
+    if they are not all there.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no directory {directory}.")
     index, single = directory / INDEX, directory / SINGLE
     if single.is_file() and not _lists_single(index):
         if index.exists():
@@ -134,6 +138,20 @@ def _locate_inside(directory: Path, name: Any) -> Path:
     return directory / name
 
 
+def _check_head(file: Path, most: int) -> None:
+    """Before a head is read: is its length one of this model?"""
+    try:
+        with open_regular(file) as opened:
+            length = int.from_bytes(opened.read(8), "little")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    if length > most:
+        raise CheckpointError(
+            f"{file} is damaged, or of another model: its head has {length:,} bytes, where the"
+            f" tensors that config.json asks for take at most {most:,}."
+        )
+
+
 def _read_head(file: Path) -> list[Tensor]:
     """The tensors of a file. Bytes that none of them covers are one more, which nobody knows: where
     a tensor is missing in the head, the message is to name both.
@@ -168,20 +186,28 @@ def _parse_head(file: Path) -> list[Tensor]:
         length = int.from_bytes(opened.read(8), "little")
         if length > min(MOST_HEAD_BYTES, os.fstat(opened.fileno()).st_size - 8):
             raise ValueError("its head is longer than it may be")
-        head = json_files.parse_json(opened.read(length), lambda pairs: pairs)
+        head = json_files.parse_json(opened.read(length), _shrink)
     tensors = []
     try:
-        for name, pairs in head:
+        for name, about in head:
             if name != "__metadata__":
-                about = dict(pairs)
-                begin, end = about["data_offsets"]
-                shape, kind = tuple(about["shape"]), about["dtype"]
+                kind, shape, (begin, end) = about
                 tensors.append(Tensor(name, file, shape, kind, 8 + length + begin))
                 if kind in TYPES and (begin < 0 or tensors[-1].nbytes != end - begin):
                     raise ValueError(f"{shorten(name)} has not the bytes of its shape")
     except (TypeError, KeyError) as error:
         raise ValueError(f"its head is no table of tensors: {error}") from error
     return tensors
+
+
+def _shrink(pairs: list[tuple[str, Any]]) -> list | tuple:
+    """What is said of a tensor, in little memory; of the whole head all pairs, as a name may be
+    there twice.
+    """
+    about = dict(pairs) if len(pairs) == 3 else {}
+    if isinstance(about.get("dtype"), str) and about.keys() == {"dtype", "shape", "data_offsets"}:
+        return about["dtype"], tuple(about["shape"]), tuple(about["data_offsets"])
+    return pairs
 
 
 def _find_uncovered(file: Path) -> list[Tensor]:

@@ -22,7 +22,7 @@ from moejax.hf import accounts
 from moejax.hf.accounts import BIAS
 from moejax.hf.arrays import lay_out, read_arrays
 from moejax.hf.configs import find_family, read_config, with_defaults
-from moejax.hf.files import TYPES, Tensor, open_tensors, read_json, read_tensor
+from moejax.hf.files import TYPES, Tensor, find_files, open_tensors, read_json, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh
@@ -94,12 +94,14 @@ def load(
     """
     directory = Path(directory)
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
-    tensors = open_tensors(directory)
+    files = find_files(directory)
     hf = read_json(directory / "config.json")
     try:
         family, config = find_family(hf), read_config(hf)
     except ConfigError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
+    tensors = open_tensors(*files, accounts.count_tensors(family, config, hf))
+    accounts.check_numbers(family, config, tensors)
     if config.tie_embeddings and EMBEDDING not in tensors and HEAD in tensors:
         tensors[EMBEDDING] = tensors.pop(HEAD)  # one tensor by its other name
     layout = layout or MeshConfig()

@@ -243,7 +243,8 @@ def test_what_to_expect_is_said(platform, where, words):
 def test_a_stopped_cell_is_one_signal_to_the_command(capsys):
     stream, calls = definitions("install")["stream"], []
     program = (
-        "import time\n"
+        "import signal, time\n"  # where tests run in the background, their children ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    print('begun', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('saved', flush=True)\n"
     )

@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 from moejax import __version__
 from moejax.runtime.start_jax import start_jax
+from moejax.runtime.stop import end_at_signals
 
 
 @dataclass(frozen=True)
@@ -126,20 +127,20 @@ def main() -> None:
         with messages():
             raise
     with messages():
-        try:
-            run_command(*found)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
+        run_command(*found)
 
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """Start JAX, and let what is wrong end the process with a message, not with a traceback."""
-    start_jax()
-    from moejax.commands.command_line import errors_as_messages  # late: it imports JAX
+    """Start JAX, and let what is wrong, or a signal, end the process with a message, not with a
+    traceback.
+    """
+    with end_at_signals():
+        start_jax()
+        from moejax.commands.command_line import errors_as_messages  # late: it imports JAX
 
-    with errors_as_messages():
-        yield
+        with errors_as_messages():
+            yield
 
 
 def run(words: list[str]) -> None:

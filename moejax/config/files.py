@@ -84,6 +84,7 @@ def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:
             raise
         raise ConfigError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
+        _let_signals_pass(error)
         raise ConfigError(f"{path}: {function}() failed: {error!r}.") from error
     check(
         isinstance(made, kind),
@@ -103,10 +104,17 @@ def _run_file(path: Path) -> types.ModuleType:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
+        _let_signals_pass(error)
         raise ConfigError(f"{path} cannot be run: {error!r}.") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def _let_signals_pass(error: BaseException) -> None:
+    """Raise again what is not of the file: Ctrl-C ends the process by an exit of its own kind."""
+    if isinstance(error, SystemExit) and type(error) is not SystemExit:
+        raise error
 
 
 def read_config_json(path: Path) -> Config:

@@ -26,6 +26,7 @@ from moejax.hf.files import INDEX, SINGLE
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime.atomic_files import write_json
 from moejax.runtime.new_folders import make_folders, remove_content, remove_empty
+from moejax.runtime.stop import last_act
 from moejax.runtime.writing import writing_to
 
 OTHER_FILES = (
@@ -110,12 +111,16 @@ def new_directory(directory: Path) -> Iterator[None]:
     Raises ``CheckpointError`` as ``make_new_directory`` does, and ``RunError`` on a full disk.
     """
     made = make_new_directory(directory)
-    try:
-        with writing_to("another new directory"):
-            yield
-    except BaseException:
+
+    def remove() -> None:
         remove_content(directory)  # it was empty: all of it is ours
         remove_empty(made)
+
+    try:
+        with writing_to("another new directory"), last_act(lambda _: remove()):
+            yield
+    except BaseException:
+        remove()
         raise
 
 

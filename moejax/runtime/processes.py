@@ -161,6 +161,12 @@ class Processes:
             self._watch.release()
             self._ending.leave_aborts()
 
+    def tell_of_signal(self, signum: int) -> None:
+        """Tell the others that this process ends by a signal, though its main thread is stuck."""
+        if self._several and not self._watch.is_over:
+            stopped = Stopped(signum)
+            self._watch.announce_end(f"{stopped.name} stopped it", 128 + signum)
+
     def _leave_by(self, error: BaseException) -> None:
         """Tell the others of an error of this process alone; does not return if it means nothing
         to a user.

@@ -12,9 +12,11 @@ from moejax.config.config import Config
 from moejax.config.paths import check_plain, expand_home
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import device_fit, device_mesh
-from moejax.runtime.processes import Processes, say
-from moejax.runtime.stop import Stopped, StopSignals
+from moejax.runtime.processes import Processes
+from moejax.runtime.stop import StopSignals, last_act
 from moejax.runtime.writing import writing_to
+
+NOTHING_NEW = "stopped before the first step; there is nothing new to save."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,17 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
     the ``with``. Raises ``UserError`` for what does not fit, or cannot be written.
     """
     elsewhere = writing_to("--run.directory DIR")
-    with Processes(config.distributed) as processes, StopSignals() as stop, elsewhere:
-        try:
-            mesh = device_mesh.make_mesh(config.mesh)
-            device_fit.check_fits(config, mesh)
-            name = expand_home("--run.directory", config.run.directory or f"runs/{name}")
-            directory = Path(name)
-            check_plain("--run.directory", directory)
-            with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
-                run.check(config)
-                yield Environment(processes=processes, stop=stop, mesh=mesh, run=run)
-        except Stopped as stopped:
-            if not stop.begun:
-                say(f"{stopped.name}: stopped before the first step; there is nothing new to save.")
-            raise
+    with (
+        Processes(config.distributed) as processes,
+        StopSignals(NOTHING_NEW) as stop,
+        last_act(processes.tell_of_signal),
+        elsewhere,
+    ):
+        mesh = device_mesh.make_mesh(config.mesh)
+        device_fit.check_fits(config, mesh)
+        name = expand_home("--run.directory", config.run.directory or f"runs/{name}")
+        directory = Path(name)
+        check_plain("--run.directory", directory)
+        with RunDirectory(directory, owner=processes.first) as run, jax.set_mesh(mesh):
+            run.check(config)
+            yield Environment(processes=processes, stop=stop, mesh=mesh, run=run)

@@ -44,7 +44,6 @@ def run_steps(
     progress = Progress(config.steps, tally.step, intervals.measure, quiet=quiet)
     environment.run.remove_report()
     progress.say("compiling the training step ...")
-    stop.begin()
     account = Account(tally, progress, config.max_skipped_in_a_row)
     try:
         while tally.step < config.steps:
@@ -55,6 +54,7 @@ def run_steps(
             tally.step += 1
             if tally.step == first_step + 1:
                 jax.block_until_ready(report)
+                stop.begin()
                 progress.end_compilation()
             due = Due.after(tally.step, config)
             if not (due.log or due.part or due.evaluate or due.save or signum):
@@ -69,6 +69,7 @@ def run_steps(
                 evaluation.evaluate_part(state, tally.step)
             score = None
             if due.evaluate:
+                stop.waits_for = f"the evaluation at step {tally.step}"
                 line = evaluation.evaluate(state, tally.step)
                 progress.say(f"step {tally.step}  validation: {describe_quality(line)}")
                 score = line[intervals.measure.key]
@@ -78,6 +79,7 @@ def run_steps(
                 saving.save(state, tally, score)
             if signum:
                 stop_after_saving(signum, tally, environment, saving, progress)
+            stop.waits_for = "this step"
             account.restart_clock()
     except DivergedError:
         processes.leave()
@@ -167,6 +169,7 @@ def stop_after_saving(
 ) -> None:
     """Wait for the checkpoint, say how to go on, and raise ``Stopped``."""
     stopped = Stopped(signum)
+    environment.stop.waits_for = f"the checkpoint of step {tally.step}"
     saving.checkpoints.wait()
     environment.processes.leave()
     progress.say(

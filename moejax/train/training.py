@@ -31,6 +31,8 @@ from moejax.train.tally import Tally
 from moejax.train.tasks import open_task
 from moejax.train.tensorboard import TensorBoard
 
+ALL_SAVED = "all steps are saved; the same command writes the sample and the report."
+
 
 def train(config: Config, *, name: str, command: str) -> None:
     """Train, or go on training, the run of ``config``; docs/guides/runs.md says what that leaves.
@@ -89,6 +91,7 @@ def train(config: Config, *, name: str, command: str) -> None:
                 say_result(config, run)
                 return
             checkpoints.wait()  # without steps, it was killed after the last checkpoint
+            environment.stop.end(ALL_SAVED)
             finish(config, task, measure, environment, state, tally)
 
 

@@ -6,6 +6,7 @@ Each run has a directory of its own below that of the study, as if ``train.py`` 
 import functools
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from moejax.lab.study.results import Comparison
 from moejax.lab.study.trials import DIVERGED, Trial, check_settings, plan_trials, read_outcome
 from moejax.lab.study.write_comparison import write_comparison
 from moejax.runtime.atomic_files import write_text
-from moejax.runtime.stop import Stopped, StopSignals
+from moejax.runtime.stop import Stopped, StopSignals, last_act
 from moejax.runtime.writing import writing_to
 
 say = functools.partial(print, flush=True)
+
+GOES_ON = "the study stops; the same command goes on with it."
 
 
 def run_study(
@@ -37,32 +40,37 @@ def run_study(
             f"--only {' '.join(unknown)}: the runs of this study are {', '.join(study.runs)}."
         )
     trials = plan_trials(study, directory)
-    try:
-        # Between runs as during them: the exit code tells the signal.
-        with StopSignals(), writing_to("--directory DIR"):
-            for trial in trials:
-                check_settings(trial)
-            _train_all(study, directory, trials, command, only)
-            return write_comparison(study, directory, trials, command)
-    except Stopped as stopped:
-        say(f"{stopped.name}: the study stops; the same command goes on with it.")
-        raise
+    # Between runs as during them: the exit code tells the signal.
+    with StopSignals(GOES_ON), writing_to("--directory DIR"):
+        for trial in trials:
+            check_settings(trial)
+        with (
+            tempfile.TemporaryDirectory(prefix="moejax-") as compiled,
+            last_act(lambda _: shutil.rmtree(compiled, ignore_errors=True)),
+        ):
+            _train_all(study, directory, trials, command, only, Path(compiled))
+        return write_comparison(study, directory, trials, command)
 
 
 def _train_all(
-    study: Study, directory: Path, trials: Sequence[Trial], command: str, only: Sequence[str]
+    study: Study,
+    directory: Path,
+    trials: Sequence[Trial],
+    command: str,
+    only: Sequence[str],
+    compiled: Path,
 ) -> None:
+    """``compiled``: a folder for compiled programs, which the seeds of a run share."""
     chosen = [trial for trial in trials if not only or trial.name in only]
-    with tempfile.TemporaryDirectory(prefix="moejax-") as compiled:
-        for number, trial in enumerate(chosen, 1):
-            found = read_outcome(trial)
-            where = f"run {number} of {len(chosen)}: {trial.label}"
-            if found.status in ("finished", "diverged"):
-                say(f"{where} has {found.status}, in {trial.directory}")
-                continue
-            say(f"{where}, in {trial.directory}")
-            _train(trial, command, Path(compiled))
-            write_comparison(study, directory, trials, command)
+    for number, trial in enumerate(chosen, 1):
+        found = read_outcome(trial)
+        where = f"run {number} of {len(chosen)}: {trial.label}"
+        if found.status in ("finished", "diverged"):
+            say(f"{where} has {found.status}, in {trial.directory}")
+            continue
+        say(f"{where}, in {trial.directory}")
+        _train(trial, command, compiled)
+        write_comparison(study, directory, trials, command)
 
 
 def _train(trial: Trial, command: str, compiled: Path) -> None:
@@ -87,6 +95,9 @@ def _train(trial: Trial, command: str, compiled: Path) -> None:
         say(f"{trial.label} diverged: {error}")
     except UserError as error:
         raise RunError(f"{trial.label}: {error}") from error
+    except Stopped as stopped:
+        say(f"{stopped.name}: {GOES_ON}")
+        raise
     finally:
         jax.clear_caches()  # the compiled steps of one run are of no use to the next
         gc.collect()

@@ -287,6 +287,25 @@ def test_a_part_of_what_is_held_out_is_a_line_through_the_whole_of_it(moe_run):
     assert chart.count('class="line d0 c1"') == 1 and chart.count('class="dots c1"') == 1
 
 
+@pytest.mark.parametrize(
+    ("x", "labels"),
+    [
+        (np.arange(3), {"0": "mid", "1": "mid", "2": "mid"}),
+        (np.arange(0, 1201, 50), {"0": "mid", "600": "mid", "1,200": "end"}),
+        (np.arange(3, 30), {"10": "mid", "25": "mid"}),
+    ],
+)
+def test_a_label_stands_below_its_place_if_it_fits(x, labels):
+    chart = line_chart([Series("a", x.astype(float), x.astype(float))], x_name="layer")
+    row = re.findall(r'<text x="([\d.]+)" class="(\w+)" y="220">([\d,]+)<', chart)
+    found = {label: (float(at), kind) for at, kind, label in row}
+    for label, kind in labels.items():
+        assert found[label][1] == kind
+        if kind == "mid":
+            share = (float(label.replace(",", "")) - x[0]) / (x[-1] - x[0])
+            assert found[label][0] == pytest.approx(54 + 408 * share, abs=0.1)
+
+
 def figure_of(html: str, title: str) -> str:
     return next(part for part in html.split("<figure>") if f"<h3>{title}</h3>" in part)
 

@@ -18,6 +18,8 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480, 54, 18, 8, 28
 PLOT = WIDTH - LEFT - RIGHT
 SLACK = 4
 """How far a shape may reach over the border of the plot area: half a dot."""
+LETTER = 9
+"""Width of a letter of a label on a phone, in units of the drawing."""
 MOST_POINTS = 300
 MOST_DOTS = 60
 
@@ -168,8 +170,12 @@ def x_labels(x: Axis, height: int, name: str) -> str:
     row = TOP + height + 22
     labels = [f'<text x="{LEFT - 8}" y="{row}" class="end">{name}</text>']
     for at, label in zip(x.place(np.array(ticks)), tick_labels(ticks), strict=True):
-        place = f'x="{WIDTH}" class="end"' if at > PLOT - 8 else f'x="{LEFT + at:.1f}" class="mid"'
-        labels.append(f'<text {place} y="{row}">{label}</text>' if at > 20 else "")
+        half = LETTER * len(label) / 2
+        place = f'x="{LEFT + at:.1f}" class="mid"'
+        if at + half > PLOT + RIGHT:
+            place = f'x="{WIDTH}" class="end"'
+        fits = at - half > -6  # else it would touch the name
+        labels.append(f'<text {place} y="{row}">{label}</text>' if fits else "")
     return "".join(labels)
 
 

@@ -79,6 +79,10 @@ def _loss_section(run: Run) -> str:
         return ""
     whole = falling_range(series)
     first = "Falls steeply, then slowly. Held out far above training means learning by heart."
+    if run.part:
+        first += (
+            " The part is evaluated more often; it is other text than the whole, so a bit apart."
+        )
     figures = [page.figure(title, line_chart(series, y_range=whole), first)]
     late = (steps.max() / 2, steps.max())
     if np.sum(series[0].x >= late[0]) >= 4:
@@ -132,8 +136,8 @@ def _drop_section(run: Run) -> str:
         return ""
     series = [_in_percent(one) for one in _train_and_held_out(run, "dropped_fraction")]
     guide = (
-        "Choices that found their expert full. It should sink; what is left at an even load is"
-        " chance: `moejax plan` says how much."
+        "Choices that found their expert full. It should sink; chance drops some even at an even"
+        " load, and moejax plan says how many."
     )
     figures = [page.figure("Dropped choices, %", line_chart(series, include=(0.0, 0.1)), guide)]
     if run.load:

@@ -6,6 +6,7 @@ this process. Their time is that of the processor, as the machine may be busy.
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,8 +15,14 @@ import hf_models
 import pytest
 
 from moejax.commands import main
+from moejax.config import changed
 from moejax.config.errors import UserError
+from moejax.lab.plan.devices import paper_mesh
+from moejax.lab.plan.memory import plan_memory
+from moejax.models import training_room
+from moejax.models.training_room import check_training_room
 from moejax.moe.parallel.placement_file import read_placement
+from moejax.runtime import room
 
 SECONDS, MEGABYTES = 10, 500
 
@@ -212,3 +219,80 @@ def test_a_pipe_of_the_shell_is_read(here, capsys):
     main.run(["plan", "--hf", f"/dev/fd/{reading}"])
     os.close(reading)
     assert "Parameters" in capsys.readouterr().out
+
+
+def train(*flags):
+    return lambda here: ["train", "--run.directory", here.parent / "run", "--config", TINY, *flags]
+
+
+def bench(*flags):
+    return lambda here: ["bench", "layer", *flags]
+
+
+def upcycle(*flags):
+    return lambda here: ["upcycle", hf_models.write(here.parent / "llama", "llama"), "new", *flags]
+
+
+TINY = Path(__file__).parent.parent / "configs/quickstart.py"
+FLAGS = [
+    (train("--model.moe.num-experts", 10**8), "--model.moe.num-experts must be at most 1,048,576"),
+    (train("--moe.num-experts", 10**6), "takes at least"),
+    (train("--model.width", 10**6), "--model.width"),
+    (train("--model.vocab-size", 2**31 - 1), "the largest part is"),
+    (train("--data.sequence-length", 10**8), "make --data.sequence-length smaller"),
+    (train("--data.sequence-length", 10**6, "--moe.group-size", 10**6), "Not one sequence"),
+    (train("--data.eval-batch-size", 2**30), "--data.eval-batch-size"),
+    (train("--data.batch-size", 2**30), "would fit, or a shorter --data.sequence-length"),
+    (train("--model.num-layers", 10**9), "--model.num-layers must be at most 100,000"),
+    (train("--model.num-layers", 10**5), "--run.force True tries it anyway"),
+    (train("--mesh.data", 10**12), "needs 1000000000000 devices"),
+    (bench("--tokens", 10**10), "--tokens must be at most 2,147,483,647, not 10000000000"),
+    (bench("--tokens", 10**9), "the layer, with its input, takes at least"),
+    (bench("--experts", 10**6), "the layer, with its input, takes at least"),
+    (bench("--experts", 10**9), "--experts must be at most 1,048,576"),
+    (bench("--hidden", 10**9), "the layer, with its input, takes at least"),
+    (upcycle("--num-experts", 10**9), "--num-experts must be at most 1,048,576"),
+    (upcycle("--num-experts", 10**6), "the new model, beside the old one, takes at least"),
+]
+
+
+@pytest.mark.parametrize(("words", "part"), FLAGS)
+def test_monstrous_flags_are_named(words, part, here, refused, monkeypatch):
+    monkeypatch.setattr(room, "read_host_memory", lambda: 24e9)
+    assert part in refused(*words(here))
+
+
+def test_what_is_said_to_fit_fits(tiny, monkeypatch):
+    """The batch and the number of experts that a message names are accepted."""
+    mesh = {"data": 1, "expert": 1, "model": 1}
+    monkeypatch.setattr(room, "find_room", lambda: (1e6, "this machine has 1MB"))
+    monkeypatch.setattr(training_room, "find_room", room.find_room)
+    for path, value in (("data.batch_size", 4096), ("model.moe.num_experts", 4096)):
+        config = changed(tiny, {path: value})
+        with pytest.raises(UserError) as caught:
+            check_training_room(config, 257, mesh)
+        fitting = int(re.findall(r"([\d,]+) would fit", str(caught.value))[0].replace(",", ""))
+        assert fitting > 8
+        check_training_room(changed(tiny, {path: fitting}), 257, mesh)
+        with pytest.raises(UserError):
+            check_training_room(changed(tiny, {path: 2 * fitting}), 257, mesh)
+        check_training_room(changed(config, {"run.force": True}), 257, mesh)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_least_memory_is_less_than_that_of_the_plan(optimizer, tiny):
+    """So nothing that fits is refused."""
+    for mesh in ({"data": 1}, {"data": 2, "expert": 2, "fsdp": True}, {"data": 2, "model": 2}):
+        config = changed(tiny, {"optim.optimizer": optimizer, "mesh": mesh})
+        grid = paper_mesh(config.mesh, None, "v5p")
+        least = training_room.find_least(config, 257, grid.shape)
+        rows = max(least.rows.values())
+        planned = plan_memory(config, 257, grid)
+        assert least.state <= sum(planned.state.values())
+        assert least.state + rows * least.row <= planned.peak
+
+
+def test_the_memory_of_a_machine_is_known(monkeypatch):
+    assert 1e8 < room.read_host_memory() < 1e14
+    monkeypatch.setattr(room, "GROUP_LIMITS", (__file__,))  # not a number
+    assert 1e8 < room.read_host_memory() < 1e14

@@ -169,7 +169,7 @@ OUTSIDE = {
     "mesh": "data expert model fsdp expert_parallel chunks receive_factor",
     "distributed": "coordinator_address num_processes process_id initialize",
     "run": """directory init_from log_every eval_every eval_batches checkpoint_every
-        keep_checkpoints tensorboard max_skipped_in_a_row sample_prompt sample_tokens
+        keep_checkpoints tensorboard force max_skipped_in_a_row sample_prompt sample_tokens
         sample_temperature""",
 }
 

@@ -4,16 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax
 import tyro
 
 from moejax import hf
 from moejax.commands.describe_import import describe_import
 from moejax.config.checks import check
 from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
+from moejax.models.counts import parameters
 from moejax.runtime.allocator import keep_freed_memory
+from moejax.runtime.room import check_room, count_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,19 @@ def upcycle_model(settings: UpcycleSettings) -> None:
     print(words, flush=True)
 
 
+def _check_room(config: ModelConfig, params: dict) -> None:
+    """The new model must fit beside the old one."""
+    assert config.vocab_size is not None  # as in every checkpoint
+    leaves = jax.tree.leaves(params)
+    itemsize = min(leaf.dtype.itemsize for leaf in leaves)
+    check_room(
+        count_bytes(leaves) + itemsize * sum(parameters(config, config.vocab_size).values()),
+        "the new model, beside the old one,",
+        f"Make --num-experts {config.moe.num_experts} smaller, or --every larger, so that fewer"
+        f" layers get experts.",
+    )
+
+
 def _convert(settings: UpcycleSettings) -> str:
     dense = hf.load(settings.source, settings.dtype)
     config = upcycle_config(
@@ -59,6 +76,7 @@ def _convert(settings: UpcycleSettings) -> str:
         split=settings.split,
         every=settings.every,
     )
+    _check_room(config, dense.params)
     params = upcycle(
         dense.config,
         dense.params,

@@ -43,6 +43,8 @@ class RunConfig:
     """Write the metrics for TensorBoard, too, to `tensorboard/` in the run's directory."""
     max_skipped_in_a_row: int = 10
     """Stop after so many updates in a row that were skipped because they were not finite."""
+    force: bool = False
+    """Begin even where parameters, optimizer and one batch cannot fit into memory by arithmetic."""
     sample_prompt: str = "def "
     """The text that the sample in the report begins with."""
     sample_tokens: int = 400

@@ -26,9 +26,11 @@ from moejax.hf.files import TYPES, Tensor, find_files, open_tensors, read_json, 
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh
+from moejax.runtime.room import check_room, count_bytes
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "auto")
+ROOM = "bfloat16 takes half of float32 (--dtype), and on a mesh every device holds a part (--mesh)."
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,10 @@ def load(
     config = replace(config, dtype="bfloat16" if in_16_bits else "float32")
 
     like = {path: jax.ShapeDtypeStruct(shapes[path], kind) for path, kind in types.items()}
+    like = lay_out(like, mesh, layout)
+    check_room(count_bytes(like.values()), f"{directory}", ROOM)
     _check_tied(config, tensors)
-    arrays = read_arrays(wanted, lay_out(like, mesh, layout), tensors, config)
+    arrays = read_arrays(wanted, like, tensors, config)
     if any(accounts.find_layer(name) is not None for name in left_out):
         last = config.num_layers
         print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)

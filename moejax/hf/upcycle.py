@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
+from moejax.config.moe import MOST_EXPERTS
 from moejax.hf.tensors import ArrayPath
 from moejax.models.layer_runs import find_stack, locate_layers, stack_layers
 
@@ -27,6 +28,7 @@ def upcycle_config(
     F, kept = dense.dense_hidden, "--split must divide"
     check(split > 0 and F % split == 0, f"{kept} the hidden width {F}, unlike {split}.")
     for name, value in (("--num-experts", num_experts), ("--top-k", top_k)):
+        check(value <= MOST_EXPERTS, f"{name} must be at most {MOST_EXPERTS:,}, not {value}.")
         check(value % split == 0, f"{kept} {name} {value}: a copy is made of {split} experts.")
     check(top_k > 1, "--top-k must be at least 2: with 1 the router would learn nothing.")
     check(every > 0, f"--every must be at least 1, not {every}.")

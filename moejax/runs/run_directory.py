@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset(
         "run.keep_checkpoints",
         "run.tensorboard",
         "run.max_skipped_in_a_row",
+        "run.force",
         "run.sample_prompt",
         "run.sample_tokens",
         "run.sample_temperature",

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.paths import check_plain, expand_home
+from moejax.models.training_room import check_training_room
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import device_fit, device_mesh
 from moejax.runtime.processes import Processes
@@ -43,6 +44,7 @@ def enter(config: Config, name: str) -> Iterator[Environment]:
     ):
         mesh = device_mesh.make_mesh(config.mesh)
         device_fit.check_fits(config, mesh)
+        check_training_room(config, config.model.vocab_size or 0, mesh.shape)
         name = expand_home("--run.directory", config.run.directory or f"runs/{name}")
         directory = Path(name)
         check_plain("--run.directory", directory)

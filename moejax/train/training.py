@@ -14,6 +14,7 @@ from moejax.config.paths import expand_home
 from moejax.hf.configs import collect_computation, list_differences
 from moejax.inference.kept_files import keep_files
 from moejax.inference.opening import open_model
+from moejax.models.training_room import check_training_room
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runtime import batch_rows
 from moejax.runtime.processes import say
@@ -46,6 +47,7 @@ def train(config: Config, *, name: str, command: str) -> None:
         board, measure = TensorBoard(boards), config.model.material.measure
         task = processes.first_then_others(lambda: open_task(config, run.tokenizer))
         processes.check_same("settings or data", shared_settings(config, task))
+        check_training_room(config, task.vocab_size, mesh.shape)
         learner = make_learner(config, task.vocab_size, mesh)
         keep = config.run.keep_checkpoints
         checkpoints = Checkpoints(run.checkpoints, keep, processes, measure.key)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.lab.bench.shape import LayerShape
+from moejax.moe.experts import matrices
 from moejax.moe.layer import FeedForward, MoELayer
+from moejax.runtime.room import check_room
 
 PASSES = {"forward": "forward", "forward+backward": "forward_backward"}
 """The passes that are timed of each layer, and their keys in JSON."""
@@ -61,12 +63,24 @@ def full_precision(dtype: str) -> AbstractContextManager:
 def make_problem(shape: LayerShape) -> Problem:
     """A problem of random numbers, the same for equal shapes."""
     T, D = shape.tokens, shape.width
+    check_layer_room(shape)
     keys = jax.random.split(jax.random.key(0), 3)
     x_1TD, dy_1TD = (jax.random.normal(k, (1, T, D), jnp.dtype(shape.dtype)) for k in keys[:2])
     routed, dense = MoELayer(shape.moe(), shape.activation), dense_layer(shape)
     real_1T = jnp.ones((1, T), bool)
     routed = jax.jit(lambda x: routed.init(keys[2], x, real_1T, training=True))(x_1TD)
     return Problem(shape, x_1TD, dy_1TD, routed, jax.jit(dense.init)(keys[2], x_1TD))
+
+
+def check_layer_room(shape: LayerShape) -> None:
+    """Raise ``ConfigError`` if the parameters of both layers, the input and the gradient of the
+    output cannot lie in memory together.
+    """
+    D, itemsize = shape.width, jnp.dtype(shape.dtype).itemsize
+    numbers = (shape.experts + shape.top_k) * len(matrices(shape.activation)) * D * shape.hidden
+    need = 4 * numbers + 2 * itemsize * shape.tokens * D
+    advice = "Make --tokens, --experts, --width or --hidden smaller."
+    check_room(float(need), "the layer, with its input,", advice)
 
 
 def dense_layer(shape: LayerShape) -> FeedForward:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moejax.config.checks import check
+from moejax.config.checks import check, check_sizes
 from moejax.config.errors import ConfigError
 from moejax.config.moe import MoEConfig
 
@@ -46,9 +46,7 @@ class LayerShape:
     """Slots divided by the fair share; None drops nothing (einsum and gather then take 1.25)."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "experts", "top_k", "width", "hidden"):
-            value = getattr(self, name)
-            check(value > 0, f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
+        check_sizes("", self, "tokens", "experts", "top_k", "width", "hidden")
         check(
             self.tokens % self.group == 0,
             f"--group-size {self.group} does not divide --tokens {self.tokens}.",

@@ -30,6 +30,7 @@ from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import reuse
 from moejax.runtime.stop import Stopped
 from moejax.train import training
+from moejax.train.progress import Beside
 
 ROOT = Path(__file__).parents[1]
 LAYERS, EXPERTS = 2, 4
@@ -89,10 +90,12 @@ class Trainer:
 
     def __init__(self):
         self.trained: list[str] = []
+        self.beside: list[str] = []
         self.evaluated: tuple[int, ...] = (12,)
 
-    def __call__(self, config: Config, *, name: str, command: str) -> None:
+    def __call__(self, config: Config, *, name: str, command: str, beside: Beside) -> None:
         self.trained.append(name)
+        self.beside.append(beside(6.0))
         with RunDirectory(Path(config.run.directory)) as run:
             run.check(config)
             run.write_config(config)
@@ -231,6 +234,14 @@ def test_the_page_stands_alone_and_has_one_map_for_each_routed_run(config, tmp_p
     # Nine runs have eight colours: the last one's lines are dashed, in all four charts.
     assert html.count('class="line d1 c0"') == html.count('class="line d1') == 4
     assert "every</th>" in html and "optim." not in html.partition("<script>")[0]
+
+
+def test_the_time_left_of_the_whole_study_is_shown(config, tmp_path, trainer):
+    """Of what is trained now: the dense one has been before."""
+    compare(study(config), tmp_path, only=("dense",))
+    trainer.beside.clear()
+    compare(study(config, seeds=(0,)), tmp_path)
+    assert trainer.beside == [" (study: 1 of 2 done, 6 s left)"]
 
 
 def test_each_seed_is_a_training_and_the_table_has_their_spread(config, tmp_path, trainer):

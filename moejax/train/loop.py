@@ -11,12 +11,12 @@ from moejax.config.errors import DivergedError
 from moejax.config.run import RunConfig
 from moejax.data.batches import Batch
 from moejax.runtime import batch_rows
-from moejax.runtime.stop import Stopped
+from moejax.runtime.stop import Stopped, StopSignals
 from moejax.train.environment import Environment
 from moejax.train.evaluation import Evaluation
 from moejax.train.interval import IntervalLog
 from moejax.train.metrics import describe_quality
-from moejax.train.progress import Progress
+from moejax.train.progress import Beside, Progress
 from moejax.train.reports import StepReport
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState
@@ -37,13 +37,13 @@ def run_steps(
     intervals: IntervalLog,
     evaluation: Evaluation,
     saving: Saving,
+    beside: Beside | None = None,
 ) -> TrainState:
     """Train to the last step; log, evaluate and save on the way. Returns the final state."""
     processes, stop, first_step = environment.processes, environment.stop, tally.step
-    quiet = not processes.first
-    progress = Progress(config.steps, tally.step, intervals.measure, quiet=quiet)
+    progress = Progress(config.steps, first_step, intervals.measure, not processes.first, beside)
     environment.run.remove_report()
-    progress.say("compiling the training step ...")
+    progress.begin_compilation()
     account = Account(tally, progress, config.max_skipped_in_a_row)
     try:
         while tally.step < config.steps:
@@ -62,14 +62,15 @@ def run_steps(
             signum = max(signum, account.settle())
             if due.log:
                 line = intervals.write(state, tally, report)
-                progress.print_interval(line, first_step)
+                progress.print_interval(line)
                 for alarm in line.get("alarms", ()):
                     progress.say(f"alarm    {alarm['words']}")
+            if due.part or due.evaluate:
+                wait_for_evaluation(tally.step, stop, progress)
             if due.part:
                 evaluation.evaluate_part(state, tally.step)
             score = None
             if due.evaluate:
-                stop.waits_for = f"the evaluation at step {tally.step}"
                 line = evaluation.evaluate(state, tally.step)
                 progress.say(f"step {tally.step}  validation: {describe_quality(line)}")
                 score = line[intervals.measure.key]
@@ -79,7 +80,6 @@ def run_steps(
                 saving.save(state, tally, score)
             if signum:
                 stop_after_saving(signum, tally, environment, saving, progress)
-            stop.waits_for = "this step"
             account.restart_clock()
     except DivergedError:
         processes.leave()
@@ -159,9 +159,16 @@ class Account:
 
 def place_batch(batch: Batch, environment: Environment) -> dict[str, jax.Array]:
     """Place a batch on the mesh. Each row carries the signal to stop of this process, or 0."""
+    environment.stop.waits_for = "this step"
     signum = environment.stop.check() or 0
     signals_B = np.full(len(batch["segments"]), signum, np.int32)
     return batch_rows.place_batch(environment.mesh, batch | {"signals_B": signals_B})
+
+
+def wait_for_evaluation(step: int, stop: StopSignals, progress: Progress) -> None:
+    """Let the screen, and the answer to a signal, say what is done now."""
+    stop.waits_for = f"the evaluation at step {step}"
+    progress.wait_for(f"evaluating at step {step}")
 
 
 def stop_after_saving(

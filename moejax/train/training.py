@@ -26,6 +26,7 @@ from moejax.train.interval import IntervalLog
 from moejax.train.journal import Journal
 from moejax.train.loop import run_steps
 from moejax.train.prepare import Learner, make_learner, make_programs, shared_settings
+from moejax.train.progress import Beside
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState, start_state
 from moejax.train.tally import Tally
@@ -35,11 +36,11 @@ from moejax.train.tensorboard import TensorBoard
 ALL_SAVED = "all steps are saved; the same command writes the sample and the report."
 
 
-def train(config: Config, *, name: str, command: str) -> None:
+def train(config: Config, *, name: str, command: str, beside: Beside | None = None) -> None:
     """Train, or go on training, the run of ``config``; docs/guides/runs.md says what that leaves.
 
     All processes of a job call it alike. Raises ``UserError`` with a message for the user, and
-    ``Stopped`` after a signal.
+    ``Stopped`` after a signal. ``beside``: what is shown beside the time left.
     """
     with enter(config, name) as environment:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
@@ -87,6 +88,7 @@ def train(config: Config, *, name: str, command: str) -> None:
                         journal=journal,
                     ),
                     saving=saving,
+                    beside=beside,
                 )
             elif processes.agree(run.report.exists()):
                 say(f"This run is finished: {tally.step} steps. To go on, raise --run.steps.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from moejax.config.errors import ConfigError, DivergedError, RunError, UserError
 from moejax.lab.study.definition import Study
 from moejax.lab.study.results import Comparison
+from moejax.lab.study.study_clock import StudyClock
 from moejax.lab.study.trials import DIVERGED, Trial, check_settings, plan_trials, read_outcome
 from moejax.lab.study.write_comparison import write_comparison
 from moejax.runtime.atomic_files import write_text
@@ -62,18 +63,22 @@ def _train_all(
 ) -> None:
     """``compiled``: a folder for compiled programs, which the seeds of a run share."""
     chosen = [trial for trial in trials if not only or trial.name in only]
+    clock = StudyClock(len(chosen))
     for number, trial in enumerate(chosen, 1):
         found = read_outcome(trial)
         where = f"run {number} of {len(chosen)}: {trial.label}"
         if found.status in ("finished", "diverged"):
             say(f"{where} has {found.status}, in {trial.directory}")
+            clock.skip()
             continue
         say(f"{where}, in {trial.directory}")
-        _train(trial, command, compiled)
+        clock.begin()
+        _train(trial, command, compiled, clock)
+        clock.end()
         write_comparison(study, directory, trials, command)
 
 
-def _train(trial: Trial, command: str, compiled: Path) -> None:
+def _train(trial: Trial, command: str, compiled: Path, clock: StudyClock) -> None:
     """Train to the end; that a run diverges is a result, kept in its directory."""
     import jax  # late: a study that is finished does not start it
 
@@ -89,7 +94,7 @@ def _train(trial: Trial, command: str, compiled: Path) -> None:
     (trial.directory / DIVERGED).unlink(missing_ok=True)
     try:
         with keep_compiled(compiled):  # for the other seeds, whose steps are the same
-            train(trial.config, name=trial.label, command=command)
+            train(trial.config, name=trial.label, command=command, beside=clock.describe)
     except DivergedError as error:
         write_text(trial.directory / DIVERGED, f"{error}\n")
         say(f"{trial.label} diverged: {error}")

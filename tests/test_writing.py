@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -12,13 +14,16 @@ from test_report import write_run
 from test_study import Trainer
 
 from moejax.commands import command_line, main, specialisation
-from moejax.config import changed, to_dict
-from moejax.config.errors import RunError
-from moejax.hf.writing import new_directory
+from moejax.commands.export import ExportSettings, export_model
+from moejax.commands.import_ import ImportSettings, import_model
+from moejax.config import MeshConfig, changed, to_dict
+from moejax.config.errors import CheckpointError, RunError
+from moejax.hf.writing import UNFINISHED, new_directory
+from moejax.inference.opening import open_model
 from moejax.lab.bench import scaling
 from moejax.runs.metric_lines import append_line
-from moejax.runtime import atomic_files
-from moejax.runtime.new_folders import make_folders
+from moejax.runtime import atomic_files, device_mesh
+from moejax.runtime.new_folders import lock_folder, make_folders
 from moejax.runtime.writing import explain
 from moejax.train import training
 
@@ -91,8 +96,12 @@ WRITING = {
     "study": (["study", "study.py"], "studies/study/study.html", "--directory DIR"),
     "results": (["study", "study.py"], "studies/study/results.json", "--directory DIR"),
     "its runs": (["study", "study.py"], "studies/study/a/metrics.jsonl", "--directory DIR"),
-    "import": (["import", "model", "new"], "new/config.json", "another new directory"),
-    "upcycle": (["upcycle", "dense", "new"], "new/config.json", "another new directory"),
+    "import": (["import", "model", "new"], "new/.unfinished/config.json", "another new directory"),
+    "upcycle": (
+        ["upcycle", "dense", "new"],
+        "new/.unfinished/config.json",
+        "another new directory",
+    ),
 }
 
 
@@ -147,12 +156,50 @@ def test_a_folder_that_was_there_is_left_empty(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("x")
     (tmp_path / "new").mkdir()
-    refused = pytest.raises(RunError, match="cannot write .*new/x: full. Make room")
-    with refused, new_directory(tmp_path / "new"):
-        make_folders(tmp_path / "new" / "a" / "b")
-        (tmp_path / "new" / "link").symlink_to(tmp_path / "kept")
-        raise OSError(errno.ENOSPC, "full", str(tmp_path / "new" / "x"))
+    refused = pytest.raises(RunError, match="cannot write .*new/.*/x: full. Make room")
+    with refused, new_directory(tmp_path / "new") as place:
+        make_folders(place / "a" / "b")
+        (place / "link").symlink_to(tmp_path / "kept")
+        raise OSError(errno.ENOSPC, "full", str(place / "x"))
     assert list((tmp_path / "new").iterdir()) == [] and (tmp_path / "kept" / "file").exists()
+
+
+def test_what_a_killed_command_left_goes_at_the_next_try(tmp_path, capsys):
+    """Nothing else goes, and not while that command still runs."""
+    new = tmp_path / "new"
+    (new / UNFINISHED / "model").mkdir(parents=True)
+    (new / UNFINISHED / "model" / "half").write_text("x")
+    held = lock_folder(new / UNFINISHED)
+    with pytest.raises(CheckpointError, match="another command is writing to"), new_directory(new):
+        pass
+    os.close(held)
+    with pytest.raises(RunError, match="is unfinished: give the command that was to write it"):
+        open_model(new, mesh=device_mesh.make_mesh(MeshConfig()), layout=MeshConfig())
+    with new_directory(new) as place:
+        assert list(place.iterdir()) == []
+        (place / "config.json").write_text("whole")
+        assert not (new / "config.json").exists()
+    assert [path.name for path in new.iterdir()] == ["config.json"]
+    assert f"removing what an interrupted command left in {new}" in capsys.readouterr().err
+    (new / UNFINISHED).mkdir()
+    with pytest.raises(CheckpointError, match=r"is not empty \(config.json\)"), new_directory(new):
+        pass
+    assert (new / "config.json").read_text() == "whole"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_that_a_library_writes_have_the_rights_of_all_others(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        source = hf_models.write(tmp_path / "in", "llama")
+        import_model(ImportSettings(source=source, target=tmp_path / "imported"))
+        export_model(ExportSettings(source=tmp_path / "imported", target=tmp_path / "out"))
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "imported", tmp_path / "out"):
+        for path in folder.rglob("*"):
+            wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+            assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
 def test_lines_of_metrics_name_their_file(tmp_path, monkeypatch):

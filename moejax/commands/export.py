@@ -67,12 +67,12 @@ def export_model(settings: ExportSettings) -> None:
         run.model.material.language,
         f"{source} is a classifier of images: only language models are exported.",
     )
-    with new_directory(settings.target):
-        family = _convert(settings, run)
+    with new_directory(settings.target) as place:
+        family = _convert(settings, run, place)
     print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
 
 
-def _convert(settings: ExportSettings, run: Config) -> str:
+def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
     """Returns the family that it was written as."""
     source = settings.source
     mesh = device_mesh.make_mesh(settings.mesh)
@@ -85,7 +85,7 @@ def _convert(settings: ExportSettings, run: Config) -> str:
         more = {"bos_token_id": edge, "eos_token_id": edge}
         more["max_position_embeddings"] = run.data.sequence_length
     family = hf.save(
-        settings.target,
+        place,
         opened.config,
         opened.params,
         opened.bias_LE,
@@ -97,7 +97,7 @@ def _convert(settings: ExportSettings, run: Config) -> str:
     )
     if run.data.tokenizer == "bytes" and original is None:
         for name, content in make_byte_tokenizer_files().items():
-            write_text(settings.target / name, json.dumps(content))
+            write_text(place / name, json.dumps(content))
     return family
 
 

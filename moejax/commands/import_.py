@@ -9,6 +9,7 @@ import tyro
 from moejax import hf
 from moejax.commands.describe_import import describe_import
 from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.config.needs import Need
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
@@ -40,21 +41,23 @@ class ImportSettings:
 
 def import_model(settings: ImportSettings) -> None:
     """Read, check and write, and say so. Raises ``UserError``."""
-    with new_directory(settings.target):
-        words = _convert(settings)
-    print(words, flush=True)
+    with new_directory(settings.target) as place:
+        model = _convert(settings, place)
+    print(describe_import(*model, settings.target), flush=True)
 
 
-def _convert(settings: ImportSettings) -> str:
+def _convert(settings: ImportSettings, place: Path) -> tuple[str, ModelConfig]:
+    """Returns the family and the settings."""
     mesh = device_mesh.make_mesh(settings.mesh)
     model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
     imported.write_model(
-        settings.target,
+        place,
         model.config,
         model.params,
         model.bias_LE,
         layout=settings.mesh,
         hf=model.hf,
         files_from=settings.source,
+        name=settings.target,
     )
-    return describe_import(model.hf["model_type"], model.config, settings.target)
+    return model.hf["model_type"], model.config

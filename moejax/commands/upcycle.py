@@ -49,9 +49,9 @@ def upcycle_model(settings: UpcycleSettings) -> None:
     keep_freed_memory()
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
-    with new_directory(settings.target):
-        words = _convert(settings)
-    print(words, flush=True)
+    with new_directory(settings.target) as place:
+        model = _convert(settings, place)
+    print(describe_import(*model, settings.target), flush=True)
 
 
 def _check_room(config: ModelConfig, params: dict) -> None:
@@ -67,7 +67,8 @@ def _check_room(config: ModelConfig, params: dict) -> None:
     )
 
 
-def _convert(settings: UpcycleSettings) -> str:
+def _convert(settings: UpcycleSettings, place: Path) -> tuple[str, ModelConfig]:
+    """Returns what it was and is, in words, and the settings."""
     dense = hf.load(settings.source, settings.dtype)
     config = upcycle_config(
         dense.config,
@@ -86,12 +87,13 @@ def _convert(settings: UpcycleSettings) -> str:
         seed=settings.seed,
     )
     imported.write_model(
-        settings.target,
+        place,
         config,
         params,
         None,
         layout=MeshConfig(),
         hf=dense.hf,
         files_from=settings.source,
+        name=settings.target,
     )
-    return describe_import(f"{dense.hf['model_type']}, upcycled", config, settings.target)
+    return f"{dense.hf['model_type']}, upcycled", config

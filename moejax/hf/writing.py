@@ -2,7 +2,10 @@
 
 import contextlib
 import math
+import os
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +28,7 @@ from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime.atomic_files import write_json
-from moejax.runtime.new_folders import make_folders, remove_content, remove_empty
+from moejax.runtime.new_folders import lock_folder, make_folders, remove_empty
 from moejax.runtime.stop import last_act
 from moejax.runtime.writing import writing_to
 
@@ -41,6 +44,8 @@ OTHER_FILES = (
     "generation_config.json",
 )
 """Files of a checkpoint that are copied as they are."""
+UNFINISHED = ".unfinished"
+"""A folder in a new directory, with all of it, until it is whole."""
 SHARD_BYTES = 5 * 10**9
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -106,22 +111,55 @@ def save(
 
 
 @contextlib.contextmanager
-def new_directory(directory: Path) -> Iterator[None]:
-    """Make a directory, to be written to in the ``with``; if that fails, remove what was written.
-    Raises ``CheckpointError`` as ``make_new_directory`` does, and ``RunError`` on a full disk.
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A folder to write to in the ``with``. At its end all that is in it becomes the content of a
+    new ``directory``; if it fails, nothing of it stays; if it is killed, the next try removes it.
+
+    Raises ``CheckpointError`` as ``make_new_directory`` does, and if another process is writing
+    there; ``RunError`` on a full disk.
     """
-    made = make_new_directory(directory)
+    place = directory / UNFINISHED
+    with _claim(place) as made, writing_to("another new directory"):
 
-    def remove() -> None:
-        remove_content(directory)  # it was empty: all of it is ours
-        remove_empty(made)
+        def remove() -> None:
+            shutil.rmtree(place, ignore_errors=True)
+            remove_empty(made)
 
-    try:
-        with writing_to("another new directory"), last_act(lambda _: remove()):
-            yield
-    except BaseException:
-        remove()
-        raise
+        try:
+            with last_act(lambda _: remove()):
+                yield place
+            # The last one is the sign of a whole directory.
+            for path in sorted(place.iterdir(), key=lambda path: path.name == "config.json"):
+                path.rename(directory / path.name)
+            place.rmdir()
+        except BaseException:
+            remove()
+            raise
+
+
+@contextlib.contextmanager
+def _claim(place: Path) -> Iterator[list[Path]]:
+    """Make a folder in a new directory and hold it; what an interrupted command left there goes.
+    Gives the folders that were made, the innermost first.
+    """
+    directory = place.parent
+    with contextlib.ExitStack() as stack:
+        try:
+            if place.is_dir() and not place.is_symlink():
+                stack.callback(os.close, lock_folder(place))
+                print(f"removing what an interrupted command left in {directory}", file=sys.stderr)
+                shutil.rmtree(place, ignore_errors=True)
+            made = [place, *make_new_directory(directory)]
+            place.mkdir()
+            stack.callback(os.close, lock_folder(place))
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another command is writing to {directory}: wait for it, or give another new"
+                f" directory."
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {directory}: {error}.") from error
+        yield made
 
 
 def make_new_directory(directory: Path) -> list[Path]:
@@ -149,7 +187,10 @@ def copy_other_files(source: Path, target: Path) -> None:
 
 def _save_shard(tensors: dict[str, np.ndarray], file: Path) -> None:
     try:
+        file.touch()  # with the rights of any new file; the library's own are its owner's alone
+        rights = stat.S_IMODE(file.stat().st_mode)
         save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(rights)
     except SafetensorError as error:  # a full disk, too
         raise CheckpointError(f"cannot write {file}: {error}.") from error
 

@@ -49,11 +49,13 @@ def write_model(
     layout: MeshConfig,
     hf: dict[str, Any],
     files_from: Path,
+    name: Path,
 ) -> None:
     """Write a model, its tokenizer, and ``config.json``: the settings of a run that goes on
-    training it. ``hf`` is the ``config.json`` that it came with. Raises ``CheckpointError``.
+    training it. ``hf`` is the ``config.json`` that it came with; ``name`` is what the directory is
+    called in the end. Raises ``CheckpointError``.
     """
-    check_plain("NEW", directory)
+    check_plain("NEW", name)
     make_new_directory(directory)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})
@@ -65,24 +67,23 @@ def write_model(
         raise CheckpointError(f"cannot write {directory}: {first_line(error)}.") from error
     copy_other_files(files_from, directory)
     write_json(directory / ORIGINAL, hf)
-    run = make_fine_tuning_config(
-        config, directory, layout, with_defaults(hf)["max_position_embeddings"] or 1024
-    )
+    tokenizer = name / "tokenizer.json" if (directory / "tokenizer.json").is_file() else "bytes"
+    longest = with_defaults(hf)["max_position_embeddings"] or 1024
+    run = make_fine_tuning_config(config, name, str(tokenizer), layout, longest)
     write_json(directory / "config.json", to_dict(run))
     write_checksums(directory, sorted(p.name for p in directory.iterdir() if p.is_file()))
 
 
 def make_fine_tuning_config(
-    model: ModelConfig, directory: Path, layout: MeshConfig, longest: int
+    model: ModelConfig, directory: Path, tokenizer: str, layout: MeshConfig, longest: int
 ) -> Config:
     """Settings to go on training a model with: ordinary ones, to be overridden."""
-    tokenizer = directory / "tokenizer.json"
     length = min(1024, longest)
     rows = 8 * max(1, layout.expert * (layout.data or 1))
     return Config(
         model=replace(model, dtype="float32" if model.dtype == "float32" else "bfloat16"),
         data=DataConfig(
-            tokenizer=str(tokenizer) if tokenizer.is_file() else "bytes",
+            tokenizer=tokenizer,
             sequence_length=length,
             batch_size=rows,
             eval_batch_size=rows,

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from moejax.config.errors import RunError
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType
+from moejax.hf.writing import UNFINISHED
 from moejax.inference.imported import is_imported
 from moejax.inference.open_model import OpenModel
 from moejax.inference.released_model import is_checkpoint, open_checkpoint, open_imported
@@ -34,7 +35,10 @@ def open_model(
         if kind.is_here(path):
             return kind.open(path, mesh, layout, dtype, step)
     looked_for = "; ".join(kind.what for kind in KINDS)
-    raise RunError(f"{path} holds no model. Looked for: {looked_for}.")
+    reason = f"{path} holds no model. Looked for: {looked_for}."
+    if (path / UNFINISHED).is_dir():
+        reason = f"{path} is unfinished: give the command that was to write it again, or wait."
+    raise RunError(reason)
 
 
 @dataclass(frozen=True)

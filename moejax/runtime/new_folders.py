@@ -3,7 +3,8 @@ none.
 """
 
 import contextlib
-import shutil
+import fcntl
+import os
 from pathlib import Path
 
 
@@ -27,11 +28,16 @@ def remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def remove_content(folder: Path) -> None:
-    """Remove all that is in a folder, as far as it may be."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def lock_folder(folder: Path) -> int:
+    """Hold a lock on a folder until the file number that is returned is closed, or the process
+    ends. Raises ``BlockingIOError`` if another process holds it.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        raise
+    except OSError:  # a file system without such locks
+        pass
+    return number

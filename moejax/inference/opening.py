@@ -34,6 +34,12 @@ def open_model(
     for kind in KINDS:
         if kind.is_here(path):
             return kind.open(path, mesh, layout, dtype, step)
+    if (path / "checkpoints").is_dir() and not (path / "config.json").exists():
+        raise RunError(
+            f"{path} has checkpoints, but no config.json, which says what model they are of. Put it"
+            f" back from a copy of the run; or train one step more by the command of the run, which"
+            f" writes it anew."
+        )
     looked_for = "; ".join(kind.what for kind in KINDS)
     reason = f"{path} holds no model. Looked for: {looked_for}."
     if (path / UNFINISHED).is_dir():

@@ -17,8 +17,8 @@ from moejax.runs.run_directory import FOLDERS, MAY_CHANGE, RunDirectory
 
 KEY = "history"
 """The name of the history in what is saved beside the arrays."""
-MAY_DIFFER = MAY_CHANGE | {"data.tokenizer"}
-"""Settings that a run may have changed since: a tokenizer may lie elsewhere."""
+MAY_DIFFER = MAY_CHANGE | {"data.tokenizer", "run.init_from"}
+"""Settings that a run may have changed since: a tokenizer, or a model, may lie elsewhere."""
 
 
 def note_history(run: RunDirectory, settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from moejax.config.config import Config
 from moejax.config.errors import ConfigError, RunError
 from moejax.config.files import read_config_json, to_dict
 from moejax.config.idle import differences_that_matter
+from moejax.config.json_files import MOST_TABLE_BYTES, read_json
+from moejax.config.paths import expand_home
 from moejax.data.tokenizer import load_tokenizer
 from moejax.runs.array_files import list_steps, read_arrays, write_arrays
 from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
+from moejax.runs.same_model import is_same_model
 from moejax.runtime.atomic_files import write_json, write_text
 
 FOLDERS = LOAD, CHOICES, PART_CHOICES, CLASSES = ("load", "choices", "part_choices", "classes")
@@ -142,6 +145,8 @@ class RunDirectory:
         fatal = {name: pair for name, pair in changed.items() if name not in MAY_CHANGE}
         if "data.tokenizer" in fatal and self._is_same_tokenizer(*fatal["data.tokenizer"]):
             del fatal["data.tokenizer"]
+        if "run.init_from" in fatal and self._is_same_beginning(*fatal["run.init_from"]):
+            del fatal["run.init_from"]
         if fatal:
             lines = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fatal.items()]
             raise RunError(
@@ -156,6 +161,23 @@ class RunDirectory:
             return load_tokenizer(old).fingerprint == load_tokenizer(new).fingerprint
         except ConfigError:
             return False
+
+    def _is_same_beginning(self, old: str | None, new: str | None) -> bool:
+        """Whether two values of ``run.init_from`` lead to the same model, by its place or its
+        content. A relative one may be meant from the folder in which the run was trained.
+        """
+        if old is None or new is None:
+            return False
+        before, now = (Path(expand_home("--run.init-from", name)) for name in (old, new))
+        return any(is_same_model(Path(folder, before), now) for folder in ("", self._folder()))
+
+    def _folder(self) -> str:
+        """The folder in which the run was last trained, if it is known."""
+        try:
+            folder = read_json(self.path / "summary.json", MOST_TABLE_BYTES)["folder"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""  # an older run
+        return folder if isinstance(folder, str) else ""
 
     @_owner_only
     def write_config(self, config: Config) -> None:

@@ -1,5 +1,6 @@
 """The `moejax` command: its table, its help, its version, and the flags of a config."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 
 import moejax
-from moejax.commands.command_line import parse_config
+from moejax.commands import generate
+from moejax.commands.command_line import explain_no_memory, parse_config
+from moejax.commands.eval import EvalSettings
 from moejax.commands.main import COMMANDS, Group, find_command, list_commands, main, run
 from moejax.commands.report import ReportSettings
 from moejax.commands.short_flags import lengthen
 from moejax.commands.study import StudySettings
-from moejax.config import ConfigError, changed, load_config_file
+from moejax.config import ConfigError, RunConfig, changed, load_config_file
+from moejax.inference.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ["--config", str(ROOT / "configs/quickstart.py")]
@@ -179,3 +183,42 @@ def test_the_help_of_the_command_imports_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunConfig(steps=10**20), "--run.steps must be at most 2,147,483,647"),
+        (lambda: RunConfig(sample_tokens=10**12), "--run.sample-tokens must be at most"),
+        (lambda: Sampling(tokens=10**12), "--tokens must be at most 2,147,483,647"),
+        (lambda: EvalSettings(path=Path("a"), batch_size=10**12), "--batch-size must be at most"),
+    ],
+)
+def test_numbers_that_no_index_holds_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("file", ["/dev/zero", "pipe", "large", "folder"])
+def test_a_file_of_prompts_has_an_end(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "MOST_PROMPT_BYTES", 100)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("large").write_text("x" * 101)
+    settings = generate.GenerateSettings(path=Path("a"), prompt_file=file)
+    with pytest.raises(ConfigError, match=f"--prompt-file {file} cannot be read: "):
+        generate.collect_prompts(settings)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("Unable to allocate 116. TiB"), "memory is not enough: Unable to allocate"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\n---"), "5 bytes. A"),
+        (RuntimeError("something else"), None),
+    ],
+)
+def test_too_little_memory_ends_in_one_message(error, words):
+    said = explain_no_memory(error)
+    assert said is None if words is None else words in str(said)

@@ -160,11 +160,23 @@ def errors_as_messages() -> Iterator[None]:
         if error.errno is None:
             raise
         _end(error, explain(error), UserError.exit_code)
-    except (RuntimeError, AssertionError) as error:
-        message = explain_no_devices()
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        message = explain_no_memory(error) or explain_no_devices()
         if message is None:
             raise
         _end(error, message, UserError.exit_code)
+
+
+def explain_no_memory(error: Exception) -> str | None:
+    """What to say of an error, if it is that memory was not enough; else None."""
+    words = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in words:
+        return None
+    return (
+        f"memory is not enough: {words.removeprefix('RESOURCE_EXHAUSTED: ').rstrip('.')}. A smaller"
+        f" model, smaller batches, shorter sequences, fewer --tokens or more devices need less;"
+        f" `moejax plan` says how much a config needs."
+    )
 
 
 def prepare_streams() -> None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
+from moejax.config.json_files import read_bounded
 from moejax.config.needs import Need
 from moejax.config.paths import expand_home
 from moejax.inference.generation import Generated, Generator
@@ -24,6 +25,9 @@ from moejax.inference.sampling import Sampling
 from moejax.moe.parallel.placement_file import read_placement
 from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.number_words import duration
+
+MOST_PROMPT_BYTES = 2**28
+"""Of a file of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +129,11 @@ def collect_prompts(settings: GenerateSettings) -> list[str]:
             text = (
                 sys.stdin.buffer.read()
                 if file == "-"
-                else Path(expand_home("--prompt-file", file)).read_bytes()
+                else read_bounded(expand_home("--prompt-file", file), MOST_PROMPT_BYTES)
             )
-        except OSError as error:
-            raise ConfigError(f"--prompt-file {file} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"--prompt-file {file} cannot be read: {reason}.") from error
         lines = split_lines(text.decode("utf-8", "replace"))
         check(bool(lines or given), f"--prompt-file {file} is empty: write a prompt on each line.")
         given += lines

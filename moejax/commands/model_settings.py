@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from jax.sharding import Mesh
 
-from moejax.config.checks import check, check_positive
+from moejax.config.checks import check, check_sizes
 from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
 from moejax.config.mesh import MeshConfig
@@ -88,7 +88,7 @@ class TextSettings(ModelSettings):
     """Sequences in a batch, over all devices; by default 64. Of images, as many as in training."""
 
     def __post_init__(self) -> None:
-        check_positive("", self, "sequence_length", "batch_size")
+        check_sizes("", self, "sequence_length", "batch_size")
 
     def length(self, model: OpenModel) -> int:
         """Positions of a piece of text."""

@@ -26,9 +26,12 @@ def expand_home(flag: str, path: str) -> str:
 
 def check_plain(flag: str, path: Path) -> None:
     """Raise ``ConfigError``, naming the flag, for a place where no checkpoint can be saved: Orbax
-    takes its whole path for a pattern, and what it saves in `run[1]` cannot be read again.
+    takes its whole path for a pattern, and what it saves in `run[1]` cannot be read again; nor can
+    it save where a name is not UTF-8.
     """
     place = str(path.absolute())
+    shown = place.encode("utf-8", "replace").decode()
+    check(shown == place, f"{flag} {shown} is not UTF-8: choose another path.")
     found = [sign for sign in "[*?" if sign in place]
     check(
         not found,

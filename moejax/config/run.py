@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from moejax.config.checks import (
+    LARGEST,
     check,
+    check_at_most,
     check_not_negative,
     check_paths,
     check_positive,
@@ -61,3 +63,4 @@ class RunConfig:
         check_positive(at, self, "part_every", "part_batches")
         check_positive(at, self, "checkpoint_every", "keep_checkpoints", "max_skipped_in_a_row")
         check_not_negative(at, self, "sample_tokens", "sample_temperature")
+        check_at_most(LARGEST, at, self, "steps", "sample_tokens")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.config.checks import check, check_not_negative, check_positive
+from moejax.config.checks import check, check_not_negative, check_positive, check_sizes
 
 Draws = dict[str, jax.Array]
 """How tokens are drawn: ``temperature``, ``top_k``, ``top_p``, ``seed``, and ``row_B``, the number
@@ -33,7 +33,8 @@ class Sampling:
     """End the text before this string; may be given several times."""
 
     def __post_init__(self) -> None:
-        check_positive("", self, "tokens", "top_k")
+        check_sizes("", self, "tokens")
+        check_positive("", self, "top_k")
         check_not_negative("", self, "temperature")
         check(0 < self.top_p <= 1, f"--top-p must lie in (0, 1], not {self.top_p}.")
         check(0 <= self.seed < 2**31, f"--seed must lie in [0, 2**31), not {self.seed}.")

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import hf_models
+import ml_dtypes
+import numpy as np
 import pytest
 
 from moejax.commands import main
 from moejax.config import changed
 from moejax.config.errors import UserError
+from moejax.hf.arrays import is_finite
 from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.memory import plan_memory
 from moejax.models import training_room
@@ -152,6 +155,41 @@ def test_half_a_million_unknown_tensors_are_not_read(here, refused):
         file.truncate(8 + len(text) + 4 * count)
     del head
     assert "its head has 4" in refused("import", here, here.parent / "new")
+
+
+ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
+EXPERT = "model.layers.0.block_sparse_moe.experts.3.w2.weight"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("spoilt", "part"),
+    [
+        ({ROUTER: np.nan}, f"a tensor has weights that are NaN or infinite: {ROUTER}."),
+        ({EXPERT: -np.inf}, f"a tensor has weights that are NaN or infinite: {EXPERT}."),
+        ({"lm_head.weight": np.inf, EXPERT: np.nan}, "2 tensors have"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(spoilt, part, dtype, here, refused, capsys):
+    tensors = hf_models.tensors("mixtral")
+    for name, value in spoilt.items():
+        tensors[name][-1, -2] = value
+    hf_models.save_file(tensors, here / "model.safetensors")
+    words = ["import", here, here.parent / "new", "--dtype", dtype]
+    assert part in refused(*words)
+    main.run([*map(str, words), "--allow-not-finite", "True"])
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_number_that_is_not_finite_is_found_anywhere(dtype):
+    array = np.full((3, 70_000), ml_dtypes.finfo(dtype).max, dtype).T
+    assert is_finite(array) and is_finite(array[:0])
+    for at in ((0, 0), (69_999, 2), (33_000, 1)):
+        for value in (np.nan, -np.nan, np.inf, -np.inf):
+            changed = array.copy("K")
+            changed[at] = value
+            assert not is_finite(changed)
 
 
 def make_pipe(file: Path) -> None:

@@ -26,6 +26,8 @@ class ImportSettings:
     """New directory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` keeps that on disk."""
+    allow_not_finite: tyro.conf.FlagConversionOff[bool] = False
+    """Go on with weights that are NaN or infinite."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
     NEEDS: ClassVar[tuple[Need, ...]] = (
@@ -49,7 +51,13 @@ def import_model(settings: ImportSettings) -> None:
 def _convert(settings: ImportSettings, place: Path) -> tuple[str, ModelConfig]:
     """Returns the family and the settings."""
     mesh = device_mesh.make_mesh(settings.mesh)
-    model = hf.load(settings.source, settings.dtype, mesh=mesh, layout=settings.mesh)
+    model = hf.load(
+        settings.source,
+        settings.dtype,
+        mesh=mesh,
+        layout=settings.mesh,
+        allow_not_finite=settings.allow_not_finite,
+    )
     imported.write_model(
         place,
         model.config,

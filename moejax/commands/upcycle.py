@@ -42,6 +42,8 @@ class UpcycleSettings:
     """Of routers and noise."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` keeps that on disk."""
+    allow_not_finite: tyro.conf.FlagConversionOff[bool] = False
+    """Go on with weights that are NaN or infinite."""
 
 
 def upcycle_model(settings: UpcycleSettings) -> None:
@@ -69,7 +71,7 @@ def _check_room(config: ModelConfig, params: dict) -> None:
 
 def _convert(settings: UpcycleSettings, place: Path) -> tuple[str, ModelConfig]:
     """Returns what it was and is, in words, and the settings."""
-    dense = hf.load(settings.source, settings.dtype)
+    dense = hf.load(settings.source, settings.dtype, allow_not_finite=settings.allow_not_finite)
     config = upcycle_config(
         dense.config,
         num_experts=settings.num_experts,

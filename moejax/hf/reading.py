@@ -84,6 +84,7 @@ def load(
     *,
     mesh: Mesh | None = None,
     layout: MeshConfig | None = None,
+    allow_not_finite: bool = True,
 ) -> Pretrained:
     """Read a checkpoint: ``config.json`` and safetensors in one directory.
 
@@ -91,6 +92,9 @@ def load(
     makes float32 of all else; products are computed in it, too. On a ``mesh`` (see
     ``device_mesh.make_mesh``, with its ``layout``) every device gets its own part alone. The host
     never holds more than the experts of one layer. Nothing in the directory is executed.
+
+    Weights that are not finite are named in a warning; with ``allow_not_finite=False`` they are an
+    error.
 
     Raises ``UserError`` for whatever is missing, unknown, misshapen, damaged or not supported.
     """
@@ -119,12 +123,30 @@ def load(
     like = lay_out(like, mesh, layout)
     check_room(count_bytes(like.values()), f"{directory}", ROOM)
     _check_tied(config, tensors)
-    arrays = read_arrays(wanted, like, tensors, config)
+    arrays, spoilt = read_arrays(wanted, like, tensors, config)
+    report_not_finite(spoilt, allow_not_finite)
     if any(accounts.find_layer(name) is not None for name in left_out):
         last = config.num_layers
         print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)
     bias_LE = arrays.pop(BIAS, None)
     return Pretrained(config, unflatten_dict(arrays), bias_LE, hf, directory, mesh, layout)
+
+
+def report_not_finite(names: list[str], allowed: bool) -> None:
+    """Name the tensors with weights that are not finite: in a warning, or in a ``CheckpointError``
+    if they are not allowed.
+    """
+    if not names:
+        return
+    several = f"{len(names):,} tensors have" if len(names) > 1 else "a tensor has"
+    listed = ", ".join(names[:3]) + f" and {len(names) - 3:,} more" * (len(names) > 3)
+    message = f"{several} weights that are NaN or infinite: {listed}."
+    if not allowed:
+        raise CheckpointError(
+            f"{message} A model with these generates nothing of use: look for a whole copy of it."
+            f" --allow-not-finite True goes on with them."
+        )
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _language_model(config: ModelConfig, layout: MeshConfig) -> DecoderLM:

@@ -170,7 +170,7 @@ def test_the_tokenizer_of_bytes_is_written_so_that_others_read_the_same(tmp_path
         np.testing.assert_array_equal(ids, want)
         assert counts.sum() == len(text.encode())
         assert tokenizer.decode(ids) == text
-    assert (tokenizer.boundary, tokenizer.vocab_size) == (256, 257)
+    assert (tokenizer.edges.end, tokenizer.vocab_size) == (256, 257)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
-EDGE = TOKENIZER.boundary
+EDGE = TOKENIZER.edges.end
 
 
 def settings(**changes):

@@ -35,7 +35,7 @@ def byte_level_bpe(path, *, special=("<|endoftext|>",)):
 
 def test_bytes_are_their_own_ids():
     tokenizer = load_tokenizer("bytes")
-    assert (tokenizer.vocab_size, tokenizer.boundary) == (257, 256)
+    assert (tokenizer.vocab_size, tokenizer.edges.end) == (257, 256)
     for text in TEXTS:
         ids, counts = tokenizer.encode(text)
         assert ids.dtype == counts.dtype == np.int32
@@ -52,9 +52,9 @@ def test_hugging_face_counts_every_byte(tmp_path, text):
     assert ids.shape == counts.shape
     assert counts.sum() == len(text)
     assert (counts >= 0).all()
-    assert tokenizer.boundary not in ids
+    assert tokenizer.edges.end not in ids
     try:
-        assert tokenizer.decode([tokenizer.boundary, *ids]) == text.decode()
+        assert tokenizer.decode([tokenizer.edges.end, *ids]) == text.decode()
     except UnicodeDecodeError:
         assert "\ufffd" in tokenizer.decode(ids)
 
@@ -90,10 +90,10 @@ def test_dropped_text_still_counts(tmp_path):
 
 def test_boundary_is_the_own_one_or_one_past_the_end(tmp_path):
     own = load_tokenizer(byte_level_bpe(tmp_path / "own.json", special=["<pad>", "</s>"]))
-    assert own.boundary == 1
+    assert own.edges.end == 1
     none = load_tokenizer(byte_level_bpe(tmp_path / "none.json", special=[]))
-    assert none.boundary == none.vocab_size - 1 == max(none._backend.get_vocab().values()) + 1
-    assert none.decode([none.boundary, *none.encode(b"hi")[0], 10_000]) == "hi"
+    assert none.edges.end == none.vocab_size - 1 == max(none._backend.get_vocab().values()) + 1
+    assert none.decode([none.edges.end, *none.encode(b"hi")[0], 10_000]) == "hi"
     assert len({own.fingerprint, none.fingerprint, ByteTokenizer.fingerprint}) == 3
 
 

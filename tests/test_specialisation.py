@@ -201,7 +201,7 @@ def test_shuffling_keeps_the_tokens_of_each_piece(tmp_path):
     assert (inputs_BN != sample.inputs_BN).any()
     np.testing.assert_array_equal(np.sort(inputs_BN, 1), np.sort(sample.inputs_BN, 1))
     np.testing.assert_array_equal(inputs_BN[sample.is_text_BN], sample.token_T[order_T])
-    assert inputs_BN[0, 0] == ByteTokenizer.boundary  # a text still begins with it
+    assert inputs_BN[0, 0] == ByteTokenizer.edges.end  # a text still begins with it
 
 
 def test_a_snippet_marks_the_token_and_what_else_the_expert_takes(tmp_path):

@@ -16,8 +16,10 @@ from moejax.config.checks import check, check_positive
 from moejax.config.data import DataConfig
 from moejax.config.model import ModelConfig
 from moejax.data.batches import Batch
+from moejax.data.check_tokens import check_known
 from moejax.data.image_batches import image_validation_batches
 from moejax.data.images import open_images
+from moejax.data.lost_text import LostText
 from moejax.data.pipeline import validation_batches
 from moejax.inference.inference_config import inference_config
 from moejax.inference.open_model import OpenModel
@@ -71,12 +73,16 @@ def evaluate(settings: EvalSettings) -> None:
     config, rows = settings.apply_to(model.config), settings.batch_size or model.rows
     check_batch(config, length, rows, mesh)
     started = time.monotonic()
-    batches, about = (batch_text if language else batch_images)(settings, model, length, rows)
+    lost = LostText()
+    if language:
+        batches, about = batch_text(settings, model, length, rows, lost)
+    else:
+        batches, about = batch_images(settings, model, rows)
     figures = {
         "model": model.description,
         "data": about,
         **({"sequence_length": length} if language else {}),
-        **evaluate_model(model, config, mesh, batches),
+        **evaluate_model(model, config, mesh, batches, lost),
         "seconds": time.monotonic() - started,
     }
     text = json.dumps(null_not_finite(figures), indent=2)
@@ -84,9 +90,11 @@ def evaluate(settings: EvalSettings) -> None:
 
 
 def batch_text(
-    settings: EvalSettings, model: OpenModel, length: int, rows: int
+    settings: EvalSettings, model: OpenModel, length: int, rows: int, lost: LostText
 ) -> tuple[list[Batch], str]:
-    """The batches of text to evaluate on, and one line about them."""
+    """The batches of text to evaluate on, and one line about them. ``lost`` counts what they lack
+    of the text.
+    """
     documents, about = open_settings_text(settings, model)
     assert model.tokenizer is not None  # as in every language model that is opened here
     batches = validation_batches(
@@ -95,13 +103,15 @@ def batch_text(
         DataConfig(sequence_length=length),
         batch_size=rows,
         limit=settings.batches,
+        lost=lost,
     )
+    for batch in batches:
+        for name in ("inputs", "targets"):
+            check_known(batch[name], model.vocab_size, model.tokenizer)
     return batches, about
 
 
-def batch_images(
-    settings: EvalSettings, model: OpenModel, length: int, rows: int
-) -> tuple[list[Batch], str]:
+def batch_images(settings: EvalSettings, model: OpenModel, rows: int) -> tuple[list[Batch], str]:
     """The batches of images to evaluate on, and one line about them."""
     check(
         settings.data is None and settings.sequence_length is None,

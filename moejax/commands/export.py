@@ -81,8 +81,8 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
     more: dict[str, Any] = {}
     if original is None:
         assert opened.tokenizer is not None  # as in every run on text
-        edge = opened.tokenizer.boundary
-        more = {"bos_token_id": edge, "eos_token_id": edge}
+        edges = opened.tokenizer.edges
+        more = {"bos_token_id": edges.before_document[0], "eos_token_id": edges.end}
         more["max_position_embeddings"] = run.data.sequence_length
     family = hf.save(
         place,

@@ -38,6 +38,9 @@ class GenerateSettings(ModelSettings):
     """The beginning of a text; may be given several times."""
     prompt_file: str | None = None
     """A file with a prompt on each line, or - for the standard input."""
+    special_tokens: bool = False
+    """Names of control tokens in a prompt, such as </s>, are these tokens; by default text. A
+    beginning that a prompt has already is not put before it again."""
     sampling: tyro.conf.OmitArgPrefixes[tyro.conf.UseAppendAction[Sampling]] = field(
         default_factory=Sampling
     )
@@ -91,7 +94,7 @@ def generate(settings: GenerateSettings) -> None:
         ends=model.ends,
         window=settings.window or model.context,
     )
-    ids = [model.begin(prompt) for prompt in prompts]
+    ids = [model.begin(prompt, settings.special_tokens) for prompt in prompts]
     generator.check_prompts(ids)
     streams = len(prompts) == 1 and not settings.json
 

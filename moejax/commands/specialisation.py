@@ -12,6 +12,7 @@ from moejax.commands.model_settings import (
     open_settings_text,
 )
 from moejax.config.checks import check, check_positive
+from moejax.data.check_tokens import check_known
 from moejax.inference.inference_config import inference_config
 from moejax.lab.specialisation.collect_choices import check_routed
 from moejax.lab.specialisation.compare_choices import compare_with_classes
@@ -64,6 +65,7 @@ def specialisation(settings: SpecialisationSettings) -> None:
     whole = min(config.moe.group_size, length)
     assert model.tokenizer is not None  # as in every language model that is opened here
     sample = draw_sample(documents, model.tokenizer, length, settings.tokens, whole)
+    check_known(sample.inputs_BN, model.vocab_size, model.tokenizer)
     found = compare_with_classes(
         model,
         config,

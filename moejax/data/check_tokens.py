@@ -1,6 +1,8 @@
-"""Text without tokens is refused before anything is compiled: it would be waited for in vain."""
+"""Tokens that a model can work with: some, and none beyond its embedding."""
 
 from collections.abc import Iterable
+
+import numpy as np
 
 from moejax.config.errors import ConfigError
 from moejax.data.documents import Documents
@@ -20,6 +22,19 @@ def check_some_tokens(
         raise ConfigError(
             f"{what} gives no token: all of it is blank to the tokenizer, so that there is nothing"
             f" to predict. Give other text, or another --data.tokenizer."
+        )
+
+
+def check_known(ids: np.ndarray, vocab_size: int, tokenizer: Tokenizer) -> None:
+    """Raise ``ConfigError`` for a token (int32, any shape) beyond the ``vocab_size`` rows of a
+    model's embedding: what it stands for would be no number.
+    """
+    highest = int(ids.max(initial=0))
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"the tokenizer makes the token {highest} {tokenizer.decode([highest])!r}, but the"
+            f" model's embedding has {vocab_size} rows, for the tokens 0 to {vocab_size - 1}: put"
+            f" the model's own tokenizer.json beside it."
         )
 
 

@@ -1,15 +1,16 @@
 """From documents to packed batches, by Grain.
 
-A document of tokens t_0 .. t_{n-1} is read as the inputs ``[boundary, t_0, ..., t_{n-1}]`` with the
-targets ``[t_0, ..., t_{n-1}, boundary]``, so that every target of every document is predicted
-exactly once. It is cut into pieces of at most N positions, and whole pieces are packed into rows.
+A document of tokens t_0 .. t_{n-1} is read as the inputs ``[beginning, t_0, ..., t_{n-1}]`` with
+the targets ``[t_0, ..., t_{n-1}, end]``, so that every target of every document is predicted
+exactly once; ``text_edges`` says which tokens begin and end it. It is cut into pieces of at most N
+positions, and whole pieces are packed into rows.
 
 A batch is a dict of int32 arrays [B, N]:
 
 ``inputs``, ``targets``  ids of tokens; 0 where there is padding
 ``segments``             0 for padding, 1, 2, ... for the pieces packed into a row
 ``positions``            position within the piece
-``bytes``                bytes of text that the target stands for; 0 for boundaries and padding
+``bytes``                bytes of text that the target stands for; 0 for beginnings, ends, padding
 """
 
 import itertools
@@ -30,6 +31,7 @@ from moejax.data.batches import (
 )
 from moejax.data.check_tokens import check_some_tokens
 from moejax.data.documents import Documents
+from moejax.data.lost_text import LostText
 from moejax.data.tokenizer import Tokenizer
 
 # Rows that pieces are packed into together: more rows, less padding, a longer resume.
@@ -49,9 +51,12 @@ class Pieces(Sequence[Piece]):
 
     def __init__(self, document: bytes, tokenizer: Tokenizer, length: int) -> None:
         ids, counts = tokenizer.encode(document)
-        edge = np.array([tokenizer.boundary], np.int32)
-        self._tokens = np.concatenate([edge, ids, edge])
-        self._target_bytes = np.append(counts, np.int32(0))
+        before, end = tokenizer.edges.before_document, tokenizer.edges.end
+        self.ids = ids
+        self.before = len(before)
+        """Tokens before the text; the first of them is no target."""
+        self._tokens = np.concatenate([before, ids, [end]]).astype(np.int32)
+        self._target_bytes = np.pad(counts, (self.before - 1, 1))
         self._length = length
         # A document without tokens has nothing to predict.
         self._count = -(-len(self._target_bytes) // length) if len(ids) else 0
@@ -67,12 +72,16 @@ class Pieces(Sequence[Piece]):
 class _CutDocuments(grain.experimental.FlatMapTransform):
     """Documents to pieces."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, length: int, lost: LostText | None) -> None:
         self._tokenizer = tokenizer
         self._length = length
+        self._lost = lost
 
     def flat_map(self, element: bytes) -> Pieces:
-        return Pieces(element, self._tokenizer, self._length)
+        pieces = Pieces(element, self._tokenizer, self._length)
+        if self._lost is not None:
+            self._lost.add(element, pieces.ids, self._tokenizer)
+        return pieces
 
 
 def _stack_columns(piece: Piece) -> dict[str, np.ndarray]:
@@ -97,9 +106,9 @@ def _make_batch(rows: dict[str, np.ndarray]) -> Batch:
 
 
 def _cut_pieces(
-    documents: grain.MapDataset, tokenizer: Tokenizer, length: int
+    documents: grain.MapDataset, tokenizer: Tokenizer, length: int, lost: LostText | None = None
 ) -> grain.IterDataset:
-    cut = _CutDocuments(tokenizer, length)
+    cut = _CutDocuments(tokenizer, length, lost)
     return grain.experimental.FlatMapIterDataset(read_in_order(documents), cut)
 
 
@@ -174,14 +183,17 @@ def validation_batches(
     batch_size: int,
     rows: np.ndarray | None = None,
     limit: int | None = None,
+    lost: LostText | None = None,
 ) -> list[Batch]:
     """The held-out text in order, in batches of ``batch_size`` rows; of each, the ``rows``
     (indices) of one process, by default all.
 
     All processes pack the same rows and take theirs, so that all have equally many batches. The
     last batch is filled up with rows of padding. ``limit`` keeps the first so many batches.
+    ``lost`` counts what the tokenizer loses of the documents that are read.
     """
-    pieces = _cut_pieces(grain.MapDataset.source(source), tokenizer, config.sequence_length)
+    documents = grain.MapDataset.source(source)
+    pieces = _cut_pieces(documents, tokenizer, config.sequence_length, lost)
     packed = iter(_pack_rows(pieces, config.sequence_length).batch(batch_size))
     own = slice(None) if rows is None else rows
     return [

@@ -20,7 +20,7 @@ class Excerpt(NamedTuple):
     inputs_N: np.ndarray
     """Tokens as a model reads them."""
     is_text_N: np.ndarray
-    """False for the boundary before a document."""
+    """False for the tokens before a document."""
     begin_N: np.ndarray
     end_N: np.ndarray
     """The bytes of the document that each stands for."""
@@ -75,14 +75,14 @@ def _cut_excerpts(
     index: int, text: bytes, tokenizer: Tokenizer, length: int, count: int
 ) -> Iterator[Excerpt]:
     pieces = Pieces(text, tokenizer, length)
-    # Inputs are the targets one place later; the boundary stands for nothing.
+    # Inputs are the targets one place later; what is before the text stands for nothing.
     ends = np.cumsum(np.append(0, _join_target_bytes(pieces)))
     begins = np.append(0, ends[:-1])
     for i in range(count):
         number = (2 * i + 1) * len(pieces) // (2 * count)
         inputs = pieces[number].tokens[:-1]
         place = number * length + np.arange(len(inputs))
-        yield Excerpt(index, text, inputs, place > 0, begins[place], ends[place])
+        yield Excerpt(index, text, inputs, place >= pieces.before, begins[place], ends[place])
 
 
 def _join_target_bytes(pieces: Pieces) -> np.ndarray:

@@ -4,65 +4,63 @@ Losses in bits per byte compare across tokenizers only if each token knows how m
 text it stands for, so ``encode`` returns those counts beside the ids.
 """
 
+import contextlib
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from moejax.config.checks import check
+from moejax.config.checks import check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.config.paths import expand_home
+from moejax.data.plain_text import hide_control_tokens
+from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
 
-# Tokens that separate documents in released tokenizers; the first that exists is the boundary.
-_BOUNDARIES = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "[EOS]",
-    "<｜end▁of▁sentence｜>",
-    "<|im_end|>",
-    "<|begin_of_text|>",
-    "<s>",
-    "<bos>",
-    "[BOS]",
-    "[SEP]",
-)
+_BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
+"""A name that looks like that of a control token."""
 
 
 class Tokenizer(Protocol):
     """What the pipeline and the generator ask of a tokenizer."""
 
     vocab_size: int
-    """One more than the largest id, the boundary included (V)."""
-    boundary: int
-    """The id that both begins and ends a document."""
-    beginning: tuple[int, ...]
-    """What the released model wants before every text."""
+    """One more than the largest id, those of ``edges`` included (V)."""
+    edges: TextEdges
+    """The tokens with which texts begin and end."""
+    is_lossless: bool
+    """Whether every text is known to come back when its tokens are decoded."""
     fingerprint: str
     """Differs between tokenizers that give different ids."""
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Ids and the bytes each stands for, both int32[n]; the bytes sum to ``len(text)``.
 
-        The boundary is not added. Text that gives no token at all gives two empty arrays.
+        Nothing is put before or after. Text that gives no token at all gives two empty arrays.
+        """
+        ...
+
+    def encode_with_names(self, text: str) -> np.ndarray:
+        """Ids of a text, int32[n], in which the names of control tokens stand for these. Raises
+        ``ConfigError`` if control tokens have no names.
         """
         ...
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
-        """The text of ``ids`` without boundaries; what is not UTF-8 becomes U+FFFD."""
+        """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""
         ...
 
 
 class ByteTokenizer:
-    """Ids 0..255 are the bytes themselves, 256 is the boundary."""
+    """Ids 0..255 are the bytes themselves, 256 begins and ends documents."""
 
     vocab_size = 257
-    boundary = 256
-    beginning: tuple[int, ...] = (256,)
+    edges = make_edges(256, "the tokenizer of bytes")
+    is_lossless = True
     fingerprint = "bytes"
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -70,9 +68,16 @@ class ByteTokenizer:
         ids = np.frombuffer(text, np.uint8).astype(np.int32)
         return ids, np.ones(len(ids), np.int32)
 
+    def encode_with_names(self, text: str) -> np.ndarray:
+        """Raises ``ConfigError``: there is no name to look for."""
+        raise ConfigError(
+            "--special-tokens True: this model reads bytes, among which no control token has a"
+            " name: leave it out."
+        )
+
     def decode(self, ids: np.ndarray | list[int]) -> str:
-        """The text of ``ids`` without boundaries; what is not UTF-8 becomes U+FFFD."""
-        return bytes(int(i) for i in ids if 0 <= i < self.boundary).decode("utf-8", "replace")
+        """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""
+        return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", "replace")
 
 
 def make_byte_tokenizer_files() -> dict[str, dict]:
@@ -86,10 +91,10 @@ def make_byte_tokenizer_files() -> dict[str, dict]:
     backend = Tokenizer(models.BPE({name: b for b, name in names.items()}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    end = _BOUNDARIES[0]
+    end = END_NAMES[0]
     backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{end} $A", special_tokens=[(end, ByteTokenizer.boundary)]
+        single=f"{end} $A", special_tokens=[(end, ByteTokenizer.edges.end)]
     )
     return {
         "tokenizer.json": json.loads(backend.to_str()),
@@ -104,10 +109,13 @@ def make_byte_tokenizer_files() -> dict[str, dict]:
 class HuggingFaceTokenizer:
     """A tokenizer from the ``tokenizer.json`` that ships with a released model.
 
-    The boundary is its own end-of-text token, or one id past its vocabulary if it has none.
-    Special tokens spelled out in the text are encoded as ordinary text, never as boundaries.
-    Raises ``ConfigError`` if the file is not a tokenizer.
+    How texts begin and end, the files beside it say, too (``text_edges``), if it has the name
+    ``tokenizer.json``: a file of another name may stand beside those of another tokenizer. Without
+    any end there, it is one id past the vocabulary. Names of control tokens that are spelled out in
+    a text are ordinary text. Raises ``ConfigError`` if the file is not a tokenizer.
     """
+
+    is_lossless = False
 
     def __init__(self, path: str | Path) -> None:
         from tokenizers import Tokenizer as Backend
@@ -123,16 +131,38 @@ class HuggingFaceTokenizer:
         # Whatever the file asks for, a document is encoded whole and as it stands.
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = True
-
         known = self._backend.get_vocab(with_added_tokens=True)
         check(bool(known), f"--data.tokenizer {path} has an empty vocabulary.")
-        past_the_end = max(known.values()) + 1
-        name = next((token for token in _BOUNDARIES if token in known), None)
-        self.boundary = past_the_end if name is None else known[name]
-        self.vocab_size = max(past_the_end, self.boundary + 1)
-        self.beginning = tuple(self._backend.encode("", add_special_tokens=True).ids)
+        self._known, self._past_the_end = known, max(known.values()) + 1
+        added = self._backend.get_added_tokens_decoder()
+        special = {token.content: i for i, token in added.items() if token.special}
+        template = find_template(self._backend.post_processor)
+        folder = self._path.parent if self._path.name == "tokenizer.json" else None
+        self.edges = find_edges(known, special, template, folder)
         self.fingerprint = f"tokenizer.json {hashlib.sha256(data).hexdigest()[:16]}"
+        self._plain = hide_control_tokens(self._backend, self._list_control_names(special))
+
+    def _list_control_names(self, special: Iterable[str]) -> list[str]:
+        """The names that mean nothing in a text; those of bytes (`<0x0A>`) do."""
+        edges = {*self.edges.before_document, *self.edges.ends}
+        marked = [
+            name
+            for name, token in self._known.items()
+            if token in edges and _BRACKETED.fullmatch(name)
+        ]
+        return [name for name in {*special, *marked} if not name.startswith("<0x")]
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, those of ``edges`` included (V)."""
+        return max(self._past_the_end, self.edges.highest + 1)
+
+    @property
+    def edges_of_older_runs(self) -> TextEdges:
+        """Runs of earlier versions: one token begins and ends documents, chosen by its name."""
+        name = next((name for name in END_NAMES if name in self._known), None)
+        token = self._past_the_end if name is None else self._known[name]
+        return make_edges(token, "an earlier version of moejax")
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Ids and the bytes each stands for, both int32[n]; the bytes sum to ``len(text)``.
@@ -142,7 +172,7 @@ class HuggingFaceTokenizer:
         end of the document for the last one.
         """
         letters, byte_ends = split_characters(text)
-        encoding = self._backend.encode(letters, add_special_tokens=False)
+        encoding = self._encode(self._plain, letters, special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
         if not len(ids):
             return ids, ids.copy()
@@ -152,11 +182,36 @@ class HuggingFaceTokenizer:
         counts[-1] += len(text) - counts.sum()
         return ids, counts.astype(np.int32)
 
+    def encode_with_names(self, text: str) -> np.ndarray:
+        """Ids of a text, int32[n], in which the names of control tokens stand for these."""
+        return np.asarray(self._encode(self._backend, text, special_tokens=True).ids, np.int32)
+
+    def _encode(self, backend: Any, text: str, *, special_tokens: bool) -> Any:
+        backend.encode_special_tokens = not special_tokens
+        with self._explain_failure(f"to encode the text {shorten(text)}"):
+            return backend.encode(text, add_special_tokens=False)
+
     def decode(self, ids: np.ndarray | list[int]) -> str:
-        """The text of ``ids`` without boundaries; ids outside the vocabulary are left out."""
-        size = self.vocab_size
-        kept = [int(i) for i in ids if 0 <= i < size and i != self.boundary]
-        return self._backend.decode(kept, skip_special_tokens=True)
+        """The text of ``ids`` without control tokens; ids outside the vocabulary are left out."""
+        size, left_out = self._past_the_end, {*self.edges.before_document, self.edges.end}
+        kept = [int(i) for i in ids if 0 <= i < size and int(i) not in left_out]
+        with self._explain_failure(f"to decode the tokens {shorten(kept)}"):
+            return self._backend.decode(kept, skip_special_tokens=True)
+
+    @contextlib.contextmanager
+    def _explain_failure(self, what: str) -> Iterator[None]:
+        """A failure of the library as ``ConfigError``: a bare Exception, or a panic in Rust, which
+        is none.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
+            raise ConfigError(
+                f"the tokenizer {self._path} fails {what}: {error}. Its normalizer, or another"
+                f" part of it, does not hold for every text."
+            ) from error
 
 
 def split_characters(text: bytes) -> tuple[str, np.ndarray]:

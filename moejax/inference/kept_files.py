@@ -12,6 +12,8 @@ from moejax.config.data import DataConfig
 from moejax.config.json_files import MOST_TABLE_BYTES
 from moejax.config.paths import expand_home
 from moejax.data.expand_glob import expand, split_glob
+from moejax.data.text_edges import read_edges
+from moejax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from moejax.hf.files import read_json
 from moejax.hf.writing import OTHER_FILES
 from moejax.inference.imported import ORIGINAL
@@ -20,13 +22,15 @@ from moejax.runtime.atomic_files import write_file, write_json
 
 BESIDE = (*OTHER_FILES, "config.json", ORIGINAL)
 """Files beside a tokenizer that say how it is used."""
+EDGES = "edges.json"
+"""In the run's copy: with which tokens its texts begin and end."""
 
 
-def keep_files(run: RunDirectory, config: Config) -> None:
+def keep_files(run: RunDirectory, config: Config, tokenizer: Tokenizer | None) -> None:
     """Copy the tokenizer, and the ``config.json`` of the released model that the run began from,
-    into the run directory, in the process that owns it.
+    into the run directory, in the process that owns it. Without a tokenizer, nothing.
     """
-    if not run.owner or not config.model.material.language:
+    if not run.owner or tokenizer is None:
         return
     name = config.data.tokenizer
     place = Path(expand_home("--data.tokenizer", name))
@@ -34,6 +38,7 @@ def keep_files(run: RunDirectory, config: Config) -> None:
         file = place / "tokenizer.json" if place.is_dir() else place
         run.tokenizer.mkdir(exist_ok=True)
         _copy(file, run.tokenizer / "tokenizer.json")
+        write_json(run.tokenizer / EDGES, tokenizer.edges.to_json())
         # A file of another name may stand beside those of another tokenizer.
         for other in BESIDE if file.name == "tokenizer.json" else ():
             if (file.parent / other).is_file():
@@ -44,6 +49,16 @@ def keep_files(run: RunDirectory, config: Config) -> None:
             if (began / other).is_file() and "model_type" in (fields := read_json(began / other)):
                 write_json(run.path / ORIGINAL, fields)
                 break
+
+
+def adopt_edges(tokenizer: Tokenizer, path: Path) -> Tokenizer:
+    """A run's tokenizer, with texts that begin and end as the run in ``path`` has learned them, if
+    it has saved anything. Raises ``ConfigError`` for a damaged file.
+    """
+    if isinstance(tokenizer, HuggingFaceTokenizer) and any((path / "checkpoints").glob("*")):
+        file = path / "tokenizer" / EDGES
+        tokenizer.edges = read_edges(file) if file.is_file() else tokenizer.edges_of_older_runs
+    return tokenizer
 
 
 def _copy(source: Path, target: Path) -> None:

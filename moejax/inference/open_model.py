@@ -8,6 +8,7 @@ import numpy as np
 from moejax.config.data import DataConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.data.check_tokens import check_known
 from moejax.data.tokenizer import Tokenizer
 
 
@@ -27,7 +28,8 @@ class OpenModel:
     context: int
     """Positions of the sequences that it was trained on; tokens of an image."""
     beginning: tuple[int, ...]
-    """The tokens before every text."""
+    """The tokens before every prompt: as a run has learned documents to begin, or as a released
+    tokenizer puts them."""
     ends: frozenset[int]
     """The tokens that end a text."""
     description: str
@@ -37,8 +39,17 @@ class OpenModel:
     rows: int = 64
     """Sequences, or images, in a batch, by default."""
 
-    def begin(self, text: str) -> np.ndarray:
-        """The tokens of a text that is to be continued, int32 [n]."""
+    def begin(self, text: str, special_tokens: bool = False) -> np.ndarray:
+        """The tokens of a text that is to be continued, int32 [n]. With ``special_tokens``, names
+        of control tokens in it stand for these, and a beginning that it has is not put twice.
+        Raises ``ConfigError`` for tokens beyond the model's embedding.
+        """
         assert self.tokenizer is not None  # callers check it
-        ids, _ = self.tokenizer.encode(text.encode())
-        return np.concatenate([self.beginning, ids]).astype(np.int32)
+        if special_tokens:
+            ids = self.tokenizer.encode_with_names(text)
+        else:
+            ids, _ = self.tokenizer.encode(text.encode())
+        there = special_tokens and tuple(ids[: len(self.beginning)].tolist()) == self.beginning
+        ids = np.concatenate([() if there else self.beginning, ids]).astype(np.int32)
+        check_known(ids, self.vocab_size, self.tokenizer)
+        return ids

@@ -78,11 +78,6 @@ def describe_released(
     """A released model, with the tokens that begin and end texts. ``fields``: its config.json."""
     has_tokenizer = (path / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(str(path)) if has_tokenizer else None
-    generation = path / "generation_config.json"
-    ends: Any = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    ends = fields.get("eos_token_id") if ends is None else ends
-    if ends is None and tokenizer is not None:
-        ends = tokenizer.boundary
     assert config.vocab_size is not None  # as in every config.json of a model
     price = cost(config, config.vocab_size, sequence_length=1)
     return OpenModel(
@@ -93,8 +88,8 @@ def describe_released(
         bias_LE=bias_LE,
         tokenizer=tokenizer,
         context=with_defaults(fields)["max_position_embeddings"] or 2048,
-        beginning=() if tokenizer is None else tokenizer.beginning,
-        ends=frozenset(ends if isinstance(ends, list) else [ends]),
+        beginning=tokenizer.edges.before_text if tokenizer else (),
+        ends=tokenizer.edges.ends if tokenizer else frozenset(),
         description=f"{path}, {fields['model_type']}:"
         f" {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",

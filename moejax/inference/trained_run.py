@@ -17,7 +17,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.inference_config import check_layout
-from moejax.inference.kept_files import find_text, find_tokenizer
+from moejax.inference.kept_files import adopt_edges, find_text, find_tokenizer
 from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build
 from moejax.models.counts import cost
@@ -60,7 +60,6 @@ def open_run(
             f" the old one back there."
         )
     price = cost(config.model, V, config.positions)
-    boundary = (tokenizer.boundary,) if tokenizer else ()
     return OpenModel(
         config=model_config,
         layout=layout,
@@ -69,8 +68,8 @@ def open_run(
         bias_LE=parts.get("bias_LE"),
         tokenizer=tokenizer,
         context=config.positions,
-        beginning=boundary,
-        ends=frozenset(boundary),
+        beginning=tokenizer.edges.before_document if tokenizer else (),
+        ends=tokenizer.edges.ends if tokenizer else frozenset(),
         description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",
         data=find_text(path, config.data),
@@ -102,7 +101,7 @@ def read_settings(path: Path) -> tuple[Config, Tokenizer | None]:
     if not config.model.material.language:
         return config, None
     try:
-        return config, load_tokenizer(find_tokenizer(path, config))
+        return config, adopt_edges(load_tokenizer(find_tokenizer(path, config)), path)
     except ConfigError as error:
         raise RunError(
             f"the tokenizer that {path} was trained with is missing: {error} Or copy it to"

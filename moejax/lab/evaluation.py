@@ -10,6 +10,7 @@ from tqdm import tqdm
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.data.batches import Batch
+from moejax.data.lost_text import LostText
 from moejax.inference.inference_config import inference_layout
 from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build
@@ -21,17 +22,25 @@ from moejax.train.totals import Totals, add_totals, sum_batch
 
 
 def evaluate_model(
-    model: OpenModel, config: ModelConfig, mesh: Mesh, batches: Sequence[Batch]
+    model: OpenModel, config: ModelConfig, mesh: Mesh, batches: Sequence[Batch], lost: LostText
 ) -> dict[str, Any]:
-    """The figures of a model over all batches. ``config``: how it is run, with or without drops."""
+    """The figures of a model over all batches. ``config``: how it is run, with or without drops.
+    If the tokenizer has ``lost`` a part of the text, there are no bits per byte: the tokens do not
+    tell what the text was.
+    """
     totals = sum_batches(model, config, mesh, batches)
-    return {
+    figures = {
         **({"tokens": totals["targets"]} if "text_bytes" in totals else {}),
         "batches": len(batches),
         **metrics.count_evaluated(totals),
         **metrics.loss_metrics(totals),
         **metrics.router_metrics(totals, config.moe.num_experts),
     }
+    if "text_bytes" in totals:
+        figures["lost_fraction"] = lost.share
+        if lost.lost_bytes:
+            figures["bits_per_byte"] = None
+    return figures
 
 
 def sum_batches(
@@ -74,8 +83,16 @@ def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:
     if of_images:
         lines.append(f"accuracy   {metrics.describe_accuracy(figures)}, loss {figures['loss']:.4f}")
         return "\n".join(lines)
-    lines += [
-        f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)",
-        f"bits/byte  {figures['bits_per_byte']:.4f} ({figures['text_bytes']:,} bytes)",
-    ]
+    lines.append(f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)")
+    bits = figures["bits_per_byte"]
+    if bits is None:
+        bits = f"none: the tokenizer loses {describe_share(figures['lost_fraction'])} of"
+        lines.append(f"bits/byte  {bits} the {figures['text_bytes']:,} bytes of text")
+    else:
+        lines.append(f"bits/byte  {bits:.4f} ({figures['text_bytes']:,} bytes)")
     return "\n".join(lines)
+
+
+def describe_share(share: float) -> str:
+    """A share in percent, with two digits that are not 0."""
+    return f"{share:.2g}" if share < 0.0001 else f"{share:.2%}"

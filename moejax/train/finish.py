@@ -57,14 +57,15 @@ def continue_prompt(
             state.bias_LE,
             mesh=mesh,
             tokenizer=tokenizer,
-            ends=frozenset([tokenizer.boundary]),
+            ends=tokenizer.edges.ends,
             window=length,
         )
     except ConfigError as error:
         say(f"no sample: {error}")
         return None
     prompt, _ = tokenizer.encode(run.sample_prompt.encode())
-    prompt = np.concatenate([[tokenizer.boundary], prompt])[-length:].astype(np.int32)
+    before = tokenizer.edges.before_document
+    prompt = np.concatenate([before, prompt])[-length:].astype(np.int32)
     sampling = Sampling(tokens=run.sample_tokens, temperature=run.sample_temperature, seed=run.seed)
     (continuation,) = generator.generate([prompt], sampling).continuations
     return run.sample_prompt + continuation.text

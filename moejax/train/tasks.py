@@ -17,6 +17,7 @@ from moejax.data.images import ImageSet, check_images, mark_images, open_images
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
+from moejax.inference.kept_files import adopt_edges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class LanguageTask:
         """What must be the same in all processes."""
         return {
             "the tokenizer": self.tokenizer.fingerprint,
+            "the beginnings and ends of texts": self.tokenizer.edges.to_json(),
             "the text": self.description,
             "the content of the text": join_marks(self.marks),
         }
@@ -132,7 +134,7 @@ def open_task(config: Config, kept_tokenizer: Path) -> Task:
         name = expand_home("--data.tokenizer", config.data.tokenizer)
         if name != "bytes" and not os.path.exists(name) and kept_tokenizer.is_dir():
             name = str(kept_tokenizer)
-        tokenizer = load_tokenizer(name)
+        tokenizer = adopt_edges(load_tokenizer(name), kept_tokenizer.parent)
         corpus = open_documents(config.data)
         check_some_tokens(
             corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"

@@ -67,7 +67,7 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
             )
             state, tally = restore_or_begin(config, learner, mesh, saving)
             run.write_config(config)
-            keep_files(run, config)
+            keep_files(run, config, getattr(task, "tokenizer", None))
             announce(config, task, mesh, run, tally.step, name=name, command=command)
             if tally.step < config.run.steps:
                 state = run_steps(

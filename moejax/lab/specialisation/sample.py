@@ -38,7 +38,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """T tokens of a text, in B pieces of at most N positions; boundaries are no tokens of it."""
+    """T tokens of a text, in B pieces of at most N positions, without what begins documents."""
 
     inputs_BN: np.ndarray
     length_B: np.ndarray

@@ -2,22 +2,51 @@
 
 from pathlib import Path
 
+from moejax.config.errors import UserError
 from moejax.config.model import ModelConfig
+from moejax.data.tokenizer import load_tokenizer
 from moejax.models.counts import cost
 from moejax.runtime.number_words import short
 
 
 def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
-    """Its size, where it is, and what to do next."""
+    """Its size, where it is, and what is wrong with its tokenizer, and what to do next."""
     assert config.vocab_size is not None  # as in every checkpoint
     price = cost(config, config.vocab_size, sequence_length=1)
+    fault = find_fault(target, config.vocab_size)
+    commands = [
+        f"moejax generate {target} --prompt '...'",
+        f"python train.py --config {target / 'config.json'} --run.directory runs/tuned"
+        f" --data.source files --data.files '...'",
+    ]
+    if fault:
+        commands = [f"put the model's own tokenizer.json into {target}; then", *commands]
     return "\n".join(
         (
             f"model    {kind}: {short(price.parameters_total, 'kMBT')} parameters,"
             f" {short(price.parameters_active, 'kMBT')} active a token, all tensors accounted for",
             f"written  {target}",
-            f"next     moejax generate {target} --prompt '...'",
-            f"         python train.py --config {target / 'config.json'} --run.directory runs/tuned"
-            f" --data.source files --data.files '...'",
+            *([f"note     {fault}"] if fault else []),
+            *(f"{'next' if not n else '':<9}{command}" for n, command in enumerate(commands)),
         )
     )
+
+
+def find_fault(target: Path, vocab_size: int) -> str:
+    """Why a model that was written cannot read text, in words; empty if it can."""
+    file = target / "tokenizer.json"
+    if not file.is_file():
+        return (
+            "it came without a tokenizer.json: `moejax generate` and `moejax eval` need one, and"
+            " training takes bytes for its tokens."
+        )
+    try:
+        tokenizer = load_tokenizer(str(file))
+    except UserError as error:
+        return f"its tokenizer.json cannot be used: {error}"
+    if tokenizer.vocab_size > vocab_size:
+        return (
+            f"its tokenizer.json has {tokenizer.vocab_size} tokens, but its embedding has"
+            f" {vocab_size} rows: a text with a token beyond them is refused."
+        )
+    return ""

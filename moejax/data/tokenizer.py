@@ -4,11 +4,10 @@ Losses in bits per byte compare across tokenizers only if each token knows how m
 text it stands for, so ``encode`` returns those counts beside the ids.
 """
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.config.paths import expand_home
 from moejax.data.plain_text import hide_control_tokens
+from moejax.data.rust_failures import explain_failure
 from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
 
 _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
@@ -188,30 +188,15 @@ class HuggingFaceTokenizer:
 
     def _encode(self, backend: Any, text: str, *, special_tokens: bool) -> Any:
         backend.encode_special_tokens = not special_tokens
-        with self._explain_failure(f"to encode the text {shorten(text)}"):
+        with explain_failure(f"the tokenizer {self._path} fails on the text {shorten(text)}"):
             return backend.encode(text, add_special_tokens=False)
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without control tokens; ids outside the vocabulary are left out."""
         size, left_out = self._past_the_end, {*self.edges.before_document, self.edges.end}
         kept = [int(i) for i in ids if 0 <= i < size and int(i) not in left_out]
-        with self._explain_failure(f"to decode the tokens {shorten(kept)}"):
+        with explain_failure(f"the tokenizer {self._path} fails on the tokens {shorten(kept)}"):
             return self._backend.decode(kept, skip_special_tokens=True)
-
-    @contextlib.contextmanager
-    def _explain_failure(self, what: str) -> Iterator[None]:
-        """A failure of the library as ``ConfigError``: a bare Exception, or a panic in Rust, which
-        is none.
-        """
-        try:
-            yield
-        except BaseException as error:
-            if type(error) is not Exception and type(error).__name__ != "PanicException":
-                raise
-            raise ConfigError(
-                f"the tokenizer {self._path} fails {what}: {error}. Its normalizer, or another"
-                f" part of it, does not hold for every text."
-            ) from error
 
 
 def split_characters(text: bytes) -> tuple[str, np.ndarray]:

@@ -424,6 +424,8 @@ def test_what_diverged_is_tried_again_only_with_other_settings(
     assert results["routed"]["status"] == "1 of 2 seeds finished, 1 diverged"
     assert results["routed"]["mean"]["bits_per_byte"] == 1.5
     assert "1.5000; 1 of 2 seeds finished, 1 diverged" in (tmp_path / "table.md").read_text()
+    words = "1.5000;\n1 of 2 seeds finished,\n1 diverged"  # the page breaks them: narrow columns
+    assert words in (tmp_path / "study.html").read_text()
     html = (tmp_path / "study.html").read_text()
     assert "routed-seed1 diverged; it was not finite up to step 9." in html
     trainer.trained.clear()

@@ -86,7 +86,7 @@ def _notes(comparison: Comparison) -> str:
 
 def _results(made: Table, comparison: Comparison) -> str:
     baseline, measure = comparison.baseline, comparison.measure
-    rows = [[cell.replace(" (", "\n(") for cell in row] for row in made.rows]  # narrow columns
+    rows = [[_break_lines(cell) for cell in row] for row in made.rows]
     shown = page.table(made.header, rows, best=made.best)
     title = measure.name.capitalize()
     words = _EXPLAINED.format(title=title, material=measure.material, unit=measure.unit)
@@ -101,6 +101,13 @@ def _results(made: Table, comparison: Comparison) -> str:
     )
     intro = f'<p class="intro">{page.text(words)}</p>'
     return f"<section><h2>Results</h2>{shown}{intro}</section>"
+
+
+def _break_lines(cell: str) -> str:
+    """A cell in several lines, so that its column is narrow: the spread over the seeds, and how
+    many of them have finished, stand below the value.
+    """
+    return cell.replace(" (", "\n(").replace("; ", ";\n").replace("finished, ", "finished,\n")
 
 
 def _learning(comparison: Comparison) -> str:

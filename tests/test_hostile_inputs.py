@@ -18,7 +18,8 @@ import pytest
 
 from moejax.commands import main
 from moejax.config import changed
-from moejax.config.errors import UserError
+from moejax.config.errors import ConfigError, UserError
+from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.arrays import is_finite
 from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.memory import plan_memory
@@ -257,6 +258,70 @@ def test_a_pipe_of_the_shell_is_read(here, capsys):
     main.run(["plan", "--hf", f"/dev/fd/{reading}"])
     os.close(reading)
     assert "Parameters" in capsys.readouterr().out
+
+
+def replace(before: dict, after: str) -> dict:
+    return {"type": "Replace", "pattern": before, "content": after}
+
+
+def sequence(*parts: dict) -> dict:
+    return {"type": "Sequence", "normalizers": parts}
+
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+TENFOLD = replace({"String": "a"}, "a" * 10)
+BEGUN = {"type": "TemplateProcessing", "special_tokens": {}, "pair": []}
+BEGUN["single"] = [
+    {"SpecialToken": {"id": "X", "type_id": 0}},
+    {"Sequence": {"id": "A", "type_id": 0}},
+]
+BYTES = {"type": "BPE", "vocab": {"a": 0, "b": 5}, "merges": ["a b"], "unk_token": None}
+GROWING = "has normalisers that make a text of"
+TOKENIZERS = [
+    ({"model": BYTES}, "range end index"),  # panics of the library
+    ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "precompiled"),
+    ({"post_processor": BEGUN}, "has a post-processor that cannot be"),
+    ({"model": WORDS | {"vocab": {"a": 2**32 - 1, "[UNK]": 1}}}, "has ids up to 4,294,967,296"),
+    ({"model": {"type": "WordLevel", "vocab": {"b": 1}, "unk_token": "?"}}, "fails on the text"),
+    ({"normalizer": sequence(*[TENFOLD] * 9)}, GROWING),
+    ({"normalizer": sequence(TENFOLD, sequence(*[TENFOLD] * 8))}, GROWING),
+    ({"normalizer": replace({"Regex": "a"}, "a" * 10**6)}, GROWING),
+    ({"normalizer": sequence(*[replace({"String": ""}, "a" * 99)] * 5)}, GROWING),
+    ({"decoder": replace({"String": "a"}, "a" * 10**6)}, "has decoders that make 1,000,000"),
+    ({"model": "x" * 10**6}, "is not a Hugging Face tokenizer.json"),
+]
+
+
+@pytest.mark.parametrize(("fields", "part"), TOKENIZERS)
+def test_hostile_tokenizers_are_refused(fields, part, tmp_path, capfd):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({"version": "1.0", "model": WORDS, "added_tokens": []} | fields))
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = read_peak(), time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_tokenizer(str(file)).encode(b"aba a")
+    assert part in str(caught.value) and str(file) in str(caught.value)
+    assert len(str(caught.value)) < 1000 and capfd.readouterr().err == ""
+    assert time.process_time() - start < SECONDS and read_peak() - before < MEGABYTES
+
+
+@pytest.mark.parametrize(("spoil", "part"), [*FILES[:2], (make_huge, "more than the 134,217,728")])
+def test_files_that_are_no_tokenizer_are_refused(spoil, part, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    spoil(file)
+    with pytest.raises(ConfigError, match=f"{part}|there is no file"):
+        load_tokenizer(str(file))
+
+
+def test_normalisers_that_might_grow_a_text_but_do_not_are_taken(tmp_path):
+    """Each of twelve letters becomes two; no text grows 4096 times."""
+    letters = [replace({"String": x}, f"{x}e") for x in "abcdfghijklm"]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({"model": WORDS, "normalizer": sequence(*letters)}))
+    tokenizer = load_tokenizer(str(file))
+    assert tokenizer.encode(b"bad face" * 1000)[0].size == 1
+    assert tokenizer.decode([0]) == "a"
 
 
 def train(*flags):

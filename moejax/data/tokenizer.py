@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moejax.config.checks import check, shorten
+from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.config.paths import expand_home
 from moejax.data.plain_text import hide_control_tokens
 from moejax.data.rust_failures import explain_failure
 from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
+from moejax.data.tokenizer_file import open_file
 
 _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 """A name that looks like that of a control token."""
@@ -118,29 +119,31 @@ class HuggingFaceTokenizer:
     is_lossless = False
 
     def __init__(self, path: str | Path) -> None:
-        from tokenizers import Tokenizer as Backend
-
         self._path = Path(path)
-        try:
-            data = self._path.read_bytes()
-            self._backend = Backend.from_buffer(data)
-        except Exception as error:  # the library raises bare Exceptions
-            raise ConfigError(
-                f"--data.tokenizer {path} is not a Hugging Face tokenizer.json: {error}."
-            ) from error
-        # Whatever the file asks for, a document is encoded whole and as it stands.
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        data, self._backend, self._growth = open_file(self._path)
         known = self._backend.get_vocab(with_added_tokens=True)
         check(bool(known), f"--data.tokenizer {path} has an empty vocabulary.")
         self._known, self._past_the_end = known, max(known.values()) + 1
         added = self._backend.get_added_tokens_decoder()
         special = {token.content: i for i, token in added.items() if token.special}
-        template = find_template(self._backend.post_processor)
+        try:
+            template = find_template(self._backend.post_processor)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"--data.tokenizer {path} has a post-processor that cannot be: {error!r}."
+            ) from error
         folder = self._path.parent if self._path.name == "tokenizer.json" else None
         self.edges = find_edges(known, special, template, folder)
         self.fingerprint = f"tokenizer.json {hashlib.sha256(data).hexdigest()[:16]}"
-        self._plain = hide_control_tokens(self._backend, self._list_control_names(special))
+        check(
+            self.vocab_size <= LARGEST,
+            f"--data.tokenizer {path} has ids up to {self.vocab_size - 1:,}: they must be less"
+            f" than {LARGEST:,}.",
+        )
+        names = self._list_control_names(special)
+        for name in names:
+            self._growth.check(f" {name} a{name}b")
+        self._plain = hide_control_tokens(self._backend, names)
 
     def _list_control_names(self, special: Iterable[str]) -> list[str]:
         """The names that mean nothing in a text; those of bytes (`<0x0A>`) do."""
@@ -187,6 +190,7 @@ class HuggingFaceTokenizer:
         return np.asarray(self._encode(self._backend, text, special_tokens=True).ids, np.int32)
 
     def _encode(self, backend: Any, text: str, *, special_tokens: bool) -> Any:
+        self._growth.check(text)
         backend.encode_special_tokens = not special_tokens
         with explain_failure(f"the tokenizer {self._path} fails on the text {shorten(text)}"):
             return backend.encode(text, add_special_tokens=False)

@@ -285,3 +285,16 @@ def test_a_run_prints_to_any_output(tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
         assert end_of(words, monkeypatch) == 0, words
         assert b"?" in written.getvalue(), words
+
+
+def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
+    """`--output /dev/full`, typed by root, once put a page in the place of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_files.write_text(pipe, "a page")
+        assert os.read(reading, 100) == b"a page"
+    finally:
+        os.close(reading)
+    assert pipe.is_fifo()

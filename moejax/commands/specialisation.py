@@ -58,6 +58,7 @@ def specialisation(settings: SpecialisationSettings) -> None:
     model, mesh = open_language_model(settings)
     check_routed(model.config, settings.path)
     check(path.parent.is_dir(), f"--output {path}: there is no directory {path.parent}.")
+    check(not path.is_dir(), f"--output {path} is a directory: name a file.")
     config, length = inference_config(model.config), settings.length(model)
     rows = settings.batch_size or 16
     check_batch(config, length, rows, mesh)

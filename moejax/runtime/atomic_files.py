@@ -10,10 +10,14 @@ from typing import IO, Any
 
 def write_file(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a new file, then put it in the place of ``file``. An ``OSError`` names
-    ``file``, which is then as it was.
+    ``file``, which is then as it was. A device or a pipe, such as `/dev/stdout`, is written to.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.writing")
     with name_file(file):
+        if file.exists() and not file.is_file() and not file.is_dir():
+            with open(file, "wb") as opened:
+                write(opened)
+            return
         try:
             with open(temporary, "wb") as opened:
                 write(opened)

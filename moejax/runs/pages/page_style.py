@@ -27,7 +27,7 @@ overflow:hidden}
 dt,.remark{color:var(--soft);font-size:12px;line-height:1.4}
 dd{margin:0;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.35}
 dd.remark{font-size:12px;font-weight:400}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:16px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,360px),1fr));gap:16px}
 .grid>figure:only-child{max-width:552px}
 .small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 figure{margin:0;padding:14px 14px 12px;background:var(--card);border:1px solid var(--rule);

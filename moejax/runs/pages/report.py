@@ -81,7 +81,8 @@ def _loss_section(run: Run) -> str:
     first = "Falls steeply, then slowly. Held out far above training means learning by heart."
     if run.part:
         first += (
-            " The part is evaluated more often; it is other text than the whole, so a bit apart."
+            " The line of the part, which is evaluated more often, may lie a little above or below"
+            " the dots: it is other text."
         )
     figures = [page.figure(title, line_chart(series, y_range=whole), first)]
     late = (steps.max() / 2, steps.max())

@@ -1,6 +1,5 @@
 """`moejax export`: a trained model as a checkpoint of Hugging Face."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,8 +13,8 @@ from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
 from moejax.config.paths import expand_home
-from moejax.data.tokenizer import make_byte_tokenizer_files
 from moejax.hf.files import read_json
+from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.inference.kept_files import find_tokenizer
@@ -24,7 +23,6 @@ from moejax.inference.released_model import is_checkpoint
 from moejax.inference.trained_run import is_run
 from moejax.runtime import device_mesh
 from moejax.runtime.allocator import keep_freed_memory
-from moejax.runtime.atomic_files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +78,6 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
     original = _original(source, run)
     more: dict[str, Any] = {}
     if original is None:
-        assert opened.tokenizer is not None  # as in every run on text
-        edges = opened.tokenizer.edges
-        more = {"bos_token_id": edges.before_document[0], "eos_token_id": edges.end}
         more["max_position_embeddings"] = run.data.sequence_length
     family = hf.save(
         place,
@@ -92,23 +87,14 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
         hf=original,
         family=settings.family,
         dtype=settings.dtype,
-        files_from=_files_from(source, run),
+        files_from=source if imported.is_imported(source) else None,
         more=more,
     )
-    if run.data.tokenizer == "bytes" and original is None:
-        for name, content in make_byte_tokenizer_files().items():
-            write_text(place / name, json.dumps(content))
+    if is_run(source):
+        assert opened.tokenizer is not None  # as in every run on text
+        given, released = find_tokenizer(source, run), original is not None
+        write_tokenizer(place, given, opened.tokenizer.edges, released=released)
     return family
-
-
-def _files_from(source: Path, run: Config) -> Path | None:
-    """The directory with the model's tokenizer; None if it has read bytes."""
-    if imported.is_imported(source):
-        return source
-    if run.data.tokenizer == "bytes":
-        return None
-    tokenizer = Path(find_tokenizer(source, run))
-    return tokenizer if tokenizer.is_dir() else tokenizer.parent
 
 
 def _original(source: Path, run: Config) -> dict[str, Any] | None:

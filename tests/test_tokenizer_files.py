@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from test_text_edges import END, EOS, WORDS, S, bytes_level, write
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 
 from moejax.commands.eval import EvalSettings, evaluate
 from moejax.commands.export import ExportSettings, export_model
@@ -34,6 +34,7 @@ CASES = {
     "a beginning that was learned": ({"single": "<s> $A"}, edges(S)),
     "a beginning that was never learned": ({"single": "<s> $A"}, edges(END)),
     "a beginning and an end in the template": ({"single": "<s> $A </s>"}, edges(END)),
+    "an end in the template, which is for documents alone": ({"single": "<s> $A </s>"}, edges(S)),
     "several before a text": ({"single": "<s> <eos> $A"}, edges(S, EOS)),
     "two ends": ({}, edges(S, more=(EOS,))),
     "a rule for places alone": ({"post": BYTES}, edges(S)),
@@ -64,8 +65,11 @@ def test_all_files_say_how_texts_begin_and_end(case, released, tmp_path):
     found = load_tokenizer(str(target))
     assert found.edges.before_text == found.edges.before_document == learned.before_document
     assert (found.edges.end, found.edges.ends) == (learned.end, learned.ends)
-    text = b"the sea the"
-    np.testing.assert_array_equal(found.encode(text)[0], load_tokenizer(str(file)).encode(text)[0])
+    text = "the sea the"
+    ids, _ = load_tokenizer(str(file)).encode(text.encode())
+    np.testing.assert_array_equal(found.encode(text.encode())[0], ids)
+    theirs = Tokenizer.from_file(str(target / "tokenizer.json")).encode(text).ids
+    assert theirs == [*learned.before_document, *ids]
     said = {path.name: json.loads(path.read_text()) for path in target.glob("*.json")}
     assert sorted(said) == [
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",

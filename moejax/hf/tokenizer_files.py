@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.config.json_files import MOST_TABLE_BYTES
-from moejax.data.text_edges import TextEdges, find_template
+from moejax.data.text_edges import TextEdges
 from moejax.data.tokenizer import load_tokenizer, make_byte_tokenizer_files
 from moejax.hf.files import read_json
 from moejax.hf.writing import OTHER_FILES, copy_other_files
@@ -77,8 +77,7 @@ def _write_edges(target: Path, edges: TextEdges) -> None:
         marks = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added = {"id": token, "content": PAST_THE_END} | marks | {"special": True}
         rule["added_tokens"] = [*(rule.get("added_tokens") or []), added]
-    if find_template(backend.post_processor) != edges.before_document:
-        rule["post_processor"] = _make_template(rule.get("post_processor"), edges, names)
+    rule["post_processor"] = _make_template(rule.get("post_processor"), edges, names)
     write_text(target / TOKENIZER, json.dumps(rule, ensure_ascii=False))
     settings = target / SETTINGS
     said = read_json(settings) if settings.is_file() else {}
@@ -90,8 +89,8 @@ def _write_edges(target: Path, edges: TextEdges) -> None:
 
 
 def _make_template(before: Any, edges: TextEdges, names: dict[int, str]) -> dict[str, Any]:
-    """A post-processor that puts the beginning before a text, and keeps what ``before`` does to
-    places in the text.
+    """A post-processor that puts the beginning before a text and nothing after it, and keeps what
+    ``before`` does to places in the text.
     """
     first = [{"SpecialToken": {"id": names[i], "type_id": 0}} for i in edges.before_document]
     one, other = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")

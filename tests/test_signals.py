@@ -89,6 +89,27 @@ def test_a_run_that_is_stuck_says_what_it_waits_for_and_ends_at_the_second():
     assert errors == "SIGTERM: ends at once; the same command resumes from the last checkpoint.\n"
 
 
+def test_a_signal_whose_exception_python_ignores_ends_the_command_too():
+    """As in a callback of the garbage collector: no traceback, and no run that goes on."""
+    body = """
+import os, signal, time
+from moejax.runtime.stop import end_at_signals
+from moejax.commands.command_line import errors_as_messages
+class Ignores:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+with end_at_signals(), errors_as_messages():
+    Ignores()
+    for _ in range(600):
+        time.sleep(0.1)
+"""
+    process = start([sys.executable, "-c", body])
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert errors == "SIGTERM: stopped.\n"
+
+
 def test_what_the_shell_ignores_stays_ignored():
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     body = (

@@ -5,8 +5,9 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -146,7 +147,7 @@ def errors_as_messages() -> Iterator[None]:
     """A ``UserError``, or a file that cannot be read or written, becomes a message on standard
     error and ends the process with its code. Whoever reads the standard output may stop reading.
     """
-    sys.unraisablehook = _without_orbax_callbacks
+    sys.unraisablehook = partial(_without_orbax_callbacks, sys.unraisablehook)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         try:
@@ -200,9 +201,11 @@ def _end(error: Exception, words: str, code: int) -> NoReturn:
     os._exit(code)  # without what a broken save's threads would print at the end
 
 
-def _without_orbax_callbacks(raised: "sys.UnraisableHookArgs") -> None:
+def _without_orbax_callbacks(
+    otherwise: Callable[["sys.UnraisableHookArgs"], object], raised: "sys.UnraisableHookArgs"
+) -> None:
     """When a save fails, TensorStore's threads go on calling an event loop that Orbax has closed;
     the failure itself has its own message.
     """
     if str(raised.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(raised)
+        otherwise(raised)

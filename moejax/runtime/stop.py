@@ -103,6 +103,7 @@ def end_at_signals() -> Iterator[None]:
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
         _ear.ends_process = True
+        sys.unraisablehook = _without_stops
         try:
             yield
         except Stopped as stopped:
@@ -187,6 +188,8 @@ class _Ear:
             self._has_raised = self._has_raised or raises
         _write(lines)
         if raises and self.over is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._pipe[1], b"\0")  # the thread counts the seconds from now
             raise Stopped(self.over)
 
     def _run(self) -> None:
@@ -221,6 +224,14 @@ class _Ear:
         line, over = self._users[-1].hear(signum)
         self.over = signum if over else None
         return [line]
+
+
+def _without_stops(raised: "sys.UnraisableHookArgs") -> None:
+    """A ``Stopped`` that is raised where Python ignores exceptions, as in a callback of the garbage
+    collector, is lost without a traceback: the thread that listens ends the process.
+    """
+    if not isinstance(raised.exc_value, Stopped):
+        sys.__unraisablehook__(raised)
 
 
 def _write(lines: list[str]) -> None:

@@ -9,12 +9,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from moejax.commands.describe_import import find_fault
 from moejax.config import ConfigError
 from moejax.data.check_tokens import check_known
-from moejax.data.lost_text import LostText, count_lost
+from moejax.data.lost_text import LostText, count_lost, measure_loss
 from moejax.data.pipeline import Pieces
 from moejax.data.text_edges import read_edges
 from moejax.data.tokenizer import ByteTokenizer, load_tokenizer
 from moejax.inference.kept_files import adopt_edges
 from moejax.inference.open_model import OpenModel
+from moejax.lab.evaluation import describe_figures
 
 WORDS = ["<s>", "</s>", "<unk>", "the", "sea", "<eos>", "<EOS>", "[CLS]", "[SEP]"]
 S, END, UNK, THE, SEA, EOS, LOUD, CLS, SEP = range(9)
@@ -79,12 +80,12 @@ CASES = {
     ),
     "a special <EOS> alone": ({"special": ["<EOS>"]}, (), (LOUD,), LOUD, {LOUD}),
     "nothing special": ({"special": []}, (), (END,), END, {END}),
-    "add_bos_token without a template": (
-        {"tokenizer_config": NAMED | {"add_bos_token": True}}, (S,), (S,), LOUD, {LOUD},
+    "add_bos_token without a template": (  # as in transformers 5.24
+        {"tokenizer_config": NAMED | {"add_bos_token": True}}, (), (S,), LOUD, {LOUD},
     ),
     "add_bos_token false": (
         {"tokenizer_config": NAMED | {"add_bos_token": False}, "single": "<s> $A </s>"},
-        (), (S,), LOUD, {LOUD},
+        (S,), (S,), LOUD, {LOUD},
     ),
     "a template with an end": ({"single": "<s> $A </s>"}, (S,), (S,), END, {END}),
     "T5's": ({"single": "$A </s>"}, (), (END,), END, {END}),
@@ -273,6 +274,8 @@ def test_what_does_not_come_back_is_lost(tmp_path, backend, text, lost):
     both.add(text, tokenizer.encode(text)[0], tokenizer)
     both.add(b"x" * 10, np.zeros(0, np.int32), ByteTokenizer())  # bytes lose nothing
     assert both.share == lost / (len(text) + 10)
+    assert measure_loss([text, b"x" * 10], tokenizer, len(text)) == lost / len(text)
+    assert measure_loss([b"x"], ByteTokenizer()) == 0
 
 
 def test_a_normalizer_that_fails_on_a_text_is_named(tmp_path, capfd):
@@ -313,3 +316,12 @@ def test_an_import_says_what_is_wrong_with_the_tokenizer(tmp_path):
     write(tmp_path)
     assert find_fault(tmp_path, 9) == ""
     assert "has 9 tokens, but its embedding has 8 rows" in find_fault(tmp_path, 8)
+
+
+def test_no_bits_per_byte_of_text_that_is_lost():
+    figures = {"model": "m", "data": "d", "batches": 1, "sequence_length": 8, "seconds": 1.0}
+    figures |= {"perplexity": 2.0, "tokens": 4, "text_bytes": 400, "bits_per_byte": 1.5}
+    text = describe_figures(figures | {"lost_fraction": 0.0}, None)
+    assert "bits/byte  1.5000 (400 bytes)" in text
+    text = describe_figures(figures | {"bits_per_byte": None, "lost_fraction": 0.125}, None)
+    assert "bits/byte  none: the tokenizer loses 12.50% of the 400 bytes of text" in text

@@ -4,6 +4,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+from moejax.data.documents import Documents
 from moejax.data.tokenizer import Tokenizer, split_characters
 
 
@@ -40,3 +41,19 @@ def count_lost(document: bytes, ids: Any, tokenizer: Tokenizer) -> int:
     text, back = (unicodedata.normalize("NFC", one) for one in (text, back))
     missing = Counter(text) - Counter(back)
     return sum(len(character.encode()) * n for character, n in missing.items())
+
+
+def measure_loss(documents: Documents, tokenizer: Tokenizer, enough: int = 2**20) -> float:
+    """The share that a tokenizer loses of the first documents, about ``enough`` bytes of them."""
+    lost = LostText()
+    for number in range(0 if tokenizer.is_lossless else len(documents)):
+        document = documents[number]
+        lost.add(document, tokenizer.encode(document)[0], tokenizer)
+        if lost.all_bytes >= enough:
+            break
+    return lost.share
+
+
+def describe_share(share: float) -> str:
+    """A share above 0, in percent."""
+    return f"{share:.2%}" if share >= 0.0001 else "less than 0.01%"

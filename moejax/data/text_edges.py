@@ -2,9 +2,9 @@
 
 Of an id, the model's ``config.json`` decides, then ``generation_config.json``, then the name in
 ``tokenizer_config.json``, then a list of usual names. Ids that the tokenizer does not know say
-nothing. Whether a beginning is put before a text, ``add_bos_token`` decides, or else the template
-of the tokenizer's post-processor. What stands after the text in a template is left out: texts are
-to be continued.
+nothing. Whether a beginning is put before a text, the template of the tokenizer's post-processor
+decides alone, as in transformers, which reads no ``add_bos_token`` where there is a
+``tokenizer.json``. What stands after the text in a template is left out: texts are to be continued.
 """
 
 import json
@@ -104,26 +104,19 @@ def find_edges(
     ends = _look_up(said, "eos_token", known) or [_find_by_name(known, special)]
     beginnings = _look_up(said, "bos_token", known)
     end, end_from = ends[0]
-    before, before_from = template, "the tokenizer's template"
-    puts = said.get(_NAMES[0], {}).get("add_bos_token")
-    if isinstance(puts, bool) and beginnings:
-        bos = beginnings[0][0]
-        if puts != (bos in template):
-            before = (bos, *template) if puts else tuple(i for i in template if i != bos)
-            before_from = f"add_bos_token of {_NAMES[0]}"
-    document = before
-    if not before:
-        token, before_from = (*beginnings, ends[0])[0]
+    document, beginning_from = template, "the tokenizer's template"
+    if not document:
+        token, beginning_from = (*beginnings, ends[0])[0]
         document = (token,)
     # What ends a text that is generated, generation_config.json says first.
     stops = _look_up(said, "eos_token", known, (_GENERATION, *_CONFIGS)) or ends
     files = {source for _, source in stops[:1]}
     return TextEdges(
-        before_text=before,
+        before_text=template,
         before_document=document,
         end=end,
         ends=frozenset([end, *(token for token, source in stops if source in files)]),
-        beginning_from=before_from,
+        beginning_from=beginning_from,
         end_from=end_from,
     )
 
@@ -131,7 +124,9 @@ def find_edges(
 def _read_files(folder: Path | None) -> dict[str, dict[str, Any]]:
     """The files that say something of texts, by name. Raises ``ConfigError`` for a damaged one."""
     found: dict[str, dict[str, Any]] = {}
-    for name in () if folder is None else (*_CONFIGS, _GENERATION, *_NAMES):
+    if folder is None:
+        return found
+    for name in (*_CONFIGS, _GENERATION, *_NAMES):
         file = folder / name
         if not file.is_file():
             continue
@@ -173,7 +168,8 @@ def _find_by_name(known: Mapping[str, int], special: Mapping[str, int]) -> tuple
     """The token with the first of the usual names, among control tokens if any of them has one; or
     else one past the end.
     """
-    folded = {name.casefold(): token for name, token in reversed([*special.items()])} | special
+    folded = {name.casefold(): token for name, token in reversed([*special.items()])}
+    folded |= special
     for tokens in (folded, known):
         for name in END_NAMES:
             if name in tokens:

@@ -29,8 +29,11 @@ _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 class Tokenizer(Protocol):
     """What the pipeline and the generator ask of a tokenizer."""
 
-    vocab_size: int
-    """One more than the largest id, those of ``edges`` included (V)."""
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, those of ``edges`` included (V)."""
+        ...
+
     edges: TextEdges
     """The tokens with which texts begin and end."""
     is_lossless: bool

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.data.batches import Batch
-from moejax.data.lost_text import LostText
+from moejax.data.lost_text import LostText, describe_share
 from moejax.inference.inference_config import inference_layout
 from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build
@@ -91,8 +91,3 @@ def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:
     else:
         lines.append(f"bits/byte  {bits:.4f} ({figures['text_bytes']:,} bytes)")
     return "\n".join(lines)
-
-
-def describe_share(share: float) -> str:
-    """A share in percent, with two digits that are not 0."""
-    return f"{share:.2g}" if share < 0.0001 else f"{share:.2%}"

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 import moejax
 from moejax.config.config import Config
+from moejax.data.lost_text import describe_share
 from moejax.models.counts import active_parameters, cost, forward_flops, parameters
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.number_words import short
@@ -59,6 +60,12 @@ def announce(
         f" {rows * config.positions:,} tokens{images} a step, {config.run.steps:,} steps"
     )
     say(f"data     {task.description}")
+    facts = task.facts
+    if lost := facts.get("lost_fraction"):
+        say(
+            f"         the tokenizer loses {describe_share(lost)} of the held-out text: do not"
+            f" compare its bits per byte with those of other tokenizers"
+        )
     say(f"devices  {devices}")
     say(f"run      {run.path}" + (f", from step {step}" * bool(step)))
     summary = {
@@ -69,7 +76,7 @@ def announce(
         "parts": count_parts(config, task.vocab_size),
         "devices": devices,
         "data": task.description,
-        **task.facts,
+        **facts,
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,

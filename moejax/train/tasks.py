@@ -14,6 +14,7 @@ from moejax.data.check_tokens import check_some_tokens
 from moejax.data.fingerprint import Mark, join_marks
 from moejax.data.image_batches import image_train_batches, image_validation_batches
 from moejax.data.images import ImageSet, check_images, mark_images, open_images
+from moejax.data.lost_text import measure_loss
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
@@ -42,8 +43,10 @@ class LanguageTask:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """More about the data, for ``summary.json``."""
-        return {}
+        """More about the data, for ``summary.json``: what the tokenizer loses of the text."""
+        if self.tokenizer.is_lossless:
+            return {}
+        return {"lost_fraction": measure_loss(self.corpus.validation, self.tokenizer)}
 
     @property
     def identity(self) -> dict[str, Any]:

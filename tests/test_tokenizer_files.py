@@ -1,6 +1,7 @@
 """An exported run has its own tokenizer, whole, and all files say the same of how texts begin."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_all_files_say_how_texts_begin_and_end(case, released, tmp_path):
     assert settings["bos_token"] == names[learned.before_document[0]]
     assert settings["eos_token"] == names[learned.end]
     assert not {"add_bos_token", "add_eos_token"} & set(settings)
+
+
+def test_a_run_on_an_exported_tokenizer_gives_the_same_one(tmp_path):
+    given, learned = CASES["an end past the vocabulary"]
+    places = [write(tmp_path / "given", **given).parent, tmp_path / "out", tmp_path / "again"]
+    for before, after in itertools.pairwise(places):
+        after.mkdir()
+        (after / "config.json").write_text('{"model_type": "mixtral"}')
+        write_tokenizer(after, str(before), learned, released=False)
+    for path in places[1].iterdir():
+        assert json.loads((places[2] / path.name).read_text()) == json.loads(path.read_text())
 
 
 def test_files_of_a_released_model_that_say_so_are_left_as_they_are(tmp_path):

@@ -71,9 +71,9 @@ def _write_edges(target: Path, edges: TextEdges) -> None:
 
     rule = read_json(target / TOKENIZER, MOST_TABLE_BYTES)
     backend = Tokenizer.from_str(json.dumps(rule))
-    names = {token: backend.id_to_token(token) for token in (*edges.before_document, edges.end)}
-    for token in (token for token, name in names.items() if name is None):
-        names[token] = PAST_THE_END
+    used = {*edges.before_document, edges.end}
+    names = {token: backend.id_to_token(token) or PAST_THE_END for token in used}
+    for token in (token for token in used if backend.id_to_token(token) is None):
         marks = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added = {"id": token, "content": PAST_THE_END} | marks | {"special": True}
         rule["added_tokens"] = [*(rule.get("added_tokens") or []), added]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moejax.commands.check import CheckSettings, check_directory
@@ -21,9 +22,11 @@ def run(tmp_path) -> Path:
     """A run with a checkpoint at step 2, and a line of metrics after it."""
     with RunDirectory(tmp_path / "run") as directory:
         directory.write_config(SETTINGS)
+        directory.write_summary({"parameters": 12, "jax": "0.1", "shares": (0.5, 1)})
         for step in (1, 2, 3):
             directory.append_metrics({"step": step, "split": "train", "loss": 1 / step})
-            directory.write_load(step, asked_LE=[[step]])
+            load = np.array([[step]])
+            directory.write_load(step, asked_LE=load, seated_LE=load, layers=np.array([0]))
             if step == 2:
                 noted = note_history(directory, to_dict(SETTINGS))
         place = directory.checkpoints / "2"
@@ -71,7 +74,7 @@ def test_what_has_changed_is_named_by_the_report_and_by_check(run, case, capsys)
     assert any(words in damage for damage in read_run(run).damage)
     with pytest.raises(SystemExit, match="1"):
         check_directory(CheckSettings(path=run))
-    assert f"damaged: {words}" in capsys.readouterr().out
+    assert words in capsys.readouterr().out
 
 
 def test_what_was_written_later_and_settings_that_may_change_are_no_damage(run):
@@ -97,3 +100,9 @@ def test_settings_are_compared_with_a_checkpoint_where_config_json_is_gone(run):
         (run / "config.json").write_text('{"model": {"moe": {"router": 3}}')
         with pytest.raises(RunError, match="is damaged: .* Move it away, and the same command"):
             directory.check(SETTINGS)
+
+
+def test_a_summary_has_a_checksum_of_its_own(run):
+    assert read_run(run).damage == ()
+    rewrite("summary.json", "12", "13")(run)
+    assert read_run(run).damage == ("summary.json is not what was written",)

@@ -13,7 +13,7 @@ from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
 from moejax.inference.imported import ARRAYS, is_imported
 from moejax.runs.checksums import FILE, find_damage
-from moejax.runs.history import explain_run
+from moejax.runs.records import read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ def check_directory(settings: CheckSettings) -> None:
     """
     root = Path(expand_home("DIR", str(settings.path)))
     found = {place: describe_folder(root / place) for place in list_places(root)}
-    if not is_imported(root) and (changed := explain_run(root)):
-        found["records"] = f"damaged: {'; '.join(changed)}"
+    if not is_imported(root) and (damage := read_run(root).damage):
+        found["records"] = f"damaged: {'; '.join(damage)}"
     if settings.json:
         print(json.dumps(found, indent=2), flush=True)
     else:

@@ -4,7 +4,9 @@ They lie beside the checkpoint, in ``checksums.json``: the size and the CRC-32C 
 are written as soon as the checkpoint is on disk, and looked at before it is used.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
@@ -15,6 +17,8 @@ from moejax.runtime.atomic_files import write_json
 FILE = "checksums.json"
 TIMES = "_CHECKPOINT_METADATA"
 """When the checkpoint was saved: Orbax writes this after all else, and nothing depends on it."""
+CHECKSUM = "checksum"
+"""The field of a JSON object with the checksum of the others."""
 BLOCK = 1 << 18
 """Bytes read at a time: what fits a processor's cache."""
 
@@ -79,3 +83,9 @@ def sum_file(path: Path) -> list[int | str]:
 def sum_bytes(content: bytes) -> list[int | str]:
     """The same of bytes in memory."""
     return [len(content), f"{google_crc32c.value(content):08x}"]
+
+
+def sum_json(value: dict[str, Any]) -> str:
+    """The CRC-32C of a JSON object without its own checksum, however it is laid out in a file."""
+    rest = {name: content for name, content in value.items() if name != CHECKSUM}
+    return str(sum_bytes(json.dumps(json.loads(json.dumps(rest)), sort_keys=True).encode())[1])

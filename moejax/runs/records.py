@@ -7,6 +7,7 @@ from typing import Any
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.material import read_material
 from moejax.config.measure import Measure
+from moejax.runs.checksums import CHECKSUM, sum_json
 from moejax.runs.class_counts import Sorted, read_sorted
 from moejax.runs.expert_load import Load, read_load
 from moejax.runs.held_out_choices import HeldOutChoices, read_choices
@@ -94,4 +95,8 @@ def _read_dict(path: Path) -> tuple[dict[str, Any], list[str]]:
         value = read_json(path, MOST_TABLE_BYTES) if path.exists() else {}
     except (OSError, ValueError):
         value = None
-    return (value, []) if isinstance(value, dict) else ({}, [f"{path.name} is damaged"])
+    if not isinstance(value, dict):
+        return {}, [f"{path.name} is damaged"]
+    if value.get(CHECKSUM, sum_json(value)) != sum_json(value):
+        return value, [f"{path.name} is not what was written"]
+    return value, []

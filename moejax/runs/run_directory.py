@@ -16,6 +16,7 @@ from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
 from moejax.data.tokenizer import load_tokenizer
 from moejax.runs.array_files import list_steps, read_arrays, write_arrays
+from moejax.runs.checksums import CHECKSUM, sum_json
 from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
@@ -186,8 +187,8 @@ class RunDirectory:
 
     @_owner_only
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json``."""
-        write_json(self.path / "summary.json", summary)
+        """Write ``summary.json``, with a checksum of what it says."""
+        write_json(self.path / "summary.json", summary | {CHECKSUM: sum_json(summary)})
 
     @_owner_only
     def write_sample(self, text: str | None) -> None:

@@ -4,11 +4,16 @@ import math
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
-from moejax.config import Config, ModelConfig, MoEConfig
+from moejax.config import Config, ModelConfig, MoEConfig, changed
+from moejax.hf.reading import make_batch
 from moejax.inference.compile_decode import compile_decode
-from moejax.models.decoder import make_cache
+from moejax.inference.inference_config import inference_config
+from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.kv_cache import KVCache
+from moejax.moe import lying
 
 SMALL = ModelConfig(
     num_layers=3,
@@ -26,3 +31,78 @@ def test_the_cache_is_written_in_place(dtype: str) -> None:
     cache = jax.eval_shape(lambda: make_cache(replace(SMALL, dtype=dtype), 2, 128))
     size = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(cache))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
+
+
+VARIANTS = {
+    "plain": {},
+    "tied": {"tie_embeddings": True},
+    "biases": {"moe.expert_bias": True, "moe.shared_experts": 1, "moe.shared_gate": True},
+    "latent": {
+        "qk_norm": False,
+        "attention.kv_rank": 16,
+        "attention.rope_head_size": 8,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype", "rows", "prompt"),
+    [
+        ("plain", "float32", 1, 1),
+        ("tied", "bfloat16", 3, 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("plain", "bfloat16", 9, 2),
+                ("tied", "float32", 9, 2),
+                ("biases", "bfloat16", 1, 1),
+                ("biases", "float32", 3, 2),
+                ("latent", "bfloat16", 3, 2),
+            ]
+        ),
+    ],
+)
+def test_reading_weights_where_they_lie_gives_the_full_forward_pass(
+    variant: str, dtype: str, rows: int, prompt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of some positions, then one more: few rows and many, in blocks of several sizes."""
+    monkeypatch.setattr(lying, "SMALL", 1)
+    monkeypatch.setattr(lying, "BLOCK", 256)
+    config = inference_config(changed(SMALL, VARIANTS[variant]))
+    model = DecoderLM(config, 96)
+    N = prompt + 1
+    tokens_BN = jax.random.randint(jax.random.key(1), (rows, N), 0, 96)
+    batch = make_batch(tokens_BN)
+    params = model.init(jax.random.key(0), batch, False)["params"]
+    rounded = jax.tree.map(lambda x: x.astype(dtype), params)
+    widened = jax.tree.map(lambda x: x.astype("float32"), rounded)
+    expected_BNV, _ = model.apply({"params": widened}, batch, False)
+    cache = make_cache(config, rows, 8)
+
+    @jax.jit
+    def step(params: dict, batch: dict, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        return model.apply({"params": lying.lie(params)}, batch, cache, method="decode")
+
+    held = lying.hold(rounded)
+    _, cache = step(held, {name: x[:, :prompt] for name, x in batch.items()}, cache)
+    logits_B1V, _ = step(held, {name: x[:, prompt:] for name, x in batch.items()}, cache)
+    np.testing.assert_allclose(logits_B1V[:, 0], expected_BNV[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("bfloat16", 2e-2), ("int8", 3e-2)])
+@pytest.mark.parametrize("variant", ["plain", pytest.param("latent", marks=pytest.mark.slow)])
+def test_a_shorter_cache_changes_little(variant: str, kind: str, tolerance: float) -> None:
+    """It is kept in its type, and what comes out is near."""
+    config = inference_config(changed(SMALL, VARIANTS[variant]))
+    model = DecoderLM(config, 96)
+    batch = make_batch(jax.random.randint(jax.random.key(1), (2, 6), 0, 96))
+    variables = model.init(jax.random.key(0), batch, False)
+    found = []
+    for of in (None, kind):
+        cache = make_cache(config, 2, 8, of)
+        apply = jax.jit(lambda batch, cache: model.apply(variables, batch, cache, method="decode"))
+        _, cache = apply({name: x[:, :5] for name, x in batch.items()}, cache)
+        found.append(apply({name: x[:, 5:] for name, x in batch.items()}, cache)[0])
+    stored = {x.dtype.itemsize for name, x in cache.layers[0].items() if "scale" not in name}
+    assert stored == {1 if kind == "int8" else 2}
+    assert 0 < abs(found[1] - found[0]).max() < tolerance * abs(found[0]).max()

@@ -15,6 +15,7 @@ from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
 from moejax.moe.kernels.megablox import Work, choose_tile
 from moejax.moe.kernels.rows import sort_rows
+from moejax.moe.lying import lie, lie_at
 
 T, K, D, F, E = 160, 2, 24, 40, 5
 KINDS = [  # activation, biases, where the weight applies
@@ -149,7 +150,7 @@ def test_the_loop_with_many_rows_an_expert(activation, biases, weigh):
 
     @jax.jit
     def run(params, x, weight, dy, rows):
-        y = block_loop.forward(params, x, weight, rows, **static)
+        y = block_loop.forward(lie(params), x, weight, rows, **static)
         return (y, block_loop.backward(params, x, weight, rows, dy, **static)), {}
 
     compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
@@ -161,6 +162,22 @@ def test_the_kernels_of_tpus(activation, biases, weigh):
     products = megablox.products(*arrays[:2], interpret=True)
     run = by_products(products, activation, weigh)
     compare(run, arrays, activation, weigh, 1e-5, poison=(0, 1, 2))
+
+
+@pytest.mark.parametrize("kind", ["loop", "tpu"])
+def test_a_bank_is_read_in_its_stack(kind):
+    """The second of three layers' banks; those beside it are NaN."""
+    params, x, weight, _ = make("swiglu", True)
+    rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    stacks = {n: jnp.stack([p * np.nan, p, p * np.nan]) for n, p in params.items()}
+    static = {"activation": "swiglu", "weigh": "output"}
+    if kind == "loop":
+        y = block_loop.forward(lie_at(stacks, jnp.int32(1)), x, weight, rows, **static)
+    else:
+        products = megablox.products(stacks, x, interpret=True)
+        y, _ = grouped_products.forward(products, stacks, x, weight, rows, jnp.int32(1), **static)
+    wanted, _ = exact(params, x, weight, x, choices()["mixed"], "swiglu", "output")
+    np.testing.assert_allclose(np.float64(y) / wanted.max(), wanted / wanted.max(), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from moejax.inference.decode_step import make_empty_cache, make_step
 from moejax.inference.inference_config import inference_config
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.trained_run import cast_shapes, state_shapes
+from moejax.moe.lying import hold
 from moejax.runtime import device_mesh, partition
 
 LOWERED = {"gpu": "cuda"}
@@ -52,7 +53,7 @@ def compile_decode(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), draws
         )
         int_BN = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=everywhere)
-        weights = (state["params"], state.get("bias_LE"), None)
+        weights = (hold(state["params"]), state.get("bias_LE"), None)
         step = make_step(config.model, vocab_size, config.mesh, mesh)
         traced = step.trace(weights, cache, int_BN, int_BN, int_BN, shapes)
         platform = mesh.devices.flat[0].platform

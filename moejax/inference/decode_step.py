@@ -13,6 +13,7 @@ from moejax.inference.inference_config import inference_config, inference_layout
 from moejax.inference.sampling import Draws, draw, make_keys
 from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.kv_cache import KVCache
+from moejax.moe.lying import lie
 from moejax.runtime import partition
 
 Weights = tuple[dict, jax.Array | None, jax.Array | None]
@@ -62,6 +63,7 @@ def _extend(
     draws: Draws,
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     params, bias_LE, place_LER = weights
+    params = lie(params)
     batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
     found: Any = model.apply(
         {"params": params},

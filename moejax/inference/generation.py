@@ -24,6 +24,7 @@ from moejax.inference.inference_config import check_can_generate
 from moejax.inference.prompts import check_prompts, pad_prompts, round_up
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.stopwatch import Stopwatch
+from moejax.moe.lying import hold
 from moejax.runtime import device_mesh, partition
 
 
@@ -70,7 +71,8 @@ class Generator:
         check(window is None or window > 0, f"--window must be greater than 0, not {window}.")
         self._vocab_size = params["embedding_VD"].shape[0]
         self._mesh, self._tokenizer = mesh, tokenizer
-        self._weights = (params, bias_LE, place_LER)
+        with jax.set_mesh(mesh):
+            self._weights = (hold(params), bias_LE, place_LER)
         self._ends, self._window = ends, window
         self._empty_cache = make_empty_cache(config, mesh)
         self._run = make_step(config, self._vocab_size, layout, mesh, window)

@@ -6,6 +6,7 @@ by side.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -41,9 +42,10 @@ class Attention(nn.Module):
         if cache:
             new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
             cache, (k_BMJA, v_BMJA) = extend_cache(cache, new, layer, context["start"])
-        sink_H = zeros(self, "sink_H", (H,)) if settings.sinks else None
+        sink_H = jnp.asarray(zeros(self, "sink_H", (H,))) if settings.sinks else None
         scale = settings.scale or A**-0.5
         y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, context["mask_B1NM"], sink_H, scale)
+        y_BNHA = y_BNHA.astype(x_BND.dtype)  # the cache's may be another type
         return join_heads(self, y_BNHA, x_BND.shape[-1], settings.bias == "all"), cache
 
     def _project(self, name: str, x_BND: jax.Array, width: int) -> jax.Array:

@@ -13,6 +13,7 @@ from moejax.models.context import Context
 from moejax.models.layers import run_layers
 from moejax.models.norm import RMSNorm
 from moejax.moe.balance import Routed
+from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight
 from moejax.runtime import partition
 
@@ -40,7 +41,7 @@ class ImageClassifier(nn.Module):
         dtype = jnp.dtype(config.dtype)
         x_BNX = patches(batch["images"], config.patch_side).astype(jnp.float32) / 127.5 - 1
         N, X = x_BNX.shape[1:]
-        x_BND = x_BNX.astype(dtype) @ weight(self, "w_patch_XD", (X, D), dtype)
+        x_BND = multiply(x_BNX.astype(dtype), weight(self, "w_patch_XD", (X, D), dtype))
         if N > 1:
             normal = nn.initializers.normal(0.02)
             x_BND += self.param("position_ND", normal, (N, D), jnp.float32).astype(dtype)
@@ -53,7 +54,7 @@ class ImageClassifier(nn.Module):
             own={} if bias_LE is None else {"bias_E": bias_LE},
         )
         x_B1D = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND).mean(1, keepdims=True)
-        logits_B1V = (x_B1D @ weight(self, "w_head_DV", (D, V), dtype)).astype(jnp.float32)
+        logits_B1V = multiply(x_B1D, weight(self, "w_head_DV", (D, V), dtype)).astype(jnp.float32)
         return logits_B1V, routed
 
     def _context(self, segments_B1: jax.Array, N: int) -> Context:

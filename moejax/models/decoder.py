@@ -12,20 +12,25 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context, mask_positions
-from moejax.models.kv_cache import KVCache, empty_cache
+from moejax.models.kv_cache import CacheType, KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
 from moejax.models.norm import RMSNorm
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed
-from moejax.moe.parameters import weight
+from moejax.moe.lying import Lying, multiply, multiply_transposed, take
+from moejax.moe.parameters import Matrix, weight
 from moejax.runtime import partition
 
 
-def make_cache(config: ModelConfig, rows: int, slots: int) -> KVCache:
-    """An empty cache for ``rows`` sequences of at most ``slots`` positions."""
+def make_cache(
+    config: ModelConfig, rows: int, slots: int, kind: CacheType | None = None
+) -> KVCache:
+    """An empty cache for ``rows`` sequences of at most ``slots`` positions, of numbers of this
+    ``kind``, by default those of the activations.
+    """
     layers = [len(unit) * repeats for unit, repeats in cut_layers(config)]
-    return empty_cache(config, layers, rows, slots)
+    return empty_cache(config, layers, rows, slots, kind or config.dtype)
 
 
 class DecoderLM(nn.Module):
@@ -84,7 +89,7 @@ class DecoderLM(nn.Module):
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
         # From where the table lies: its gradient adds up in float32.
-        x_BND = partition.pin(embedding_VD[batch["inputs"]].astype(dtype), "tokens_BND")
+        x_BND = partition.pin(take(embedding_VD, batch["inputs"]).astype(dtype), "tokens_BND")
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
         context, cache = make_context(config, batch, cache, reach)
@@ -96,18 +101,24 @@ class DecoderLM(nn.Module):
             training=training,
             own={name: x for name, x in own.items() if x is not None},
             caches=[] if cache is None else cache.layers,
+            params=None if cache is None else self.variables["params"],
         )
         if cache is not None:
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
         x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
         if config.tie_embeddings:
-            w_DV = embedding_VD.T.astype(dtype)
-            w_DV = partition.gather_weight(w_DV, "w_head_DV", self.layout.fsdp)
+            logits_BNV = self._multiply_embedding(x_BND, embedding_VD)
         else:
-            w_DV = weight(self, "w_head_DV", (D, V), dtype)
-        logits_BNV = (x_BND @ w_DV).astype(jnp.float32)
+            logits_BNV = multiply(x_BND, weight(self, "w_head_DV", (D, V), dtype))
+        logits_BNV = logits_BNV.astype(jnp.float32)
         scale = config.logit_multiplier
         return logits_BNV if scale == 1 else logits_BNV * scale, routed, cache
+
+    def _multiply_embedding(self, x_BND: jax.Array, embedding_VD: Matrix) -> jax.Array:
+        if isinstance(embedding_VD, Lying) and not self.layout.fsdp:
+            return multiply_transposed(x_BND, embedding_VD)
+        w_DV = jnp.asarray(embedding_VD).T.astype(x_BND.dtype)
+        return x_BND @ partition.gather_weight(w_DV, "w_head_DV", self.layout.fsdp)
 
 
 def make_context(

@@ -6,13 +6,14 @@ Letters: A: width of a head; U: width of a head's values; X: all heads side by s
 import flax.linen as nn
 import jax
 
+from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight, zeros
 from moejax.runtime import partition
 
 
 def project(module: nn.Module, name: str, x_BND: jax.Array, width: int) -> jax.Array:
     """``x_BND`` times a matrix of this name that makes vectors of this width of it."""
-    return x_BND @ weight(module, name, (x_BND.shape[-1], width), x_BND.dtype)
+    return multiply(x_BND, weight(module, name, (x_BND.shape[-1], width), x_BND.dtype))
 
 
 def add_bias(module: nn.Module, name: str, x_BNX: jax.Array, there: bool) -> jax.Array:

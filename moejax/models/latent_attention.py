@@ -50,7 +50,9 @@ class LatentAttention(nn.Module):
         both_BNX = project(self, "w_latent_DX", x_BND, R + turned)
         c_BMR = RMSNorm(EPSILON, name="latent_norm")(both_BNX[..., :R])
         key_BM1A = rotate(both_BNX[..., None, R:], context["cos"], context["sin"])
-        up_RX = weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype)
+        up_RX = jnp.asarray(weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype)).astype(
+            dtype
+        )
         up_RHX = up_RX.reshape(R, H, plain + U)
         key_RHA, value_RHU = up_RHX[..., :plain], up_RHX[..., plain:]
 
@@ -62,7 +64,7 @@ class LatentAttention(nn.Module):
             q_BNHX = jnp.concatenate([q_BNHR, turned_BNHA], -1)
             c_BM1R = c_BMR[:, :, None]
             k_BM1X = jnp.concatenate([c_BM1R, key_BM1A], -1)
-            y_BNHR = attend(q_BNHX, k_BM1X, c_BM1R, mask_B1NM, None, scale)
+            y_BNHR = attend(q_BNHX, k_BM1X, c_BM1R, mask_B1NM, None, scale).astype(dtype)
             y_BNHU = jnp.einsum("BNHR,RHU->BNHU", y_BNHR, value_RHU)
         else:
             k_BMHA = jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA)

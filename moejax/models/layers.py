@@ -3,7 +3,8 @@
 Letters: M: positions that are looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,8 +19,10 @@ from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
 from moejax.models.layer_runs import cut_layers, name_block, name_run
 from moejax.models.norm import RMSNorm
+from moejax.moe import lying
 from moejax.moe.balance import Routed
 from moejax.moe.layer import FeedForward, MoELayer
+from moejax.moe.lying import Lying
 from moejax.runtime import device_mesh, partition
 
 Own = dict[str, jax.Array]
@@ -114,12 +117,17 @@ def run_layers(
     training: bool,
     own: Own,
     caches: Sequence[Cache] = (),
+    params: Mapping[str, Any] | None = None,
 ) -> tuple[jax.Array, Routed | None, list[Cache]]:
     """All layers of a model, as submodules of the one that calls: the residual stream, what the
     routed ones say, and the caches. ``own`` is what each routed layer has for itself, with a
-    leading L.
+    leading L. ``params`` are the model's parameters, at inference, which reads them where they lie.
     """
-    unroll = device_mesh.platform() == "cpu" if config.unroll is None else config.unroll
+    unroll = config.unroll
+    if unroll is None:
+        # A large model's layers, read in place, gain nothing but time to compile.
+        large = params is not None and config.width**2 >= lying.SMALL
+        unroll = device_mesh.platform() == "cpu" and not large
     windows = [2**30 if window is None else window for window in config.windows]
     said, layers, done, done_routed = [], [], 0, 0
     for i, (unit, repeats) in enumerate(cut_layers(config)):
@@ -138,19 +146,44 @@ def run_layers(
         }
         done, done_routed = done + count, done_routed + count_routed
         in_loop = repeats > 1 and not unroll
-        run = nn.scan(
-            Unit,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "router": True},
-            in_axes=(nn.broadcast, 0, 0),
-            length=repeats,
-            unroll=repeats if unroll else 1,
-        )(config, layout, unit, training, in_loop, name=name_run(i))
         cache = caches[i] if caches else {}
-        (x_BND, cache), one = run((x_BND, cache), context, each, here)
+        if params is None:
+            run = nn.scan(
+                Unit,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "router": True},
+                in_axes=(nn.broadcast, 0, 0),
+                length=repeats,
+                unroll=repeats if unroll else 1,
+            )(config, layout, unit, training, in_loop, name=name_run(i))
+            (x_BND, cache), one = run((x_BND, cache), context, each, here)
+        else:
+            alone = Unit(config, layout, unit, training, in_loop, parent=None)
+            step = partial(run_in_place, alone, params[name_run(i)], context)
+            numbered = (jnp.arange(repeats), each, here)
+            (x_BND, cache), one = jax.lax.scan(
+                step, (x_BND, cache), numbered, unroll=repeats if unroll else 1
+            )
         layers.append(cache)
         if one is not None:  # [repeats, routed in the unit, ...] -> [routed layers, ...]
             said.append(jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), one))
     if not said:
         return x_BND, None, layers
     return x_BND, jax.tree.map(lambda *s: jnp.concatenate(s), *said), layers
+
+
+def run_in_place(
+    unit: Unit,
+    params: dict[str, Any],
+    context: Context,
+    carry: tuple[jax.Array, Cache],
+    numbered: tuple[jax.Array, Own, Own],
+) -> tuple[tuple[jax.Array, Cache], Any]:
+    """One repeat of a unit with its parameters in their stacks: the body of a scan over repeats."""
+    repeat, each, own = numbered
+
+    def lay(p: Any) -> Lying:
+        return (p if isinstance(p, Lying) else Lying(p)).at_index(repeat)
+
+    mine = jax.tree.map(lay, params)
+    return unit.apply({"params": mine}, carry, context, each, own)

@@ -1,12 +1,13 @@
 """Feed-forward networks, single or in a bank with a leading E: functions of a dict of arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from moejax.moe.kernels.product import product
+from moejax.moe.lying import multiply
 
 Affine = Callable[[jax.Array, str, jax.Array | float], jax.Array]
 
@@ -59,7 +60,7 @@ def bank_shapes(
 
 
 def network(
-    params: dict[str, jax.Array],
+    params: Mapping[str, Any],
     x_TD: jax.Array,
     activation: str,
     *,
@@ -76,9 +77,11 @@ def network(
     parts = strip_dimensions(params)
 
     def affine(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
-        y = product(x, parts[f"w_{name}"])
+        y = multiply(x, parts[f"w_{name}"])
         bias = parts.get(f"b_{name}")
-        return y if bias is None else y + (scale * bias[..., None, :]).astype(y.dtype)
+        if bias is None:
+            return y
+        return y + (scale * jnp.asarray(bias)[..., None, :]).astype(y.dtype)
 
     return feed_forward(affine, x_TD, activation, weight_T1=weight_T1, weigh=weigh, dropout=dropout)
 
@@ -113,7 +116,7 @@ def feed_forward(
     return affine((h_TF * weight_T1).astype(h_TF.dtype), "down", weight_T1)
 
 
-def strip_dimensions(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def strip_dimensions(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters by their names without the dimensions: ``w_up``, ``b_down``."""
     return {name.rsplit("_", 1)[0]: p for name, p in params.items()}
 

@@ -6,6 +6,7 @@ Letters: M: bins of a histogram; Q: groups of experts.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,10 +17,12 @@ from moejax.config.moe import MoEConfig
 from moejax.moe import balance, experts, selection_bias
 from moejax.moe.choose_travel import choose_travel
 from moejax.moe.dispatch import einsum, gather, grouped
+from moejax.moe.lying import as_type
 from moejax.moe.parallel import by_rows
 from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.parallel.replicas import choose_places
-from moejax.moe.parameters import matrix, weight, zeros
+from moejax.moe.parameters import Matrix, matrix, weight, zeros
+from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.routing.contract import Choice, RouterInput, TokenChoice
 from moejax.routing.seating import capacity
@@ -160,7 +163,7 @@ class MoELayer(nn.Module):
             return {"logits_GSE": logits_GSE, "logits_GSEC": logits_GSEC}
         logits_GSE = multiply_exactly(x_GSD, weight(self, "w_router_DE", (D, E), jnp.float32))
         if router.linear_bias:
-            logits_GSE += zeros(self, "b_router_E", (E,))
+            logits_GSE += jnp.asarray(zeros(self, "b_router_E", (E,)))
         scores = {"logits_GSE": logits_GSE}
         if router.learns_noise:
             scores["noise_GSE"] = multiply_exactly(x_GSD, zeros(self, "w_noise_DE", (D, E)))
@@ -214,14 +217,16 @@ class MoELayer(nn.Module):
             made = {
                 n: (zeros if n.startswith("b_") else matrix)(self, n, s) for n, s in shapes.items()
             }
-            bank = {n: w.astype(x_GSD.dtype) for n, w in made.items()}
+            bank = {n: as_type(w, x_GSD.dtype) for n, w in made.items()}
             travel = travels(bank, x_GSD, capacity=slots)
+            bank = fit_route(bank, travel, x_GSD.dtype)
             return ROUTES[travel.route](bank, x_GSD, choice, real_GS, travel=travel)
         assert isinstance(choice, TokenChoice)
         # As many places as there are; Linen would want one for each expert.
-        bank = {n: self.get_variable("params", n).astype(x_GSD.dtype) for n in shapes}
+        bank = {n: as_type(self.get_variable("params", n), x_GSD.dtype) for n in shapes}
         choice, seated_GSE = choose_places(choice, place_ER, real_GS, slots, moe.seating)
         travel = travels(bank, x_GSD, capacity=x_GSD.shape[1])
+        bank = fit_route(bank, travel, x_GSD.dtype)
         y_GSD, _ = ROUTES[travel.route](bank, x_GSD, choice, real_GS, travel=travel)
         return y_GSD, seated_GSE
 
@@ -238,9 +243,16 @@ ROUTES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
 sent to the experts that they chose, and what comes back added up."""
 
 
-def multiply_exactly(x: jax.Array, w: jax.Array) -> jax.Array:
+def fit_route(bank: dict[str, Any], travel: Travel, dtype: jnp.dtype) -> dict[str, Any]:
+    """The bank as its route wants it: only rows know to read it where it lies."""
+    if travel.dispatch == "grouped" and not travel.layout.fsdp:
+        return bank
+    return {name: w.astype(dtype) for name, w in bank.items()}
+
+
+def multiply_exactly(x: jax.Array, w: Matrix) -> jax.Array:
     """A float32 product in full precision: else bfloat16 passes on TPU, TF32 on GPU."""
-    return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(x, jnp.asarray(w), precision=jax.lax.Precision.HIGHEST)
 
 
 def normalise(x: jax.Array, axis: int) -> jax.Array:

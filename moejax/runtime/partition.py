@@ -61,6 +61,10 @@ CACHE = {
     "v_LBMJA": (TOKENS, None, "model", None),
     "c_LBMR": (TOKENS, None, None),
     "key_LBM1A": (TOKENS, None, None, None),
+    "scale_k_LBMJ1": (TOKENS, None, "model", None),
+    "scale_v_LBMJ1": (TOKENS, None, "model", None),
+    "scale_c_LBM1": (TOKENS, None, None),
+    "scale_key_LBM11": (TOKENS, None, None, None),
     "segments_BM": (TOKENS, None),
     "positions_BM": (TOKENS, None),
 }

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from moejax.moe.experts import network
+from moejax.moe.kernels import few_rows
 from moejax.moe.kernels.rows import Rows, round_up, sum_choices, take
+from moejax.moe.lying import Lying, lie
 
 Params = dict[str, jax.Array]
 Sizes = tuple[int, ...]
@@ -42,7 +44,7 @@ def choose_block_sizes(rows: int, num_experts: int) -> Sizes:
 
 
 def forward(
-    params: Params,
+    bank: dict[str, Lying],
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
@@ -52,12 +54,14 @@ def forward(
     sizes: Sizes | None = None,
 ) -> jax.Array:
     """``y_TD``, each token's chosen experts weighted and added up: see ``grouped_feed_forward``."""
+    if sizes is None and few_rows.serves(bank, x_TD):
+        return few_rows.forward(bank, x_TD, weight_TK, rows, activation, weigh)
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
     block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
 
     def expert(e: jax.Array, y_RD: jax.Array) -> jax.Array:
-        params_e, (number, cut) = _take_expert(params, e), blocks(e)
+        params_e, (number, cut) = _take_expert(bank, e), blocks(e)
 
         def run(token: jax.Array, weight: jax.Array) -> jax.Array:
             x = take(x_TD, token)
@@ -103,7 +107,7 @@ def backward(
 
     def expert(e: jax.Array, carry: tuple) -> tuple:
         *grads, dparams = carry
-        params_e, (number, cut) = _take_expert(params, e), blocks(e)
+        params_e, (number, cut) = _take_expert(lie(params), e), blocks(e)
 
         def add_block(i: jax.Array, carry: tuple) -> tuple:
             *grads, dparams_e = carry
@@ -169,9 +173,10 @@ def pad_rows(x: jax.Array, rows: int) -> jax.Array:
     return jnp.pad(x, ((0, rows - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
 
 
-def _take_expert(params: Params, e: jax.Array) -> Params:
+def _take_expert(bank: dict[str, Lying], e: jax.Array) -> Params:
     """The parameters of one expert."""
-    return jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, e, 0, keepdims=False), params)
+    parts = {name: p.at_index(e) for name, p in bank.items()}
+    return {name: p.cut((0,) * p.ndim, p.shape) for name, p in parts.items()}
 
 
 def _write_block(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from moejax.moe.kernels import block_loop, grouped_products
 from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.rows import Rows
+from moejax.moe.lying import Lying, lie_at, open_bank
 
 Params = dict[str, jax.Array]
 FILES = {"tpu": "megablox", "cuda": "mosaic_gpu"}
@@ -19,9 +20,8 @@ LARGEST_BLOCK = 1024
 """Rows of a block of the loop, on such a platform, where its products do not serve."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def grouped_feed_forward(
-    params: Params,
+    params: dict[str, Any],
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
@@ -35,8 +35,27 @@ def grouped_feed_forward(
 
     In programs for TPUs, and for Hopper GPUs in 16 bits, grouped products of these platforms do
     the work; in others a loop over experts. The choice is made when the program is lowered.
+
+    At inference ``params`` may be ``Lying``: a bank in a stack of layers' banks, of which no more
+    is read than the chosen experts. That has no gradient.
     """
-    return forward(params, x_TD, weight_TK, rows, activation=activation, weigh=weigh)[0]
+    if not isinstance(params["w_down_EFD"], Lying):
+        return _differentiable(params, x_TD, weight_TK, rows, activation, weigh)
+    stacks, layer = open_bank(params)
+    static = {"activation": activation, "weigh": weigh}
+    return forward(stacks, x_TD, weight_TK, rows, layer, **static)[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _differentiable(
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    activation: str,
+    weigh: str,
+) -> jax.Array:
+    return forward(params, x_TD, weight_TK, rows, None, activation=activation, weigh=weigh)[0]
 
 
 Kept = dict[str, jax.Array]
@@ -51,7 +70,7 @@ def _forward(
     activation: str,
     weigh: str,
 ) -> tuple[jax.Array, tuple[Params, jax.Array, jax.Array, Rows, Kept]]:
-    y_TD, kept = forward(params, x_TD, weight_TK, rows, activation=activation, weigh=weigh)
+    y_TD, kept = forward(params, x_TD, weight_TK, rows, None, activation=activation, weigh=weigh)
     return y_TD, (params, x_TD, weight_TK, rows, kept)
 
 
@@ -61,11 +80,11 @@ def _backward(
     return *backward(*saved, dy_TD, activation=activation, weigh=weigh), None
 
 
-grouped_feed_forward.defvjp(_forward, _backward)
+_differentiable.defvjp(_forward, _backward)
 
 
 def forward_shapes(
-    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, **static: str
+    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, layer: Any, **static: str
 ) -> tuple[jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
     """What ``forward`` returns."""
     y_TD = jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype)
@@ -86,10 +105,10 @@ def backward_shapes(
 
 
 def loop_forward(
-    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, **static: Any
+    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, layer: Any, **static: Any
 ) -> tuple[jax.Array, Kept]:
     """By the loop, which keeps nothing: XLA deletes these zeros, as nobody reads them."""
-    y_TD = block_loop.forward(params, x_TD, weight_TK, rows, **static)
+    y_TD = block_loop.forward(lie_at(params, layer), x_TD, weight_TK, rows, **static)
     kept = grouped_products.kept_shapes(params, x_TD, rows)
     return y_TD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kept)
 

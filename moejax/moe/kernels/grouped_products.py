@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from moejax.moe import experts
 from moejax.moe.kernels.rows import Rows, copy_tokens, round_up, sum_copies
+from moejax.moe.lying import lie_at
 
 Params = dict[str, jax.Array]
 
@@ -26,8 +27,9 @@ class Products:
     """What a platform brings. Both accumulate in float32."""
 
     product: Callable[..., jax.Array]
-    """``(x_RD, w_EDF, size_E, transposed) -> y_RF``: the rows of each expert times its matrix, or
-    with ``transposed`` times its transpose, given ``w_EFD``. Rows beyond may be left unwritten."""
+    """``(x_RD, w_EDF, size_E, transposed, layer) -> y_RF``: the rows of each expert times its
+    matrix, or with ``transposed`` times its transpose, given ``w_EFD``; with a ``layer`` (else
+    None), given a stack ``w_LEDF``. Rows beyond may be left unwritten."""
     gradient: Callable[..., jax.Array]
     """``(x_RD, dy_RF, size_E) -> dw_EDF``: exact zeros for experts without rows. All rows of the
     arguments are finite."""
@@ -55,6 +57,7 @@ def forward(
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
+    layer: jax.Array | None = None,
     *,
     activation: str,
     weigh: str,
@@ -63,9 +66,12 @@ def forward(
     made = {}
 
     def product(x_RD: jax.Array, w_EDF: jax.Array, name: str) -> jax.Array:
-        made[name] = products.product(x_RD, w_EDF, rows.size_E, False)
+        made[name] = products.product(x_RD, w_EDF, rows.size_E, False, layer)
         return made[name]
 
+    if layer is not None:  # biases are small
+        cut = lie_at(params, layer)
+        params = {n: jnp.asarray(cut[n]) if n.startswith("b_") else p for n, p in params.items()}
     y_TD = _run_network(product, params, x_TD, weight_TK, rows, activation, weigh)
     return y_TD, {name: y_RF for name, y_RF in made.items() if name != "down"}
 
@@ -116,7 +122,7 @@ def _reuse_backward(
     products: Products, saved: tuple[jax.Array, jax.Array, jax.Array], dy_RF: jax.Array
 ) -> tuple[jax.Array, jax.Array, None, None]:
     x_RD, w_EDF, size_E = saved
-    dx_RD = products.product(dy_RF, w_EDF, size_E, True)
+    dx_RD = products.product(dy_RF, w_EDF, size_E, True, None)
     dw_EDF = products.gradient(x_RD, dy_RF, size_E)
     dx_RD = _keep_owned(_mark_owned(size_E, dx_RD.shape[0]), dx_RD)
     return dx_RD, dw_EDF.astype(w_EDF.dtype), None, None

@@ -98,10 +98,23 @@ def products(params: Params, x_TD: jax.Array, *, interpret: bool = False) -> Pro
 
 
 def product(
-    x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, transposed: bool, *, interpret: bool
+    x_RD: jax.Array,
+    w_EDF: jax.Array,
+    size_E: jax.Array,
+    transposed: bool,
+    layer: jax.Array | None,
+    *,
+    interpret: bool,
 ) -> jax.Array:
-    """See ``Products.product``; in the type of ``x_RD``."""
-    E, *shape = w_EDF.shape
+    """See ``Products.product``; in the type of ``x_RD``. All layers' experts are experts without
+    rows, which are not visited: so a layer's bank is read in its stack.
+    """
+    *_, E, D, F = w_EDF.shape
+    shape = D, F
+    if layer is not None:
+        w_EDF = w_EDF.reshape(-1, D, F)
+        none_E = jnp.zeros(w_EDF.shape[0], size_E.dtype)
+        size_E = jax.lax.dynamic_update_slice(none_E, size_E, (layer * E,))
     D, F = reversed(shape) if transposed else shape
     tile = choose_tile(Work(x_RD.shape[0], D, F, E, x_RD.dtype.itemsize))
     return kernels.gmm(

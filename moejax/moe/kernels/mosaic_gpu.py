@@ -25,10 +25,10 @@ def products(params: Params, x_TD: jax.Array) -> Products | None:
     """
     if not has_hopper() or x_TD.dtype not in (jnp.bfloat16, jnp.float16):
         return None
-    matrices = [p for p in params.values() if p.ndim == 3]
-    if any(p.dtype != x_TD.dtype or p.shape[1] % 64 or p.shape[2] % 64 for p in matrices):
+    matrices = [p for name, p in params.items() if name.startswith("w_")]
+    if any(p.dtype != x_TD.dtype or p.shape[-2] % 64 or p.shape[-1] % 64 for p in matrices):
         return None
-    return Products(product, gradient) if matrices[0].shape[0] <= MOST_EXPERTS else None
+    return Products(product, gradient) if matrices[0].shape[-3] <= MOST_EXPERTS else None
 
 
 def has_hopper() -> bool:
@@ -39,8 +39,18 @@ def has_hopper() -> bool:
         return True
 
 
-def product(x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, transposed: bool) -> jax.Array:
-    """See ``Products.product``; in the type of ``x_RD``."""
+def product(
+    x_RD: jax.Array,
+    w_EDF: jax.Array,
+    size_E: jax.Array,
+    transposed: bool,
+    layer: jax.Array | None,
+) -> jax.Array:
+    """See ``Products.product``; in the type of ``x_RD``. The kernels compare a tile with all
+    experts, so a layer's bank is cut out of its stack.
+    """
+    if layer is not None:
+        w_EDF = jax.lax.dynamic_index_in_dim(w_EDF, layer, 0, keepdims=False)
     F = w_EDF.shape[1 if transposed else 2]
     return ragged_dot(
         x_RD, w_EDF, group_sizes=size_E, transpose_rhs=transposed, **choose_blocks(x_RD, size_E, F)

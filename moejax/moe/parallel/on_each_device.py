@@ -1,16 +1,18 @@
 """A function of a bank and of tokens, run by each device on its own part of both."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
+from moejax.moe.lying import Lying, lie_at, open_bank
 from moejax.moe.travel import Travel
 from moejax.runtime.partition import TOKENS, parameter_spec
 
 
 def run_on_each_device(
-    function: Callable, params: dict[str, jax.Array], *arrays: object, travel: Travel
+    function: Callable, params: dict[str, Any], *arrays: object, travel: Travel
 ) -> tuple:
     """``function(params, *arrays, travel) -> (y, more)`` on each device's own groups of tokens.
 
@@ -24,6 +26,10 @@ def run_on_each_device(
         return function(params, *arrays, travel)
     layout = travel.layout
     specs = {name: parameter_spec(name, layout.fsdp) for name in params}
+    layer = None
+    if isinstance(params["w_down_EFD"], Lying):
+        params, layer = open_bank(params)
+        specs = {name: P(*[None] * (layer is not None), *spec) for name, spec in specs.items()}
 
     def gather(w: jax.Array, spec: P) -> jax.Array:
         for dimension, axis in enumerate(spec):
@@ -31,8 +37,9 @@ def run_on_each_device(
                 w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
         return w
 
-    def run(params: dict[str, jax.Array], *arrays: object) -> tuple:
+    def run(params: dict[str, Any], layer: Any, *arrays: object) -> tuple:
         params = {name: gather(w, specs[name]) for name, w in params.items()}
+        params = params if layer is None else lie_at(params, layer)
         cut = [
             jax.tree.map(lambda x, i=i: _take_part(x, i, layout.chunks), arrays)
             for i in range(layout.chunks)
@@ -45,11 +52,11 @@ def run_on_each_device(
     # Kernels say nothing of which axes their results vary over, hence no check.
     spread = jax.shard_map(
         run,
-        in_specs=(specs, *[tokens] * len(arrays)),
+        in_specs=(specs, P(), *[tokens] * len(arrays)),
         out_specs=(P("model", TOKENS), tokens),
         check_vma=False,
     )
-    y, more = spread(params, *arrays)
+    y, more = spread(params, layer, *arrays)
     return y.sum(0), more
 
 

@@ -1,0 +1,209 @@
+"""Parameters read where they lie: one layer's, or one expert's, out of stacked ones.
+
+Cut out of its stack, a matrix in front of a loop or of a kernel is copied whole: a bank of experts,
+of which a token needs a few, with it. So inference hands on the stack and the place in it.
+
+On CPUs, XLA computes no bfloat16: it converts what a slice is taken of, which is all layers' banks.
+It leaves integers alone. So bfloat16 is held as its bits there (uint16), and numbers are made of
+them after slicing.
+
+Letters: M: rows of a product; X: columns of a block; Y: what is summed over; Z: columns.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from moejax.moe.kernels.product import product
+from moejax.runtime import device_mesh
+
+FEW_ROWS = 8
+"""Up to so many rows, products in place are sums that XLA fuses with the reading of weights."""
+SMALL = 1 << 18
+"""With fewer numbers than this, a matrix is cut out: it stays in fast memory anyhow."""
+BLOCK = 1 << 18
+"""Numbers of a block of weights, or of sums, that fast memory holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lying:
+    """The part of a stack at an index into its first dimensions: as an array where one is wanted.
+
+    Not a pytree: it does not pass from one trace into another.
+    """
+
+    stack: jax.Array
+    index: tuple[Any, ...] = ()
+    shape: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.stack.shape[len(self.index) :])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """That of the numbers, not of their bits."""
+        return jnp.dtype(jnp.bfloat16) if self.stack.dtype == jnp.uint16 else self.stack.dtype
+
+    def at_index(self, *more: Any) -> "Lying":
+        """The part at a further index."""
+        return Lying(self.stack, (*self.index, *more))
+
+    def cut(self, start: tuple[Any, ...], sizes: tuple[int, ...]) -> jax.Array:
+        """A block of the part; bits come as float32."""
+        at = (*self.index, *start)
+        if not at:
+            return widen(self.stack)
+        block = lax.dynamic_slice(self.stack, at, (1,) * len(self.index) + sizes)
+        return widen(block.reshape(sizes))
+
+    def __jax_array__(self) -> jax.Array:
+        return self.cut((0,) * self.ndim if self.index else (), self.shape).astype(self.dtype)
+
+    def astype(self, dtype: Any) -> jax.Array:
+        return self.cut((0,) * self.ndim if self.index else (), self.shape).astype(dtype)
+
+
+def lie(params: Any) -> Any:
+    """All arrays of a tree of parameters, where they lie."""
+    return jax.tree.map(Lying, params)
+
+
+def lie_at(stacks: dict[str, jax.Array], layer: Any) -> dict[str, "Lying"]:
+    """The parameters of a layer in stacks; without one, arrays where they lie."""
+    index = () if layer is None else (layer,)
+    return {name: Lying(stack, index) for name, stack in stacks.items()}
+
+
+def open_bank(params: dict[str, "Lying"]) -> tuple[dict[str, jax.Array], Any]:
+    """The inverse of ``lie_at``: the stacks of a bank, and its layer or None."""
+    (layer,) = next(iter(params.values())).index or (None,)
+    return {name: p.stack for name, p in params.items()}, layer
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """Bits of bfloat16 as float32; else the array."""
+    if x.dtype != jnp.uint16:
+        return x
+    return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def to_bits(x: jax.Array) -> jax.Array:
+    """The bits of an array, in bfloat16."""
+    return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+
+
+def take(w: Any, rows: jax.Array) -> jax.Array:
+    """Some rows of a parameter."""
+    return widen(w.stack[(*w.index, rows)]) if isinstance(w, Lying) else w[rows]
+
+
+def as_type(w: Any, dtype: Any) -> Any:
+    """A parameter in a type; one that is read where it lies gets it in its product."""
+    return w if isinstance(w, Lying) else w.astype(dtype)
+
+
+def multiply(x_MY: jax.Array, w_YZ: Any) -> jax.Array:
+    """``x @ w`` in the type of ``x``, for an array or a matrix that is read where it lies."""
+    if not isinstance(w_YZ, Lying):
+        # Its gradient wants equal leading dimensions.
+        return product(x_MY, w_YZ) if x_MY.ndim == w_YZ.ndim else x_MY @ w_YZ
+    whole = not w_YZ.index and w_YZ.stack.dtype != jnp.uint16
+    if not reads_in_place(w_YZ) or whole:
+        return x_MY @ w_YZ.astype(x_MY.dtype)
+    x = x_MY.reshape(-1, x_MY.shape[-1]).astype(jnp.float32)
+    y = (sum_rows if len(x) <= FEW_ROWS else sum_blocks)(x, w_YZ)
+    return y.reshape(*x_MY.shape[:-1], -1).astype(x_MY.dtype)
+
+
+def reads_in_place(w: Lying) -> bool:
+    """Whether a product reads this matrix block by block: on one CPU, where it is large. Other
+    compilers fuse the slice with the product, and there is no slicing of what is spread.
+    """
+    on_cpu = device_mesh.platform() == "cpu" and device_mesh.devices() == 1
+    return on_cpu and math.prod(w.shape) >= SMALL
+
+
+def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
+    """``x @ w`` of few rows (float32): row after row of the matrix times a column of ``x``."""
+    (M, Y), Z = x_MY.shape, w_YZ.shape[1]
+    at_once, X = _divide(Y, 16 if M <= 2 else 8), _divide(Z, max(BLOCK // M, 1))
+
+    def columns(first: Any) -> jax.Array:
+        def add(i: jax.Array, y_MX: jax.Array) -> jax.Array:
+            x_MB = lax.dynamic_slice_in_dim(x_MY, i * at_once, at_once, 1)
+            for j in range(at_once):
+                y_MX += x_MB[:, j, None] * w_YZ.cut((i * at_once + j, first), (1, X))
+            return y_MX
+
+        return lax.fori_loop(0, Y // at_once, add, jnp.zeros((M, X), jnp.float32))
+
+    return _fill_columns(columns, M, Z, X)
+
+
+def sum_blocks(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
+    """``x @ w`` (float32), a block of rows of the matrix after the other."""
+    (M, Y), Z = x_MY.shape, w_YZ.shape[1]
+    rows = _divide(Y, max(BLOCK // Z, 1))
+
+    def add(i: jax.Array, y_MZ: jax.Array) -> jax.Array:
+        x_MB = lax.dynamic_slice_in_dim(x_MY, i * rows, rows, 1)
+        return y_MZ + x_MB @ w_YZ.cut((i * rows, 0), (rows, Z)).astype(jnp.float32)
+
+    return lax.fori_loop(0, Y // rows, add, jnp.zeros((M, Z), jnp.float32))
+
+
+def multiply_transposed(x_MY: jax.Array, w_ZY: Any) -> jax.Array:
+    """``x @ w.T`` in the type of ``x``, of a matrix as in ``multiply``."""
+    in_place = isinstance(w_ZY, Lying) and reads_in_place(w_ZY)
+    if not in_place or w_ZY.stack.dtype != jnp.uint16:
+        return x_MY @ jnp.asarray(w_ZY).T.astype(x_MY.dtype)
+    x = x_MY.reshape(-1, x_MY.shape[-1]).astype(jnp.float32)
+    Z, Y = w_ZY.shape
+    X = _divide(Z, max(BLOCK // Y, 1))
+    y = _fill_columns(lambda first: x @ w_ZY.cut((first, 0), (X, Y)).T, len(x), Z, X)
+    return y.reshape(*x_MY.shape[:-1], -1).astype(x_MY.dtype)
+
+
+def _fill_columns(columns: Callable[[Any], jax.Array], M: int, Z: int, X: int) -> jax.Array:
+    """[M, Z] from ``columns(first)``, X at a time."""
+    if X == Z:
+        return columns(0)
+
+    def put(i: jax.Array, y_MZ: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(y_MZ, columns(i * X), i * X, 1)
+
+    return lax.fori_loop(0, Z // X, put, jnp.zeros((M, Z), jnp.float32))
+
+
+def _divide(size: int, most: int) -> int:
+    """The largest divisor of a size that is no more than ``most``."""
+    return next(d for d in range(min(size, most), 0, -1) if size % d == 0)
+
+
+def hold(params: Any) -> Any:
+    """Parameters, or their shapes, as a decode step takes them on the devices in use: on CPUs
+    bfloat16 as its bits, which share the memory of the arrays.
+    """
+    if device_mesh.platform() != "cpu":
+        return params
+    return jax.tree.map(lambda x: _view_bits(x) if x.dtype == jnp.bfloat16 else x, params)
+
+
+def _view_bits(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, jnp.uint16, sharding=x.sharding)
+    parts = [
+        jax.device_put(np.asarray(shard.data).view(np.uint16), shard.device)
+        for shard in x.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)

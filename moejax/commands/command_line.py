@@ -16,6 +16,7 @@ from moejax.config.config import Config
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
 from moejax.config.idle import check_command, check_flags, warn_of_file
+from moejax.config.own_code import describe_error, find_lines
 from moejax.config.paths import expand_home
 from moejax.runtime.start_jax import explain_no_devices
 from moejax.runtime.writing import explain
@@ -163,9 +164,15 @@ def errors_as_messages() -> Iterator[None]:
         _end(error, explain(error), UserError.exit_code)
     except (RuntimeError, AssertionError, MemoryError) as error:
         message = explain_no_memory(error) or explain_no_devices()
+        if message is None and find_lines(error):
+            message = f"in code of your own: {describe_error(error)}"
         if message is None:
             raise
         _end(error, message, UserError.exit_code)
+    except Exception as error:
+        if not find_lines(error):
+            raise
+        _end(error, f"in code of your own: {describe_error(error)}", UserError.exit_code)
 
 
 def explain_no_memory(error: Exception) -> str | None:

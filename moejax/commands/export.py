@@ -9,7 +9,7 @@ import tyro
 from moejax import hf
 from moejax.config.checks import check
 from moejax.config.config import Config
-from moejax.config.files import read_config_json
+from moejax.config.files import load_config_file, read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
 from moejax.config.paths import expand_home
@@ -38,6 +38,8 @@ class ExportSettings:
     from, or the first that can hold it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` is that in which the model computes."""
+    config: Path | None = None
+    """A Python file that is run first: the config of the run, if it has a router of its own."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
     NEEDS: ClassVar[tuple[Need, ...]] = (
@@ -60,6 +62,8 @@ def export_model(settings: ExportSettings) -> None:
         f"{source} is neither a run (config.json and checkpoints/) nor an imported model"
         f" (config.json and model/).",
     )
+    if settings.config is not None:
+        load_config_file(settings.config)
     run = read_config_json(source / "config.json")
     check(
         run.model.material.language,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shlex
 import sys
 import types
 import typing
@@ -12,6 +13,8 @@ from moejax.config.checks import check, shorten
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.json_files import read_json
+from moejax.config.own_code import FOLDER, describe_error, note_file, note_routers
+from moejax.routing.routers import ROUTERS
 
 T = TypeVar("T")
 
@@ -75,6 +78,8 @@ def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:
         raise ConfigError(
             f"no {what} file {path}." + (f" There are: {', '.join(near)}." * bool(near))
         )
+    before = dict(ROUTERS)
+    note_file(path)
     try:
         module = _run_file(path)
         check(hasattr(module, function), f"{path} has no function {function}() -> {kind.__name__}.")
@@ -85,7 +90,8 @@ def call_file(path: str | Path, function: str, kind: type[T], what: str) -> T:
         raise ConfigError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
         _let_signals_pass(error)
-        raise ConfigError(f"{path}: {function}() failed: {error!r}.") from error
+        raise ConfigError(f"{path}: {function}() failed: {describe_error(error)}") from error
+    note_routers(path, before)
     check(
         isinstance(made, kind),
         f"{path}: {function}() must return a {kind.__name__}, not {type(made).__name__}.",
@@ -105,7 +111,7 @@ def _run_file(path: Path) -> types.ModuleType:
         raise
     except (Exception, SystemExit) as error:
         _let_signals_pass(error)
-        raise ConfigError(f"{path} cannot be run: {error!r}.") from error
+        raise ConfigError(f"{path} cannot be run: {describe_error(error)}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
@@ -118,11 +124,44 @@ def _let_signals_pass(error: BaseException) -> None:
 
 
 def read_config_json(path: Path) -> Config:
-    """The settings of a run directory."""
+    """The settings of a run directory. Raises ``ConfigError``, which says what else the file may
+    be.
+    """
     try:
-        return from_dict(Config, read_json(path))
+        found = read_json(path)
+        _check_kind(path, found)
+        return from_dict(Config, found)
+    except NotRead:
+        raise
     except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {error}.") from error
+
+
+class NotRead(ConfigError):
+    """A ``config.json`` that is not damaged, but cannot be read as it is."""
+
+
+def _check_kind(path: Path, found: Any) -> None:
+    """Raise ``NotRead`` for the settings of a released model, and for a router that is not here."""
+    if not isinstance(found, dict):
+        return
+    here = shlex.quote(str(path.parent))
+    if "model_type" in found or "architectures" in found:
+        raise NotRead(
+            f"{path} is the config.json of a released model, not of a run. `moejax import {here}"
+            f" NEW` brings the model into a directory to train from (--config NEW/config.json); to"
+            f" begin from it with settings of your own, give --run.init-from {here}."
+        )
+    model = found.get("model")
+    moe = model.get("moe") if isinstance(model, dict) else None
+    router = moe.get("router") if isinstance(moe, dict) else None
+    if isinstance(router, str) and router not in ROUTERS:
+        kept = sorted((path.parent / FOLDER).glob("*.py"))
+        file = f"{shlex.quote(str(kept[0]))}, its copy" if kept else "FILE, the Python file"
+        raise NotRead(
+            f"{path} has --model.moe.router {router}, which is not one of moejax's. If it is a"
+            f" router of your own, give --config {file} that registers it."
+        )
 
 
 def differences(old: Any, new: Any, at: str = "") -> dict[str, tuple[Any, Any]]:

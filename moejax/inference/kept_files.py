@@ -10,6 +10,7 @@ from moejax.config import json_files
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
 from moejax.config.json_files import MOST_TABLE_BYTES
+from moejax.config.own_code import FOLDER, find_router_file
 from moejax.config.paths import expand_home
 from moejax.data.expand_glob import expand, split_glob
 from moejax.data.text_edges import read_edges
@@ -27,10 +28,16 @@ EDGES = "edges.json"
 
 
 def keep_files(run: RunDirectory, config: Config, tokenizer: Tokenizer | None) -> None:
-    """Copy the tokenizer, and the ``config.json`` of the released model that the run began from,
-    into the run directory, in the process that owns it. Without a tokenizer, nothing.
+    """Copy the file that has a router of one's own, the tokenizer, and the ``config.json`` of the
+    released model that the run began from, into the run directory, in the process that owns it.
     """
-    if not run.owner or tokenizer is None:
+    if not run.owner:
+        return
+    own = find_router_file(config.model.moe.router)
+    if own is not None and own.is_file():
+        (run.path / FOLDER).mkdir(exist_ok=True)
+        _copy(own, run.path / FOLDER / own.name)
+    if tokenizer is None:
         return
     name = config.data.tokenizer
     place = Path(expand_home("--data.tokenizer", name))

@@ -94,10 +94,7 @@ def read_settings(path: Path) -> tuple[Config, Tokenizer | None]:
     try:
         config = read_config_json(path / "config.json")
     except ConfigError as error:
-        own = ""
-        if "--model.moe.router" in str(error):
-            own = " If it is a router of your own, give --config and the file that has it."
-        raise RunError(f"{error}{own}") from error
+        raise RunError(str(error)) from error
     if not config.model.material.language:
         return config, None
     try:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from moejax.commands.describe_import import find_fault
-from moejax.config import ConfigError
+from moejax.commands.describe_import import describe_import, find_fault
+from moejax.config import ConfigError, ModelConfig
 from moejax.data.check_tokens import check_known
 from moejax.data.lost_text import LostText, count_lost, measure_loss
 from moejax.data.pipeline import Pieces
@@ -311,10 +311,15 @@ def test_a_run_keeps_how_its_texts_begin_and_end(tmp_path):
 
 def test_an_import_says_what_is_wrong_with_the_tokenizer(tmp_path):
     assert "without a tokenizer.json" in find_fault(tmp_path, 9)
+    words = describe_import("mixtral", ModelConfig(vocab_size=9), tmp_path)
+    assert words.index("\nnote ") < words.index(f"tokenizer.json into {tmp_path}; then")
+    assert f"--data.tokenizer {tmp_path / 'tokenizer.json'}" in words
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "cannot be used" in find_fault(tmp_path, 9)
     write(tmp_path)
     assert find_fault(tmp_path, 9) == ""
+    words = describe_import("mixtral", ModelConfig(vocab_size=9), tmp_path)
+    assert "note" not in words and "--data.tokenizer" not in words
     assert "has 9 tokens, but its embedding has 8 rows" in find_fault(tmp_path, 8)
 
 

@@ -20,6 +20,7 @@ def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
         f" --data.source files --data.files '...'",
     ]
     if fault:
+        commands[1] += f" --data.tokenizer {target / 'tokenizer.json'}"
         commands = [f"put the model's own tokenizer.json into {target}; then", *commands]
     return "\n".join(
         (

@@ -288,6 +288,17 @@ def test_a_normalizer_that_fails_on_a_text_is_named(tmp_path, capfd):
     assert len(tokenizer.encode(b"hi")[0]) == 2
 
 
+def test_a_normalizer_that_fails_on_every_text_is_named(tmp_path, capfd):
+    backend = word_level()
+    backend.add_special_tokens(["</s>"])
+    backend.normalizer = normalizers.Precompiled(b"\x04\x00\x00\x00\xff\xff\xff\xffzz")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"tokenizer\.json fails on the names .*out of bounds"):
+        load_tokenizer(str(tmp_path))
+    assert "cannot be used" in find_fault(tmp_path, 9)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_run_keeps_how_its_texts_begin_and_end(tmp_path):
     """Whatever the released files say later; a run of an earlier version knew one token."""
     file = write(tmp_path / "model", config=BOTH, single="<s> $A")

@@ -144,9 +144,10 @@ class HuggingFaceTokenizer:
             f" than {LARGEST:,}.",
         )
         names = self._list_control_names(special)
-        for name in names:
-            self._growth.check(f" {name} a{name}b")
-        self._plain = hide_control_tokens(self._backend, names)
+        with explain_failure(f"the tokenizer {path} fails on the names of its control tokens"):
+            for name in names:
+                self._growth.check(f" {name} a{name}b")
+            self._plain = hide_control_tokens(self._backend, names)
 
     def _list_control_names(self, special: Iterable[str]) -> list[str]:
         """The names that mean nothing in a text; those of bytes (`<0x0A>`) do."""

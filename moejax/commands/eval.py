@@ -25,7 +25,6 @@ from moejax.inference.inference_config import inference_config
 from moejax.inference.open_model import OpenModel
 from moejax.lab.evaluation import describe_figures, evaluate_model
 from moejax.runs.metric_lines import null_not_finite
-from moejax.runtime.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,6 @@ class EvalSettings(TextSettings):
 
 def evaluate(settings: EvalSettings) -> None:
     """Evaluate and print the figures."""
-    keep_freed_memory()
     model, mesh = open_any_model(settings)
     language = model.config.material.language
     length = settings.length(model) if language else model.context

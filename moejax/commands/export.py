@@ -22,7 +22,6 @@ from moejax.inference.opening import open_model
 from moejax.inference.released_model import is_checkpoint
 from moejax.inference.trained_run import is_run
 from moejax.runtime import device_mesh
-from moejax.runtime.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,6 @@ class ExportSettings:
 
 def export_model(settings: ExportSettings) -> None:
     """Open and write, and say so. Raises ``UserError``."""
-    keep_freed_memory()
     source = settings.source
     check(
         is_run(source) or imported.is_imported(source),

@@ -23,7 +23,6 @@ from moejax.inference.open_model import OpenModel
 from moejax.inference.replicate import check_devices, replicate
 from moejax.inference.sampling import Sampling
 from moejax.moe.parallel.placement_file import read_placement
-from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.number_words import duration
 
 MOST_PROMPT_BYTES = 2**28
@@ -75,7 +74,6 @@ class GenerateSettings(ModelSettings):
 
 def generate(settings: GenerateSettings) -> None:
     """Continue the prompts and print the texts: one as it grows, several at the end."""
-    keep_freed_memory()
     prompts = collect_prompts(settings)
     model, mesh = open_language_model(settings)
     params: dict = model.params

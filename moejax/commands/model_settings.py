@@ -18,6 +18,7 @@ from moejax.data.sources import open_documents, open_text
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
 from moejax.runtime import device_mesh
+from moejax.runtime.allocator import keep_freed_memory, return_freed_memory
 
 LONGEST = 2048
 """Positions of a piece of text, where nobody says."""
@@ -113,6 +114,8 @@ def open_any_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
     mesh = device_mesh.make_mesh(settings.mesh)
     layout, path = settings.mesh, settings.path
     model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
+    return_freed_memory()  # of the parts that were read; from here on all is used again
+    keep_freed_memory()
     check(
         model.tokenizer is not None or not model.config.material.language,
         f"there is no tokenizer.json in {path}: put that of the model there.",

@@ -20,7 +20,6 @@ from moejax.lab.specialisation.findings import findings_json, summarize
 from moejax.lab.specialisation.sample import draw_sample
 from moejax.lab.specialisation.specialisation_page import specialisation_html
 from moejax.runs.metric_lines import null_not_finite
-from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.atomic_files import write_text
 from moejax.runtime.writing import writing_to
 
@@ -52,7 +51,6 @@ class SpecialisationSettings(TextSettings):
 
 def specialisation(settings: SpecialisationSettings) -> None:
     """Look at the routing, write the page and print a summary."""
-    keep_freed_memory()
     started = time.monotonic()
     path = settings.output or settings.path / "specialisation.html"
     model, mesh = open_language_model(settings)

@@ -16,7 +16,6 @@ from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.models.counts import parameters
-from moejax.runtime.allocator import keep_freed_memory
 from moejax.runtime.room import check_room, count_bytes
 
 
@@ -48,7 +47,6 @@ class UpcycleSettings:
 
 def upcycle_model(settings: UpcycleSettings) -> None:
     """Read, upcycle and write, and say so. Raises ``UserError``."""
-    keep_freed_memory()
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
     with new_directory(settings.target) as place:

@@ -7,6 +7,7 @@ tens of thousands of faults in every training step on a CPU (docs/benchmarks.md 
 import ctypes
 import os
 import sys
+from typing import Any
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -16,11 +17,8 @@ def keep_freed_memory() -> None:
     """Set malloc to reuse what it has: no trimming, no mmap for large blocks, one arena. Elsewhere
     than on Linux with glibc, do nothing.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = _find_in_glibc("mallopt")
+    if mallopt is None:
         return
     for option, value in (
         (M_MMAP_MAX, 0),
@@ -29,6 +27,23 @@ def keep_freed_memory() -> None:
         (M_ARENA_MAX, 1),
     ):
         mallopt(option, value)
+
+
+def return_freed_memory() -> None:
+    """Give what is free back to the system: what a model was read through is not needed again."""
+    malloc_trim = _find_in_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _find_in_glibc(name: str) -> Any:
+    """A function of glibc; None elsewhere than on Linux, and with another C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return None
 
 
 def take_gpu_memory_as_needed() -> None:

@@ -8,26 +8,18 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from moejax.commands.command_line import ConfigFile, override, read_config
+from moejax.commands.command_line import ConfigFile, read_config
+from moejax.commands.released_config import read_released
 from moejax.commands.use_cpu import use_cpu
-from moejax.config.change import changed
 from moejax.config.checks import check, check_positive
-from moejax.config.config import Config
-from moejax.config.data import DataConfig
-from moejax.config.errors import UserError
-from moejax.config.json_files import read_json
 from moejax.config.needs import Need
 from moejax.data.tokenizer import load_tokenizer
-from moejax.hf.configs import read_config as read_hf_config
 from moejax.lab.plan.cost_report import table, to_json
 from moejax.lab.plan.devices import DEVICES, paper_mesh
 from moejax.lab.plan.plan_sections import make_plan
 from moejax.lab.plan.read_load import read_shares
 from moejax.lab.plan.sections import PlanRequest
 from moejax.runtime import device_fit
-
-LENGTH = 4096
-"""Positions in a sequence where only a model's config.json is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +82,8 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
     if settings.config is not None:
         config, _ = read_config(settings.config, flags, "moejax plan")
     else:
-        config = read_released(settings, flags)
+        assert settings.hf is not None  # as there is no --config
+        config = read_released(settings.hf, flags, "moejax plan", settings.devices or 1)
     model = config.model
     check(
         model.material.language,
@@ -116,23 +109,3 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
         context=settings.context or config.data.sequence_length,
         sequences=settings.sequences,
     )
-
-
-def read_released(settings: CostSettings, flags: list[str]) -> Config:
-    """A released model, trained on a sequence a device in bfloat16, changed by settings."""
-    assert settings.hf is not None
-    try:
-        hf = read_json(settings.hf)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--hf {settings.hf} cannot be read: {error}. It should be the config.json of a model."
-        ) from error
-    check(isinstance(hf, dict), f"--hf {settings.hf} is not a JSON object.")
-    try:
-        model = read_hf_config(hf)
-    except UserError as error:
-        raise UserError(f"--hf {settings.hf}: {error}") from error
-    rows = settings.devices or 1
-    data = DataConfig(sequence_length=LENGTH, batch_size=rows, eval_batch_size=rows)
-    config = Config(model=changed(model, {"dtype": "bfloat16", "remat": "layer"}), data=data)
-    return override(config, flags, f"moejax plan --hf {settings.hf}")

@@ -88,7 +88,7 @@ COMMANDS: dict[str, Command | Group] = {
         default="cost",
     ),
     "bench": Group(
-        "what a routed layer costs",
+        "what a routed layer costs, and how fast a model generates",
         {
             "layer": Command(
                 "time a routed layer against the dense layer of equal active size",
@@ -105,6 +105,12 @@ COMMANDS: dict[str, Command | Group] = {
             "scaling": Command(
                 "how the time of a routed layer grows with tokens and with experts",
                 "bench:bench_scaling",
+            ),
+            "generate": Command(
+                "tokens and bytes a second of generation with random weights, beside the machine's"
+                " own copying; or what a decode step takes, by the compiler (--config FILE, or --hf"
+                " config.json)",
+                "bench_generate:bench_generate",
             ),
             "gpu": Command(
                 "check and time a routed layer on an NVIDIA GPU, in the shapes of known models",

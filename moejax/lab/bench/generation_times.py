@@ -1,0 +1,137 @@
+"""Timing of prompts and decode steps, with random weights."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moejax.config.config import Config
+from moejax.inference.decode_step import make_empty_cache, make_step
+from moejax.inference.prompts import round_up
+from moejax.inference.sampling import Sampling, make_draws
+
+COPIED_BYTES = 256 << 20
+"""The size of the array whose copying is timed."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds."""
+
+    prefill: float
+    """Until the first token of every text."""
+    step: float
+    """For each further token."""
+
+
+class Arm(Protocol):
+    """What generates."""
+
+    def __call__(self, prompt_BN: np.ndarray, tokens: int) -> Timed:
+        """Generate ``tokens`` after each prompt."""
+
+
+class Ours:
+    """Generation by the compiled steps of ``inference.decode_step``, always the best token."""
+
+    def __init__(
+        self,
+        config: Config,
+        vocab_size: int,
+        mesh: Mesh,
+        params: dict,
+        bias_LE: jax.ShapeDtypeStruct | None,
+    ) -> None:
+        self._vocab_size = vocab_size
+        bias: Any = None if bias_LE is None else jnp.zeros(bias_LE.shape, bias_LE.dtype)
+        self._weights = (params, bias, None)
+        self._step = make_step(config.model, vocab_size, config.mesh, mesh)
+        self._empty_cache = make_empty_cache(config.model, mesh)
+
+    def __call__(self, prompt_BN: np.ndarray, tokens: int) -> Timed:
+        rows, N = prompt_BN.shape
+        sampling = Sampling(tokens=tokens, temperature=0)
+        draws = make_draws(sampling, self._vocab_size, np.arange(rows, dtype=np.int32))
+        draws = jax.device_put(draws)
+        real_BN = np.ones_like(prompt_BN)
+        position_BN = np.broadcast_to(np.arange(N, dtype=np.int32), (rows, N))
+        cache = jax.block_until_ready(self._empty_cache(rows, round_up(N + tokens)))
+
+        def extend(cache: Any, *batch: Any) -> tuple[Any, Any, Any]:
+            return self._step(self._weights, cache, *batch, draws)
+
+        def wait(token_B1: jax.Array) -> None:
+            np.asarray(token_B1)  # as the host looks at every token
+
+        start = time.perf_counter()
+        cache, token_B1, position_B1 = extend(cache, prompt_BN, real_BN, position_BN)
+        wait(token_B1)
+        first = time.perf_counter()
+        real_B1 = jax.device_put(real_BN[:, :1])
+        for _ in range(tokens - 1):
+            cache, token_B1, position_B1 = extend(cache, token_B1, real_B1, position_B1)
+            wait(token_B1)
+        return Timed(first - start, (time.perf_counter() - first) / (tokens - 1))
+
+
+def time_in_turn(
+    arms: dict[str, Arm], prompt_BN: np.ndarray, batch: tuple[int, ...], tokens: int, rounds: int
+) -> dict[tuple[str, int], Timed]:
+    """The median times of each arm and each number of rows. All run in turn, so that a slow moment
+    of the machine hits all; a first round, which compiles, does not count.
+    """
+    times: dict[tuple[str, int], list[Timed]] = {}
+    for number in range(rounds + 1):
+        for rows in batch:
+            for name, run in arms.items():
+                timed = run(prompt_BN[:rows], tokens)
+                if number:
+                    times.setdefault((name, rows), []).append(timed)
+    return {key: _median(found) for key, found in times.items()}
+
+
+def _median(found: list[Timed]) -> Timed:
+    prefill, step = (np.median([getattr(one, n) for one in found]) for n in ("prefill", "step"))
+    return Timed(float(prefill), float(step))
+
+
+def copy_bytes_per_second(rounds: int) -> float:
+    """How many bytes the first device reads and writes in a second when it copies a large array."""
+    array = jnp.zeros(COPIED_BYTES // 4, jnp.float32)
+    copy: Callable = jax.jit(lambda x: x + 1)  # all bytes are read and written, in parallel
+    jax.block_until_ready(copy(array))
+    seconds = []
+    for _ in range(3 * rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(copy(array))
+        seconds.append(time.perf_counter() - start)
+    return 2 * array.nbytes / float(np.median(seconds))
+
+
+def draw_params(like: dict[str, Any]) -> dict[str, Any]:
+    """Random weights for parameters of these shapes, types and shardings: matrices that keep the
+    size of what they multiply, scales of 1, biases of 0.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
+    made = []
+    for number, (path, leaf) in enumerate(leaves):
+        draw = partial(_draw, path[-1].key, leaf.shape, leaf.dtype)
+        key = jax.random.key(number, impl="unsafe_rbg")
+        made.append(jax.block_until_ready(jax.jit(draw, out_shardings=leaf.sharding)(key)))
+    return jax.tree.unflatten(tree, made)
+
+
+def _draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array) -> jax.Array:
+    if name.startswith("scale"):
+        return jnp.ones(shape, dtype)
+    if not name.startswith(("w_", "embedding")):
+        return jnp.zeros(shape, dtype)
+    summed = 1 if name.startswith("embedding") else shape[-2]
+    bound = (3 / summed) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,5 +1,6 @@
 """What `moejax import` and `moejax upcycle` say of the model that they have written."""
 
+import shlex
 from pathlib import Path
 
 from moejax.config.errors import UserError
@@ -14,9 +15,10 @@ def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
     assert config.vocab_size is not None  # as in every checkpoint
     price = cost(config, config.vocab_size, sequence_length=1)
     fault = find_fault(target, config.vocab_size)
+    here, settings = (shlex.quote(str(path)) for path in (target, target / "config.json"))
     commands = [
-        f"moejax generate {target} --prompt '...'",
-        f"python train.py --config {target / 'config.json'} --run.directory runs/tuned"
+        f"moejax generate {here} --prompt '...'",
+        f"python train.py --config {settings} --run.directory runs/tuned"
         f" --data.source files --data.files '...'",
     ]
     if fault:

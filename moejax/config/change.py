@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from moejax.config.checks import check
+from moejax.config.checks import check, shorten
 from moejax.config.errors import ConfigError
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def changed(config: T, changes: Mapping[str, Any]) -> T:
     """
     check(
         dataclasses.is_dataclass(config) and not isinstance(config, type),
-        f"changed() needs a config or a section of one, not {config!r}.",
+        f"changed() needs a config or a section of one, not {shorten(config)}.",
     )
     return _replace(config, changes, config, "")
 

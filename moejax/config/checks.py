@@ -1,5 +1,6 @@
 """Checks of settings, with messages that name the flag."""
 
+import dataclasses
 import math
 import typing
 from typing import Literal
@@ -80,7 +81,13 @@ def check_paths(prefix: str, settings: object, *names: str) -> None:
 
 
 def shorten(value: object) -> str:
-    """A value as Python writes it, for a message: its beginning, if that is long."""
+    """A value as Python writes it, for a message: its beginning, if that is long; of settings, and
+    of lists of them, the kind alone.
+    """
+    if dataclasses.is_dataclass(value):
+        return f"a {type(value).__name__}"
+    if isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):
+        return f"a {type(value).__name__} of settings"
     text = repr(value)
     return text if len(text) < 80 else text[:77] + "..."
 

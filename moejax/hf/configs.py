@@ -226,10 +226,22 @@ def _collect_experts(config: ModelConfig) -> dict[str, Any]:
 def list_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The flags whose values differ, with the value of ``one``."""
     return [
-        f"{name} {shorten(one.get(name))}"
+        f"{name} {_write_value(one.get(name), other.get(name))}"
         for name in dict.fromkeys((*one, *other))
         if not _is_same(one.get(name), other.get(name))
     ]
+
+
+def _write_value(value: Any, other: Any) -> str:
+    """A value in words: of the settings of a router those that differ; of the layers, by layer."""
+    if not isinstance(value, tuple) or not value:
+        return value if isinstance(value, str) else shorten(value)
+    if isinstance(value[0], tuple):
+        there = dict(other) if isinstance(other, tuple) else {}
+        parts = {n: v for n, v in value if n not in there or not _is_same(v, there[n])}
+        return "with " + ", ".join(f"{name} {shown}" for name, shown in parts.items())
+    kinds = " ".join(str(shown) for shown in dict.fromkeys(value))
+    return f"{kinds} in every layer" if len(set(value)) == 1 else f"{kinds}, by layer"
 
 
 def _is_same(one: Any, other: Any) -> bool:

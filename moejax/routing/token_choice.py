@@ -109,8 +109,8 @@ def preference(score_GSE: jax.Array, bias_E: jax.Array | None, rule: TokenChoice
     """What experts are chosen by: scores and bias, -inf outside the kept expert groups.
 
     Wang et al. 2024, Eq. 3 (bias); DeepSeek-V2, section 2.2.2, and DeepSeek-V3, section 2.1.2
-    (groups). Hugging Face's code sets other groups to 0 instead of -inf, which differs only where a
-    bias makes the score of a kept expert negative.
+    (groups). Hugging Face's code does the same (transformers 5.24); older versions set other
+    groups to 0, which differs only where a bias makes the score of a kept expert negative.
     """
     score_GSE = jax.lax.stop_gradient(score_GSE)
     if bias_E is not None:

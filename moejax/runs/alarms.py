@@ -15,6 +15,7 @@ import numpy as np
 
 from moejax.config.config import Config
 from moejax.runs.metric_lines import number
+from moejax.runtime.number_words import count
 
 PATIENCE = 3
 """For so many intervals in a row balance or drops must be bad: every router begins unevenly."""
@@ -182,8 +183,8 @@ def _tell_not_finite(recent: Recent, config: Config) -> str | None:
     skipped = line.get("skipped_updates", 0)
     skipped -= earlier[0].get("skipped_updates", 0) if earlier else 0
     tokens = line.get("bad_logits", 0)
-    found = [f"{skipped:,} updates were skipped"] if skipped > 0 else []
-    found += [f"{tokens:,} tokens had router logits"] if tokens > 0 else []
+    found = [f"{count(skipped, 'update', 'was', 'were')} skipped"] if skipped > 0 else []
+    found += [f"{count(tokens, 'token')} had router logits"] if tokens > 0 else []
     return f"{' and '.join(found)} that were not finite. {_advise_calm(config)}" if found else None
 
 

@@ -13,6 +13,12 @@ def short(value: float, units: str = "kMGT") -> str:
     return f"{value / 1000**power:.3g}{units[power - 1] if power else ''}"
 
 
+def count(number: float, noun: str, one: str = "", many: str = "") -> str:
+    """A number of things, with the verb for one or for many: `1 update was`, `3 updates were`."""
+    verb = one if number == 1 else many
+    return f"{number:,.0f} {noun}{'s' * (number != 1)}{' ' * bool(verb)}{verb}"
+
+
 def four_digits(value: float) -> str:
     """A number to four significant digits, with commas between thousands."""
     if not math.isfinite(value):

@@ -1,6 +1,7 @@
 """A training run, from its settings to its report."""
 
 import dataclasses
+import shlex
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,7 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
         raise ConfigError(
             f"--run.init-from {place} is another model than the settings describe. It has"
             f" {', '.join(differences)}. Begin from its own settings: --config"
-            f" {Path(place) / 'config.json'}, if `moejax import` wrote it."
+            f" {shlex.quote(str(Path(place) / 'config.json'))}, if `moejax import` wrote it."
         )
     start = partial(start_state, optimizer=learner.optimizer, config=config)
     begin = jax.jit(start, out_shardings=learner.shardings, donate_argnums=0)

@@ -103,10 +103,14 @@ def advise_group_size(config: Config, share_LE: np.ndarray) -> str:
     if not sizes:
         return f"--model.moe.group-size {S}: the batch has no room for larger groups."
     there = forecast_seats(config.model, 1, share_LE, sizes[-1])
+    if there.least_factor >= here.least_factor:
+        return (
+            f"--model.moe.group-size {S}: larger groups need no smaller capacity factor; keep it."
+        )
     return (
-        f"--model.moe.group-size {S}: chance evens out in larger groups, so {sizes[-1]:,} tokens"
-        f" would need a factor of {there.least_factor:.2f}, not {here.least_factor:.2f};"
-        f" the products of einsum grow with it (2 S / 3 F)."
+        f"--model.moe.group-size {sizes[-1]} --model.moe.capacity-factor {there.least_factor:.2f}"
+        f" would drop as little as {S} and {here.least_factor:.2f}, as chance evens out in larger"
+        f" groups; the products of einsum grow with them (2 S / 3 F)."
     )
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from moejax.config.checks import check
+from moejax.config.checks import check, shorten
 from moejax.config.config import Config
 from moejax.config.files import call_file
 from moejax.lab.study.conditions import check_conditions
@@ -42,12 +42,13 @@ class Study:
             words = getattr(self, name)
             check(
                 isinstance(words, str) and bool(words.strip()),
-                f"Study.{name} must be a text of at least one word, not {words!r}.",
+                f"Study.{name} must be a text of at least one word, not {shorten(words)}.",
             )
+        found = "an empty one" if self.runs == {} else f"a {type(self.runs).__name__}"
         check(
             isinstance(self.runs, dict) and bool(self.runs),
             'Study.runs must be a dict with at least one config by name, such as {"dense": config},'
-            f" not {self.runs!r}.",
+            f" not {found}.",
         )
         for name, config in self.runs.items():
             check(
@@ -74,17 +75,18 @@ class Study:
             and len(set(seeds)) == len(seeds) > 0
             and all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds),
             "Study.seeds must be a tuple of different whole numbers in [0, 2**31), such as"
-            f" (0, 1, 2), not {seeds!r}.",
+            f" (0, 1, 2), not {shorten(seeds)}.",
         )
         check(
             self.baseline is None or self.baseline in self.runs,
             f"Study.baseline must be the name of a run ({', '.join(self.runs)}) or None, not"
-            f" {self.baseline!r}.",
+            f" {shorten(self.baseline)}.",
         )
         tolerance = self.flops_tolerance
         check(
             tolerance is None or (type(tolerance) in (int, float) and tolerance >= 0),
-            f"Study.flops_tolerance must be a share such as 0.05, or None, not {tolerance!r}.",
+            "Study.flops_tolerance must be a share such as 0.05, or None, not"
+            f" {shorten(tolerance)}.",
         )
         check_conditions(self.runs, tolerance)
 

@@ -23,6 +23,7 @@ from moejax.runs.pages.heatmaps import (
     ratios,
 )
 from moejax.runs.pages.ranks import Rank, rank_chart
+from moejax.runtime.number_words import count
 
 COLORS = 8
 """Colours of the page; the lines of further runs are dashed, then dotted."""
@@ -78,7 +79,9 @@ def _notes(comparison: Comparison) -> str:
             found.append(f"The runs did not all have the same {words}: compare with care.")
     for one in comparison.outcomes:
         if (skipped := compute_figures(one)["skipped_updates"]) > 0:
-            found.append(f"{one.label}: {skipped:,.0f} updates were skipped as not finite.")
+            found.append(
+                f"{one.label}: {count(skipped, 'update', 'was', 'were')} skipped as not finite."
+            )
         found += [f"{one.label}: {damage}." for damage in one.run.damage] if one.run else []
     remarks = "".join(f"<li>{page.text(note)}</li>" for note in found)
     return f'<ul class="notes">{remarks}</ul>' if found else ""

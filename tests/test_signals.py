@@ -110,6 +110,16 @@ with end_at_signals(), errors_as_messages():
     assert errors == "SIGTERM: stopped.\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["-m", "moejax", "bench", "layer"], ["train.py", "--config", "configs/quickstart.py"]]
+)
+def test_a_command_ends_at_the_first_signal_from_its_beginning_on(words):
+    process = start([sys.executable, *words], cwd=ROOT)
+    send(process, signal.SIGINT)
+    said, errors = process.communicate(timeout=30)
+    assert (process.returncode, said, errors) == (130, "", "SIGINT: stopped.\n")
+
+
 def test_what_the_shell_ignores_stays_ignored():
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     body = (
@@ -172,6 +182,7 @@ def test_when_all_is_saved_there_is_nothing_to_wait_for(capfd):
         stop.end("all is saved.")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")  # JAX and Python warn of threads that do not go along
 def test_a_signal_to_a_forked_process_is_its_own(capfd):
     with StopSignals() as stop:
         stop.begin()

@@ -21,7 +21,7 @@ from types import FrameType
 
 from moejax.runtime.ending import exit_at_once
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2.0
 """Seconds that a command has to end by itself, once it is told to end at once."""
 LATE = 0.05
@@ -53,8 +53,8 @@ class StopSignals:
         self.begun = False
 
     def __enter__(self) -> "StopSignals":
+        _ear.add(self)  # before the handler, which asks it
         self._before = {number: signal.signal(number, _handle) for number in SIGNALS}
-        _ear.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:

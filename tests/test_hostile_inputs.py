@@ -25,6 +25,7 @@ from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.memory import plan_memory
 from moejax.models import training_room
 from moejax.models.training_room import check_training_room
+from moejax.moe.parallel.placement import place
 from moejax.moe.parallel.placement_file import read_placement
 from moejax.runtime import room
 
@@ -324,6 +325,41 @@ def test_normalisers_that_might_grow_a_text_but_do_not_are_taken(tmp_path):
     assert tokenizer.decode([0]) == "a"
 
 
+def say_much(file: Path) -> None:
+    """A shape of a million million numbers."""
+    np.save(file, np.zeros(3))
+    file.write_bytes(file.read_bytes().replace(b"(3,)", b"(10000000000,)"))
+
+
+def pack_zeros(file: Path) -> None:
+    """A small file that unpacks to 80 MB."""
+    with open(file, "wb") as opened:
+        np.savez_compressed(opened, asked_LE=np.zeros((1, 2 * 10**7), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [*FILES[:2], (make_huge, "bytes"), (say_much, "cannot read"), (pack_zeros, "67,108,864 bytes")],
+)
+def test_files_that_are_no_load_are_refused(spoil, part, tmp_path, refused):
+    file = tmp_path / "load.npy"
+    file.write_bytes(b"")
+    spoil(file)
+    words = ["plan", "placement", "--load", file, "--devices", 2, "--replicas", 4]
+    assert part in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("experts", "devices", "places"), [(512, 2**13, 2**16), (4096, 8, 2**15), (512, 1024, 2**15)]
+)
+def test_large_placements_are_quick(experts, devices, places):
+    load_LE = np.random.default_rng(0).gamma(1, 1, (1, experts))
+    start = time.process_time()
+    plan = place(load_LE, devices=devices, places=places)
+    assert time.process_time() - start < SECONDS
+    assert plan.expert_LP.shape == (1, places) and plan.replicas_LE.all()
+
+
 def train(*flags):
     return lambda here: ["train", "--run.directory", here.parent / "run", "--config", TINY, *flags]
 
@@ -334,6 +370,14 @@ def bench(*flags):
 
 def upcycle(*flags):
     return lambda here: ["upcycle", hf_models.write(here.parent / "llama", "llama"), "new", *flags]
+
+
+def placement(*flags):
+    def make(here):
+        np.save(here / "load.npy", np.random.default_rng(0).gamma(1, 1, (2, 64)))
+        return ["plan", "placement", "--load", here / "load.npy", *flags]
+
+    return make
 
 
 TINY = Path(__file__).parent.parent / "configs/quickstart.py"
@@ -354,6 +398,9 @@ FLAGS = [
     (bench("--experts", 10**6), "the layer, with its input, takes at least"),
     (bench("--experts", 10**9), "--experts must be at most 1,048,576"),
     (bench("--hidden", 10**9), "the layer, with its input, takes at least"),
+    (placement("--devices", 8, "--replicas", 10**8), "at most 512 are planned"),
+    (placement("--devices", 10**6, "--replicas", 10**6), "at most 131,072 are planned"),
+    (placement("--devices", 10**12, "--replicas", 10**12), "at most 131,072 are planned"),
     (upcycle("--num-experts", 10**9), "--num-experts must be at most 1,048,576"),
     (upcycle("--num-experts", 10**6), "the new model, beside the old one, takes at least"),
 ]

@@ -1,22 +1,33 @@
 """Read the load of the experts from a file or from a run."""
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from moejax.config.checks import check
 from moejax.config.errors import UserError
+from moejax.config.json_files import MEBIBYTE, open_regular
 from moejax.config.model import ModelConfig
+
+MOST_BYTES = 64 * MEBIBYTE
+"""Of a file of load: a million layers and experts, and more."""
 
 
 def read_load(file: Path) -> np.ndarray:
     """``load_LE`` (float64) from .npy, or from a load file of a run. Raises ``UserError``."""
     try:
-        loaded = np.load(file)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            loaded = loaded["asked_LE"]
-        load = np.asarray(loaded, np.float64)
-    except (OSError, ValueError, KeyError) as error:
+        with open_regular(file) as opened:
+            if os.fstat(opened.fileno()).st_size > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            loaded = np.load(opened)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                if loaded.zip.getinfo("asked_LE.npy").file_size > MOST_BYTES:
+                    raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+                loaded = loaded["asked_LE"]
+            load = np.asarray(loaded, np.float64)
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(
             f"--load {file}: cannot read the load of experts from it: {error}. It should be a .npy"
             " file of numbers [layers, experts], or a load file of a run."

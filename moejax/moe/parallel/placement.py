@@ -9,11 +9,18 @@ long as that makes the heaviest device lighter.
 Letters: P: places of experts and replicas; Q: devices or groups.
 """
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
 
 from moejax.config.checks import check
+
+MOST_PLACES = 2**18
+"""Of all layers together."""
+MOST_WORK, MOST_AT_ONCE = 2 * 10**8, 10**7
+"""Exchanges of two places that are compared, of all layers together, and at once: seconds and MB.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def place(
     """
     load_LE = np.asarray(load_LE, np.float64)
     check_numbers(load_LE, devices, places, nodes, groups)
-    planned = [_layer(load_E, devices, places, nodes, groups, exchange) for load_E in load_LE]
+    work = MOST_WORK // len(load_LE) if exchange else 0
+    planned = [_layer(load_E, devices, places, nodes, groups, work) for load_E in load_LE]
     expert_LP = np.stack([expert_P for expert_P, _ in planned])
     return Placement(expert_LP, np.stack([load_Q for _, load_Q in planned]))
 
@@ -75,6 +83,12 @@ def check_numbers(load_LE: np.ndarray, devices: int, places: int, nodes: int, gr
     check(
         places >= E,
         f"--replicas {places} is fewer than the {E} experts: each needs a place.",
+    )
+    most = min(MOST_PLACES, MOST_PLACES // len(load_LE), devices * E)
+    check(
+        places <= most,
+        f"--replicas {places} is too many: at most {most:,} are planned, of {len(load_LE)} layers"
+        f" together {MOST_PLACES:,}, and each of {devices} devices needs each of {E} experts once.",
     )
     for name, value, of, whole in (
         ("devices", devices, "--replicas", places),
@@ -100,7 +114,7 @@ def balancedness(load_LQ: np.ndarray) -> np.ndarray:
 
 
 def _layer(
-    load_E: np.ndarray, devices: int, places: int, nodes: int, groups: int, exchange: bool
+    load_E: np.ndarray, devices: int, places: int, nodes: int, groups: int, work: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """``expert_P`` and ``load_Q`` of one layer."""
     experts = np.arange(load_E.size).reshape(groups, -1)
@@ -111,8 +125,7 @@ def _layer(
         here_P = on_node[replicate(load_E[on_node], places // nodes)]
         load_P = load_E[here_P] / np.bincount(here_P)[here_P]
         bins = pack(load_P, devices // nodes)
-        if exchange:
-            bins = exchange_places(load_P, bins)
+        bins = exchange_places(load_P, bins, work // nodes)
         expert_P += [here_P[b] for b in bins]
         load_Q += [load_P[b].sum() for b in bins]
     return np.concatenate(expert_P), np.array(load_Q)
@@ -122,11 +135,13 @@ def replicate(load_E: np.ndarray, places: int) -> np.ndarray:
     """The expert of each replica, ``expert_P``: all experts once, then for each further replica the
     one whose replicas have the most load by then. No other way makes the heaviest lighter.
     """
-    count_E = np.ones(load_E.size, np.int64)
+    heaviest = [(-load, expert, 1) for expert, load in enumerate(load_E.tolist())]
+    heapq.heapify(heaviest)
     more = []
     for _ in range(places - load_E.size):
-        more.append(int(np.argmax(load_E / count_E)))
-        count_E[more[-1]] += 1
+        _, expert, count = heaviest[0]
+        more.append(expert)
+        heapq.heapreplace(heaviest, (-load_E[expert] / (count + 1), expert, count + 1))
     return np.array([*range(load_E.size), *more])
 
 
@@ -134,23 +149,25 @@ def pack(load_P: np.ndarray, bins: int) -> list[np.ndarray]:
     """Greedily, the heaviest first, each into the lightest bin that has room; equal numbers in all:
     the indices in each.
     """
-    room, load_Q = load_P.size // bins, np.zeros(bins)
+    room = load_P.size // bins
     content: list[list[int]] = [[] for _ in range(bins)]
+    lightest = [(0.0, q) for q in range(bins)]  # a heap of those that have room
     for p in np.argsort(-load_P, kind="stable"):
-        free = [q for q in range(bins) if len(content[q]) < room]
-        lightest = min(free, key=lambda q: load_Q[q])
-        content[lightest].append(int(p))
-        load_Q[lightest] += load_P[p]
+        load, q = heapq.heappop(lightest)
+        content[q].append(int(p))
+        if len(content[q]) < room:
+            heapq.heappush(lightest, (load + load_P[p], q))
     return [np.array(c) for c in content]
 
 
-def exchange_places(load_P: np.ndarray, bins: list[np.ndarray]) -> list[np.ndarray]:
+def exchange_places(load_P: np.ndarray, bins: list[np.ndarray], work: int) -> list[np.ndarray]:
     """Exchange one of the heaviest bin for another's while that makes the heavier of both lighter
-    than the heaviest was: the largest load never grows.
+    than the heaviest was: the largest load never grows. ``work``: exchanges to compare at most.
     """
     index_QR = np.stack(bins)
     others = np.arange(len(bins))
-    while True:
+    compared = load_P.size * index_QR.shape[1]
+    for _ in range(work // compared if compared <= MOST_AT_ONCE else 0):
         load_QR = load_P[index_QR]
         load_Q = load_QR.sum(1)
         heavy = int(load_Q.argmax())
@@ -162,3 +179,4 @@ def exchange_places(load_P: np.ndarray, bins: list[np.ndarray]) -> list[np.ndarr
         if not after[mine, other, its] < load_Q[heavy] * (1 - 1e-9):
             return list(index_QR)
         index_QR[heavy, mine], index_QR[other, its] = index_QR[other, its], index_QR[heavy, mine]
+    return list(index_QR)

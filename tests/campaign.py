@@ -18,8 +18,13 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parents[1]
 BOUND = 240.0
@@ -182,6 +187,38 @@ def read_metrics(run: Path) -> list[dict]:
     """The lines of a run without what depends on time."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in NOT_SEEN} for line in lines]
+
+
+def digest(run: Path, step: int) -> dict[str, int]:
+    """A checksum of every array of a checkpoint, and of what lies beside them but for times."""
+    place = (run / "checkpoints" / str(step)).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(place / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = {jax.tree_util.keystr(k): zlib.crc32(np.asarray(x).tobytes()) for k, x in leaves}
+    extra = json.loads((place / "extra" / "metadata").read_text())
+    known = {k: v for k, v in extra.items() if k in ("step", "tokens", "best", "place", "marks")}
+    return sums | {"extra": zlib.crc32(json.dumps(known, sort_keys=True).encode())}
+
+
+def read_page(outcome: Outcome, run: Path) -> str:
+    """What `moejax report` printed, and the page that it wrote, without its place."""
+    page = (run / "report.html").read_text()
+    return (outcome.out + page).replace(str(run.parent), "PLACE")
+
+
+def must(outcome: Outcome) -> Outcome:
+    """An outcome that must be a success."""
+    assert outcome.code == 0, outcome
+    return outcome
+
+
+def wait_for(child, words: str) -> None:
+    """Wait until a command has printed these words."""
+    end = time.monotonic() + BOUND
+    while words not in child.said():
+        assert time.monotonic() < end, child.said()
+        time.sleep(0.01)
 
 
 def list_files(folder: Path) -> list[Path]:

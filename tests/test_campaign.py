@@ -12,16 +12,12 @@ import random
 import re
 import signal
 import time
-import zlib
 from pathlib import Path
 
 import campaign
 import hf_models
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from campaign import Launcher, Outcome
+from campaign import Launcher, digest, must, read_page, wait_for
 from safetensors.numpy import save_file
 
 from moejax.data.tokenizer import make_byte_tokenizer_files
@@ -110,24 +106,6 @@ def list_flags(place: Path) -> list:
     return [word for pair in settings.items() for word in pair]
 
 
-def digest(run: Path, step: int = STEPS) -> dict[str, int]:
-    """A checksum of every array of a checkpoint, and of what lies beside them but for times."""
-    place = (run / "checkpoints" / str(step)).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(place / "state")
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = {jax.tree_util.keystr(k): zlib.crc32(np.asarray(x).tobytes()) for k, x in leaves}
-    extra = json.loads((place / "extra" / "metadata").read_text())
-    known = {k: v for k, v in extra.items() if k in ("step", "tokens", "best", "place", "marks")}
-    return sums | {"extra": zlib.crc32(json.dumps(known, sort_keys=True).encode())}
-
-
-def read_page(outcome: Outcome, run: Path) -> str:
-    """What `moejax report` printed, and the page that it wrote, without its place."""
-    page = (run / "report.html").read_text()
-    return (outcome.out + page).replace(str(run.parent), "PLACE")
-
-
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory) -> Undisturbed:
     """A run that nothing disturbed, one that was stopped, an import, and what is said of them."""
@@ -158,27 +136,13 @@ def prepare(launcher: Launcher, place: Path) -> Undisturbed:
         flags=flags,
         seconds=whole.seconds,
         metrics=campaign.read_metrics(run),
-        state=digest(run),
+        state=digest(run, STEPS),
         page=page,
         texts={},
     )
     for model in (half, imported):
         made.texts[model] = must(launcher.run(*made.generate(model))).out
     return made
-
-
-def must(outcome: Outcome) -> Outcome:
-    """An outcome that must be a success."""
-    assert outcome.code == 0, outcome
-    return outcome
-
-
-def wait_for(child, words: str) -> None:
-    """Wait until a command has printed these words."""
-    end = time.monotonic() + campaign.BOUND
-    while words not in child.said():
-        assert time.monotonic() < end, child.said()
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -200,7 +164,7 @@ def check_end(alone: Undisturbed, run: Path) -> None:
     outcome = alone.launcher.run(*alone.train(run))
     assert outcome.code == 0 and outcome.fault is None, outcome
     assert campaign.read_metrics(run) == alone.metrics, outcome
-    assert digest(run) == alone.state, outcome
+    assert digest(run, STEPS) == alone.state, outcome
     assert (run / "report.html").is_file(), outcome
 
 
@@ -297,7 +261,7 @@ def test_run_damage__is_noticed_or_changes_nothing(alone, run, rng, trial):
     if resumed.code == 0:
         same = campaign.read_metrics(run) == alone.metrics
         assert resumed.noticed or same, (harm, resumed)
-        assert digest(run) == alone.state, (harm, resumed)
+        assert digest(run, STEPS) == alone.state, (harm, resumed)
         assert (run / "report.html").is_file(), (harm, resumed)
 
 

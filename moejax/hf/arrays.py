@@ -104,6 +104,6 @@ def is_finite(array: np.ndarray) -> bool:
     exponent. It is looked at in parts that fit a processor's cache.
     """
     kind, exponent = EXPONENTS[array.dtype.itemsize]
-    bits = array.ravel("K").view(kind)  # no copy: it lies in one piece
+    bits: np.ndarray = array.ravel("K").view(kind)  # no copy: it lies in one piece
     parts = (bits[i : i + PART] for i in range(0, bits.size, PART))
     return all((part & exponent).max() != exponent for part in parts)

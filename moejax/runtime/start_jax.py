@@ -29,7 +29,7 @@ def start_jax() -> None:
     except ValueError as error:
         reason = str(error)
     else:
-        count = jax.config.jax_num_cpu_devices
+        count: int = getattr(jax.config, "jax_num_cpu_devices")  # noqa: B009
         if 0 != count <= MOST_CPU_DEVICES:
             return
         reason = f"it must be a number from 1 to {MOST_CPU_DEVICES:,}, not {count:,}."

@@ -23,7 +23,7 @@ def read_load(file: Path) -> np.ndarray:
                 raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
             loaded = np.load(opened)
             if isinstance(loaded, np.lib.npyio.NpzFile):
-                if loaded.zip.getinfo("asked_LE.npy").file_size > MOST_BYTES:
+                if loaded.zip and loaded.zip.getinfo("asked_LE.npy").file_size > MOST_BYTES:
                     raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
                 loaded = loaded["asked_LE"]
             load = np.asarray(loaded, np.float64)

@@ -99,10 +99,10 @@ def end_at_signals() -> Iterator[None]:
     also where the main thread is stuck. What the shell that started it ignores stays ignored.
     """
     ignored = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
+    _ear.ends_process = True
     with StopSignals():
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
-        _ear.ends_process = True
         sys.unraisablehook = _without_stops
         try:
             yield
@@ -188,6 +188,9 @@ class _Ear:
             self._has_raised = self._has_raised or raises
         _write(lines)
         if raises and self.over is not None:
+            if self.ends_process and not self.acts and len(self._users) <= 1:
+                # Nothing to undo, and libraries may be half imported: some crash when that fails.
+                os._exit(128 + self.over)
             with contextlib.suppress(OSError):
                 os.write(self._pipe[1], b"\0")  # the thread counts the seconds from now
             raise Stopped(self.over)

@@ -14,7 +14,7 @@ from moejax.commands.main import run
 from moejax.config import Config, MeshConfig, ModelConfig, MoEConfig
 from moejax.config.errors import UserError
 from moejax.inference.compile_decode import decode_state
-from moejax.lab.bench.decode_sizes import active_bytes, weight_bytes
+from moejax.lab.bench.decode_sizes import active_bytes, largest_share, mean_share, weight_bytes
 from moejax.lab.bench.generation import GenerationBench, describe_times, measure, report
 from moejax.lab.bench.generation_times import Timed, draw_params, time_in_turn
 from moejax.runtime.device_mesh import make_mesh
@@ -46,12 +46,16 @@ def test_a_step_of_one_text_needs_its_experts_and_no_others(params):
     total = V * D + 2 * (layer + E * expert) + D + D * V
     active = D + 2 * (layer + K * expert) + D + D * V
     assert weight_bytes(params) == 4 * total
-    assert active_bytes(TINY, params, 1) == 4 * active
+    assert active_bytes(TINY, params, 1, mean_share(TINY, 1)) == 4 * active
+    assert mean_share(TINY, 1) == largest_share(TINY, 1) == K / E
 
 
 def test_the_experts_of_several_texts_are_counted_once(params):
     """Two texts at random leave a quarter of the experts out on average, many texts none."""
-    one, two, many = (active_bytes(TINY, params, rows) for rows in (1, 2, 100))
+    one, two, many = (
+        active_bytes(TINY, params, rows, mean_share(TINY, rows)) for rows in (1, 2, 100)
+    )
+    assert largest_share(TINY, 2) == largest_share(TINY, 100) == 1
     experts = 4 * 2 * 3 * D * F  # bytes of one expert, in both layers
     rows = 4 * D
     assert two - one == experts * E // 4 + rows
@@ -60,8 +64,8 @@ def test_the_experts_of_several_texts_are_counted_once(params):
 
 def test_a_head_that_is_the_embedding_is_read_whole(params):
     tied = {name: leaf for name, leaf in params.items() if name != "w_head_DV"}
-    one = active_bytes(replace(TINY, tie_embeddings=True), tied, 1)
-    assert one == active_bytes(TINY, params, 1) - 4 * D
+    one = active_bytes(replace(TINY, tie_embeddings=True), tied, 1, 0.5)
+    assert one == active_bytes(TINY, params, 1, 0.5) - 4 * D
 
 
 def test_weights_that_are_drawn_keep_the_size_of_what_they_multiply(params):

@@ -16,16 +16,21 @@ def weight_bytes(params: dict[str, Any]) -> int:
     return sum(_size(leaf) for leaf in jax.tree.leaves(params))
 
 
-def active_bytes(model: ModelConfig, params: dict[str, Any], rows: int) -> int:
-    """The size of the parameters that a decode step of ``rows`` texts needs: of the embedding a row
-    for each text (all of it if it is the head), of routed layers the experts that some text chose,
-    counted once, and the rest.
+def mean_share(model: ModelConfig, rows: int) -> float:
+    """The mean share of distinct experts that ``rows`` texts choose, K of E each, at random."""
+    return 1 - (1 - model.moe.top_k / model.moe.num_experts) ** rows
 
-    As experts, it takes the mean number of distinct ones if each text chooses K of E at random:
-    E (1 - (1 - K/E)^rows).
+
+def largest_share(model: ModelConfig, rows: int) -> float:
+    """The largest share of experts that ``rows`` texts can choose."""
+    return min(1.0, rows * model.moe.top_k / model.moe.num_experts)
+
+
+def active_bytes(model: ModelConfig, params: dict[str, Any], rows: int, share: float) -> int:
+    """The size of the parameters that a decode step of ``rows`` texts needs: of the embedding a row
+    for each text (all of it if it is the head), of routed layers the ``share`` of experts that some
+    text chose, counted once, and the rest.
     """
-    E, K = model.moe.num_experts, model.moe.top_k
-    share = 1 - (1 - K / E) ** rows
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [key.key for key in path]

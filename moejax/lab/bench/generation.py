@@ -16,7 +16,7 @@ from moejax.config.config import Config
 from moejax.inference.compile_decode import compile_decode, decode_state
 from moejax.inference.inference_config import check_can_generate, inference_config
 from moejax.inference.prompts import round_up
-from moejax.lab.bench.decode_sizes import active_bytes, weight_bytes
+from moejax.lab.bench.decode_sizes import active_bytes, largest_share, mean_share, weight_bytes
 from moejax.lab.bench.generation_times import (
     Ours,
     Timed,
@@ -26,7 +26,9 @@ from moejax.lab.bench.generation_times import (
 )
 from moejax.runtime import device_mesh, targets
 from moejax.runtime.number_words import short
-from moejax.runtime.room import check_room, count_bytes
+from moejax.runtime.program_bytes import count_bytes
+from moejax.runtime.room import check_room
+from moejax.runtime.room import count_bytes as count_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +110,12 @@ def compile_all(
         batches.append(
             {
                 "batch": rows,
-                "active_bytes": active_bytes(config.model, params, rows),
+                "active_bytes": active_bytes(
+                    config.model, params, rows, largest_share(config.model, rows)
+                ),
                 "temporary_bytes": int(memory.temp_size_in_bytes),
                 "peak_bytes": _count_peak(memory, bench.target is not None),
-                "accessed_bytes": int(compiled.cost_analysis()["bytes accessed"]),
+                "accessed_bytes": _count_accessed(compiled, bench.target is not None),
             }
         )
     return {"compiled": True, "batches": batches}
@@ -125,6 +129,15 @@ def _count_peak(memory: Any, on_tpu: bool) -> int:
     return int(memory.argument_size_in_bytes + written + memory.temp_size_in_bytes)
 
 
+def _count_accessed(compiled: Any, on_tpu: bool) -> int:
+    """The bytes that a step reads and writes. On CPUs, experts are read in loops, of which XLA
+    counts one turn; for TPUs it counts what its kernels say of themselves.
+    """
+    if on_tpu:
+        return int(compiled.cost_analysis()["bytes accessed"])
+    return count_bytes(compiled.as_text())
+
+
 def time_all(
     bench: GenerationBench,
     config: Config,
@@ -135,7 +148,7 @@ def time_all(
 ) -> dict[str, Any]:
     """Times for each size of a batch, all in turn with the machine's own copying."""
     check_room(
-        count_bytes(jax.tree.leaves(state["params"])),
+        count_room(jax.tree.leaves(state["params"])),
         "a model of these sizes",
         "Give --model.num-layers with fewer layers, --dtype bfloat16, or --compiled, which builds"
         " none.",
@@ -156,7 +169,7 @@ def time_all(
         copied = copy_bytes_per_second(bench.rounds)
     batches = []
     for rows in bench.batch:
-        active = active_bytes(config.model, params, rows)
+        active = active_bytes(config.model, params, rows, mean_share(config.model, rows))
         one: dict[str, Any] = {"batch": rows, "active_bytes": active}
         for name in arms:
             one[name] = describe_times(times[name, rows], rows, bench, active)

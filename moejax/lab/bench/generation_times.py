@@ -15,6 +15,7 @@ from moejax.config.config import Config
 from moejax.inference.decode_step import make_empty_cache, make_step
 from moejax.inference.prompts import round_up
 from moejax.inference.sampling import Sampling, make_draws
+from moejax.moe.lying import hold
 
 COPIED_BYTES = 256 << 20
 """The size of the array whose copying is timed."""
@@ -50,7 +51,7 @@ class Ours:
     ) -> None:
         self._vocab_size = vocab_size
         bias: Any = None if bias_LE is None else jnp.zeros(bias_LE.shape, bias_LE.dtype)
-        self._weights = (params, bias, None)
+        self._weights = (hold(params), bias, None)
         self._step = make_step(config.model, vocab_size, config.mesh, mesh)
         self._empty_cache = make_empty_cache(config.model, mesh)
 

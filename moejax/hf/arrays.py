@@ -1,5 +1,6 @@
 """Tensors on disk become arrays on devices: each device is given its own part alone."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,14 @@ from moejax.config.model import ModelConfig
 from moejax.hf.files import Tensor, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime import partition
-from moejax.runtime.place_arrays import Get, place, place_rows, take_layer
+from moejax.runtime.place_arrays import (
+    PART_BYTES,
+    Get,
+    is_whole,
+    place,
+    place_block,
+    take_layer,
+)
 
 EXPONENTS: dict[int, tuple[type, Any]]
 EXPONENTS = {2: (np.uint16, np.uint16(0x7F80)), 4: (np.uint32, np.uint32(0x7F800000))}
@@ -54,35 +62,76 @@ def read_arrays(
         for entry in entries:
             sources = [tensors[name] for name in entry.names]
             for part, path in enumerate(entry.paths):
-                whole = like[path]
-                if entry.index is None:
-                    get = partial(_read_part, spoilt, entry, part, sources, config, whole)
-                    arrays[path] = place(whole, get)
-                    continue
-                layer = take_layer(whole)
-                get = partial(_read_part, spoilt, entry, part, sources, config, layer)
-                one = partial(_read_as_one, get)
-                arrays[path] = place_rows(arrays.get(path), whole, entry.index, 1, one)
+                read = partial(_read_part, spoilt, entry, part, config)
+                arrays[path] = _place_entry(arrays.get(path), like[path], entry, sources, read)
             progress.update(sum(source.nbytes for source in sources))
     return arrays, list(spoilt)
 
 
-def _read_as_one(get: Get, index: tuple[slice, ...]) -> np.ndarray:
-    """A layer's part as one entry of a stack."""
-    return get(index[1:])[None]
+def _place_entry(
+    array: jax.Array | None,
+    whole: jax.ShapeDtypeStruct,
+    entry: Entry,
+    sources: list[Tensor],
+    read: Callable[[list[Tensor], jax.ShapeDtypeStruct, tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """An array with what an entry has of it, some experts after the others."""
+    if entry.index is None:
+        return _place_outside(whole, entry.rule.transpose, partial(read, sources, whole))
+    layer = take_layer(whole)
+
+    def read_stacked(some: list[Tensor], index: tuple[slice, ...]) -> np.ndarray:
+        return read(some, layer, index[1:])[None]
+
+    if not (entry.rule.is_per_expert and is_whole(whole, 1)):
+        get = partial(read_stacked, sources)
+        return place_block(array, whole, (entry.index,), (1,), get)
+    expert_bytes = layer.size // len(sources) * layer.dtype.itemsize
+    step = max(1, PART_BYTES // max(1, expert_bytes))
+    for first in range(0, len(sources), step):
+        some = sources[first : first + step]
+        get = partial(read_stacked, some)
+        array = place_block(array, whole, (entry.index, first), (1, len(some)), get)
+    assert array is not None  # as there are experts
+    return array
+
+
+def _place_outside(whole: jax.ShapeDtypeStruct, transpose: bool, get: Get) -> jax.Array:
+    """An array that is in no layer, such as the embedding: some of its rows on disk after the
+    others.
+    """
+    axis = len(whole.shape) - 1 if transpose else 0
+    rows = whole.shape[axis]
+    row_bytes = whole.size // rows * whole.dtype.itemsize
+    step = max(1, PART_BYTES // row_bytes)
+    if step >= rows or not all(is_whole(whole, a) for a in range(axis + 1)):
+        return place(whole, get)
+
+    def read_moved(first: int, index: tuple[slice, ...]) -> np.ndarray:
+        moved = slice(index[axis].start + first, index[axis].stop + first)
+        return get((*index[:axis], moved, *index[axis + 1 :]))
+
+    array = None
+    for first in range(0, rows, step):
+        start, sizes = [0] * (axis + 1), list(whole.shape[: axis + 1])
+        start[axis], sizes[axis] = first, min(step, rows - first)
+        block = partial(read_moved, first)
+        array = place_block(array, whole, tuple(start), tuple(sizes), block)
+    assert array is not None  # as there are rows
+    return array
 
 
 def _read_part(
     spoilt: dict[str, None],
     entry: Entry,
     part: int,
-    sources: list[Tensor],
     config: ModelConfig,
+    sources: list[Tensor],
     like: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
 ) -> np.ndarray:
-    """What lies at ``index`` of one array, in one layer; of experts only those in it are read. The
-    names of tensors that are not finite there are added to ``spoilt``.
+    """What lies at ``index`` of one array, in one layer, or in the experts of ``sources``; only the
+    experts in it are read. The names of tensors that are not finite there are added to ``spoilt``.
     """
     if not entry.rule.is_per_expert:
         array = entry.rule.read(read_tensor(sources[0]), part, config)[index].astype(like.dtype)

@@ -4,7 +4,9 @@ Orbax restores whole arrays, several at once, and so needs twice the memory of a
 TensorStore, which Orbax writes with, is asked for a part at a time.
 """
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,10 @@ import tensorstore as ts
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from moejax.runtime.place_arrays import is_whole, place, place_rows
+from moejax.runtime.place_arrays import PART_BYTES, is_whole, place, place_block
 
 ArrayPath = tuple[str, ...]
 """Where an array stands in the tree that was saved."""
-PART_BYTES = 64 << 20
-"""About the size of a part; large arrays are stored in parts of at most this size."""
 FILE_BYTES = 128 << 20
 SMALLEST_ROW = 1 << 20
 """Entries of the first dimension that are smaller than this share a part."""
@@ -109,29 +109,42 @@ def _count_bytes(store: Any, numbers: int) -> int:
 
 
 def _read_array(store: Any, like: jax.ShapeDtypeStruct, progress: tqdm) -> jax.Array:
-    def read(start: int, index: tuple[slice, ...]) -> np.ndarray:
-        if index:
-            index = (slice(index[0].start + start, index[0].stop + start), *index[1:])
-        return store[index].read().result().astype(like.dtype, copy=False)
+    def read(start: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        moved = tuple(slice(s.start + n, s.stop + n) for s, n in zip(index, start, strict=True))
+        return store[moved].read().result().astype(like.dtype, copy=False)
 
-    if not like.shape or not is_whole(like):
-        array = jax.block_until_ready(place(like, partial(read, 0)))
-        progress.update(_count_bytes(store, like.size))
-        return array
     array = None
-    row = like.size // like.shape[0]
-    for start, count in _cut_rows(store, like.shape[0], _count_bytes(store, row)):
-        array = place_rows(array, like, start, count, partial(read, start))
-        progress.update(_count_bytes(store, row * count))
-    assert array is not None  # as there are rows
+    for start, sizes in _cut_blocks(store, like):
+        if sizes == like.shape:
+            array = jax.block_until_ready(place(like, partial(read, start)))
+        else:
+            array = place_block(array, like, start, sizes, partial(read, start))
+        progress.update(_count_bytes(store, math.prod(sizes)))
+    assert array is not None  # Orbax writes no array without numbers
     return array
 
 
-def _cut_rows(store: Any, rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Where each part begins, and how many entries of the first dimension it has: whole stored
-    chunks, so that none is read twice.
+def _cut_blocks(
+    store: Any, like: jax.ShapeDtypeStruct
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Where each block begins, and its sizes: whole stored chunks, so that none is read twice, cut
+    in at most two dimensions, which every device has whole.
     """
-    stored = store.chunk_layout.read_chunk.shape[0]
-    step = stored * max(1, PART_BYTES // (stored * row_bytes))
-    for start in range(0, rows, step):
-        yield start, min(step, rows - start)
+    shape, chunk = like.shape, store.chunk_layout.read_chunk.shape
+    sizes = list(shape)
+    for axis in _choose_axes(shape, chunk, like):
+        one = _count_bytes(store, math.prod(sizes) // sizes[axis])  # bytes of one entry of the axis
+        sizes[axis] = min(shape[axis], chunk[axis] * max(1, PART_BYTES // (chunk[axis] * one)))
+    ranges = [range(0, total, size) for total, size in zip(shape, sizes, strict=True)]
+    for start in itertools.product(*ranges):
+        ends = zip(start, sizes, shape, strict=True)
+        yield start, tuple(min(size, total - first) for first, size, total in ends)
+
+
+def _choose_axes(
+    shape: tuple[int, ...], chunk: tuple[int, ...], like: jax.ShapeDtypeStruct
+) -> list[int]:
+    """The first dimension, and the one in which the chunks are cut most."""
+    whole = [axis for axis in range(len(shape)) if is_whole(like, axis)]
+    inner = sorted((a for a in whole if a > 0), key=lambda a: chunk[a] / shape[a])
+    return [axis for axis in whole if axis == 0] + inner[:1]

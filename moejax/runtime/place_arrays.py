@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+PART_BYTES = 64 << 20
+"""About the size of a part of an array that is read at once."""
 Get = Callable[[tuple[slice, ...]], np.ndarray]
 """What lies at an index of an array; all slices have a start and a stop."""
 
@@ -28,26 +30,29 @@ def place(like: jax.ShapeDtypeStruct, get: Get) -> jax.Array:
     return jax.make_array_from_callback(like.shape, like.sharding, part)
 
 
-def place_rows(
-    array: jax.Array | None, like: jax.ShapeDtypeStruct, start: int, count: int, get: Get
+def place_block(
+    array: jax.Array | None,
+    like: jax.ShapeDtypeStruct,
+    start: tuple[int, ...],
+    sizes: tuple[int, ...],
+    get: Get,
 ) -> jax.Array:
-    """``array``, or zeros like ``like`` where there is none yet, with ``count`` entries of its
-    first dimension placed from ``start`` on, in the same memory. That dimension must be whole on
-    every device. ``get`` is asked for an index in these entries alone, [count, ...].
+    """``array``, or zeros like ``like`` where there is none yet, with a block placed in it, in the
+    same memory. The block begins at ``start`` and has these ``sizes`` in the first dimensions,
+    which must be whole on every device (``is_whole``); of the others it has all. ``get`` is asked
+    for an index in the block.
     """
-    rows = jax.ShapeDtypeStruct((count, *like.shape[1:]), like.dtype, sharding=like.sharding)
-    placed = place(rows, get)
+    shape = (*sizes, *like.shape[len(sizes) :])
+    placed = place(jax.ShapeDtypeStruct(shape, like.dtype, sharding=like.sharding), get)
     array = _make_zeros(like)() if array is None else array
+    at = (*start, *(0,) * (len(shape) - len(start)))
     # Waited for: what is still on its way would add up on the host.
-    return jax.block_until_ready(_set_rows(array, placed, start))
+    return jax.block_until_ready(_set_block(array, placed, at))
 
 
-def is_whole(like: jax.ShapeDtypeStruct) -> bool:
-    """Whether every device has all entries of the first dimension."""
-    sharding = like.sharding
-    if not isinstance(sharding, NamedSharding):
-        return True
-    return not sharding.spec or sharding.spec[0] is None
+def is_whole(like: jax.ShapeDtypeStruct, dimension: int = 0) -> bool:
+    """Whether every device has all entries of a dimension."""
+    return like.sharding.shard_shape(like.shape)[dimension] == like.shape[dimension]
 
 
 def take_layer(stack: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -64,5 +69,5 @@ def _make_zeros(like: jax.ShapeDtypeStruct) -> Callable:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _set_rows(array: jax.Array, rows: jax.Array, start: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0)
+def _set_block(array: jax.Array, block: jax.Array, start: tuple[int, ...]) -> jax.Array:
+    return jax.lax.dynamic_update_slice(array, block, start)

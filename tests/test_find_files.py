@@ -260,7 +260,9 @@ def test_flags_and_config_json_take_one_or_several(tmp_path, flags, files):
     (tmp_path / "mine.py").write_text(
         "from moejax.config import Config\n\n\ndef get_config():\n    return Config()\n"
     )
-    words = ["--config", str(tmp_path / "mine.py"), "--data.files", *flags, "--run.steps", "3"]
+    words = ["--config", str(tmp_path / "mine.py"), "--run.steps", "3"]
+    words += ["--data.source", "files"] if files else []
+    words += ["--data.files", *flags]
     config, _ = parse_config(words, "python train.py")
     assert config.data.files == files and config.run.steps == 3
     assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config

@@ -320,7 +320,9 @@ def test_what_a_run_needs_beside_its_directory_is_named(copy, tmp_path, figures)
         moejax("eval", copy)
     changed(copy, "data", tokenizer="bytes")
     changed(copy, "model.moe", router="made_up_for_this_test")
-    with pytest.raises(RunError, match="made_up_for_this_test is not known.* give --config"):
+    with pytest.raises(
+        RunError, match="made_up_for_this_test, which is not one of moejax's.* give --config"
+    ):
         moejax("eval", copy)
     file = tmp_path / "mine.py"
     file.write_text(
@@ -330,7 +332,8 @@ def test_what_a_run_needs_beside_its_directory_is_named(copy, tmp_path, figures)
         "get_config = Config\n"
     )
     try:
-        assert figures(copy, "--config", file)["loss"] == want
+        with pytest.warns(UserWarning, match="says model.moe.router 'made_up_for_this_test'"):
+            assert figures(copy, "--config", file)["loss"] == want
     finally:
         del ROUTERS["made_up_for_this_test"]
 

@@ -80,6 +80,8 @@ REFUSED = [
     ["bench", "peers", "--tokens", "0"],
     ["bench", "scaling", "--tokens", "0"],
     ["bench", "gpu", "--tokens", "0"],
+    ["bench", "generate"],
+    ["bench", "generate", "--hf", "model", "--batch", "0"],
 ]
 
 

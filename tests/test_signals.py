@@ -35,12 +35,16 @@ def start(words: list[str], **options) -> subprocess.Popen:
     """A command with its own signals, though those of a test in the background are ignored."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=environment, preexec_fn=listen, **pipes | options)
+    return subprocess.Popen(with_signals("SIG_DFL", words), env=environment, **pipes | options)
 
 
-def listen() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+def with_signals(action: str, words: list[str]) -> list[str]:
+    """A command that begins with this action for SIGINT. It is set by a process that becomes the
+    command: a fork of this one, in which JAX runs, would be warned of.
+    """
+    become = f"import os, signal, sys; signal.signal(signal.SIGINT, signal.{action});"
+    become += " os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", become, *words]
 
 
 def send(process: subprocess.Popen, number: int) -> None:
@@ -121,14 +125,13 @@ def test_a_command_ends_at_the_first_signal_from_its_beginning_on(words):
 
 
 def test_what_the_shell_ignores_stays_ignored():
-    ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     body = (
         "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('goes on', flush=True);"
         " os.kill(os.getpid(), signal.SIGTERM); import time; time.sleep(60)"
     )
-    words = [sys.executable, "-c", STUCK.replace("BODY", body)]
+    words = with_signals("SIG_IGN", [sys.executable, "-c", STUCK.replace("BODY", body)])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, **ignored)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (143, "goes on\n")
     assert done.stderr == "SIGTERM: stopped.\n"
 

@@ -37,8 +37,8 @@ def find_lines(error: BaseException) -> str:
     lines = []
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename).resolve()
-        helper = file.parent in folders and file.stem in sys.modules  # imported from beside it
-        if file in _own or (helper and file.parent != Path(__file__).parents[2]):
+        beside = file.parent in folders and file.stem in sys.modules  # imported from beside it
+        if file in _own or (beside and file.parent != Path(__file__).parents[2]):
             shown = _own.get(file, Path(frame.filename))
             lines.append(f"\n  {shown}, line {frame.lineno}, in {frame.name}\n    {frame.line}")
     return "".join(lines[-3:])

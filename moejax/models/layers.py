@@ -123,11 +123,7 @@ def run_layers(
     routed ones say, and the caches. ``own`` is what each routed layer has for itself, with a
     leading L. ``params`` are the model's parameters, at inference, which reads them where they lie.
     """
-    unroll = config.unroll
-    if unroll is None:
-        # A large model's layers, read in place, gain nothing but time to compile.
-        large = params is not None and config.width**2 >= lying.SMALL
-        unroll = device_mesh.platform() == "cpu" and not large
+    unroll = _unrolls(config, params is not None)
     windows = [2**30 if window is None else window for window in config.windows]
     said, layers, done, done_routed = [], [], 0, 0
     for i, (unit, repeats) in enumerate(cut_layers(config)):
@@ -187,3 +183,12 @@ def run_in_place(
 
     mine = jax.tree.map(lay, params)
     return unit.apply({"params": mine}, carry, context, each, own)
+
+
+def _unrolls(config: ModelConfig, in_place: bool) -> bool:
+    """Whether the loops over layers are unrolled."""
+    if config.unroll is not None:
+        return config.unroll
+    # A large model's layers, read in place, would gain nothing but time to compile.
+    large = in_place and config.width**2 >= lying.SMALL
+    return device_mesh.platform() == "cpu" and not large

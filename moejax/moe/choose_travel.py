@@ -7,7 +7,7 @@ import jax
 
 from moejax.config.mesh import BY_ROWS, MeshConfig
 from moejax.config.moe import MoEConfig
-from moejax.moe.experts import Dropout
+from moejax.moe.dropout import Dropout
 from moejax.moe.kernels.grouped_feed_forward import find_products
 from moejax.moe.travel import Dispatch, Exchange, Travel
 from moejax.runtime import device_mesh

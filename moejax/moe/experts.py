@@ -1,12 +1,12 @@
 """Feed-forward networks, single or in a bank with a leading E: functions of a dict of arrays."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from moejax.moe.dropout import Dropout
 from moejax.moe.lying import multiply
 
 Affine = Callable[[jax.Array, str, jax.Array | float], jax.Array]
@@ -26,18 +26,6 @@ GATED = {
     "clamped_swiglu": clamped_swiglu,
 }
 PLAIN = {"gelu": jax.nn.gelu, "relu": jax.nn.relu}
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Zero each hidden number with probability ``rate`` and scale up the rest."""
-
-    rate: float
-    key: jax.Array
-
-    def __call__(self, h: jax.Array) -> jax.Array:
-        kept = jax.random.bernoulli(self.key, 1 - self.rate, h.shape)
-        return jnp.where(kept, h / (1 - self.rate), 0)
 
 
 def matrices(activation: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from moejax.config.moe import MoEConfig
 from moejax.moe import balance, experts, selection_bias
 from moejax.moe.choose_travel import choose_travel
 from moejax.moe.dispatch import einsum, gather, grouped
+from moejax.moe.dropout import Dropout
 from moejax.moe.lying import as_type
 from moejax.moe.parallel import by_rows
 from moejax.moe.parallel.on_each_device import run_on_each_device
@@ -109,7 +110,7 @@ class MoELayer(nn.Module):
         choice = router.choose(inputs)
         dropout = None
         if keys[2] is not None and moe.expert_dropout:
-            dropout = experts.Dropout(moe.expert_dropout, keys[2])
+            dropout = Dropout(moe.expert_dropout, keys[2])
         y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, dropout)
         if moe.num_choices > E:
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
@@ -204,7 +205,7 @@ class MoELayer(nn.Module):
         x_GSD: jax.Array,
         inputs: RouterInput,
         place_ER: jax.Array | None,
-        dropout: experts.Dropout | None,
+        dropout: Dropout | None,
     ) -> tuple[jax.Array, jax.Array]:
         """``y_GSD`` and ``seated_GSE`` of the chosen experts, wherever they are."""
         moe, real_GS, slots = self.config, inputs.real_GS, inputs.capacity
@@ -273,7 +274,7 @@ def add_noise(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Ar
         low, high = 1 - moe.router_jitter, 1 + moe.router_jitter
         x_GSD *= jax.random.uniform(jitter_key, x_GSD.shape, minval=low, maxval=high)
     if moe.router_dropout:
-        x_GSD = experts.Dropout(moe.router_dropout, dropout_key)(x_GSD)
+        x_GSD = Dropout(moe.router_dropout, dropout_key)(x_GSD)
     return x_GSD
 
 

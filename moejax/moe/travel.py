@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moejax.config.mesh import BY_ROWS, MeshConfig
-from moejax.moe.experts import Dropout
+from moejax.moe.dropout import Dropout
 from moejax.routing.seating import Seating
 
 Dispatch = Literal["einsum", "gather", "grouped"]

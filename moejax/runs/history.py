@@ -13,7 +13,7 @@ from moejax.config.files import flatten
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.runs.array_files import list_steps
 from moejax.runs.checksums import FILE, find_damage, sum_bytes
-from moejax.runs.run_directory import FOLDERS, MAY_CHANGE, RunDirectory
+from moejax.runs.run_layout import FOLDERS, MAY_CHANGE
 
 KEY = "history"
 """The name of the history in what is saved beside the arrays."""
@@ -21,10 +21,11 @@ MAY_DIFFER = MAY_CHANGE | {"data.tokenizer", "run.init_from"}
 """Settings that a run may have changed since: a tokenizer, or a model, may lie elsewhere."""
 
 
-def note_history(run: RunDirectory, settings: dict[str, Any]) -> dict[str, Any]:
+def note_history(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The history of a run so far, as JSON."""
-    lines = run.metrics_file.read_bytes() if run.metrics_file.exists() else b""
-    steps = {name: _list_steps(run.path / name) for name in FOLDERS}
+    file = directory / "metrics.jsonl"
+    lines = file.read_bytes() if file.exists() else b""
+    steps = {name: _list_steps(directory / name) for name in FOLDERS}
     return {
         "settings": settings,
         "metrics": sum_bytes(lines),

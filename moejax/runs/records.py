@@ -13,7 +13,7 @@ from moejax.runs.expert_load import Load, read_load
 from moejax.runs.held_out_choices import HeldOutChoices, read_choices
 from moejax.runs.history import explain_run
 from moejax.runs.metric_lines import read_lines, select_split, sort_steps
-from moejax.runs.run_directory import CHOICES, PART_CHOICES
+from moejax.runs.run_layout import CHOICES, PART_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)

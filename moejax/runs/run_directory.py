@@ -20,45 +20,9 @@ from moejax.runs.checksums import CHECKSUM, sum_json
 from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
+from moejax.runs.run_layout import CHOICES, CLASSES, FOLDERS, LOAD, MAY_CHANGE
 from moejax.runs.same_model import is_same_model
 from moejax.runtime.atomic_files import write_json, write_text
-
-FOLDERS = LOAD, CHOICES, PART_CHOICES, CLASSES = ("load", "choices", "part_choices", "classes")
-"""Folders with a file of arrays for each step."""
-
-# Settings that a run may change when it goes on; all others would make it another run.
-MAY_CHANGE = frozenset(
-    {
-        "run.directory",
-        "run.steps",
-        "run.log_every",
-        "run.eval_every",
-        "run.part_every",
-        "run.checkpoint_every",
-        "run.keep_checkpoints",
-        "run.tensorboard",
-        "run.max_skipped_in_a_row",
-        "run.force",
-        "run.sample_prompt",
-        "run.sample_tokens",
-        "run.sample_temperature",
-        "data.directory",
-        "data.eval_batch_size",
-        "data.prefetch",
-        "distributed.coordinator_address",
-        "distributed.initialize",
-        "distributed.num_processes",
-        "distributed.process_id",
-        "mesh.data",
-        "mesh.expert",
-        "mesh.model",
-        "mesh.fsdp",
-        "mesh.expert_parallel",
-        "mesh.chunks",
-        "model.remat",
-        "model.unroll",
-    }
-)
 
 
 def _warn_of_damage(file: Path, content: object) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from moejax.config.errors import RunError
 from moejax.data.batches import Batch, pick_rows
 from moejax.moe import balance
-from moejax.runs.run_directory import CHOICES, PART_CHOICES
+from moejax.runs.run_layout import CHOICES, PART_CHOICES
 from moejax.runtime import batch_rows
 from moejax.train.journal import Journal
 from moejax.train.metrics import count_evaluated, loss_metrics, router_metrics

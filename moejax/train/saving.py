@@ -37,7 +37,7 @@ class Saving:
         extra = tally.to_json() | {"text": self.description, "place": place}
         extra["marks"] = self.marks
         if self.run.owner:
-            extra[KEY] = note_history(self.run, to_dict(self.config))
+            extra[KEY] = note_history(self.run.path, to_dict(self.config))
         self.checkpoints.save(tally.step, state, extra, score)
 
     def restore(self, like: Any) -> tuple[TrainState, Tally] | None:

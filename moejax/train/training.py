@@ -26,12 +26,12 @@ from moejax.train.finish import finish, say_result
 from moejax.train.interval import IntervalLog
 from moejax.train.journal import Journal
 from moejax.train.loop import run_steps
-from moejax.train.prepare import Learner, make_learner, make_programs, shared_settings
+from moejax.train.prepare import Learner, Programs, make_learner, make_programs, shared_settings
 from moejax.train.progress import Beside
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState, start_state
 from moejax.train.tally import Tally
-from moejax.train.tasks import open_task
+from moejax.train.tasks import Task, open_task
 from moejax.train.tensorboard import TensorBoard
 
 ALL_SAVED = "all steps are saved; the same command writes the sample and the report."
@@ -78,16 +78,7 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
                     step=programs.step,
                     environment=environment,
                     intervals=IntervalLog(config, measure, journal, programs.router_arrays),
-                    evaluation=Evaluation(
-                        task=task,
-                        mesh=mesh,
-                        rows=config.data.eval_batch_size,
-                        part_batches=config.run.part_batches,
-                        num_experts=config.model.moe.num_experts,
-                        eval_step=programs.eval_step,
-                        first_choices=programs.first_choices,
-                        journal=journal,
-                    ),
+                    evaluation=make_evaluation(config, task, mesh, programs, journal),
                     saving=saving,
                     beside=beside,
                 )
@@ -98,6 +89,22 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
             checkpoints.wait()  # without steps, it was killed after the last checkpoint
             environment.stop.end(ALL_SAVED)
             finish(config, task, measure, environment, state, tally)
+
+
+def make_evaluation(
+    config: Config, task: Task, mesh: Mesh, programs: Programs, journal: Journal
+) -> Evaluation:
+    """How the run is evaluated."""
+    return Evaluation(
+        task=task,
+        mesh=mesh,
+        rows=config.data.eval_batch_size,
+        part_batches=config.run.part_batches,
+        num_experts=config.model.moe.num_experts,
+        eval_step=programs.eval_step,
+        first_choices=programs.first_choices,
+        journal=journal,
+    )
 
 
 def restore_or_begin(

@@ -12,7 +12,7 @@ from moejax.config.idle import differences_that_matter
 from moejax.lab.study.definition import Study
 from moejax.lab.study.results import Outcome, Status
 from moejax.runs.records import Run, read_run
-from moejax.runs.run_directory import MAY_CHANGE
+from moejax.runs.run_layout import MAY_CHANGE
 
 DIVERGED = "diverged.txt"
 """In a run's directory: why it was given up. Without it the run would be taken up again."""

@@ -1,0 +1,38 @@
+"""What the directory of a run has beside its checkpoints, and what may change in it."""
+
+FOLDERS = LOAD, CHOICES, PART_CHOICES, CLASSES = ("load", "choices", "part_choices", "classes")
+"""Folders with a file of arrays for each step."""
+
+MAY_CHANGE = frozenset(
+    {
+        "run.directory",
+        "run.steps",
+        "run.log_every",
+        "run.eval_every",
+        "run.part_every",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.tensorboard",
+        "run.max_skipped_in_a_row",
+        "run.force",
+        "run.sample_prompt",
+        "run.sample_tokens",
+        "run.sample_temperature",
+        "data.directory",
+        "data.eval_batch_size",
+        "data.prefetch",
+        "distributed.coordinator_address",
+        "distributed.initialize",
+        "distributed.num_processes",
+        "distributed.process_id",
+        "mesh.data",
+        "mesh.expert",
+        "mesh.model",
+        "mesh.fsdp",
+        "mesh.expert_parallel",
+        "mesh.chunks",
+        "model.remat",
+        "model.unroll",
+    }
+)
+"""Settings that a run may change when it goes on; all others would make it another run."""

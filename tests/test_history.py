@@ -28,7 +28,7 @@ def run(tmp_path) -> Path:
             load = np.array([[step]])
             directory.write_load(step, asked_LE=load, seated_LE=load, layers=np.array([0]))
             if step == 2:
-                noted = note_history(directory, to_dict(SETTINGS))
+                noted = note_history(directory.path, to_dict(SETTINGS))
         place = directory.checkpoints / "2"
         (place / "extra").mkdir(parents=True)
         (place / "extra" / "metadata").write_text(json.dumps({KEY: noted}))

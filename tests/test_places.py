@@ -172,7 +172,7 @@ def test_a_run_is_opened_from_any_folder(config, tmp_path, monkeypatch, words_fi
     config = with_run(config, directory="run", steps=3, eval_every=3, sample_tokens=0)
     quick(config)
     kept = sorted(path.name for path in (tmp_path / "run" / "tokenizer").iterdir())
-    assert kept == ["tokenizer.json", "tokenizer_config.json"]
+    assert kept == ["edges.json", "tokenizer.json", "tokenizer_config.json"]
     capsys.readouterr()
     here = end_of(["eval", "run", "--json"], capsys)
     away = tmp_path / "elsewhere"

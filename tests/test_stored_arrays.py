@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,6 +66,15 @@ def test_all_shapes_are_read(tmp_path, small_parts):
         ("scale",),
     }
     assert set(read_types(tmp_path / "saved").values()) == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("way", ["{}/../saved", "./{}", "{}//"])
+def test_any_way_to_the_directory_is_taken(tmp_path, monkeypatch, way):
+    save(TREE, tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    read = read_tree(Path(way.format("saved")), shapes(TREE, "float32", sharding))
+    jax.tree.map(np.testing.assert_array_equal, read, TREE)
 
 
 def test_a_layer_of_a_stack_can_be_read_alone(tmp_path, small_parts):

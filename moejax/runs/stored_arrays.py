@@ -96,7 +96,7 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
 def _open_arrays(directory: Path, paths: list[ArrayPath]) -> dict[ArrayPath, Any]:
     """Arrays, opened but not read."""
     driver = "zarr3" if _read_metadata(directory).get("use_zarr3") else "zarr"
-    base = {"driver": "file", "path": f"{directory.absolute()}/"}
+    base = {"driver": "file", "path": f"{directory.resolve()}/"}
     futures = {}
     for path in paths:
         place = {"driver": "ocdbt", "base": base, "path": ".".join(path) + "/"}

@@ -131,7 +131,8 @@ def _count_peak(memory: Any, on_tpu: bool) -> int:
 
 def _count_accessed(compiled: Any, on_tpu: bool) -> int:
     """The bytes that a step reads and writes. On CPUs, experts are read in loops, of which XLA
-    counts one turn; for TPUs it counts what its kernels say of themselves.
+    counts one turn. For TPUs it counts what kernels say of themselves, which is whole banks, though
+    they read the chosen experts only.
     """
     if on_tpu:
         return int(compiled.cost_analysis()["bytes accessed"])

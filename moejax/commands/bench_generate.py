@@ -1,6 +1,5 @@
 """`moejax bench generate`: prompts and decode steps, in tokens and bytes a second."""
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from moejax.commands.released_config import read_fields, read_released
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check
 from moejax.config.config import Config
-from moejax.config.errors import UserError
 from moejax.config.needs import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.lab.bench import generation
+from moejax.lab.bench.peers import check_libraries
 from moejax.runtime.allocator import take_gpu_memory_as_needed
 
 PROGRAM = "moejax bench generate"
@@ -56,18 +55,11 @@ def bench_generate(settings: GenerationSettings, flags: list[str]) -> None:
         use_cpu()
     take_gpu_memory_as_needed()
     if bench.peers:
-        check_peers()
+        check_libraries("--peers")
     config, fields = read_model(settings, flags)
     size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     result = generation.measure(bench, config, size, fields)
     print(json.dumps(result, indent=2) if settings.json else generation.report(result), flush=True)
-
-
-def check_peers() -> None:
-    """Raise ``UserError`` if what --peers compares with is not installed."""
-    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
-    if missing:
-        raise UserError(f"--peers needs {' and '.join(missing)}: pip install -e '.[peers]'")
 
 
 def read_model(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import tyro
 
 from moejax import hf
+from moejax.commands.mesh_needs import ONLY_WRITTEN
 from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
@@ -41,15 +42,7 @@ class ExportSettings:
     """A Python file that is run first: the config of the run, if it has a router of its own."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
-    NEEDS: ClassVar[tuple[Need, ...]] = (
-        Need(
-            ("mesh.expert_parallel", "mesh.chunks", "mesh.receive_factor"),
-            lambda s: False,
-            "a model that is only written, not run",
-            "",
-            twin=True,  # the flags of its training
-        ),
-    )
+    NEEDS: ClassVar[tuple[Need, ...]] = (ONLY_WRITTEN,)
 
 
 def export_model(settings: ExportSettings) -> None:

@@ -8,6 +8,7 @@ import tyro
 
 from moejax import hf
 from moejax.commands.describe_import import describe_import
+from moejax.commands.mesh_needs import ONLY_WRITTEN
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.needs import Need
@@ -30,15 +31,7 @@ class ImportSettings:
     """Go on with weights that are NaN or infinite."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
-    NEEDS: ClassVar[tuple[Need, ...]] = (
-        Need(
-            ("mesh.expert_parallel", "mesh.chunks", "mesh.receive_factor"),
-            lambda s: False,
-            "a model that is only written, not run",
-            "",
-            twin=True,  # the flags of its training
-        ),
-    )
+    NEEDS: ClassVar[tuple[Need, ...]] = (ONLY_WRITTEN,)
 
 
 def import_model(settings: ImportSettings) -> None:

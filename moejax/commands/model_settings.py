@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from jax.sharding import Mesh
 
+from moejax.commands.mesh_needs import NOT_TRAINED
 from moejax.config.checks import check, check_sizes
 from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
@@ -40,15 +41,7 @@ class ModelSettings:
     """Print one JSON object."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
-    NEEDS: ClassVar[tuple[Need, ...]] = (
-        Need(
-            ("mesh.chunks", "mesh.receive_factor"),
-            lambda s: False,
-            "a model that is not trained",
-            "",
-            twin=True,  # the flags of its training
-        ),
-    )
+    NEEDS: ClassVar[tuple[Need, ...]] = (NOT_TRAINED,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,7 @@ from typing import Any
 import jax
 
 from moejax.config.model import ModelConfig
-from moejax.moe.experts import bank_shapes
-
-BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
+from moejax.inference.replicate import BANK
 
 
 def weight_bytes(params: dict[str, Any]) -> int:

@@ -64,11 +64,7 @@ class PeersBench(LayerShape, TimingSettings):
 
 def measure(bench: PeersBench) -> dict[str, Any]:
     """Check that all agree, then time them in one run. Returns the object of ``--json``."""
-    if missing_libraries():
-        raise UserError(
-            f"comparing with other libraries needs {' and '.join(missing_libraries())}:"
-            " pip install -e '.[peers]'"
-        )
+    check_libraries("comparing with other libraries")
     bench.prepare_memory()
     with full_precision(bench.dtype):
         return compare_layers(bench)
@@ -98,6 +94,12 @@ def compare_layers(bench: PeersBench) -> dict[str, Any]:
         "arms": {name: summarize_arm(times, name) for name in names},
         **best_peer(times, [name for name in names if is_peer(name)]),
     }
+
+
+def check_libraries(what: str) -> None:
+    """Raise ``UserError`` if a library is not installed that ``what`` needs."""
+    if missing := missing_libraries():
+        raise UserError(f"{what} needs {' and '.join(missing)}: pip install -e '.[peers]'")
 
 
 def missing_libraries() -> list[str]:

@@ -55,7 +55,7 @@ def _differentiable(
     activation: str,
     weigh: str,
 ) -> jax.Array:
-    return forward(params, x_TD, weight_TK, rows, None, activation=activation, weigh=weigh)[0]
+    return _forward(params, x_TD, weight_TK, rows, activation, weigh)[0]
 
 
 Kept = dict[str, jax.Array]

@@ -6,7 +6,8 @@ from typing import Any
 
 from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
-from moejax.hf.families import FAMILIES, WHOLE
+from moejax.hf.families import FAMILIES
+from moejax.hf.families.family import WHOLE
 from moejax.hf.files import Tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.layer_runs import locate_layers

@@ -10,8 +10,9 @@ from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.files import from_dict
 from moejax.config.model import MOST_LAYERS, ModelConfig
-from moejax.hf.families import FAMILIES, Family
-from moejax.hf.fields import layer_types
+from moejax.hf.families import FAMILIES
+from moejax.hf.families.family import Family
+from moejax.hf.fields.layers import layer_types
 from moejax.routing import token_choice
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts")

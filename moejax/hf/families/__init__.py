@@ -1,0 +1,19 @@
+"""The table of model families that Hugging Face's checkpoints come in. A family is data: the fields
+of its ``config.json``, what is always so, and the names and layouts of its tensors.
+
+Each file beside this one has the families of one kin, and ``family.py`` what they share.
+"""
+
+from moejax.hf.families import deepseek, dense, gpt_oss, granite, mixtral, olmoe, qwen
+from moejax.hf.families.family import Family
+
+FAMILIES: dict[str, Family] = {
+    **mixtral.FAMILIES,
+    **qwen.FAMILIES,
+    **olmoe.FAMILIES,
+    **deepseek.FAMILIES,
+    **gpt_oss.FAMILIES,
+    **granite.FAMILIES,
+    **dense.FAMILIES,
+}
+"""By ``model_type``. An export is of the first that can hold the model."""

@@ -1,0 +1,125 @@
+"""What a family of models is, as data, and the pieces that several families share.
+
+Letters: X: all heads side by side.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from moejax.hf.fields import attention, positions
+from moejax.hf.fields.translation import Translation
+from moejax.hf.tensors import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a family of models is written, and what of ours it is."""
+
+    architecture: str
+    """The class that Hugging Face's code gives it."""
+    fields: dict[str, str]
+    """Where a field of ``config.json`` goes in ``ModelConfig``, by dotted path, as it is."""
+    defaults: dict[str, Any]
+    """What a field is that ``config.json`` does not have, as in the family's configuration class of
+    transformers. Sizes that every file of a family has no default: a file without is refused."""
+    fixed: dict[str, Any]
+    """Fields that must have this value, if they are there; it is their default, too."""
+    ours: dict[str, Any]
+    """Settings of ``ModelConfig`` that all models of the family have."""
+    translations: tuple[Translation, ...]
+    """Fields that are not taken over as they are."""
+    tensors: tuple[Rule, ...]
+    """Of one layer; only those that a model has."""
+
+
+WHOLE = (
+    Rule("model.embed_tokens.weight", "embedding_VD"),
+    Rule("model.norm.weight", "final_norm/scale_D"),
+    Rule("lm_head.weight", "w_head_DV", transpose=True),
+)
+"""Tensors that are in no layer; the same in every family."""
+
+NORMS = (
+    Rule("input_layernorm.weight", "attention_norm/scale_D"),
+    Rule("post_attention_layernorm.weight", "feed_forward_norm/scale_D"),
+)
+GROUPED_QUERIES = (
+    Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True),
+    Rule("self_attn.k_proj.weight", "attention/w_key_DX", transpose=True),
+    Rule("self_attn.v_proj.weight", "attention/w_value_DX", transpose=True),
+    Rule("self_attn.o_proj.weight", "attention/w_out_XD", transpose=True),
+    Rule("self_attn.q_proj.bias", "attention/b_query_X"),
+    Rule("self_attn.k_proj.bias", "attention/b_key_X"),
+    Rule("self_attn.v_proj.bias", "attention/b_value_X"),
+    Rule("self_attn.o_proj.bias", "attention/b_out_D"),
+    Rule("self_attn.q_norm.weight", "attention/query_norm/scale_D"),
+    Rule("self_attn.k_norm.weight", "attention/key_norm/scale_D"),
+    Rule("self_attn.sinks", "attention/sink_H"),
+)
+LATENT = (
+    Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True, columns="queries"),
+    Rule("self_attn.q_a_proj.weight", "attention/w_query_down_DR", transpose=True),
+    Rule("self_attn.q_a_layernorm.weight", "attention/query_norm/scale_D"),
+    Rule("self_attn.q_b_proj.weight", "attention/w_query_up_RX", transpose=True, columns="queries"),
+    Rule(
+        "self_attn.kv_a_proj_with_mqa.weight",
+        "attention/w_latent_DX",
+        transpose=True,
+        columns="latent_and_key",
+    ),
+    Rule("self_attn.kv_a_layernorm.weight", "attention/latent_norm/scale_D"),
+    Rule("self_attn.kv_b_proj.weight", "attention/w_latent_up_RX", transpose=True),
+    Rule("self_attn.o_proj.weight", "attention/w_out_XD", transpose=True),
+)
+
+
+def network_rules(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) -> tuple[Rule, ...]:
+    """A gated feed-forward network under Llama's names, or a bank of them."""
+    inner, outer = dims
+    return (
+        Rule(f"{theirs}.gate_proj.weight", f"{ours}/w_gate_{inner}", transpose=True),
+        Rule(f"{theirs}.up_proj.weight", f"{ours}/w_up_{inner}", transpose=True),
+        Rule(f"{theirs}.down_proj.weight", f"{ours}/w_down_{outer}", transpose=True),
+    )
+
+
+DENSE = network_rules("mlp", "feed_forward")
+ROUTER = (Rule("mlp.gate.weight", "moe/w_router_DE", transpose=True),)
+EXPERTS = network_rules("mlp.experts.{e}", "moe", ("EDF", "EFD"))
+
+SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_epsilon",
+    "tie_word_embeddings": "tie_embeddings",
+}
+GIVEN = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+"""Defaults that most families share."""
+LITTLE_LOSS = {"router_aux_loss_coef": 0.001}
+SWIGLU = {
+    "hidden_act": "silu",
+    "is_causal": True,
+    "quantization_config": None,
+    "quantization": None,
+}
+GROUPED = (positions.rope, attention.heads)
+ALWAYS: dict[str, Any] = {
+    "logit_scale": 1.0,
+    "moe.capacity_factor": None,
+    "moe.eval_capacity_factor": None,
+    "moe.group_size": 1,
+    "moe.balance.convention": "hf",
+}
+NO_EXPERTS = ALWAYS | {"moe.every": 0, "qk_norm": False}
+NO_WINDOW = {"use_sliding_window": False}
+LOSS = {"router_aux_loss_coef": "moe.balance.loss_weight"}
+CHOICES = {"num_experts_per_tok": "moe.top_k", "norm_topk_prob": "moe.renormalise"}
+ALL_ROUTED = {
+    **SIZES,
+    **LOSS,
+    "intermediate_size": "moe.hidden_size",
+    "num_local_experts": "moe.num_experts",
+    "num_experts_per_tok": "moe.top_k",
+}

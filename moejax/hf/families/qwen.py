@@ -1,0 +1,68 @@
+"""Qwen2-MoE and Qwen3-MoE."""
+
+from moejax.hf.families.family import (
+    ALWAYS,
+    CHOICES,
+    DENSE,
+    EXPERTS,
+    GIVEN,
+    GROUPED,
+    GROUPED_QUERIES,
+    LITTLE_LOSS,
+    LOSS,
+    NO_WINDOW,
+    NORMS,
+    ROUTER,
+    SIZES,
+    SWIGLU,
+    Family,
+    network_rules,
+)
+from moejax.hf.fields import attention, experts, layers
+from moejax.hf.tensors import Rule
+
+QWEN = {
+    **SIZES,
+    **LOSS,
+    **CHOICES,
+    "intermediate_size": "dense_hidden_size",
+    "moe_intermediate_size": "moe.hidden_size",
+    "num_experts": "moe.num_experts",
+}
+QWEN_GIVEN = (
+    GIVEN
+    | LITTLE_LOSS
+    | {"norm_topk_prob": False, "max_position_embeddings": 32_768}
+    | {"decoder_sparse_step": 1, "mlp_only_layers": []}
+)
+
+FAMILIES: dict[str, Family] = {
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        fields=QWEN,
+        defaults=QWEN_GIVEN
+        | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "attention_bias": False},
+        fixed=SWIGLU | NO_WINDOW,
+        ours=ALWAYS | {"moe.router": "qwen3_moe"},
+        translations=(*GROUPED, attention.attention_bias, layers.routed_layers),
+        tensors=(*NORMS, *GROUPED_QUERIES[:10], *DENSE, *ROUTER, *EXPERTS),
+    ),
+    "qwen2_moe": Family(
+        architecture="Qwen2MoeForCausalLM",
+        fields=QWEN,
+        defaults=QWEN_GIVEN
+        | {"num_key_value_heads": 16, "num_experts_per_tok": 4, "qkv_bias": True},
+        fixed=SWIGLU | NO_WINDOW,
+        ours=ALWAYS | {"qk_norm": False, "moe.router": "qwen2_moe", "moe.shared_gate": True},
+        translations=(*GROUPED, attention.qkv_bias, layers.routed_layers, experts.shared_expert),
+        tensors=(
+            *NORMS,
+            *GROUPED_QUERIES[:7],
+            *DENSE,
+            *ROUTER,
+            *EXPERTS,
+            *network_rules("mlp.shared_expert", "moe/shared"),
+            Rule("mlp.shared_expert_gate.weight", "moe/w_shared_gate_D1", transpose=True),
+        ),
+    ),
+}

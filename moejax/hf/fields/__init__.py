@@ -1,0 +1,1 @@
+"""Fields of ``config.json`` that say in another way what ``ModelConfig`` says."""

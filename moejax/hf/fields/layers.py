@@ -1,0 +1,65 @@
+"""Which layer is what: windows, experts, predictions of a second token."""
+
+from moejax.config.checks import check, shorten
+from moejax.hf.fields.translation import Fields, Translation
+
+
+def _read_layer_types(hf: Fields) -> Fields:
+    """Which layers have windows; by default every other one, the first included."""
+    layers, size = hf["num_hidden_layers"], hf["sliding_window"]
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)]
+    full = [kind == "full_attention" for kind in kinds]
+    check(
+        len(kinds) == layers and set(kinds) <= {"full_attention", "sliding_attention"},
+        f"layer_types {shorten(kinds)} must name full_attention or sliding_attention for each of"
+        f" the {layers} layers.",
+    )
+    if all(full) or size is None:
+        return {}
+    every = full.index(True) + 1 if True in full else 0
+    check(
+        full == [every > 0 and (i + 1) % every == 0 for i in range(layers)],
+        f"layer_types {shorten(kinds)}: only every n-th layer may see all positions.",
+    )
+    return {"attention.window": size, "attention.full_every": every}
+
+
+layer_types = Translation(
+    _read_layer_types,
+    lambda model: {
+        "sliding_window": model.attention.window,
+        "layer_types": [
+            "full_attention" if window is None else "sliding_attention" for window in model.windows
+        ],
+    },
+)
+
+
+def _read_routed_layers(hf: Fields) -> Fields:
+    layers, step = hf["num_hidden_layers"], hf["decoder_sparse_step"] or 1
+    dense = set(hf["mlp_only_layers"] or ())
+    routed = [i not in dense and (i + 1) % step == 0 for i in range(layers)]
+    numbers = [i for i, is_routed in enumerate(routed) if is_routed]
+    lowest = numbers[0] if numbers else layers
+    every = numbers[1] - lowest if len(numbers) > 1 else lowest + 1
+    first = lowest + 1 - every
+    check(
+        routed == [i >= first >= 0 and (i - first) % every == every - 1 for i in range(layers)],
+        f"decoder_sparse_step {step} with mlp_only_layers {shorten(sorted(dense))}: only every n-th"
+        f" layer after some dense ones may be routed.",
+    )
+    return {"moe.first_dense": first, "moe.every": every}
+
+
+routed_layers = Translation(
+    _read_routed_layers,
+    lambda model: {
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i, routed in enumerate(model.routed_layers) if not routed],
+    },
+)
+
+# DeepSeek-V3's layers that predict a second token are left out, and said to be.
+no_next_tokens = Translation(lambda hf: {}, lambda model: {"num_nextn_predict_layers": 0})

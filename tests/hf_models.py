@@ -1,8 +1,8 @@
 """Tiny models of every family, in Hugging Face's format, with weights drawn from their names.
 
-``tests/goldens`` has what transformers says of them: the names and shapes of their tensors, logits,
-auxiliary losses and greedy text, and what it says of the fields of ``config.json``, written by
-``tests/make_goldens.py``.
+The models are in ``hf_cases``. ``tests/goldens`` has what transformers says of them, by family: the
+names and shapes of their tensors, logits, auxiliary losses and greedy text, and what it says of the
+fields of ``config.json``, written by ``tests/make_goldens.py FAMILY...``.
 """
 
 import json
@@ -11,103 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hf_cases import CASES, LEAST, RENAMED, shared
+from hf_cases.shared import V
 from safetensors.numpy import save_file
 
 GOLDENS = Path(__file__).parent / "goldens"
-V, N = 64, 12
+N = 12
 
-SIZES = {
-    "vocab_size": V,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "hidden_act": "silu",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "rms_norm_eps": 1e-5,
-}
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
-DEEPSEEK = {
-    **SIZES,
-    "num_key_value_heads": 4,
-    "intermediate_size": 40,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
-    "first_k_dense_replace": 1,
-    "kv_lora_rank": 12,
-    "q_lora_rank": 20,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 6,
-    "v_head_dim": 10,
-    "n_group": 4,
-    "topk_group": 2,
-    "rms_norm_eps": 1e-6,
-}
-YARN = {
-    "rope_type": "yarn",
-    "factor": 4.0,
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "original_max_position_embeddings": 16,
-}
-MSCALES = {"mscale": 0.8, "mscale_all_dim": 0.6}
-
-MIXTRAL = {"model_type": "mixtral", **SIZES, "intermediate_size": 24, "num_local_experts": 4}
-QWEN2 = {"model_type": "qwen2_moe", **SIZES, **EXPERTS, "intermediate_size": 40}
-QWEN2 |= {"shared_expert_intermediate_size": 32}
-QWEN3 = {"model_type": "qwen3_moe", **SIZES, **EXPERTS, "intermediate_size": 40, "head_dim": 12}
-OLMOE = {"model_type": "olmoe", **SIZES, **EXPERTS, "intermediate_size": 16}
-V2 = {"model_type": "deepseek_v2", **DEEPSEEK, "topk_method": "group_limited_greedy"}
-V3 = {"model_type": "deepseek_v3", **DEEPSEEK, "num_hidden_layers": 3, "norm_topk_prob": True}
-GPT_OSS = {"model_type": "gpt_oss", **SIZES, "intermediate_size": 16, "num_local_experts": 6}
-GPT_OSS |= {"num_experts_per_tok": 3, "head_dim": 12, "sliding_window": 5, "num_hidden_layers": 3}
-GRANITE = {"model_type": "granitemoe", **SIZES, "intermediate_size": 16, "num_local_experts": 6}
-GRANITE |= {"num_experts_per_tok": 3, "attention_multiplier": 0.3}
-LLAMA = {"model_type": "llama", **SIZES, "intermediate_size": 40}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 32}
-
-CASES: dict[str, dict[str, Any]] = {
-    "mixtral": MIXTRAL | {"num_experts_per_tok": 2, "rope_theta": 1e6},
-    "mixtral_window_tied": MIXTRAL
-    | {"num_experts_per_tok": 3, "sliding_window": 4, "tie_word_embeddings": True, "head_dim": 12},
-    "qwen2_moe": QWEN2,
-    "qwen2_moe_k1_every_second": QWEN2
-    | {"num_experts_per_tok": 1, "decoder_sparse_step": 2, "num_hidden_layers": 4},
-    "qwen2_moe_normalised": QWEN2 | {"norm_topk_prob": True, "qkv_bias": False},
-    "qwen3_moe": QWEN3 | {"norm_topk_prob": True},
-    "qwen3_moe_first_dense_tied": QWEN3
-    | {"mlp_only_layers": [0], "tie_word_embeddings": True, "attention_bias": True},
-    "olmoe": OLMOE,
-    "olmoe_k1": OLMOE | {"num_experts_per_tok": 1, "num_key_value_heads": 4},
-    "deepseek_v2": V2 | {"routed_scaling_factor": 2.0},
-    "deepseek_v2_lite_yarn": V2
-    | {"q_lora_rank": None, "topk_method": "greedy", "rope_scaling": YARN | MSCALES}
-    | {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
-    "deepseek_v3": V3 | {"routed_scaling_factor": 2.5},
-    "deepseek_v3_yarn": V3
-    | {"rope_scaling": YARN | MSCALES, "first_k_dense_replace": 2, "n_shared_experts": 1}
-    | {"num_experts_per_tok": 4, "q_lora_rank": None, "routed_scaling_factor": 1.5},
-    "gpt_oss": GPT_OSS | {"rope_scaling": YARN | {"truncate": False}},
-    "gpt_oss_tied": GPT_OSS
-    | {"tie_word_embeddings": True, "layer_types": ["sliding_attention"] * 3}
-    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-    "granitemoe": GRANITE,
-    "granitemoe_scales": GRANITE
-    | {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}
-    | {"tie_word_embeddings": True, "attention_bias": True},
-    "llama": LLAMA | {"rope_scaling": LLAMA3},
-    "llama_linear_tied": LLAMA
-    | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "tie_word_embeddings": True},
-    "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 5},
-    "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 12},
-}
 ROUTED = [
     name for name, hf in CASES.items() if hf["model_type"] not in ("llama", "mistral", "qwen3")
 ]
@@ -147,20 +57,9 @@ OTHERS: dict[str, Any] = {
 """Values to try for fields whose defaults are no numbers, or which are in no class."""
 
 
-def sizes_of(kind: str) -> dict[str, int]:
+def sizes_of(kind: str) -> dict[str, Any]:
     """The fields that every ``config.json`` of a family has: all others have defaults."""
-    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 32}
-    sizes |= {"vocab_size": V, "intermediate_size": 40}
-    if kind.startswith(("qwen2_moe", "qwen3_moe", "deepseek")):
-        sizes["moe_intermediate_size"] = 16
-    if kind == "qwen2_moe":
-        sizes["shared_expert_intermediate_size"] = 32
-    if kind == "deepseek_v2":
-        sizes["num_experts_per_tok"] = 6
-    experts = {"qwen2_moe": "num_experts", "olmoe": "num_experts", "qwen3_moe": "num_experts"}
-    experts |= dict.fromkeys(("mixtral", "gpt_oss", "granitemoe"), "num_local_experts")
-    experts |= dict.fromkeys(("deepseek_v2", "deepseek_v3"), "n_routed_experts")
-    return sizes | ({experts[kind]: 64} if kind in experts else {})
+    return shared.LEAST | LEAST[kind]
 
 
 def change_fields(hf: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -181,18 +80,32 @@ def fields(kind: str) -> dict[str, dict[str, Any]]:
     """What transformers says of a family's fields: ``defaults`` that they have with ``sizes_of``,
     and values that ``matter``: another model than that of ``FIRST``.
     """
-    return json.loads((GOLDENS / "fields.json").read_text())[kind]
+    said = json.loads((GOLDENS / f"{kind}.json").read_text())
+    return {"defaults": said["defaults"], "matter": said["matter"]}
 
 
 def shapes(case: str) -> dict[str, list[int]]:
     """The names and shapes of a model's tensors, as transformers writes them."""
-    return json.loads((GOLDENS / "tensors.json").read_text())[case]
+    kind = CASES[case]["model_type"]
+    return json.loads((GOLDENS / f"{kind}.json").read_text())["tensors"][case]
+
+
+def is_selection_bias(name: str) -> bool:
+    """Whether a tensor on disk is one, which is no parameter."""
+    return name.endswith(("correction_bias", "mlp.expert_bias"))
+
+
+def in_transformers(name: str) -> str:
+    """What transformers' own model calls a tensor on disk."""
+    for theirs, its in RENAMED.items():
+        name = name.replace(theirs, its)
+    return name
 
 
 def values(name: str, shape: list[int]) -> np.ndarray:
     """A tensor drawn from its name."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if name.endswith("e_score_correction_bias"):
+    if is_selection_bias(name):
         return rng.uniform(0, 0.2, shape).astype(np.float32)
     if len(shape) == 1 and "norm" in name:
         return (1 + 0.2 * rng.normal(size=shape)).astype(np.float32)
@@ -221,5 +134,5 @@ def golden(case: str) -> dict[str, np.ndarray]:
     """What transformers says of a model: ``logits_BNV`` of ``prompt()``, ``greedy_BN`` after it,
     and ``loss``, the auxiliary loss (NaN where there is none).
     """
-    with np.load(GOLDENS / "outputs.npz") as file:
+    with np.load(GOLDENS / f"{CASES[case]['model_type']}.npz") as file:
         return {k.split("/")[1]: file[k] for k in file.files if k.startswith(f"{case}/")}

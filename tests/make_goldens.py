@@ -1,8 +1,9 @@
-"""Write ``tests/goldens`` with transformers: ``python tests/make_goldens.py``, where torch is
-(``pip install -e '.[peers]'``).
+"""Write ``tests/goldens`` with transformers: ``python tests/make_goldens.py [FAMILY...]``, where
+torch is (``pip install -e '.[peers]'``).
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -76,26 +77,38 @@ def fields_of(hf: dict) -> dict[str, dict]:
     return {"defaults": defaults, "matter": matter}
 
 
-def main() -> None:
-    """Write all files."""
-    hf_models.GOLDENS.mkdir(exist_ok=True)
-    fields = {hf["model_type"]: fields_of(hf) for hf in hf_models.FIRST}
-    text = json.dumps(fields, indent=1, sort_keys=True)
-    (hf_models.GOLDENS / "fields.json").write_text(text + "\n")
+def write(kind: str) -> None:
+    """The two files of a family."""
+    cases = {case: hf for case, hf in hf_models.CASES.items() if hf["model_type"] == kind}
+    tensors, said = {}, {}
     with tempfile.TemporaryDirectory() as place:
-        found = {}
-        for case, hf in hf_models.CASES.items():
+        for case, hf in cases.items():
             (Path(place) / case).mkdir()
-            found[case] = shapes_of(hf, Path(place) / case)
-        (hf_models.GOLDENS / "tensors.json").write_text(json.dumps(found) + "\n")
-        said = {}
-        for case in hf_models.CASES:
-            said |= {
-                f"{case}/{name}": value
-                for name, value in outputs(hf_models.write(Path(place) / "2" / case, case)).items()
-            }
-            print(case, np.abs(said[f"{case}/logits_BNV"]).max(), said[f"{case}/loss"])
-    np.savez_compressed(hf_models.GOLDENS / "outputs.npz", **said)
+            tensors[case] = shapes_of(hf, Path(place) / case)
+    known = fields_of(next(iter(cases.values()))) | {"tensors": tensors}
+    (hf_models.GOLDENS / f"{kind}.json").write_text(in_lines(known))
+    with tempfile.TemporaryDirectory() as place:
+        for case in cases:
+            out = outputs(hf_models.write(Path(place) / case, case))
+            said |= {f"{case}/{name}": value for name, value in out.items()}
+            print(case, np.abs(out["logits_BNV"]).max(), out["loss"])
+    np.savez_compressed(hf_models.GOLDENS / f"{kind}.npz", **said)
+
+
+def in_lines(known: dict[str, dict]) -> str:
+    """JSON with a line for each field and each case."""
+    parts = []
+    for part, said in known.items():
+        lines = [f"  {json.dumps(name)}: {json.dumps(x)}" for name, x in sorted(said.items())]
+        parts.append(f' "{part}": {{\n' + ",\n".join(lines) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def main() -> None:
+    """Of the families that the command names, or of all."""
+    hf_models.GOLDENS.mkdir(exist_ok=True)
+    for kind in sys.argv[1:] or [hf["model_type"] for hf in hf_models.FIRST]:
+        write(kind)
 
 
 if __name__ == "__main__":

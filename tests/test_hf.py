@@ -71,7 +71,7 @@ def test_import_and_export_give_every_byte_back(case, checkpoint, tmp_path):
         told = json.loads((out / "config.json").read_text())
         assert told["dtype"] == "float32"
         assert moejax.hf.load(out, "auto").config == model.config
-    buffers = sum(x.size for n, x in read.items() if n.endswith("correction_bias"))
+    buffers = sum(x.size for n, x in read.items() if hf_models.is_selection_bias(n))
     total = sum(x.size for x in read.values()) - buffers
     assert cost(model.config, hf_models.V, 1).parameters_total == total
 

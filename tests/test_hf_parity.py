@@ -73,9 +73,7 @@ def test_logits_under_padding_and_all_gradients(case, tmp_path):
         size = max(np.abs(want).max(), 1e-3)
         np.testing.assert_allclose(got / size, want / size, atol=1e-4, rtol=0, err_msg=name)
         compared += 1
-    assert compared == len(hf_models.shapes(case)) - sum(
-        name.endswith("correction_bias") for name in hf_models.shapes(case)
-    )
+    assert compared == sum(not hf_models.is_selection_bias(n) for n in hf_models.shapes(case))
 
 
 def on_disk(case, model, tree) -> dict[str, np.ndarray]:
@@ -94,9 +92,7 @@ def on_disk(case, model, tree) -> dict[str, np.ndarray]:
 
 def of_name(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
     """The gradient of a tensor on disk, in their model's fused parameters."""
-    name = name.replace("block_sparse_moe.gate", "mlp.gate").replace("router.layer", "router")
-    name = name.replace("input_linear.weight", "experts.gate_up_proj")
-    name = name.replace("output_linear.weight", "experts.down_proj")
+    name = hf_models.in_transformers(name)
     if name in grads:
         return grads[name]
     above, _, rest = name.replace("block_sparse_moe", "mlp").partition(".experts.")

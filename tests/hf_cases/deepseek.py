@@ -1,0 +1,18 @@
+"""DeepSeek-V2 and -V3."""
+
+from hf_cases.shared import DEEPSEEK, MSCALES, YARN
+
+V2 = {"model_type": "deepseek_v2", **DEEPSEEK, "topk_method": "group_limited_greedy"}
+V3 = {"model_type": "deepseek_v3", **DEEPSEEK, "num_hidden_layers": 3, "norm_topk_prob": True}
+CASES = {
+    "deepseek_v2": V2 | {"routed_scaling_factor": 2.0},
+    "deepseek_v2_lite_yarn": V2
+    | {"q_lora_rank": None, "topk_method": "greedy", "rope_scaling": YARN | MSCALES}
+    | {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
+    "deepseek_v3": V3 | {"routed_scaling_factor": 2.5},
+    "deepseek_v3_yarn": V3
+    | {"rope_scaling": YARN | MSCALES, "first_k_dense_replace": 2, "n_shared_experts": 1}
+    | {"num_experts_per_tok": 4, "q_lora_rank": None, "routed_scaling_factor": 1.5},
+}
+SPARSE = {"n_routed_experts": 64, "moe_intermediate_size": 16}
+LEAST = {"deepseek_v2": SPARSE | {"num_experts_per_tok": 6}, "deepseek_v3": SPARSE}

@@ -67,6 +67,21 @@ def test_windows_and_positions_that_are_not_there():
     assert with_defaults(mistral)["max_position_embeddings"] == 131_072
 
 
+def test_windows_may_be_in_any_layers():
+    gpt_oss, size = {"model_type": "gpt_oss"} | hf_models.sizes_of("gpt_oss"), 128
+    for kinds in ("wfwf", "fwww", "ffwf", "wwww", "ffff", "wwff"):
+        types = [{"w": "sliding_attention", "f": "full_attention"}[kind] for kind in kinds]
+        read = read_config(gpt_oss | {"layer_types": types})
+        assert read.windows == tuple({"w": size, "f": None}[kind] for kind in kinds)
+        written = write_config(read, None, "gpt_oss")
+        assert written["layer_types"] == types
+        assert read_config(written).windows == read.windows
+    # The shortest pattern, also where its last repeat is cut.
+    types = ["sliding_attention", "full_attention"] * 3
+    read = read_config(gpt_oss | {"num_hidden_layers": 5, "layer_types": types[:5]})
+    assert read.attention.kinds == ("window", "full")
+
+
 NAMES = ("mistral", "gpt_oss")
 
 

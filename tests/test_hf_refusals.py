@@ -121,11 +121,6 @@ def test_every_tensor_is_accounted_for(change, parts, here):
         ("deepseek_v3", {"scoring_func": "softmax"}, ("scoring_func is 'softmax'",)),
         ("deepseek_v3", {"num_key_value_heads": 2}, ("num_key_value_heads is 2",)),
         ("gpt_oss", {"layer_types": ["full_attention"]}, ("layer_types", "3 layers")),
-        (
-            "gpt_oss",
-            {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
-            ("layer_types", "every n-th"),
-        ),
         ("gpt_oss", {"swiglu_limit": 5.0}, ("swiglu_limit is 5.0",)),
         ("mixtral", {"num_experts_per_tok": 5}, ("--model.moe.top-k 5",)),
         ("mixtral", {"hidden_size": "many"}, ("hidden_size is 'many'", "whole number")),

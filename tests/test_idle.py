@@ -45,6 +45,8 @@ DENSE = {"model.moe.every": 0}
 STDLIB = {"data.source": "stdlib"}
 FILES = {"data.source": "files", "data.files": "x/*.txt"}
 LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
+EVERY_SECOND = {"model.attention": {"window": 4, "kinds": ("window", "full")}}
+NO_POSITIONS = {"model.attention.rotary_in": "none"}
 YARN = {"model.head_size": 16, "model.rope": {"scaling": "yarn", "factor": 4.0}}
 LLAMA3 = {"model.head_size": 16, "model.rope": {"scaling": "llama3", "factor": 4.0}}
 ALL_FIT = {"model.moe": {"capacity_factor": None, "eval_capacity_factor": None}}
@@ -87,6 +89,13 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.attention.sinks", True, {}),
     ("model.attention.window", 4, {}),
     ("model.attention.full_every", 2, {"model.attention.window": 4}),
+    ("model.attention.kinds", ("window", "full"), {"model.attention.window": 4}),
+    ("model.attention.kinds", ("full",), {"model.attention.window": 4}),
+    ("model.attention.rotary_in", "window", EVERY_SECOND),
+    ("model.attention.rotary_in", "window", {}),
+    ("model.attention.rotary_in", "none", {}),
+    ("model.attention.window_rope_theta", 100.0, EVERY_SECOND),
+    ("model.rope_theta", 100.0, EVERY_SECOND | {"model.attention.window_rope_theta": 9.0}),
     ("model.attention.scale", 0.1, {}),
     ("model.activation", "gelu", {}),
     ("model.dense_hidden_size", 32, DENSE),
@@ -214,6 +223,25 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("model.attention.full_every", 2, {}, "give --model.attention.window, too"),
     ("model.attention.full_every", 3, {"model.attention.window": 4}, "make it 2 at most"),
     ("model.attention.window", 4, {"model.attention.full_every": 1}, "full-every out"),
+    ("model.attention.window", 4, {"model.attention.kinds": ("full",)}, "kinds window full, say"),
+    ("model.attention.kinds", ("full",), {}, "all layers being so without it: leave"),
+    ("model.attention.kinds", ("window",), {"model.attention.window": 4}, "being so without it"),
+    ("model.attention.rotary_in", "window", {"model.attention.window": 4}, "kinds window full"),
+    ("model.attention.window_rope_theta", 9.0, {}, "give --model.attention.window and"),
+    (
+        "model.attention.window_rope_theta",
+        9.0,
+        EVERY_SECOND | {"model.attention.rotary_in": "none"},
+        "leave --model.attention.rotary-in out",
+    ),
+    ("model.rope.factor", 3.0, YARN | NO_POSITIONS, "leave --model.attention.rotary-in out"),
+    ("model.rope_theta", 9.0, NO_POSITIONS, "leave --model.attention.rotary-in out"),
+    (
+        "model.rope_theta",
+        9.0,
+        {"model.attention": {"window": 4, "window_rope_theta": 7.0}},
+        "leave --model.attention.window-rope-theta out",
+    ),
     ("model.dense_hidden_size", 32, {}, "keep a layer dense"),
     ("model.moe.num_experts", 8, DENSE, "take --model.moe.every 1"),
     ("model.moe.router", "olmoe", DENSE, "take --model.moe.every 1"),
@@ -302,7 +330,8 @@ def test_every_need_has_a_row():
 def test_a_setting_without_effect_is_named(path, value, more, words):
     before = changed(TEXT, more)
     (idle,) = find_idle(changed(before, {path: value}), before)
-    typed = f"--{path.replace('_', '-')} {value} "
+    shown = " ".join(value) if isinstance(value, tuple) else value
+    typed = f"--{path.replace('_', '-')} {shown} "
     assert idle.path == path and idle.message.startswith(typed) and words in idle.message
 
 

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from moejax.config.checks import check, check_positive, check_sizes, check_types
+from moejax.config.checks import (
+    check,
+    check_positive,
+    check_sizes,
+    check_types,
+    make_tuples,
+)
+
+AttentionKind = Literal["full", "window"]
+"""What the positions of a layer see: all that is before them, or the last ones of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +75,41 @@ class AttentionConfig:
     """A learned logit in each head's softmax that takes weight and gives nothing (gpt-oss)."""
     window: int | None = None
     """Positions that a position sees, itself included; None: all before it."""
+    kinds: tuple[AttentionKind, ...] = ()
+    """What the layers see, from the first: a pattern that is repeated, `window window full` say, or
+    an entry for each layer. `full`: all positions before; `window`: those of the window. By default
+    all layers are alike."""
     full_every: int = 0
-    """Every n-th layer sees all positions in spite of the window; 0: none does."""
+    """Every n-th layer sees all positions in spite of the window; 0: none does. It is short for
+    kinds: n - 1 times `window`, then `full`."""
+    rotary_in: Literal["all", "window", "none"] = "all"
+    """Which kinds of layers have rotary positions. Those without (NoPE, Kazemnejad et al. 2023)
+    know the order of positions by the causal mask alone."""
+    window_rope_theta: float | None = None
+    """Base of the rotary positions of layers with a window, which are not stretched then; by
+    default they are as in the others."""
     scale: float | None = None
     """Multiplies the scores; by default 1 / sqrt(width of a query head)."""
 
     def __post_init__(self) -> None:
         at = "model.attention"
+        make_tuples(self, "kinds")
         check_types(at, self)
         check_sizes(
             at, self, "kv_rank", "query_rank", "rope_head_size", "value_head_size", "window"
         )
-        check_positive(at, self, "scale")
+        check_positive(at, self, "scale", "window_rope_theta")
         check(self.full_every >= 0, f"--{at}.full-every must be at least 0, not {self.full_every}.")
+        check(
+            not self.kinds or self.full_every == 0,
+            f"--{at}.full-every {self.full_every} and --{at}.kinds {' '.join(self.kinds)} both say"
+            f" which layers see all positions: leave one of them out (0 for --{at}.full-every).",
+        )
+        check(
+            "window" not in self.kinds or self.window is not None,
+            f"--{at}.kinds {' '.join(self.kinds)} has layers with a window: give --{at}.window,"
+            f" too, the number of positions that they see.",
+        )
         check(
             self.rope_head_size % 2 == 0,
             f"--{at}.rope-head-size must be even, not {self.rope_head_size}.",

@@ -21,9 +21,13 @@ def check_types(prefix: str, settings: object) -> None:
     """Every field must have the type of its hint: a config file is not checked by anyone else."""
     for name, hint in typing.get_type_hints(type(settings)).items():
         value = getattr(settings, name)
+        items = typing.get_args(hint)
         if typing.get_origin(hint) is Literal:
-            choices = ", ".join(map(str, typing.get_args(hint)))
-            ok, wanted = value in typing.get_args(hint), f"one of {choices}"
+            ok, wanted = value in items, f"one of {', '.join(map(str, items))}"
+        elif typing.get_origin(hint) is tuple and typing.get_origin(items[0]) is Literal:
+            choices = typing.get_args(items[0])
+            ok = type(value) is tuple and all(item in choices for item in value)
+            wanted = f"a tuple of {' and '.join(map(str, choices))}"
         else:
             kinds = typing.get_args(hint) or (hint,)
             kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)  # tuple[str, ...]
@@ -31,6 +35,14 @@ def check_types(prefix: str, settings: object) -> None:
             ok = type(value) in (*kinds, *((int,) if float in kinds else ()))
             wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
         check(ok, f"{flag(prefix, name)} must be {wanted}, not {shorten(value)}.")
+
+
+def make_tuples(settings: object, *names: str) -> None:
+    """Of the named fields, lists become tuples: JSON has no others."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, list):
+            object.__setattr__(settings, name, tuple(value))
 
 
 def check_sizes(prefix: str, settings: object, *names: str) -> None:

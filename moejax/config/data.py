@@ -3,7 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moejax.config.checks import check, check_paths, check_positive, check_sizes, check_types
+from moejax.config.checks import (
+    check,
+    check_paths,
+    check_positive,
+    check_sizes,
+    check_types,
+    make_tuples,
+)
 from moejax.config.images import ImageDataConfig
 
 
@@ -56,9 +63,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at = "data"
-        for name in ("files", "validation_files"):
-            if isinstance(getattr(self, name), list):  # as JSON has it
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        make_tuples(self, "files", "validation_files")
         check_types(at, self)
         check_paths(at, self, "directory", "files", "validation_files", "tokenizer")
         check_sizes(at, self, "sequence_length", "batch_size", "eval_batch_size")

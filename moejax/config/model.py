@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moejax.config.attention import AttentionConfig, RopeConfig
+from moejax.config.attention import AttentionConfig, AttentionKind, RopeConfig
 from moejax.config.checks import (
     check,
     check_at_most,
@@ -105,6 +105,11 @@ class ModelConfig:
             f" (--model.width / --model.num-heads, or --model.head-size).",
         )
         check(
+            len(self.attention.kinds) <= self.num_layers,
+            f"--model.attention.kinds has {len(self.attention.kinds)} entries, more than the"
+            f" --model.num-layers {self.num_layers}: a pattern is repeated, but not cut.",
+        )
+        check(
             not self.is_latent or (not self.qk_norm and self.key_value_heads == self.num_heads),
             "--model.attention.kv-rank (latent attention) norms its latent vectors, and each head"
             " has keys and values of its own: set --model.qk-norm False, and leave"
@@ -176,12 +181,33 @@ class ModelConfig:
         return self.attention.value_head_size or self.plain_head_size
 
     @property
+    def attention_kinds(self) -> tuple[AttentionKind, ...]:
+        """For each layer, what its positions see."""
+        settings, pattern = self.attention, self.attention.kinds
+        if settings.window is None:
+            pattern = ("full",)
+        elif not pattern:
+            every = settings.full_every
+            pattern = (*["window"] * (every - 1), "full") if every else ("window",)
+        return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """For each layer, how many positions a position sees, or None for all before it."""
-        window, every = self.attention.window, self.attention.full_every
-        return tuple(
-            None if every and (i + 1) % every == 0 else window for i in range(self.num_layers)
-        )
+        window = self.attention.window
+        return tuple(None if kind == "full" else window for kind in self.attention_kinds)
+
+    @property
+    def rotations(self) -> tuple[tuple[float, RopeConfig] | None, ...]:
+        """For each layer, the base of its rotary positions and how they are stretched; None for one
+        without.
+        """
+        settings, usual = self.attention, (self.rope_theta, self.rope)
+        theta, of_kind = settings.window_rope_theta, {"full": usual, "window": usual}
+        if theta is not None:
+            of_kind["window"] = (theta, RopeConfig())
+        there = {"all": ("full", "window"), "window": ("window",), "none": ()}[settings.rotary_in]
+        return tuple(of_kind[kind] if kind in there else None for kind in self.attention_kinds)
 
     @property
     def logit_multiplier(self) -> float:

@@ -167,6 +167,46 @@ NEEDS: tuple[Need, ...] = (
         "--model.attention.full-every 1, with which no layer has it",
         "leave --model.attention.full-every out",
     ),
+    Need(
+        ("model.attention.window",),
+        lambda c: c.model.attention.window is None or "window" in c.model.attention_kinds,
+        "--model.attention.kinds full, with which no layer has it",
+        "give --model.attention.kinds window full, say",
+    ),
+    Need(
+        ("model.attention.kinds",),
+        lambda c: (
+            not c.model.attention.kinds
+            or (c.model.attention.window is not None and "full" in c.model.attention_kinds)
+        ),
+        "all layers being so without it",
+        "",
+    ),
+    Need(
+        ("model.attention.rotary_in",),
+        lambda c: c.model.attention.rotary_in != "window" or "full" in c.model.attention_kinds,
+        "all layers having a window",
+        "give --model.attention.kinds window full, say",
+    ),
+    Need(
+        ("model.attention.window_rope_theta",),
+        lambda c: "window" in c.model.attention_kinds,
+        "no layer having a window",
+        "give --model.attention.window and --model.attention.kinds window full, say, too",
+    ),
+    Need(
+        ("model.attention.window_rope_theta", "model.rope_theta", "model.rope"),
+        lambda c: c.model.attention.rotary_in != "none",
+        "--model.attention.rotary-in none",
+        "leave --model.attention.rotary-in out",
+    ),
+    Need(
+        ("model.rope_theta", "model.rope"),
+        lambda c: (c.model.rope_theta, c.model.rope) in c.model.rotations,
+        "--model.attention.window-rope-theta {c.model.attention.window_rope_theta:g}, which is that"
+        " of all layers with rotary positions",
+        "leave --model.attention.window-rope-theta out",
+    ),
     # Layers, dense and routed.
     Need(
         ("model.dense_hidden_size",),

@@ -190,9 +190,14 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
         "attention.bias": attention.bias,
         "attention.sinks": attention.sinks,
         "attention.window": config.windows,
+        "attention.rotary_in": tuple(rotation is not None for rotation in config.rotations),
         "attention.scale": attention.scale or config.query_head_size**-0.5,
         "moe.every": config.routed_layers,
     }
+    others = set(config.rotations) - {None, (config.rope_theta, config.rope)}
+    found["attention.window_rope_theta"] = min(
+        (theta for theta, _ in filter(None, others)), default=None
+    )
     if config.qk_norm:
         found["attention.qk_norm_over"] = attention.qk_norm_over
     found["rope.scaling"] = config.rope.scaling

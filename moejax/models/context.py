@@ -1,7 +1,5 @@
 """What all layers of a model look at beside the residual stream.
 
-Letter: M: positions that are looked at.
-
 Letters: M: positions that are looked at.
 """
 
@@ -17,6 +15,7 @@ class Context(TypedDict, total=False):
     token_BN: jax.Array | None
     cos: jax.Array
     sin: jax.Array
+    """Of rotary positions; where layers differ in them, all that there are."""
     mask_B1NM: jax.Array
     distance_B1NM: jax.Array
     """Where layers have windows."""

@@ -49,7 +49,9 @@ def with_repeats(config: ModelConfig, repeats: dict[str, int]) -> ModelConfig:
     moe = config.moe
     layers = repeats["dense"] + repeats["unit"] * (moe.every or 1) + repeats["rest"]
     first = repeats["dense"] if moe.every else 0
-    return replace(config, num_layers=layers, moe=replace(moe, first_dense=first))
+    attention = replace(config.attention, kinds=config.attention.kinds[:layers])
+    moe = replace(moe, first_dense=first)
+    return replace(config, num_layers=layers, attention=attention, moe=moe)
 
 
 def cut_layers(config: ModelConfig) -> list[Run]:

@@ -19,6 +19,7 @@ from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
 from moejax.models.layer_runs import cut_layers, name_block, name_run
 from moejax.models.norm import RMSNorm
+from moejax.models.rotary import number_rotations
 from moejax.moe import lying
 from moejax.moe.balance import Routed
 from moejax.moe.layer import FeedForward, MoELayer
@@ -69,6 +70,9 @@ class Block(nn.Module):
         if "window" in each:
             near_B1NM = context["distance_B1NM"] < each["window"]
             context = context | {"mask_B1NM": context["mask_B1NM"] & near_B1NM}
+        if "rotation" in each:
+            own = each["rotation"]
+            context = context | {"cos": context["cos"][own], "sin": context["sin"][own]}
         form = LatentAttention if config.is_latent else Attention
         attention = form(config, self.layout, name="attention")
         y_BND, cache = attention(normed_BND, context, cache, each["layer"])
@@ -108,6 +112,19 @@ class Unit(nn.Module):
         return (x_BND, cache), jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
 
 
+def settings_of_layers(config: ModelConfig) -> dict[str, list[int]]:
+    """What the layers differ in beside their parameters, a number for each layer: how many
+    positions they see, and which of the model's rotary positions they have.
+    """
+    found = {}
+    if config.attention.window is not None:
+        found["window"] = [2**30 if window is None else window for window in config.windows]
+    rotations, numbers = number_rotations(config)
+    if len(rotations) > 1:
+        found["rotation"] = numbers
+    return found
+
+
 def run_layers(
     config: ModelConfig,
     layout: MeshConfig,
@@ -124,14 +141,13 @@ def run_layers(
     leading L. ``params`` are the model's parameters, at inference, which reads them where they lie.
     """
     unroll = _unrolls(config, params is not None)
-    windows = [2**30 if window is None else window for window in config.windows]
+    differing = settings_of_layers(config)
     said, layers, done, done_routed = [], [], 0, 0
     for i, (unit, repeats) in enumerate(cut_layers(config)):
         # Of this run: [repeats, layers of the unit, ...], or routed layers of the unit.
         count, count_routed = repeats * len(unit), repeats * sum(unit)
         each = {"layer": jnp.arange(count)}
-        if config.attention.window is not None:
-            each["window"] = jnp.array(windows[done : done + count])
+        each |= {name: jnp.array(x[done : done + count]) for name, x in differing.items()}
         each = {name: x.reshape(repeats, len(unit)) for name, x in each.items()}
         here = {
             name: x[done_routed : done_routed + count_routed].reshape(

@@ -12,13 +12,35 @@ import numpy as np
 from moejax.config.attention import RopeConfig
 from moejax.config.model import ModelConfig
 
+Rotation = tuple[float, RopeConfig] | None
+"""The base of rotary positions and how they are stretched; None: no positions."""
+
 
 def rotary(positions_BN: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosines and signed sines ``[B, N, 1, 2, A/2]`` (float32) of each position's angles."""
-    frequency = frequencies(config.rope, config.rope_theta, config.rotary_size)
+    """Cosines and signed sines ``[B, N, 1, 2, A/2]`` (float32) of each position's angles; where
+    layers differ in them, with a leading dimension: see ``number_rotations``.
+    """
+    rotations, _ = number_rotations(config)
+    tables = [_table(positions_BN, rotation, config.rotary_size) for rotation in rotations]
+    if len(tables) == 1:
+        return tables[0]
+    cos, sin = (jnp.stack(parts) for parts in zip(*tables, strict=True))
+    return cos, sin
+
+
+def number_rotations(config: ModelConfig) -> tuple[list[Rotation], list[int]]:
+    """The different rotary positions of a model's layers, and which of them each layer has."""
+    different = list(dict.fromkeys(config.rotations))
+    return different, [different.index(rotation) for rotation in config.rotations]
+
+
+def _table(positions_BN: jax.Array, rotation: Rotation, size: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and signed sines ``[B, N, 1, 2, size/2]``; without a rotation those of angle 0."""
+    theta, rope = (1.0, RopeConfig()) if rotation is None else rotation
+    frequency = frequencies(rope, theta, size) * (rotation is not None)
     angle = positions_BN[..., None, None, None].astype(jnp.float32) * frequency.astype(np.float32)
-    size = amplitude(config.rope)
-    cos, sin = jnp.cos(angle) * size, jnp.sin(angle) * size
+    length = amplitude(rope)
+    cos, sin = jnp.cos(angle) * length, jnp.sin(angle) * length
     return jnp.concatenate([cos, cos], -2), jnp.concatenate([-sin, sin], -2)
 
 

@@ -18,12 +18,15 @@ def _read_layer_types(hf: Fields) -> Fields:
     )
     if all(full) or size is None:
         return {}
-    every = full.index(True) + 1 if True in full else 0
-    check(
-        full == [every > 0 and (i + 1) % every == 0 for i in range(layers)],
-        f"layer_types {shorten(kinds)}: only every n-th layer may see all positions.",
-    )
-    return {"attention.window": size, "attention.full_every": every}
+    ours = ["full" if is_full else "window" for is_full in full]
+    return {"attention.window": size, "attention.kinds": _find_pattern(ours)}
+
+
+def _find_pattern(kinds: list[str]) -> tuple[str, ...]:
+    """The shortest pattern that gives these kinds when it is repeated; none if all are alike."""
+    letters = "".join(kind[0] for kind in kinds)
+    size = next(n for n in range(1, len(kinds) + 1) if letters.startswith(letters[n:]))
+    return tuple(kinds[:size]) if size > 1 else ()
 
 
 layer_types = Translation(

@@ -13,7 +13,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_sizes import StepSizes
 from moejax.models.decoder import make_context
-from moejax.models.layers import Block
+from moejax.models.layers import Block, settings_of_layers
 
 
 def block_residuals(config: Config, step: StepSizes, routed: bool) -> float:
@@ -44,8 +44,7 @@ def _trace_residuals(model: ModelConfig, routed: bool, rows: int, length: int) -
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
     context = jax.eval_shape(lambda batch: make_context(model, batch, None, None)[0], batch)
     each = {"layer": jnp.int32(0)}
-    if model.attention.window is not None:
-        each["window"] = jnp.int32(0)
+    each |= {name: jnp.int32(0) for name in settings_of_layers(model)}
     bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)
     own = {"bias_E": bias_E} if routed and model.moe.has_selection_bias else {}
 

@@ -92,8 +92,8 @@ def test_every_tensor_is_accounted_for(change, parts, here):
         ("mixtral", {"hidden_act": "gelu"}, ("hidden_act is 'gelu'", "'silu'")),
         (
             "mixtral",
-            {"quantization_config": {"quant_method": "fp8"}},
-            ("quantization_config", "fp8", "bfloat16"),
+            {"quantization_config": {"quant_method": "awq"}},
+            ("quantization_config", "'awq'", "bfloat16"),
         ),
         (
             "mixtral",

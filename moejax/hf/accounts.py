@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
+from moejax.hf.codecs import Codec, Packed, Source, is_unused, list_parts
 from moejax.hf.families import FAMILIES
 from moejax.hf.families.family import WHOLE
 from moejax.hf.files import Tensor
@@ -14,6 +15,8 @@ from moejax.models.layer_runs import locate_layers
 
 BIAS: ArrayPath = ("bias_LE",)
 """The path of the selection bias, which is no parameter."""
+SIGNS = ("_scale_inv", "_blocks", "_packed")
+"""Ends of names that only quantised weights have."""
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 """Tensors that follow from the config, in old checkpoints."""
 
@@ -56,12 +59,13 @@ def _generate_entries(
         routed += config.routed_layers[layer]
 
 
-def count_tensors(family: str, config: ModelConfig, hf: dict[str, Any]) -> int:
+def count_tensors(family: str, config: ModelConfig, hf: dict[str, Any], codec: Codec | None) -> int:
     """The most tensors that a model may have on disk, those among them that are left out."""
     rules = FAMILIES[family].tensors
     experts = sum(rule.is_per_expert for rule in rules) * config.moe.num_experts
     layers = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
-    return len(WHOLE) + layers * (len(rules) + experts)
+    parts = 1 if codec is None else 1 + len(codec.suffixes)
+    return (len(WHOLE) + layers * (len(rules) + experts)) * parts
 
 
 def check_numbers(family: str, config: ModelConfig, there: dict[str, Tensor]) -> None:
@@ -81,36 +85,76 @@ def check_numbers(family: str, config: ModelConfig, there: dict[str, Tensor]) ->
 
 
 def check_tensors(
-    wanted: list[Entry], there: dict[str, Tensor], hf: dict[str, Any], config: ModelConfig
-) -> tuple[str, ...]:
-    """Every tensor on disk must be wanted, and every wanted one there, in its shape; returns the
-    names of those that are left out for a reason. Raises ``CheckpointError`` with all that is
-    wrong.
+    wanted: list[Entry],
+    there: dict[str, Tensor],
+    hf: dict[str, Any],
+    config: ModelConfig,
+    codec: Codec | None,
+) -> tuple[dict[str, Source], tuple[str, ...]]:
+    """Where each wanted tensor lies on disk, and the names of those that are left out for a reason.
+    Every tensor on disk must be wanted, and every wanted one there, in its shape, with all of its
+    parts. Raises ``CheckpointError`` with all that is wrong.
     """
-    shapes = {name: entry.shape for entry in wanted for name in entry.names}
-    others = [name for name in there if name not in shapes]
-    left_out = tuple(name for name in others if _may_be_left_out(name, hf, config))
-    unknown = [name for name in others if not _may_be_left_out(name, hf, config)]
-    missing = [name for name in shapes if name not in there]
-    misshapen = [
-        f"{name} {list(there[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in there and there[name].shape != shape
+    sources: dict[str, Source] = {}
+    claimed: set[str] = set()
+    wrong: dict[str, list[str]] = {}
+    for name, shape in ((name, entry.shape) for entry in wanted for name in entry.names):
+        parts = list_parts(name, shape, there, codec)
+        claimed.update(part_name for part_name, _ in parts)
+        found = [there.get(part_name) for part_name, _ in parts]
+        whole = tuple(tensor for tensor in found if tensor is not None)
+        for (part_name, part), tensor in zip(parts, found, strict=True):
+            if tensor is None:
+                wrong.setdefault("missing", []).append(part_name)
+            elif tensor.kind not in part.kinds:
+                told = f"{part_name} {tensor.kind} instead of {' or '.join(part.kinds)}"
+                wrong.setdefault("of another type", []).append(told)
+            elif tensor.shape != part.shape:
+                told = f"{part_name} {list(tensor.shape)} instead of {list(part.shape)}"
+                wrong.setdefault("misshapen", []).append(told)
+        if codec is not None and len(parts) > 1:
+            sources[name] = Packed(codec, whole, shape)
+        elif whole:
+            sources[name] = whole[0]
+    others = [name for name in there if name not in claimed]
+    left_out = tuple(
+        name
+        for name in others
+        if _may_be_left_out(name, hf, config) or is_unused(name, there, codec)
+    )
+    known = set(left_out)
+    unknown = [name for name in others if name not in known]
+    if unknown:
+        wrong["unknown"] = unknown
+    if wrong:
+        _refuse(wrong, wanted, there, config, codec)
+    return sources, left_out
+
+
+def _refuse(
+    wrong: dict[str, list[str]],
+    wanted: list[Entry],
+    there: dict[str, Tensor],
+    config: ModelConfig,
+    codec: Codec | None,
+) -> NoReturn:
+    lines = [
+        f"  {what}: {', '.join(wrong[what][:3])}"
+        + f" and {len(wrong[what]) - 3} more" * (len(wrong[what]) > 3)
+        for what in ("unknown", "missing", "of another type", "misshapen")
+        if what in wrong
     ]
-    wrong = [
-        f"  {what}: {', '.join(names[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
-        for what, names in (("unknown", unknown), ("missing", missing), ("misshapen", misshapen))
-        if names
-    ]
-    if not wrong:
-        return left_out
     experts = {int(n) for name in there for n in re.findall(r"\.experts\.(\d+)\.", name)}
     counted = max(experts, default=-1) + 1
     if any(entry.rule.is_per_expert for entry in wanted) and counted != config.moe.num_experts:
-        wrong.append(
+        lines.append(
             f"  config.json says {config.moe.num_experts} experts, but the files have {counted}."
         )
-    raise CheckpointError("tensors and config.json do not agree:\n" + "\n".join(wrong))
+    if codec is None and any(
+        tensor.kind.startswith("F8") or name.endswith(SIGNS) for name, tensor in there.items()
+    ):
+        lines.append("  config.json has no quantization_config, which says how codes are read.")
+    raise CheckpointError("tensors and config.json do not agree:\n" + "\n".join(lines))
 
 
 def _may_be_left_out(name: str, hf: dict[str, Any], config: ModelConfig) -> bool:

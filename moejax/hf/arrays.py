@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.hf.codecs import Source
 from moejax.hf.files import Tensor, read_tensor
-from moejax.hf.tensors import ArrayPath, Entry
+from moejax.hf.tensors import ArrayPath, Entry, Rule
 from moejax.runtime import partition
 from moejax.runtime.place_arrays import (
     PART_BYTES,
@@ -29,6 +30,8 @@ EXPONENTS = {2: (np.uint16, np.uint16(0x7F80)), 4: (np.uint32, np.uint32(0x7F800
 """By the bytes of a number: bits as whole numbers, and those of the exponent."""
 PART = 1 << 16
 """Numbers that are looked at together."""
+Piece = tuple[Source, int | None]
+"""A tensor, or the matrix of an expert in a tensor that has those of all."""
 
 
 def lay_out(
@@ -49,22 +52,25 @@ def lay_out(
 def read_arrays(
     entries: list[Entry],
     like: dict[ArrayPath, jax.ShapeDtypeStruct],
-    tensors: dict[str, Tensor],
+    sources: dict[str, Source],
     config: ModelConfig,
 ) -> tuple[dict[ArrayPath, jax.Array], list[str]]:
     """All arrays of a model as ``like`` has them, and the names of the tensors with numbers that
-    are not finite. The host never holds more than the experts of one layer.
+    are not finite. The host never holds more than the experts of one layer, and where a device has
+    all of them, not more than about ``PART_BYTES`` of these, or one.
     """
     arrays: dict[ArrayPath, jax.Array] = {}
     spoilt: dict[str, None] = {}
-    total = sum(tensors[name].nbytes for entry in entries for name in entry.names)
+    total = sum(sources[name].nbytes for entry in entries for name in entry.names)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", delay=3) as progress:
         for entry in entries:
-            sources = [tensors[name] for name in entry.names]
+            pieces: list[Piece] = [(sources[name], None) for name in entry.names]
+            if entry.is_bank and not entry.rule.is_per_expert:
+                pieces = [(pieces[0][0], expert) for expert in range(entry.shape[0])]
             for part, path in enumerate(entry.paths):
                 read = partial(_read_part, spoilt, entry, part, config)
-                arrays[path] = _place_entry(arrays.get(path), like[path], entry, sources, read)
-            progress.update(sum(source.nbytes for source in sources))
+                arrays[path] = _place_entry(arrays.get(path), like[path], entry, pieces, read)
+            progress.update(sum(sources[name].nbytes for name in entry.names))
     return arrays, list(spoilt)
 
 
@@ -72,24 +78,24 @@ def _place_entry(
     array: jax.Array | None,
     whole: jax.ShapeDtypeStruct,
     entry: Entry,
-    sources: list[Tensor],
-    read: Callable[[list[Tensor], jax.ShapeDtypeStruct, tuple[slice, ...]], np.ndarray],
+    pieces: list[Piece],
+    read: Callable[[list[Piece], jax.ShapeDtypeStruct, tuple[slice, ...]], np.ndarray],
 ) -> jax.Array:
     """An array with what an entry has of it, some experts after the others."""
     if entry.index is None:
-        return _place_outside(whole, entry.rule.transpose, partial(read, sources, whole))
+        return _place_outside(whole, entry.rule.transpose, partial(read, pieces, whole))
     layer = take_layer(whole)
 
-    def read_stacked(some: list[Tensor], index: tuple[slice, ...]) -> np.ndarray:
+    def read_stacked(some: list[Piece], index: tuple[slice, ...]) -> np.ndarray:
         return read(some, layer, index[1:])[None]
 
-    if not (entry.rule.is_per_expert and is_whole(whole, 1)):
-        get = partial(read_stacked, sources)
+    if not (entry.is_bank and is_whole(whole, 1)):
+        get = partial(read_stacked, pieces)
         return place_block(array, whole, (entry.index,), (1,), get)
-    expert_bytes = layer.size // len(sources) * layer.dtype.itemsize
+    expert_bytes = layer.size // len(pieces) * layer.dtype.itemsize
     step = max(1, PART_BYTES // max(1, expert_bytes))
-    for first in range(0, len(sources), step):
-        some = sources[first : first + step]
+    for first in range(0, len(pieces), step):
+        some = pieces[first : first + step]
         get = partial(read_stacked, some)
         array = place_block(array, whole, (entry.index, first), (1, len(some)), get)
     assert array is not None  # as there are experts
@@ -126,26 +132,50 @@ def _read_part(
     entry: Entry,
     part: int,
     config: ModelConfig,
-    sources: list[Tensor],
+    pieces: list[Piece],
     like: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
 ) -> np.ndarray:
-    """What lies at ``index`` of one array, in one layer, or in the experts of ``sources``; only the
+    """What lies at ``index`` of one array, in one layer, or in the experts of ``pieces``; only the
     experts in it are read. The names of tensors that are not finite there are added to ``spoilt``.
     """
-    if not entry.rule.is_per_expert:
-        array = entry.rule.read(read_tensor(sources[0]), part, config)[index].astype(like.dtype)
+    if not entry.is_bank:
+        array = _read_piece(pieces[0], entry.rule, part, config, index, like.dtype)
+        array = array.astype(like.dtype, copy=False)
         if not is_finite(array):
-            spoilt[sources[0].name] = None
+            spoilt[pieces[0][0].name] = None
         return array
-    experts = sources[index[0]]
+    experts = pieces[index[0]]
     sizes = [len(range(size)[s]) for s, size in zip(index[1:], like.shape[1:], strict=True)]
     array = np.empty((len(experts), *sizes), like.dtype)
     for number, expert in enumerate(experts):
-        array[number] = entry.rule.read(read_tensor(expert), part, config)[index[1:]]
+        array[number] = _read_piece(expert, entry.rule, part, config, index[1:], like.dtype)
         if not is_finite(array[number]):
-            spoilt[expert.name] = None
+            spoilt[expert[0].name] = None
     return array
+
+
+def _read_piece(
+    piece: Piece,
+    rule: Rule,
+    part: int,
+    config: ModelConfig,
+    index: tuple[slice, ...],
+    dtype: np.dtype,
+) -> np.ndarray:
+    """What lies at ``index`` of a matrix (or vector) of ours. It is of ``dtype`` if it had codes,
+    of which only the rows that are wanted are decoded.
+    """
+    source, expert = piece
+    if isinstance(source, Tensor):
+        whole = read_tensor(source)
+        return rule.read(whole if expert is None else whole[expert], part, config)[index]
+    rows, width = source.stored
+    if rule.transpose != source.codec.swapped:  # a row on disk is a column of ours
+        columns = rule.list_columns(rows, part, config)[index[1]]
+        return source.read(expert, columns, dtype).T[index[0]]
+    columns = rule.list_columns(width, part, config)[index[1]]
+    return source.read(expert, np.arange(rows)[index[0]], dtype)[:, columns]
 
 
 def is_finite(array: np.ndarray) -> bool:

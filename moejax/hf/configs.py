@@ -10,6 +10,7 @@ from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.files import from_dict
 from moejax.config.model import MOST_LAYERS, ModelConfig
+from moejax.hf.codecs import find_codec
 from moejax.hf.families import FAMILIES
 from moejax.hf.families.family import Family
 from moejax.hf.fields.layers import layer_types
@@ -58,6 +59,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
             f"{field} is {shorten(found)}: only {wanted!r} is supported for {name} models."
             + " Convert quantised weights to bfloat16 first." * field.startswith("quant"),
         )
+    find_codec(hf.get("quantization_config"))
     hf = with_defaults(hf)
     needed = {"num_attention_heads", *family.fields}
     missing = sorted(field for field in needed if field not in hf)
@@ -103,9 +105,10 @@ def write_config(
     """The ``config.json`` of a model, of this family or the first that can hold it.
 
     ``original`` is the one that it was read from, if it was: it is kept where it still says the
-    same. Raises ``ConfigError`` that says for each family what it has no place for.
+    same, without its ``quantization_config``. Raises ``ConfigError`` that says for each family what
+    it has no place for.
     """
-    said = original or {}
+    said = {f: value for f, value in (original or {}).items() if f != "quantization_config"}
     own = said.get("model_type")
     names = [family] if family else sorted(FAMILIES, key=lambda name: name != own)
     reasons = []

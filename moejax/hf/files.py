@@ -21,8 +21,12 @@ from moejax.config.json_files import MEBIBYTE, MOST_BYTES, MOST_TABLE_BYTES, ope
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The types of weights that are read, by the name on disk."""
+WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The types of weights that are numbers, by the name on disk."""
+CODES = {"F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu"}
+CODES |= {"U8": "uint8", "I32": "int32", "I64": "int64"}
+"""Those of the parts of quantised weights."""
+TYPES = {kind: np.dtype(getattr(ml_dtypes, name, name)) for kind, name in (WEIGHTS | CODES).items()}
 MOST_HEAD_BYTES = 32 * MEBIBYTE
 """Of a file's head: a quarter of a million tensors."""
 
@@ -42,7 +46,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Its size."""
-        return math.prod(self.shape) * int(self.kind.lstrip("BF")) // 8
+        return math.prod(self.shape) * TYPES[self.kind].itemsize
 
 
 def read_json(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def _read_head(file: Path) -> list[Tensor]:
         if tensor.kind not in TYPES:
             raise CheckpointError(
                 f"{tensor.name} in {file.name} is of type {tensor.kind}: only {', '.join(TYPES)}"
-                f" are read. Convert quantised weights to bfloat16 first."
+                f" are read. Convert the weights to bfloat16 first."
             )
     return tensors + uncovered
 
@@ -235,8 +239,7 @@ def read_tensor(tensor: Tensor) -> np.ndarray:
     """A tensor as it lies in its file, mapped into memory: what is not looked at is not read, and
     what was read leaves memory with the array.
     """
-    kind = TYPES[tensor.kind]
-    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    dtype = TYPES[tensor.kind]
     if not math.prod(tensor.shape):
         return np.empty(tensor.shape, dtype)
     return np.memmap(tensor.file, dtype, "r", tensor.offset, tensor.shape)

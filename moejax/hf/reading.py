@@ -21,8 +21,16 @@ from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.hf.accounts import BIAS
 from moejax.hf.arrays import lay_out, read_arrays
+from moejax.hf.codecs import Codec, Source, find_codec, rename_scales
 from moejax.hf.configs import find_family, read_config, with_defaults
-from moejax.hf.files import TYPES, Tensor, find_files, open_tensors, read_json, read_tensor
+from moejax.hf.files import (
+    WEIGHTS,
+    Tensor,
+    find_files,
+    open_tensors,
+    read_json,
+    read_tensor,
+)
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh
@@ -100,36 +108,82 @@ def load(
     """
     directory = Path(directory)
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
+    found = survey(directory)
+    layout = layout or MeshConfig()
+    check_mesh(found.config, layout)
+    types = found.choose_types(dtype)
+    in_16_bits = types[("embedding_VD",)].itemsize == 2
+    config = replace(found.config, dtype="bfloat16" if in_16_bits else "float32")
+
+    like = {path: jax.ShapeDtypeStruct(found.shapes[path], kind) for path, kind in types.items()}
+    like = lay_out(like, mesh, layout)
+    check_room(count_bytes(like.values()), f"{directory}", ROOM)
+    _check_tied(found)
+    arrays, spoilt = read_arrays(found.entries, like, found.sources, config)
+    report_not_finite(spoilt, allow_not_finite)
+    if found.next_token_tensors:
+        last = config.num_layers
+        print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)
+    bias_LE = arrays.pop(BIAS, None)
+    return Pretrained(config, unflatten_dict(arrays), bias_LE, found.hf, directory, mesh, layout)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a checkpoint is, by its ``config.json`` and the heads of its files."""
+
+    hf: dict[str, Any]
+    family: str
+    config: ModelConfig
+    codec: Codec | None
+    tensors: dict[str, Tensor]
+    """All that are on disk."""
+    entries: list[Entry]
+    sources: dict[str, Source]
+    """Where each tensor of an entry lies."""
+    left_out: tuple[str, ...]
+    """Names of tensors that have no place in the model, for a reason."""
+    shapes: dict[ArrayPath, tuple[int, ...]]
+    """Of our arrays."""
+
+    @property
+    def next_token_tensors(self) -> list[str]:
+        """Those of ``left_out`` that predict a second token."""
+        return [name for name in self.left_out if self.is_beyond(name)]
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a tensor is in a layer after the model's last."""
+        layer = accounts.find_layer(name)
+        return layer is not None and layer >= self.config.num_layers
+
+    def choose_types(self, dtype: str) -> dict[ArrayPath, np.dtype]:
+        """The types of our arrays with ``dtype``, one of ``DTYPES``."""
+        entries = self.entries
+        return {
+            p: _choose_type(entry, self.sources, dtype) for entry in entries for p in entry.paths
+        }
+
+
+def survey(directory: Path) -> Survey:
+    """Read ``config.json`` and the heads of the files, and check that they agree. Raises
+    ``UserError``.
+    """
     files = find_files(directory)
     hf = read_json(directory / "config.json")
     try:
         family, config = find_family(hf), read_config(hf)
+        codec = find_codec(hf.get("quantization_config"))
     except ConfigError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
-    tensors = open_tensors(*files, accounts.count_tensors(family, config, hf))
+    tensors = open_tensors(*files, accounts.count_tensors(family, config, hf, codec))
     accounts.check_numbers(family, config, tensors)
+    rename_scales(tensors, codec)
     if config.tie_embeddings and EMBEDDING not in tensors and HEAD in tensors:
         tensors[EMBEDDING] = tensors.pop(HEAD)  # one tensor by its other name
-    layout = layout or MeshConfig()
-    check_mesh(config, layout)
     shapes = array_shapes(config)
-    wanted = accounts.list_entries(family, config, shapes)
-    left_out = accounts.check_tensors(wanted, tensors, with_defaults(hf), config)
-    types = {path: _choose_type(entry, tensors, dtype) for entry in wanted for path in entry.paths}
-    in_16_bits = types[("embedding_VD",)].itemsize == 2
-    config = replace(config, dtype="bfloat16" if in_16_bits else "float32")
-
-    like = {path: jax.ShapeDtypeStruct(shapes[path], kind) for path, kind in types.items()}
-    like = lay_out(like, mesh, layout)
-    check_room(count_bytes(like.values()), f"{directory}", ROOM)
-    _check_tied(config, tensors)
-    arrays, spoilt = read_arrays(wanted, like, tensors, config)
-    report_not_finite(spoilt, allow_not_finite)
-    if any(accounts.find_layer(name) is not None for name in left_out):
-        last = config.num_layers
-        print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)
-    bias_LE = arrays.pop(BIAS, None)
-    return Pretrained(config, unflatten_dict(arrays), bias_LE, hf, directory, mesh, layout)
+    entries = accounts.list_entries(family, config, shapes)
+    sources, left_out = accounts.check_tensors(entries, tensors, with_defaults(hf), config, codec)
+    return Survey(hf, family, config, codec, tensors, entries, sources, left_out, shapes)
 
 
 def report_not_finite(names: list[str], allowed: bool) -> None:
@@ -166,22 +220,23 @@ def array_shapes(config: ModelConfig) -> dict[ArrayPath, tuple[int, ...]]:
     return shapes
 
 
-def _choose_type(entry: Entry, tensors: dict[str, Tensor], dtype: str) -> np.dtype:
+def _choose_type(entry: Entry, sources: dict[str, Source], dtype: str) -> np.dtype:
     """The type of an entry's arrays; the selection bias is float32 always."""
     if BIAS in entry.paths:
         return np.dtype("float32")
     if dtype != "auto":
         return np.dtype(getattr(ml_dtypes, dtype, dtype))
-    kinds = {TYPES[tensors[name].kind] for name in entry.names}
-    return np.dtype(ml_dtypes.bfloat16 if kinds == {"bfloat16"} else "float32")
+    kinds = {sources[name].kind for name in entry.names}
+    return np.dtype(ml_dtypes.bfloat16 if kinds == {"BF16"} else "float32")
 
 
-def _check_tied(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+def _check_tied(found: Survey) -> None:
     """A head on disk beside ``tie_word_embeddings`` must be the embedding."""
-    head = tensors.get(HEAD)
-    if head is None or not config.tie_embeddings:
+    head, embedding = found.tensors.get(HEAD), found.sources[EMBEDDING]
+    if head is None or not found.config.tie_embeddings:
         return
-    if not np.array_equal(read_tensor(head), read_tensor(tensors[EMBEDDING])):
+    plain = head.kind in WEIGHTS and isinstance(embedding, Tensor)
+    if not plain or not np.array_equal(read_tensor(head), read_tensor(embedding)):
         raise CheckpointError(
             f"config.json says tie_word_embeddings, but {HEAD} is not {EMBEDDING}."
         )

@@ -41,7 +41,13 @@ class Rule:
         tensor = np.swapaxes(tensor, -1, -2) if self.transpose else tensor
         if self.columns is None:
             return tensor
-        return tensor[..., COLUMNS[self.columns](config, tensor.shape[-1])[part]]
+        return tensor[..., self.list_columns(tensor.shape[-1], part, config)]
+
+    def list_columns(self, width: int, part: int, config: ModelConfig) -> np.ndarray:
+        """Which of ``width`` columns the ``part``-th array of ours has, in its order."""
+        if self.columns is None:
+            return np.arange(width)
+        return COLUMNS[self.columns](config, width)[part]
 
     def write(self, arrays: list[np.ndarray], config: ModelConfig) -> np.ndarray:
         """Their tensor from arrays of ours."""
@@ -71,6 +77,11 @@ class Entry:
     """Which repeat of a run of layers (or row of ``bias_LE``); None for what is in no layer."""
     shape: tuple[int, ...]
     """Of each tensor of theirs."""
+
+    @property
+    def is_bank(self) -> bool:
+        """Whether it has experts: a tensor for each of them, or all matrices in one tensor."""
+        return self.rule.is_per_expert or len(self.shape) > 2
 
 
 def _split_pairs(size: int) -> np.ndarray:

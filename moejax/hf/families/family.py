@@ -101,7 +101,6 @@ LITTLE_LOSS = {"router_aux_loss_coef": 0.001}
 SWIGLU = {
     "hidden_act": "silu",
     "is_causal": True,
-    "quantization_config": None,
     "quantization": None,
 }
 GROUPED = (positions.rope, attention.heads)

@@ -1,11 +1,20 @@
 """Codecs of quantised weights: every code against decoders of few lines of numpy, and back."""
 
 import importlib.util
-import math
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hf_quantised import (
+    BF16,
+    F8,
+    decode_fp8,
+    decode_int4,
+    decode_mxfp4,
+    draw_fp8,
+    draw_int4,
+    draw_mxfp4,
+)
 
 from moejax.config.errors import ConfigError
 from moejax.hf.codecs import encode, find_codec
@@ -13,59 +22,10 @@ from moejax.hf.fp8 import Fp8Blocks
 from moejax.hf.int4 import PackedInt4
 from moejax.hf.mxfp4 import Mxfp4
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
-F8 = np.dtype(ml_dtypes.float8_e4m3fn)
-
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def decode_fp8(codes, scales, block):
-    """Bit by bit: sign, 4 bits of exponent (bias 7), 3 bits of fraction."""
-    b = codes.view(np.uint8).astype(int)
-    e, m = b >> 3 & 15, b & 7
-    q = np.where(b >> 7, -1.0, 1.0) * np.where(e, (1 + m / 8) * 2.0 ** (e - 7), m / 8 * 2.0**-6)
-    q = np.where(b & 127 == 127, np.nan, q).astype(np.float32)
-    i, j = np.indices(q.shape)
-    return q * scales[i // block[0], j // block[1]]
-
-
-def decode_mxfp4(blocks, scales):
-    lut = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-    nibbles = np.stack([blocks % 16, blocks // 16], -1).reshape(*scales.shape, 32)
-    return (lut[nibbles] * 2.0 ** (scales.astype(int) - 127)[..., None]).reshape(len(scales), -1)
-
-
-def decode_int4(packed, scales, width):
-    k = np.arange(width)
-    nibbles = packed.astype(np.int64)[:, k // 8] >> 4 * (k % 8) & 15
-    return (nibbles - 8) * scales.astype(np.float64)[:, k // 32]
-
-
-def draw_fp8(rng, shape, codes=256):
-    """Codes and scales in which each code is in each block: its largest is 448."""
-    q = rng.integers(0, codes, shape).astype(np.uint8)
-    q[q & 127 == 127] = 0x7E
-    grid = (math.ceil(shape[0] / 128), math.ceil(shape[1] / 128))
-    q[::128, ::128] = 0xFE  # -448 in the first place of each block
-    return q.view(F8), np.exp(rng.normal(-5, 2, grid)).astype(np.float32)
-
-
-def draw_mxfp4(rng, rows, width):
-    blocks = rng.integers(0, 256, (rows, width // 32, 16)).astype(np.uint8)
-    blocks[..., 3] = 0x76  # 4 and 6
-    return blocks, rng.integers(2, 250, (rows, width // 32)).astype(np.uint8)
-
-
-def draw_int4(rng, rows, width):
-    nibbles = rng.integers(0, 16, (rows, 8 * math.ceil(width / 8))).astype(np.uint8)
-    nibbles[:, 0::32] = 0  # -8, the largest
-    nibbles[:, width:] = 0  # beyond the end
-    packed = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).view("<i4")
-    scales = np.exp(rng.normal(-4, 1, (rows, math.ceil(width / 32)))).astype(BF16)
-    return packed, scales, np.array([rows, width])
 
 
 SHAPES = [(128, 256), (3, 32), (130, 200), (576, 129), (1, 40)]
@@ -123,7 +83,7 @@ def test_fp8_with_one_scale(rng):
 
 
 def test_mxfp4(rng):
-    blocks, scales = draw_mxfp4(rng, 40, 96)
+    blocks, scales = draw_mxfp4(rng, [40, 96], 2, 250)
     found = Mxfp4().decode([blocks, scales], np.arange(40), 96)
     np.testing.assert_array_equal(found, decode_mxfp4(blocks, scales).astype(np.float32))
     some = rng.permutation(40)[:9]
@@ -136,7 +96,7 @@ def test_mxfp4(rng):
 
 @pytest.mark.parametrize("width", [32, 64, 40, 37, 8])
 def test_int4(width, rng):
-    packed, scales, shape = draw_int4(rng, 50, width)
+    packed, scales, shape = draw_int4(rng, [50, width])
     found = PackedInt4().decode([packed, scales, shape], np.arange(50), width)
     np.testing.assert_array_equal(found, decode_int4(packed, scales, width).astype(np.float32))
     for kind in (np.float32, BF16):
@@ -253,7 +213,7 @@ def test_the_libraries_that_define_them_decode_the_same(rng):
     found = Fp8Blocks().decode([codes, scales], np.arange(256), 384)
     np.testing.assert_array_equal(found, told.numpy())
 
-    drawn = [draw_mxfp4(rng, 24, 64) for _ in range(3)]
+    drawn = [draw_mxfp4(rng, [24, 64]) for _ in range(3)]
     blocks, exponents = (np.stack(part) for part in zip(*drawn, strict=True))
     told = _convert_moe_packed_tensors(
         torch.from_numpy(blocks), torch.from_numpy(exponents), dtype=torch.float32
@@ -272,7 +232,7 @@ def test_compressed_tensors_unpacks_the_same(width, rng):
     import torch
     from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
 
-    numbers, scales, shape = draw_int4(rng, 20, width)
+    numbers, scales, shape = draw_int4(rng, [20, width])
     told = unpack_from_int32(torch.from_numpy(numbers), 4, torch.Size(map(int, shape)))
     found = PackedInt4().decode([numbers, scales, shape], np.arange(20), width)
     want = told.numpy() * np.repeat(scales.astype(np.float32), 32, 1)[:, :width]

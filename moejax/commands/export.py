@@ -38,6 +38,9 @@ class ExportSettings:
     from, or the first that can hold it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the parameters; `auto` is that in which the model computes."""
+    quantise: Literal["fp8", "mxfp4", "int4"] | None = None
+    """Write weights in codes: `fp8` in blocks of 128 x 128 (all matrices of the layers, except
+    routers), `mxfp4` (the experts of gpt-oss), `int4` of compressed-tensors (experts)."""
     config: Path | None = None
     """A Python file that is run first: the config of the run, if it has a router of its own."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
@@ -84,6 +87,7 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
         dtype=settings.dtype,
         files_from=source if imported.is_imported(source) else None,
         more=more,
+        quantise=settings.quantise,
     )
     if is_run(source):
         assert opened.tokenizer is not None  # as in every run on text

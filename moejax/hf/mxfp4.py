@@ -28,6 +28,7 @@ PAIRS = np.stack([np.tile(VALUES, 16), np.repeat(VALUES, 16)], axis=1)
 class Mxfp4:
     """The codec ``mxfp4``."""
 
+    group: ClassVar[int] = GROUP
     name: ClassVar[str] = "mxfp4"
     ranks: ClassVar[tuple[int, ...]] = (2, 3)
     swapped: ClassVar[bool] = True

@@ -1,7 +1,6 @@
 """Models into Hugging Face's format: shards of safetensors, an index, config.json, a tokenizer."""
 
 import contextlib
-import math
 import os
 import shutil
 import stat
@@ -24,8 +23,10 @@ from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
 from moejax.hf import accounts
 from moejax.hf.accounts import BIAS
+from moejax.hf.codecs import Codec
 from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
+from moejax.hf.quantise import choose_codec, count_bytes, list_plain, write_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.runtime.atomic_files import write_json
 from moejax.runtime.new_folders import lock_folder, make_folders, remove_empty
@@ -62,6 +63,7 @@ def save(
     files_from: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     more: dict[str, Any] | None = None,
+    quantise: str | None = None,
 ) -> str:
     """Write a model to a new directory that Hugging Face's tools and serving engines read; returns
     the family that it was written as.
@@ -70,6 +72,7 @@ def save(
     the new one. ``family`` names another family than the first that can hold the model. ``dtype``
     ``auto`` keeps the parameters' types; the selection bias is float32 always. ``files_from`` is a
     directory with the tokenizer. No shard is larger than ``shard_bytes``, unless a tensor is.
+    ``quantise`` names a codec (fp8, mxfp4, int4) in which the weights are written that it is for.
 
     Raises ``ConfigError`` if no family can hold the model, ``CheckpointError`` if the directory is
     not empty.
@@ -85,18 +88,21 @@ def save(
     written |= {"dtype": str(types[("embedding_VD",)])}
     written |= more or {}
     written.pop("torch_dtype", None)  # the same by an older name
+    codec = choose_codec(quantise, written["model_type"], entries, hf or {})
+    if codec is not None:
+        written["quantization_config"] = codec.write_config(list_plain(entries, codec))
 
     make_new_directory(directory)
-    shards = _split_into_shards(entries, types, shard_bytes)
-    count = len(shards)
-    total = _count_bytes(entries, types)
+    sizes = [count_bytes(entry, types[entry.paths[0]], codec) for entry in entries]
+    shards = _split_into_shards(entries, sizes, shard_bytes)
+    count, total = len(shards), sum(sizes)
     files: dict[str, str] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="writing", delay=3) as bar:
         for number, shard in enumerate(shards, start=1):
             name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             tensors: dict[str, np.ndarray] = {}
             for entry in shard:
-                made = dict(_make_tensors(entry, arrays, types, config))
+                made = dict(_make_tensors(entry, arrays, types, config, codec))
                 tensors |= made
                 bar.update(sum(tensor.nbytes for tensor in made.values()))
             _save_shard(tensors, directory / name)
@@ -201,21 +207,11 @@ def _choose_type(path: ArrayPath, array: jax.Array, dtype: str) -> np.dtype:
     return np.dtype(array.dtype if dtype == "auto" else getattr(ml_dtypes, dtype, dtype))
 
 
-def _count_bytes(entries: list[Entry], types: dict[ArrayPath, np.dtype]) -> int:
-    return sum(
-        len(entry.names) * math.prod(entry.shape) * types[entry.paths[0]].itemsize
-        for entry in entries
-    )
-
-
-def _split_into_shards(
-    entries: list[Entry], types: dict[ArrayPath, np.dtype], largest: int
-) -> list[list[Entry]]:
-    """The entries in files of at most ``largest`` bytes, in order."""
+def _split_into_shards(entries: list[Entry], sizes: list[int], largest: int) -> list[list[Entry]]:
+    """The entries, which have these ``sizes``, in files of at most ``largest`` bytes, in order."""
     shards: list[list[Entry]] = [[]]
     size = 0
-    for entry in entries:
-        more = _count_bytes([entry], types)
+    for entry, more in zip(entries, sizes, strict=True):
         if size + more > largest and shards[-1]:
             shards.append([])
             size = 0
@@ -229,10 +225,13 @@ def _make_tensors(
     arrays: dict[ArrayPath, jax.Array],
     types: dict[ArrayPath, np.dtype],
     config: ModelConfig,
+    codec: Codec | None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of an entry: one layer's arrays are fetched, not more."""
     index = () if entry.index is None else entry.index
     ours = [np.asarray(arrays[path][index]).astype(types[path]) for path in entry.paths]
     for number, name in enumerate(entry.names):
         arrays_of_one = [array[number] for array in ours] if entry.rule.is_per_expert else ours
-        yield name, np.ascontiguousarray(entry.rule.write(arrays_of_one, config))
+        tensor = entry.rule.write(arrays_of_one, config)
+        for part_name, part in write_tensor(name, tensor, entry, codec):
+            yield part_name, np.ascontiguousarray(part)

@@ -1,0 +1,117 @@
+"""Checkpoints with codes: read as the same model without, written back, and refused if damaged."""
+
+import json
+
+import hf_models
+import hf_quantised
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from hf_quantised import CASES
+
+import moejax.hf
+from moejax.config import MeshConfig
+from moejax.config.errors import ConfigError
+from moejax.hf.accounts import list_entries
+from moejax.hf.configs import read_config
+from moejax.hf.files import open_tensors, read_tensor
+from moejax.hf.quantise import choose_codec
+from moejax.hf.reading import array_shapes
+from moejax.runtime import device_mesh
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A function that writes a model with codes and the same without, once."""
+    written = {}
+
+    def of(name: str):
+        if name not in written:
+            root = tmp_path_factory.mktemp(name)
+            coded = hf_quantised.write(root / "coded", name)
+            written[name] = coded, hf_quantised.write(root / "plain", name, coded=False)
+        return written[name]
+
+    return of
+
+
+def arrays(model) -> dict:
+    found = flatten_dict(model.params)
+    return found if model.bias_LE is None else found | {"bias_LE": model.bias_LE}
+
+
+def assert_same(one, other):
+    one, other = arrays(one), arrays(other)
+    assert one.keys() == other.keys()
+    for path, array in one.items():
+        assert array.dtype == other[path].dtype
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(other[path]), str(path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_with_codes_is_the_model_without(name, models):
+    """It is decoded in float32, and rounded once."""
+    coded, plain = models(name)
+    assert_same(moejax.hf.load(coded, "bfloat16"), moejax.hf.load(plain, "bfloat16"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_each_device_decodes_its_own_part(name, models):
+    model = 1 if name == "mxfp4" else 2  # its experts have biases
+    layout = MeshConfig(data=4 // model, expert=2, model=model)
+    mesh = device_mesh.make_mesh(layout)
+    coded, plain = models(name)
+    assert_same(
+        moejax.hf.load(coded, mesh=mesh, layout=layout),
+        moejax.hf.load(plain, mesh=mesh, layout=layout),
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_read_is_written_back(name, models, tmp_path):
+    """Codes to the bit, in the blocks in which they were; scales where bfloat16 does not round
+    them. The model is the same to the bit.
+    """
+    coded, _ = models(name)
+    model = moejax.hf.load(coded, "auto")
+    assert model.config.dtype == "float32"  # as its embeddings
+    moejax.hf.save(
+        tmp_path / "new", model.config, model.params, model.bias_LE, hf=model.hf, quantise=name
+    )
+    assert_same(moejax.hf.load(tmp_path / "new", "auto"), model)
+    told = json.loads((tmp_path / "new" / "config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == hf_quantised.CONFIGS[name]["quant_method"]
+    plain = told.get("ignore") or told["modules_to_not_convert"]
+    assert "lm_head" in plain and "model.embed_tokens" in plain
+    assert ("model.layers.1.self_attn.o_proj" in plain) == (name != "fp8")
+    assert not any(".experts." in module for module in plain)
+    files = (tmp_path / "new" / "model.safetensors", coded / "model.safetensors")
+    written, was = (open_tensors([file], {}, 10**4) for file in files)
+    assert written.keys() == was.keys()
+    for tensor, one in written.items():
+        other = was[tensor]
+        assert (one.kind, one.shape) == (other.kind, other.shape)
+        if not tensor.endswith("_scale_inv"):
+            assert read_tensor(one).tobytes() == read_tensor(other).tobytes(), tensor
+
+
+@pytest.mark.parametrize(
+    ("codec", "case", "part"),
+    [
+        ("mxfp4", "mixtral", "that of gpt_oss alone, not of mixtral. There are fp8 and int4"),
+        ("fp8", "gpt_oss", "gpt_oss models have all experts of a layer in one tensor"),
+        ("int4", "granitemoe", "granitemoe models have all experts of a layer in one tensor"),
+        ("int4", "llama", "llama models have none. Give fp8"),
+        ("int4", "mixtral", "w2.weight is 24 wide, which groups of 32 do not divide"),
+        ("mxfp4", "gpt_oss", "down_proj is 16 wide, which groups of 32 do not divide"),
+        ("int3", "llama", "--quantise int3: there are fp8, mxfp4, int4"),
+    ],
+)
+def test_a_codec_is_written_where_the_family_has_a_layout_for_it(codec, case, part):
+    fields = hf_models.CASES[case]
+    config = read_config(fields)
+    entries = list_entries(fields["model_type"], config, array_shapes(config))
+    with pytest.raises(ConfigError) as caught:
+        choose_codec(codec, fields["model_type"], entries, {})
+    assert part in str(caught.value)

@@ -15,6 +15,8 @@ from moejax.inference.inference_config import inference_config
 from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.kv_cache import KVCache
 from moejax.moe import lying
+from moejax.moe.quantise_params import Weights, quantise_params
+from moejax.moe.quantised import dequantise, is_quantised
 from moejax.runtime import device_mesh, targets
 from moejax.runtime.program_bytes import count_bytes
 
@@ -49,26 +51,36 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(
-    ("variant", "dtype", "rows", "prompt"),
+    ("variant", "dtype", "rows", "prompt", "weights"),
     [
-        ("plain", "float32", 1, 1),
-        ("tied", "bfloat16", 3, 2),
+        ("plain", "float32", 1, 1, None),
+        ("tied", "bfloat16", 3, 2, None),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                ("plain", "bfloat16", 9, 2),
-                ("tied", "float32", 9, 2),
-                ("biases", "bfloat16", 1, 1),
-                ("biases", "float32", 3, 2),
-                ("latent", "bfloat16", 3, 2),
+                ("plain", "bfloat16", 9, 2, None),
+                ("tied", "float32", 9, 2, None),
+                ("biases", "bfloat16", 1, 1, None),
+                ("biases", "float32", 3, 2, None),
+                ("latent", "bfloat16", 3, 2, None),
+                ("biases", "float32", 9, 2, Weights(kind="int4")),
+                ("tied", "bfloat16", 3, 2, Weights(kind="fp8")),
+                ("latent", "float32", 1, 2, Weights(kind="int8", group=16)),
             ]
         ),
     ],
 )
 def test_reading_weights_where_they_lie_gives_the_full_forward_pass(
-    variant: str, dtype: str, rows: int, prompt: int, monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    dtype: str,
+    rows: int,
+    prompt: int,
+    weights: Weights | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prompts of some positions, then one more: few rows and many, in blocks of several sizes."""
+    """Prompts of some positions, then one more: few rows and many, in blocks of several sizes.
+    Quantised weights give what they stand for.
+    """
     monkeypatch.setattr(lying, "SMALL", 1)
     monkeypatch.setattr(lying, "BLOCK", 256)
     config = inference_config(changed(SMALL, VARIANTS[variant]))
@@ -79,6 +91,13 @@ def test_reading_weights_where_they_lie_gives_the_full_forward_pass(
     params = model.init(jax.random.key(0), batch, False)["params"]
     rounded = jax.tree.map(lambda x: x.astype(dtype), params)
     widened = jax.tree.map(lambda x: x.astype("float32"), rounded)
+    if weights is not None:
+        rounded = quantise_params(rounded, weights)
+        widened = jax.tree.map(
+            lambda x: dequantise(x) if is_quantised(x) else x.astype("float32"),
+            rounded,
+            is_leaf=is_quantised,
+        )
     expected_BNV, _ = model.apply({"params": widened}, batch, False)
     cache = make_cache(config, rows, 8)
 
@@ -118,37 +137,46 @@ OLMOE = ModelConfig(
     vocab_size=50304,
     moe=MoEConfig(num_experts=64, top_k=8, hidden_size=1024),
 )
-SIZES = [(16, "bfloat16", 8), (4, "bfloat16", 1), (2, "float32", 8), (1, "float32", 1)]
+SIZES = [
+    (16, "bfloat16", 8, None),
+    (4, "bfloat16", 1, None),
+    (2, "float32", 8, None),
+    (1, "float32", 1, None),
+    (4, "float32", 1, Weights(kind="int8", group=128)),
+    (16, "bfloat16", 8, Weights(kind="int4")),
+]
 
 
 @pytest.mark.parametrize(
-    ("model", "layers", "dtype", "rows"),
+    ("model", "layers", "dtype", "rows", "weights"),
     [
-        (WIDE, 3, "float32", 1),
-        (WIDE, 3, "bfloat16", 3),
+        (WIDE, 3, "float32", 1, None),
+        (WIDE, 3, "bfloat16", 3, None),
+        (WIDE, 8, "float32", 1, Weights(kind="int4")),
         *(pytest.param(OLMOE, *size, marks=pytest.mark.slow) for size in SIZES),
     ],
 )
 def test_a_step_reads_the_chosen_experts_and_keeps_no_copy(
-    model: ModelConfig, layers: int, dtype: str, rows: int
+    model: ModelConfig, layers: int, dtype: str, rows: int, weights: Weights | None
 ) -> None:
     """Temporary memory is at most 5 % of the weights, and what is read at most 1.25 times the
-    weights in use: all but the embedding, of the banks as many experts as can be chosen.
+    weights in use: all but the embedding, of the banks as many experts as can be chosen. What is
+    quantised counts as the bytes of its codes and scales.
     """
     config = Config(model=changed(model, {"num_layers": layers}))
-    compiled = compile_decode(config, rows, dtype, 64)
+    compiled = compile_decode(config, rows, dtype, 64, weights=weights)
     mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:1])
     typed = changed(config, {"model.dtype": dtype, "model.moe.group_size": 1})
-    params = decode_state(typed, model.vocab_size, mesh)["params"]
-    weights = active = 0
+    params = decode_state(typed, model.vocab_size, mesh, weights)["params"]
+    held = active = 0
     moe = model.moe
     for path, leaf in flatten_dict(params).items():
-        size = leaf.dtype.itemsize * math.prod(leaf.shape)
-        weights += size
+        size = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(leaf))
+        held += size
         chosen = min(1, rows * moe.top_k / moe.num_experts)
         share = {"embedding_VD": 0, "w_gate_EDF": chosen, "w_up_EDF": chosen, "w_down_EFD": chosen}
         active += size * share.get(path[-1], 1)
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.05 * weights
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.05 * held
     assert 0.5 * active < count_bytes(compiled.as_text()) <= 1.25 * active
     assert compiled.cost_analysis()["bytes accessed"] <= 1.25 * active
 

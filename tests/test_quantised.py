@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from moejax.moe import lying
+from moejax.moe.lying import Lying
 from moejax.moe.quantised import KINDS, Quantised, dequantise, quantise
 
 SHAPES = {"matrix": (64, 12), "stack": (3, 64, 12), "bank": (2, 3, 64, 12)}
@@ -128,3 +130,28 @@ def test_what_does_not_divide_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         quantise(jnp.ones((size, 4)), kind, group)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize(
+    ("kind", "group"), [("int8", None), ("int4", 16), ("int4", 2), ("fp8", 64)]
+)
+def test_a_product_in_place_is_that_with_the_weights(
+    kind: str, group: int | None, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows and many, in blocks that are smaller and larger than a group; and the transposed
+    product of an embedding.
+    """
+    monkeypatch.setattr(lying, "SMALL", 1)
+    monkeypatch.setattr(lying, "BLOCK", 160)
+    q = quantise(jnp.asarray(draw(SHAPES["bank"])), kind, group)
+    x = np.random.default_rng(1).normal(size=(rows, 64)).astype(np.float32)
+    wanted = x.astype(np.float64) @ decode(q)[1, 2]
+    found = jax.jit(lambda q, i: lying.multiply(x, Lying(q, (i, 2))))(q, 1)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * abs(wanted).max())
+    if kind == "int8":
+        table = quantise(jnp.asarray(draw((12, 64))), kind, group, -1)
+        found = jax.jit(lambda q: lying.multiply_transposed(x, Lying(q)))(table)
+        np.testing.assert_allclose(found, x @ decode(table).T, atol=1e-4)
+        taken = lying.take(Lying(table), np.array([[3, 5]]))
+        np.testing.assert_allclose(taken, decode(table)[[3, 5]][None], rtol=1e-6)

@@ -33,6 +33,7 @@ from moejax.hf.files import (
 )
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
+from moejax.moe.lying import lie_quantised
 from moejax.runtime import device_mesh
 from moejax.runtime.room import check_room, count_bytes
 
@@ -83,7 +84,7 @@ def make_batch(tokens_BN: jax.Array, real_BN: jax.Array | None = None) -> dict[s
 def _apply(
     model: DecoderLM, params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]
 ) -> jax.Array:
-    return model.apply({"params": params}, batch, False, bias_LE)[0]
+    return model.apply({"params": lie_quantised(params)}, batch, False, bias_LE)[0]
 
 
 def load(

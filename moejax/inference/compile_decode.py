@@ -15,6 +15,7 @@ from moejax.inference.inference_config import inference_config
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.trained_run import cast_shapes, state_shapes
 from moejax.moe.lying import hold
+from moejax.moe.quantise_params import Weights, quantise_shapes
 from moejax.runtime import device_mesh, partition
 
 LOWERED = {"gpu": "cuda"}
@@ -30,14 +31,16 @@ def compile_decode(
     vocab_size: int | None = None,
     tokens: int = 1,
     mesh: Mesh | None = None,
+    weights: Weights | None = None,
 ) -> Any:
     """Compile what ``Generator`` runs for each token of ``rows`` texts, with parameters in
     ``dtype`` (see ``cast_shapes``) and a cache of ``slots`` positions.
 
-    ``vocab_size`` is by default that of the model's settings. With more ``tokens`` than 1 it is the
-    call that reads prompts of that length. ``mesh`` may have described devices (see
-    ``runtime.targets``); by default, one device of this machine. Returns JAX's compiled program,
-    whose ``memory_analysis``, ``cost_analysis`` and ``as_text`` tell what it takes.
+    With ``weights``, they are quantised. ``vocab_size`` is by default that of the settings. With
+    more ``tokens`` than 1 it is the call that reads prompts of that length. ``mesh`` may have
+    described devices (see ``runtime.targets``); by default, one device of this machine. Returns
+    JAX's compiled program, whose ``memory_analysis``, ``cost_analysis`` and ``as_text`` tell what
+    it takes.
     """
     vocab_size = vocab_size or config.model.vocab_size
     if vocab_size is None:
@@ -45,7 +48,7 @@ def compile_decode(
     mesh = mesh or device_mesh.make_mesh(config.mesh, jax.devices()[:1])
     config = replace(config, model=inference_config(replace(config.model, dtype=dtype)))
     with jax.set_mesh(mesh):
-        state = decode_state(config, vocab_size, mesh)
+        state = decode_state(config, vocab_size, mesh, weights)
         cache = jax.eval_shape(make_empty_cache(config.model, mesh), rows, slots)
         everywhere = partition.activation_sharding(mesh, "everywhere")
         draws = make_draws(Sampling(tokens=1), vocab_size, np.zeros(rows, np.int32))
@@ -53,17 +56,19 @@ def compile_decode(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), draws
         )
         int_BN = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=everywhere)
-        weights = (hold(state["params"]), state.get("bias_LE"), None)
+        held = (hold(state["params"]), state.get("bias_LE"), None)
         step = make_step(config.model, vocab_size, config.mesh, mesh)
-        traced = step.trace(weights, cache, int_BN, int_BN, int_BN, shapes)
+        traced = step.trace(held, cache, int_BN, int_BN, int_BN, shapes)
         platform = mesh.devices.flat[0].platform
         return traced.lower(lowering_platforms=(LOWERED.get(platform, platform),)).compile()
 
 
-def decode_state(config: Config, vocab_size: int, mesh: Mesh) -> dict[str, Any]:
+def decode_state(
+    config: Config, vocab_size: int, mesh: Mesh, weights: Weights | None = None
+) -> dict[str, Any]:
     """Shapes of the parameters, in the types in which they are used, and of the selection bias."""
     state = state_shapes(config, vocab_size)
-    state["params"] = cast_shapes(state["params"], config.model)
+    state["params"] = quantise_shapes(cast_shapes(state["params"], config.model), weights)
     shardings = partition.tree_shardings(mesh, state, config.mesh.fsdp)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings

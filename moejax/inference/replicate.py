@@ -60,6 +60,8 @@ def _place_bank(block: dict, expert_RP: np.ndarray, mesh: Mesh | None, fsdp: boo
     if mesh is not None:
         shardings = partition.tree_shardings(mesh, bank, fsdp)
     for name, sharding in shardings.items():
-        place = jax.jit(lambda w: w[repeat_R1, expert_RP], out_shardings=sharding)
+        place = jax.jit(
+            lambda w: jax.tree.map(lambda x: x[repeat_R1, expert_RP], w), out_shardings=sharding
+        )
         bank[name] = jax.block_until_ready(place(bank[name]))
     return block | {"moe": block["moe"] | bank}

@@ -14,6 +14,7 @@ from moejax.data.lost_text import LostText, describe_share
 from moejax.inference.inference_config import inference_layout
 from moejax.inference.open_model import OpenModel
 from moejax.models.by_kind import build
+from moejax.moe.lying import lie_quantised
 from moejax.runtime import batch_rows, partition
 from moejax.runtime.number_words import duration
 from moejax.train import metrics
@@ -50,7 +51,8 @@ def sum_batches(
     built = build(config, model.vocab_size, inference_layout(model.layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")
     step = jax.jit(
-        lambda *arguments: eval_step(*arguments, model=built)[0], out_shardings=everywhere
+        lambda params, *rest: eval_step(lie_quantised(params), *rest, model=built)[0],
+        out_shardings=everywhere,
     )
     totals = None
     with jax.set_mesh(mesh):

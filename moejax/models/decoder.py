@@ -88,6 +88,7 @@ class DecoderLM(nn.Module):
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
+        in_place = isinstance(embedding_VD, Lying)
         # From where the table lies: its gradient adds up in float32.
         x_BND = partition.pin(take(embedding_VD, batch["inputs"]).astype(dtype), "tokens_BND")
         if config.embedding_scale != 1:
@@ -101,7 +102,7 @@ class DecoderLM(nn.Module):
             training=training,
             own={name: x for name, x in own.items() if x is not None},
             caches=[] if cache is None else cache.layers,
-            params=None if cache is None else self.variables["params"],
+            params=self.variables["params"] if in_place or cache is not None else None,
         )
         if cache is not None:
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]

@@ -24,6 +24,7 @@ from moejax.moe import lying
 from moejax.moe.balance import Routed
 from moejax.moe.layer import FeedForward, MoELayer
 from moejax.moe.lying import Lying
+from moejax.moe.quantised import is_quantised
 from moejax.runtime import device_mesh, partition
 
 Own = dict[str, jax.Array]
@@ -197,7 +198,7 @@ def run_in_place(
     def lay(p: Any) -> Lying:
         return (p if isinstance(p, Lying) else Lying(p)).at_index(repeat)
 
-    mine = jax.tree.map(lay, params)
+    mine = jax.tree.map(lay, params, is_leaf=is_quantised)
     return unit.apply({"params": mine}, carry, context, each, own)
 
 

@@ -13,6 +13,7 @@ Letters: M: rows of a product; X: columns of a block; Y: what is summed over; Z:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from moejax.moe.kernels.product import product
+from moejax.moe.quantised import Quantised, count_per_byte, dequantise, is_quantised
 from moejax.runtime import device_mesh
 
 FEW_ROWS = 8
@@ -38,7 +40,7 @@ class Lying:
     Not a pytree: it does not pass from one trace into another.
     """
 
-    stack: jax.Array
+    stack: jax.Array | Quantised
     index: tuple[Any, ...] = ()
     shape: tuple[int, ...] = field(init=False)
 
@@ -54,15 +56,22 @@ class Lying:
         """That of the numbers, not of their bits."""
         return jnp.dtype(jnp.bfloat16) if self.stack.dtype == jnp.uint16 else self.stack.dtype
 
+    @property
+    def is_coded(self) -> bool:
+        """Whether numbers are made of what is read."""
+        return is_quantised(self.stack) or self.stack.dtype == jnp.uint16
+
     def at_index(self, *more: Any) -> "Lying":
         """The part at a further index."""
         return Lying(self.stack, (*self.index, *more))
 
     def cut(self, start: tuple[Any, ...], sizes: tuple[int, ...]) -> jax.Array:
-        """A block of the part; bits come as float32."""
+        """A block of the part; what is coded comes as float32."""
         at = (*self.index, *start)
         if not at:
             return widen(self.stack)
+        if isinstance(self.stack, Quantised):
+            return self.stack.cut(at, sizes)
         block = lax.dynamic_slice(self.stack, at, (1,) * len(self.index) + sizes)
         return widen(block.reshape(sizes))
 
@@ -75,23 +84,31 @@ class Lying:
 
 def lie(params: Any) -> Any:
     """All arrays of a tree of parameters, where they lie."""
-    return jax.tree.map(Lying, params)
+    return jax.tree.map(Lying, params, is_leaf=is_quantised)
 
 
-def lie_at(stacks: dict[str, jax.Array], layer: Any) -> dict[str, "Lying"]:
+def lie_quantised(params: Any) -> Any:
+    """Parameters as a model applies them: where they lie, if some are quantised."""
+    quantised = any(map(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised)))
+    return lie(params) if quantised else params
+
+
+def lie_at(stacks: dict[str, Any], layer: Any) -> dict[str, "Lying"]:
     """The parameters of a layer in stacks; without one, arrays where they lie."""
     index = () if layer is None else (layer,)
     return {name: Lying(stack, index) for name, stack in stacks.items()}
 
 
-def open_bank(params: dict[str, "Lying"]) -> tuple[dict[str, jax.Array], Any]:
+def open_bank(params: dict[str, "Lying"]) -> tuple[dict[str, Any], Any]:
     """The inverse of ``lie_at``: the stacks of a bank, and its layer or None."""
     (layer,) = next(iter(params.values())).index or (None,)
     return {name: p.stack for name, p in params.items()}, layer
 
 
-def widen(x: jax.Array) -> jax.Array:
-    """Bits of bfloat16 as float32; else the array."""
+def widen(x: jax.Array | Quantised) -> jax.Array:
+    """Bits of bfloat16, or what is quantised, as float32; else the array."""
+    if isinstance(x, Quantised):
+        return dequantise(x)
     if x.dtype != jnp.uint16:
         return x
     return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
@@ -104,7 +121,9 @@ def to_bits(x: jax.Array) -> jax.Array:
 
 def take(w: Any, rows: jax.Array) -> jax.Array:
     """Some rows of a parameter."""
-    return widen(w.stack[(*w.index, rows)]) if isinstance(w, Lying) else w[rows]
+    if not isinstance(w, Lying):
+        return w[rows]
+    return widen(jax.tree.map(lambda x: x[(*w.index, rows)], w.stack))
 
 
 def as_type(w: Any, dtype: Any) -> Any:
@@ -117,7 +136,7 @@ def multiply(x_MY: jax.Array, w_YZ: Any) -> jax.Array:
     if not isinstance(w_YZ, Lying):
         # Its gradient wants equal leading dimensions.
         return product(x_MY, w_YZ) if x_MY.ndim == w_YZ.ndim else x_MY @ w_YZ
-    whole = not w_YZ.index and w_YZ.stack.dtype != jnp.uint16
+    whole = not w_YZ.index and not w_YZ.is_coded
     if not reads_in_place(w_YZ) or whole:
         return x_MY @ w_YZ.astype(x_MY.dtype)
     x = x_MY.reshape(-1, x_MY.shape[-1]).astype(jnp.float32)
@@ -134,18 +153,34 @@ def reads_in_place(w: Lying) -> bool:
 
 
 def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
-    """``x @ w`` of few rows (float32): row after row of the matrix times a column of ``x``."""
-    (M, Y), Z = x_MY.shape, w_YZ.shape[1]
-    at_once, X = _divide(Y, 16 if M <= 2 else 8), _divide(Z, max(BLOCK // M, 1))
+    """``x @ w`` of few rows (float32): row after row of the matrix times a column of ``x``; of
+    quantised rows the codes, and each group's sum times its scale.
+    """
+    (M, Y), Z, stack = x_MY.shape, w_YZ.shape[1], w_YZ.stack
+    X, most = _divide(Z, max(BLOCK // M, 1)), 16 if M <= 2 else 8
+    group = stack.group if isinstance(stack, Quantised) else Y
+    at_once = _fit_rows(w_YZ, min(most, group))
 
     def columns(first: Any) -> jax.Array:
-        def add(i: jax.Array, y_MX: jax.Array) -> jax.Array:
-            x_MB = lax.dynamic_slice_in_dim(x_MY, i * at_once, at_once, 1)
-            for j in range(at_once):
-                y_MX += x_MB[:, j, None] * w_YZ.cut((i * at_once + j, first), (1, X))
+        def add(row: jax.Array, i: jax.Array, y_MX: jax.Array) -> jax.Array:
+            row += i * at_once
+            x_MB = lax.dynamic_slice_in_dim(x_MY, row, at_once, 1)
+            if isinstance(stack, Quantised):
+                rows = stack.cut_codes((*w_YZ.index, row, first), at_once, X)
+            else:
+                rows = [w_YZ.cut((row + j, first), (1, X)) for j in range(at_once)]
+            for j, w_1X in enumerate(rows):
+                y_MX += x_MB[:, j, None] * w_1X
             return y_MX
 
-        return lax.fori_loop(0, Y // at_once, add, jnp.zeros((M, X), jnp.float32))
+        def add_group(g: jax.Array, y_MX: jax.Array) -> jax.Array:
+            more_MX = _repeat(group // at_once, partial(add, g * group), nothing_MX)
+            return y_MX + more_MX * stack.cut_scales((*w_YZ.index, g * group, first), (1, X))
+
+        nothing_MX = jnp.zeros((M, X), jnp.float32)
+        if isinstance(stack, Quantised):
+            return _repeat(Y // group, add_group, nothing_MX)
+        return _repeat(Y // at_once, partial(add, 0), nothing_MX)
 
     return _fill_columns(columns, M, Z, X)
 
@@ -153,7 +188,7 @@ def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
 def sum_blocks(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
     """``x @ w`` (float32), a block of rows of the matrix after the other."""
     (M, Y), Z = x_MY.shape, w_YZ.shape[1]
-    rows = _divide(Y, max(BLOCK // Z, 1))
+    rows = _fit_rows(w_YZ, max(BLOCK // Z, 1))
 
     def add(i: jax.Array, y_MZ: jax.Array) -> jax.Array:
         x_MB = lax.dynamic_slice_in_dim(x_MY, i * rows, rows, 1)
@@ -165,7 +200,7 @@ def sum_blocks(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
 def multiply_transposed(x_MY: jax.Array, w_ZY: Any) -> jax.Array:
     """``x @ w.T`` in the type of ``x``, of a matrix as in ``multiply``."""
     in_place = isinstance(w_ZY, Lying) and reads_in_place(w_ZY)
-    if not in_place or w_ZY.stack.dtype != jnp.uint16:
+    if not in_place or not w_ZY.is_coded:
         return x_MY @ jnp.asarray(w_ZY).T.astype(x_MY.dtype)
     x = x_MY.reshape(-1, x_MY.shape[-1]).astype(jnp.float32)
     Z, Y = w_ZY.shape
@@ -183,6 +218,24 @@ def _fill_columns(columns: Callable[[Any], jax.Array], M: int, Z: int, X: int) -
         return lax.dynamic_update_slice_in_dim(y_MZ, columns(i * X), i * X, 1)
 
     return lax.fori_loop(0, Z // X, put, jnp.zeros((M, Z), jnp.float32))
+
+
+def _repeat(times: int, function: Callable, start: jax.Array) -> jax.Array:
+    """A loop, where it goes round more than once."""
+    return function(0, start) if times == 1 else lax.fori_loop(0, times, function, start)
+
+
+def _fit_rows(w_YZ: Lying, most: int) -> int:
+    """How many rows of a matrix are read at once, about ``most``: they divide it, and of quantised
+    rows their group, or are several groups.
+    """
+    Y, stack = w_YZ.shape[0], w_YZ.stack
+    if not isinstance(stack, Quantised):
+        return _divide(Y, most)
+    if most >= stack.group:
+        return stack.group * _divide(Y // stack.group, most // stack.group)
+    together = count_per_byte(stack.kind)
+    return together * _divide(stack.group // together, max(most // together, 1))
 
 
 def _divide(size: int, most: int) -> int:

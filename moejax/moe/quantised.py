@@ -78,21 +78,38 @@ class Quantised:
         Of the summed dimension it has one entry, or whole groups, or a part of one that begins at a
         multiple of its size.
         """
-        leading = (1,) * (len(start) - len(sizes))
-        at, axis = list(start), self.axis
-        rows, per_byte, group = sizes[axis], count_per_byte(self.kind), self.group
-        first = at[axis]
-
-        def take(x: jax.Array, begin: Any, length: int) -> jax.Array:
-            at[axis], of = begin, list(sizes)
-            of[axis] = length
-            return lax.dynamic_slice(x, at, (*leading, *of)).reshape(of)
-
-        codes = take(self.codes, first // per_byte, -(-rows // per_byte))
-        scales = take(self.scales, first // group, -(-rows // group))
-        if rows % per_byte == 0:
+        per_byte = count_per_byte(self.kind)
+        codes = self._take(self.codes, start, sizes, per_byte)
+        scales = self._take(self.scales, start, sizes, self.group)
+        if sizes[self.axis] % per_byte == 0:
             return dequantise(replace(self, codes=codes, scales=scales))
-        return _halve(codes, first % 2).astype(jnp.float32) * _widen(scales)
+        return _halve(codes, start[self.axis] % 2).astype(jnp.float32) * _widen(scales)
+
+    def cut_codes(self, start: tuple[Any, ...], rows: int, columns: int) -> list[jax.Array]:
+        """Of a block of rows, the codes of each: float32 [1, columns]. Of int4, an even number of
+        rows from an even one on.
+        """
+        per_byte = count_per_byte(self.kind)
+        found = []
+        for row in range(0, rows, per_byte):
+            at = (*start[:-2], start[-2] + row, start[-1])
+            codes = self._take(self.codes, at, (per_byte, columns), per_byte)
+            each = [_halve(codes, half) for half in (0, 1)] if per_byte == 2 else [codes]
+            found += [_unpack_bytes(one, self.kind).astype(jnp.float32) for one in each]
+        return found
+
+    def cut_scales(self, start: tuple[Any, ...], sizes: tuple[int, ...]) -> jax.Array:
+        """The scales (float32) of a block."""
+        return _widen(self._take(self.scales, start, sizes, self.group))
+
+    def _take(
+        self, x: jax.Array, start: tuple[Any, ...], sizes: tuple[int, ...], share: int
+    ) -> jax.Array:
+        """A block of an array in which ``share`` entries of the summed dimension are one."""
+        at, of, axis = list(start), list(sizes), self.axis
+        at[axis], of[axis] = at[axis] // share, -(-of[axis] // share)
+        leading = (1,) * (len(at) - len(of))
+        return lax.dynamic_slice(x, at, (*leading, *of)).reshape(of)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -119,6 +136,8 @@ def find_obstacle(size: int, kind: Kind, group: int | None) -> str | None:
     """Why a summed dimension of this size cannot be quantised so, or None."""
     if kind == "int4" and size % 2:
         return f"{size} numbers are summed, but int4 takes two to a byte: use int8"
+    if kind == "int4" and group is not None and group % 2:
+        return f"groups of {group}: int4 takes two numbers to a byte"
     if group is not None and (group < 1 or size % group):
         return f"groups of {group} do not divide the {size} numbers that are summed"
     return None
@@ -193,14 +212,17 @@ def _fit_int4(x: jax.Array, largest: jax.Array, axis: int) -> jax.Array:
 
 def _unpack(codes: jax.Array, kind: Kind, axis: int) -> jax.Array:
     """One code an entry, as numbers."""
-    if kind == "int8":
-        return codes
-    if kind == "fp8":
-        return lax.bitcast_convert_type(codes, jnp.float8_e4m3fn)
+    if kind != "int4":
+        return _unpack_bytes(codes, kind)
     shape = [1] * (codes.ndim + 1)
     shape[axis] = 2
     half = jnp.arange(2, dtype=jnp.uint8).reshape(shape)
     return _merge(_halve(_split(codes, 1, axis), half), axis)
+
+
+def _unpack_bytes(codes: jax.Array, kind: Kind) -> jax.Array:
+    """Codes that have a byte each, as numbers."""
+    return lax.bitcast_convert_type(codes, jnp.float8_e4m3fn) if kind == "fp8" else codes
 
 
 def _halve(byte: jax.Array, half: Any) -> jax.Array:

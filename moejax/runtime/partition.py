@@ -156,7 +156,10 @@ def tree_shardings(mesh: Mesh, tree: Any, fsdp: bool = False) -> Any:
         spec = parameter_spec((known or names or ["an array without a name"])[-1], fsdp)
         if leaf.ndim < len(spec):
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*[None] * (leaf.ndim - len(spec)), *spec))
+        spec = P(*[None] * (leaf.ndim - len(spec)), *spec)
+        # One entry is on every device: a scale of all that is summed, where weights are quantised.
+        axes = [None if n == 1 else axis for n, axis in zip(leaf.shape, spec, strict=True)]
+        return NamedSharding(mesh, P(*axes))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

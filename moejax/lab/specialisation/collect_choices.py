@@ -17,6 +17,7 @@ from moejax.inference.open_model import OpenModel
 from moejax.lab.specialisation.association import Choices
 from moejax.lab.specialisation.sample import Sample
 from moejax.models.decoder import DecoderLM
+from moejax.moe.lying import lie_quantised
 from moejax.runtime import batch_rows, partition
 
 
@@ -64,7 +65,7 @@ def collect_choices(
     everywhere = partition.activation_sharding(mesh, "everywhere")
 
     def run(params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]) -> jax.Array:
-        found: Any = decoder.apply({"params": params}, batch, False, bias_LE)
+        found: Any = decoder.apply({"params": lie_quantised(params)}, batch, False, bias_LE)
         _, routed = found
         return jnp.packbits(routed.chosen_LBNE, axis=-1)
 

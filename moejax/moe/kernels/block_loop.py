@@ -54,8 +54,9 @@ def forward(
     sizes: Sizes | None = None,
 ) -> jax.Array:
     """``y_TD``, each token's chosen experts weighted and added up: see ``grouped_feed_forward``."""
-    if sizes is None and few_rows.serves(bank, x_TD):
-        return few_rows.forward(bank, x_TD, weight_TK, rows, activation, weigh)
+    if few_rows.serves(bank, x_TD):
+        branches = sizes is None
+        return few_rows.forward(bank, x_TD, weight_TK, rows, activation, weigh, branches)
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
     block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])

@@ -1,5 +1,5 @@
-"""The grouped feed-forward of few tokens on CPUs: the experts that they chose, one after another,
-each read where it lies.
+"""The grouped feed-forward of few tokens: the experts that they chose, one after another, each read
+where it lies. For CPUs, and for what the products of other platforms do not take.
 
 The number of steps is fixed: as many as there can be chosen experts.
 """
@@ -24,9 +24,17 @@ def serves(params: Params, x_TD: jax.Array) -> bool:
 
 
 def forward(
-    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, activation: str, weigh: str
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    activation: str,
+    weigh: str,
+    branches: bool = True,
 ) -> jax.Array:
-    """``y_TD``: see ``grouped_feed_forward``. ``params`` are ``Lying``."""
+    """``y_TD``: see ``grouped_feed_forward``. ``params`` are ``Lying``. Without ``branches``, for
+    which a GPU would wait for the host, each expert computes T rows, and so do some without any.
+    """
     (T, D), K, R, E = x_TD.shape, weight_TK.shape[1], rows.choice_R.shape[0], rows.size_E.shape[0]
     chosen_first_E = jnp.argsort(rows.size_E == 0, stable=True)
     choice_R = jnp.pad(rows.choice_R, (0, T))
@@ -42,6 +50,9 @@ def forward(
     def visit(i: jax.Array, y_RD: jax.Array) -> jax.Array:
         e = chosen_first_E[i]
         start, size = rows.start_E[e], rows.size_E[e]
+        if not branches:
+            y = run(T, e, start)
+            return lax.dynamic_update_slice_in_dim(y_RD, y, jnp.where(size > 0, start, R), 0)
         forms = [lambda e, start, most=most: run(most, e, start) for most in sorted({1, T})]
         none = [lambda e, start: jnp.zeros((T, D), x_TD.dtype)]
         y = lax.switch((size > 0).astype(jnp.int32) + (size > 1), none + forms, e, start)

@@ -12,6 +12,7 @@ from moejax.moe.kernels import block_loop, grouped_products
 from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.rows import Rows
 from moejax.moe.lying import Lying, lie_at, open_bank
+from moejax.moe.quantised import is_quantised
 
 Params = dict[str, jax.Array]
 FILES = {"tpu": "megablox", "cuda": "mosaic_gpu"}
@@ -37,7 +38,7 @@ def grouped_feed_forward(
     the work; in others a loop over experts. The choice is made when the program is lowered.
 
     At inference ``params`` may be ``Lying``: a bank in a stack of layers' banks, of which no more
-    is read than the chosen experts. That has no gradient.
+    is read than the chosen experts. It may be quantised. That has no gradient.
     """
     if not isinstance(params["w_down_EFD"], Lying):
         return _differentiable(params, x_TD, weight_TK, rows, activation, weigh)
@@ -129,9 +130,10 @@ def loop_backward(
 def find_products(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
     """The grouped products of a platform for a bank and input of these shapes and types, or None.
 
-    Their file, and with it Pallas, is imported when a platform is first asked for them.
+    Their file, and with it Pallas, is imported when a platform is first asked for them. What is
+    quantised the loop decodes, an expert at a time.
     """
-    if platform not in FILES:
+    if platform not in FILES or any(is_quantised(getattr(p, "stack", p)) for p in params.values()):
         return None
     return import_module(f"moejax.moe.kernels.{FILES[platform]}").products(params, x)
 

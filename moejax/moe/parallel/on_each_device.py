@@ -7,6 +7,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from moejax.moe.lying import Lying, lie_at, open_bank
+from moejax.moe.quantise_params import spread
 from moejax.moe.travel import Travel
 from moejax.runtime.partition import TOKENS, parameter_spec
 
@@ -30,6 +31,8 @@ def run_on_each_device(
     if isinstance(params["w_down_EFD"], Lying):
         params, layer = open_bank(params)
         specs = {name: P(*[None] * (layer is not None), *spec) for name, spec in specs.items()}
+        # Of what is quantised, codes and scales lie in a way of their own.
+        specs = {name: spread(params[name], spec) for name, spec in specs.items()}
 
     def gather(w: jax.Array, spec: P) -> jax.Array:
         for dimension, axis in enumerate(spec):

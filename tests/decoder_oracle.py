@@ -15,8 +15,10 @@ def decode(config: ModelConfig, params: dict, tokens_N: np.ndarray) -> np.ndarra
     x_ND = params["embedding_VD"][tokens_N].astype(np.float64)
     for layer, ((run, block), number) in enumerate(locate_layers(config)):
         own = pick(params[run][block], number)
-        x_ND = x_ND + attend(config, layer, own, norm(config, own["attention_norm"], x_ND))
-        x_ND = x_ND + feed_forward(own, norm(config, own["feed_forward_norm"], x_ND))
+        y_ND = attend(config, layer, own, norm_if(config, own, "attention_norm", x_ND))
+        x_ND = x_ND + norm_if(config, own, "attention_output_norm", y_ND)
+        y_ND = feed_forward(own, norm_if(config, own, "feed_forward_norm", x_ND))
+        x_ND = x_ND + norm_if(config, own, "feed_forward_output_norm", y_ND)
     return norm(config, params["final_norm"], x_ND) @ params["w_head_DV"]
 
 
@@ -33,6 +35,14 @@ def norm(config: ModelConfig, own: dict, x: np.ndarray) -> np.ndarray:
     return x / np.sqrt(mean_square + config.norm_epsilon) * own["scale_D"]
 
 
+def norm_if(config: ModelConfig, own: dict, name: str, x_ND: np.ndarray) -> np.ndarray:
+    """Normalised, where the model has norms in this place."""
+    ends = {"pre": [False], "post": [True], "sandwich": [False, True]}[config.norm_place]
+    there = ("output" in name) in ends
+    assert there == (name in own)
+    return norm(config, own[name], x_ND) if there else x_ND
+
+
 def feed_forward(own: dict, x_ND: np.ndarray) -> np.ndarray:
     w = own["feed_forward"]
     gate_NF = x_ND @ w["w_gate_DF"]
@@ -46,9 +56,13 @@ def attend(config: ModelConfig, layer: int, own: dict, x_ND: np.ndarray) -> np.n
     q_NHA, k_NJA, v_NJA = (
         (x_ND @ w[f"w_{name}_DX"]).reshape(N, -1, A) for name in ("query", "key", "value")
     )
-    q_NHA, k_NJA = norm(config, w["query_norm"], q_NHA), norm(config, w["key_norm"], k_NJA)
+    after = config.attention.qk_norm_place == "after_rotation"
+    if not after:
+        q_NHA, k_NJA = norm_heads(config, w, "query", q_NHA), norm_heads(config, w, "key", k_NJA)
     for n in range(N):
         q_NHA[n], k_NJA[n] = turn(config, layer, n, q_NHA[n]), turn(config, layer, n, k_NJA[n])
+    if after:
+        q_NHA, k_NJA = norm_heads(config, w, "query", q_NHA), norm_heads(config, w, "key", k_NJA)
     y_NHA = np.zeros((N, H, A))
     for n in range(N):
         first = 0 if config.windows[layer] is None else max(0, n + 1 - config.windows[layer])
@@ -57,12 +71,23 @@ def attend(config: ModelConfig, layer: int, own: dict, x_ND: np.ndarray) -> np.n
             score_M = k_NJA[first : n + 1, j] @ q_NHA[n, h] * A**-0.5
             p_M = np.exp(score_M - score_M.max())
             y_NHA[n, h] = p_M / p_M.sum() @ v_NJA[first : n + 1, j]
-    return y_NHA.reshape(N, -1) @ w["w_out_XD"]
+    y_NX = y_NHA.reshape(N, -1)
+    if config.attention.output_gate:
+        y_NX = y_NX / (1 + np.exp(-x_ND @ w["w_output_gate_DX"]))
+    return y_NX @ w["w_out_XD"]
+
+
+def norm_heads(config: ModelConfig, w: dict, name: str, x_NHA: np.ndarray) -> np.ndarray:
+    """Queries or keys, each head by itself or all as one."""
+    whole = config.attention.qk_norm_over == "width"
+    x = x_NHA.reshape(len(x_NHA), -1) if whole else x_NHA
+    return norm(config, w[f"{name}_norm"], x).reshape(x_NHA.shape)
 
 
 def turn(config: ModelConfig, layer: int, position: int, x_HA: np.ndarray) -> np.ndarray:
     """Heads with their pairs turned as at this position."""
-    settings, kind, A = config.attention, config.attention_kinds[layer], x_HA.shape[-1]
+    settings, kind = config.attention, config.attention_kinds[layer]
+    A = settings.rotary_size or x_HA.shape[-1]
     if settings.rotary_in not in ("all", kind):
         return x_HA
     theta = (settings.window_rope_theta if kind == "window" else None) or config.rope_theta

@@ -22,13 +22,21 @@ PLAIN = ModelConfig(
 TOKENS = np.random.default_rng(1).integers(0, V, N).astype(np.int32)
 
 CASES = {
-    "free kinds": {"attention": {"window": 3, "kinds": ["full", "window", "window"]}},
     "no positions in full layers": {
-        "attention": {"window": 3, "kinds": ["window", "full"], "rotary_in": "window"}
+        "attention": {"window": 3, "kinds": ["full", "window", "window"], "rotary_in": "window"}
     },
-    "a theta for windows": {
+    "a theta for windows, norms on both sides": {
         "attention": {"window": 4, "full_every": 2, "window_rope_theta": 20.0},
         "rope_theta": 500.0,
+        "norm_place": "sandwich",
+    },
+    "a part of a head, a gate, norms of outputs": {
+        "attention": {"rotary_size": 4, "output_gate": True},
+        "norm_place": "post",
+    },
+    "norms of queries at their positions": {
+        "attention": {"qk_norm_place": "after_rotation", "qk_norm_over": "width"},
+        "num_layers": 1,
     },
 }
 
@@ -115,6 +123,9 @@ WRONG = [
     ({"window": 2, "kinds": ["window"], "full_every": 2}, "leave one of them out"),
     ({"window": 2, "kinds": ["full"] * 4}, "has 4 entries, more than the --model.num-layers 3"),
     ({"rotary_in": "full"}, "--model.attention.rotary-in must be one of all, window, none"),
+    ({"rotary_size": 3}, "--model.attention.rotary-size must be even, not 3"),
+    ({"rotary_size": 10}, "--model.attention.rotary-size 10 is more than a head has: 8"),
+    ({"rotary_size": 2, "kv_rank": 4}, "in latent attention"),
     ({"window_rope_theta": 0.0}, "--model.attention.window-rope-theta must be greater than 0"),
 ]
 

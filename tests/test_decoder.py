@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import ModelConfig, MoEConfig
+from moejax.config import AttentionConfig, ModelConfig, MoEConfig
 from moejax.models.attend import attend
 from moejax.models.counts import cost
 from moejax.models.decoder import DecoderLM
@@ -160,6 +160,9 @@ def test_routed_layers_are_placed_by_pattern(layers, every, first, kinds, plan):
         {"moe": {"router": "noisy_top_k", "shared_experts": 1, "shared_gate": True}},
         {"moe": {"router": "gpt_oss", "identity_experts": 1, "null_experts": 1}},
         {"moe": {"router": "soft"}},
+        {"norm_place": "sandwich", "attention": AttentionConfig(output_gate=True, rotary_size=4)},
+        {"norm_place": "pre_and_experts", "moe": {"first_dense": 1, "shared_experts": 1}},
+        {"norm_place": "post", "moe": {"shared_experts": 2, "shared_hidden_size": 5}},
     ],
 )
 def test_parameters_are_as_planned_and_stats_have_a_row_for_each_routed_layer(tiny, batch, changes):

@@ -27,7 +27,9 @@ ROUTED = MoEConfig(num_experts=4, top_k=2, hidden_size=8, group_size=8, eval_cap
 BIASED = replace(ROUTED, router="deepseek_v3")
 BIAS_LE = jnp.array([[0.9, 0, 0, 0.5], [0, 0.9, 0.5, 0]])
 TINY = ModelConfig(num_layers=2, width=16, num_heads=2, unroll=False, moe=BIASED)
-LATENT = AttentionConfig(kv_rank=12, query_rank=8, rope_head_size=4, value_head_size=6)
+LATENT = AttentionConfig(
+    kv_rank=12, query_rank=8, rope_head_size=4, value_head_size=6, output_gate=True
+)
 ALTERNATING = AttentionConfig(window=6, full_every=2)
 DENSE = replace(ROUTED, every=0)
 MIXED = replace(ROUTED, every=2, first_dense=1, router="sinkhorn", seating="priority")

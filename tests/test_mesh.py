@@ -80,6 +80,11 @@ REFUSED = {
         "--model.moe.hidden-size 130 is not divisible by --mesh.model 4",
         "multiple of 4",
     ),
+    "shared experts' width": (
+        lambda: model({"model": 4}, {"shared_experts": 1, "shared_hidden_size": 130}),
+        "--model.moe.shared-hidden-size 130 is not divisible by --mesh.model 4",
+        "multiple of 4",
+    ),
     "experts": (
         lambda: layout(expert=3),
         "--model.moe.num-experts 8 is not divisible by --mesh.expert 3",

@@ -8,6 +8,7 @@ from moejax.config.checks import (
     check_positive,
     check_sizes,
     check_types,
+    flag,
     make_tuples,
 )
 
@@ -65,12 +66,20 @@ class AttentionConfig:
     rope_head_size: int = 64
     """Latent attention: width of a head's rotated part, beside --model.head-size without
     positions."""
+    rotary_size: int | None = None
+    """Grouped queries: only so many numbers of a head, the first ones, have rotary positions; by
+    default all."""
     value_head_size: int | None = None
     """Latent attention: width of a head's values; by default --model.head-size."""
     bias: Literal["none", "qkv", "all"] = "none"
     """Biases on queries, keys and values (Qwen2), or on the output, too (gpt-oss)."""
     qk_norm_over: Literal["head", "width"] = "head"
     """With --model.qk-norm: over each head, or over all of them together (OLMoE)."""
+    qk_norm_place: Literal["before_rotation", "after_rotation"] = "before_rotation"
+    """With --model.qk-norm: on queries and keys without positions, or with them (Hunyuan)."""
+    output_gate: bool = False
+    """Multiply what heads find, number by number, by a sigmoid of a product of the layer's input
+    (Qiu et al. 2025), before it is multiplied back to the model's width."""
     sinks: bool = False
     """A learned logit in each head's softmax that takes weight and gives nothing (gpt-oss)."""
     window: int | None = None
@@ -98,6 +107,7 @@ class AttentionConfig:
         check_sizes(
             at, self, "kv_rank", "query_rank", "rope_head_size", "value_head_size", "window"
         )
+        check_sizes(at, self, "rotary_size")
         check_positive(at, self, "scale", "window_rope_theta")
         check(self.full_every >= 0, f"--{at}.full-every must be at least 0, not {self.full_every}.")
         check(
@@ -110,10 +120,9 @@ class AttentionConfig:
             f"--{at}.kinds {' '.join(self.kinds)} has layers with a window: give --{at}.window,"
             f" too, the number of positions that they see.",
         )
-        check(
-            self.rope_head_size % 2 == 0,
-            f"--{at}.rope-head-size must be even, not {self.rope_head_size}.",
-        )
+        for name in ("rope_head_size", "rotary_size"):
+            size = getattr(self, name)
+            check(size is None or size % 2 == 0, f"{flag(at, name)} must be even, not {size}.")
         if self.kv_rank is None:
             for name in ("query_rank", "value_head_size"):
                 check(
@@ -126,4 +135,9 @@ class AttentionConfig:
             self.bias == "none" and not self.sinks,
             f"--{at}.kv-rank (latent attention) has no --{at}.bias and no --{at}.sinks: leave them"
             f" out.",
+        )
+        check(
+            self.rotary_size is None,
+            f"--{at}.rotary-size {self.rotary_size} is of grouped queries: in latent attention"
+            f" (--{at}.kv-rank) give --{at}.rope-head-size.",
         )

@@ -14,6 +14,7 @@ def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
         shared_out["--model.dense-hidden-size"] = model.dense_hidden
     if moe.every:
         shared_out["--model.moe.hidden-size"] = moe.hidden_size
+        shared_out["--model.moe.shared-hidden-size"] = moe.shared_width
     for flag, number in shared_out.items():
         check(
             number % mesh.model == 0,

@@ -49,7 +49,7 @@ class ModelConfig:
     that of gpt-oss."""
     dense_hidden_size: int | None = None
     """Hidden width of dense layers; by default the active width of a routed one, which is
-    (top_k + shared_experts) * hidden_size."""
+    top_k * hidden_size and that of the shared experts."""
     vocab_size: int | None = None
     """Size of the vocabulary (V), by default the tokenizer's; or the number of classes, by default
     those of the data set."""
@@ -61,6 +61,10 @@ class ModelConfig:
     """Multiplies what each layer adds to the residual stream (Granite)."""
     logit_scale: float | None = None
     """Multiplies the logits; by default 1, or width**-0.5 where the embedding is the head."""
+    norm_place: Literal["pre", "post", "sandwich", "pre_and_experts"] = "pre"
+    """Where a layer has RMSNorms: `pre`, on what attention and the feed-forward network read;
+    `post`, on what they give, before it is added (OLMo 2); `sandwich`, on both; `pre_and_experts`,
+    on what they read, and on what routed layers give (A.X-K1)."""
     norm_epsilon: float = 1e-6
     """Added to the mean square in RMSNorm."""
     dtype: FloatType = "float32"
@@ -103,6 +107,11 @@ class ModelConfig:
             self.rotary_size % 2 == 0 or self.kind == "mlp",
             f"rotary positions need an even head size, not {self.rotary_size}"
             f" (--model.width / --model.num-heads, or --model.head-size).",
+        )
+        check(
+            self.rotary_size <= self.query_head_size,
+            f"--model.attention.rotary-size {self.rotary_size} is more than a head has:"
+            f" {self.query_head_size} (--model.width / --model.num-heads, or --model.head-size).",
         )
         check(
             len(self.attention.kinds) <= self.num_layers,
@@ -168,7 +177,10 @@ class ModelConfig:
     @property
     def rotary_size(self) -> int:
         """Width of the part of a head that positions rotate."""
-        return self.attention.rope_head_size if self.is_latent else self.plain_head_size
+        settings = self.attention
+        if self.is_latent:
+            return settings.rope_head_size
+        return settings.rotary_size or self.plain_head_size
 
     @property
     def query_head_size(self) -> int:
@@ -222,7 +234,7 @@ class ModelConfig:
     @property
     def dense_hidden(self) -> int:
         """Hidden width of a dense feed-forward layer."""
-        active = (self.moe.top_k + self.moe.shared_experts) * self.moe.hidden_size
+        active = self.moe.top_k * self.moe.hidden_size + self.moe.shared_width
         return self.dense_hidden_size or active
 
     @property

@@ -99,6 +99,8 @@ class MoEConfig:
     """This many layers at the bottom stay dense."""
     shared_experts: int = 0
     """Experts that every token passes through besides the chosen ones, as one dense layer."""
+    shared_hidden_size: int | None = None
+    """Hidden width of the shared experts together; by default shared_experts * hidden_size."""
     shared_gate: bool = False
     """Multiply the shared experts' output by a learned sigmoid gate (Qwen2-MoE)."""
     group_size: int = 128
@@ -124,6 +126,7 @@ class MoEConfig:
         at = "model.moe"
         check_types(at, self)
         checks.check_sizes(at, self, "num_experts", "top_k", "hidden_size", "group_size")
+        checks.check_sizes(at, self, "shared_hidden_size")
         check_positive(at, self, "capacity_factor", "eval_capacity_factor", "weight_scale")
         check_positive(at, self, "expert_groups", "kept_expert_groups", "max_experts_per_token")
         check_not_negative(at, self, "every", "first_dense", "shared_experts")
@@ -140,6 +143,13 @@ class MoEConfig:
     def num_choices(self) -> int:
         """All that a router chooses among: experts and zero-computation experts."""
         return self.num_experts + self.identity_experts + self.null_experts
+
+    @property
+    def shared_width(self) -> int:
+        """Hidden width of the shared experts together; 0 where there are none."""
+        if self.shared_experts == 0:
+            return 0
+        return self.shared_hidden_size or self.shared_experts * self.hidden_size
 
     @property
     def has_selection_bias(self) -> bool:

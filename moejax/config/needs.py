@@ -140,11 +140,17 @@ NEEDS: tuple[Need, ...] = (
     Need(
         ("model.attention.rope_head_size",),
         lambda c: c.model.is_latent,
-        "grouped-query attention, in which positions rotate whole heads",
+        "grouped-query attention, whose heads are rotated by --model.attention.rotary-size",
         "give --model.attention.kv-rank, too (latent attention)",
     ),
     Need(
-        ("model.attention.qk_norm_over",),
+        ("model.attention.rotary_size",),
+        lambda c: c.model.is_latent or c.model.rotary_size < c.model.plain_head_size,
+        "heads of {c.model.plain_head_size}, which are rotated whole without it",
+        "make it less",
+    ),
+    Need(
+        _paths("model.attention", "qk_norm_over qk_norm_place"),
         lambda c: c.model.qk_norm,
         "--model.qk-norm False",
         "give --model.qk-norm True, too",
@@ -195,7 +201,10 @@ NEEDS: tuple[Need, ...] = (
         "give --model.attention.window and --model.attention.kinds window full, say, too",
     ),
     Need(
-        ("model.attention.window_rope_theta", "model.rope_theta", "model.rope"),
+        (
+            *_paths("model.attention", "window_rope_theta rotary_size qk_norm_place"),
+            *("model.rope_theta", "model.rope"),
+        ),
         lambda c: c.model.attention.rotary_in != "none",
         "--model.attention.rotary-in none",
         "leave --model.attention.rotary-in out",
@@ -229,14 +238,20 @@ NEEDS: tuple[Need, ...] = (
         twin=True,
     ),
     Need(
-        _paths(MOE, "top_k hidden_size shared_experts"),
+        _paths(MOE, "top_k hidden_size shared_experts shared_hidden_size"),
         lambda c: _is_routed(c) or c.model.dense_hidden_size is None,
         "--model.moe.every 0, which makes every layer dense, and --model.dense-hidden-size",
         "take --model.moe.every 1",
         twin=True,
     ),
     Need(
-        ("model.moe.shared_gate",),
+        ("model.norm_place",),
+        lambda c: c.model.norm_place != "pre_and_experts" or _is_routed(c),
+        "--model.moe.every 0, which makes every layer dense",
+        "take --model.moe.every 1",
+    ),
+    Need(
+        _paths(MOE, "shared_gate shared_hidden_size"),
         lambda c: c.model.moe.shared_experts > 0,
         "--model.moe.shared-experts 0",
         "give --model.moe.shared-experts 1, say, too",

@@ -182,13 +182,17 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
         found[name] = getattr(config, name)
     for name in ("tie_embeddings", "embedding_scale", "residual_scale", "rope_theta", "qk_norm"):
         found[name] = getattr(config, name)
+    plain = config.norm_place == "pre_and_experts" and not any(config.routed_layers)
     found |= {
+        "norm_place": "pre" if plain else config.norm_place,
         "num_kv_heads": config.key_value_heads,
         "head_size": config.plain_head_size,
         "logit_scale": config.logit_multiplier,
         "attention.kv_rank": attention.kv_rank,
         "attention.query_rank": attention.query_rank,
-        "attention.rope_head_size": config.rotary_size,
+        "attention.rope_head_size": config.rotary_size if config.is_latent else None,
+        "attention.rotary_size": None if config.is_latent else config.rotary_size,
+        "attention.output_gate": attention.output_gate,
         "attention.value_head_size": config.value_head_size,
         "attention.bias": attention.bias,
         "attention.sinks": attention.sinks,
@@ -203,6 +207,7 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
     )
     if config.qk_norm:
         found["attention.qk_norm_over"] = attention.qk_norm_over
+        found["attention.qk_norm_place"] = attention.qk_norm_place
     found["rope.scaling"] = config.rope.scaling
     if config.rope.scaling != "none":
         fields = dataclasses.fields(config.rope)
@@ -216,8 +221,9 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
 
 def _collect_experts(config: ModelConfig) -> dict[str, Any]:
     moe, router = config.moe, config.moe.built_router
-    names = ["num_experts", "top_k", "hidden_size", "expert_bias", "shared_experts"]
+    names = ["num_experts", "top_k", "hidden_size", "expert_bias"]
     found = {name: getattr(moe, name) for name in (*names, "identity_experts", "null_experts")}
+    found["shared_experts"] = f"of width {moe.shared_width}" if moe.shared_width else 0
     found["shared_gate"] = moe.shared_gate and moe.shared_experts > 0
     found["balance.bias_update"] = "a selection bias" if moe.has_selection_bias else "none"
     rule = router.token_rule

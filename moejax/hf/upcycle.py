@@ -39,9 +39,11 @@ def upcycle_config(
         num_experts=num_experts,
         top_k=top_k,
         hidden_size=F // split,
+        shared_experts=0,
         balance=replace(dense.moe.balance, loss_weight=0.01, convention="switch"),
     )
-    return replace(dense, moe=moe, dense_hidden_size=F)
+    place = "pre" if dense.norm_place == "pre_and_experts" else dense.norm_place
+    return replace(dense, moe=moe, dense_hidden_size=F, norm_place=place)
 
 
 def upcycle(

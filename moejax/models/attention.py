@@ -34,11 +34,9 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Cache]:
         config, settings = self.config, self.config.attention
         H, J, A = config.num_heads, config.key_value_heads, config.plain_head_size
-        q_BNHA = self._norm("query_norm", self._project("query", x_BND, H * A), H)
-        k_BMJA = self._norm("key_norm", self._project("key", x_BND, J * A), J)
+        q_BNHA = self._turn("query_norm", self._project("query", x_BND, H * A), H, context)
+        k_BMJA = self._turn("key_norm", self._project("key", x_BND, J * A), J, context)
         v_BMJA = split_heads(self._project("value", x_BND, J * A), J)
-        q_BNHA = rotate(q_BNHA, context["cos"], context["sin"])
-        k_BMJA = rotate(k_BMJA, context["cos"], context["sin"])
         if cache:
             new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
             cache, (k_BMJA, v_BMJA) = extend_cache(cache, new, layer, context["start"])
@@ -46,12 +44,22 @@ class Attention(nn.Module):
         scale = settings.scale or A**-0.5
         y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, context["mask_B1NM"], sink_H, scale)
         y_BNHA = y_BNHA.astype(x_BND.dtype)  # the cache's may be another type
-        return join_heads(self, y_BNHA, x_BND.shape[-1], settings.bias == "all"), cache
+        bias = settings.bias == "all"
+        return join_heads(self, y_BNHA, x_BND, bias, settings.output_gate), cache
 
     def _project(self, name: str, x_BND: jax.Array, width: int) -> jax.Array:
         """Queries, keys or values of all heads, ``x_BNX``."""
         x_BNX = project(self, f"w_{name}_DX", x_BND, width)
         return add_bias(self, f"b_{name}_X", x_BNX, self.config.attention.bias != "none")
+
+    def _turn(self, name: str, x_BNX: jax.Array, count: int, context: Context) -> jax.Array:
+        """Queries or keys as so many heads, ``x_BNHA``, at their positions; normalised before or
+        after, where the model does that.
+        """
+        if self.config.attention.qk_norm_place == "before_rotation":
+            return rotate(self._norm(name, x_BNX, count), context["cos"], context["sin"])
+        x_BNHA = rotate(split_heads(x_BNX, count), context["cos"], context["sin"])
+        return self._norm(name, x_BNHA.reshape(x_BNX.shape), count)
 
     def _norm(self, name: str, x_BNX: jax.Array, count: int) -> jax.Array:
         """Queries or keys as so many heads, ``x_BNHA``; normalised, where the model does that."""

@@ -25,11 +25,12 @@ def attention_products(model: ModelConfig) -> int:
     D, H, J = model.width, model.num_heads, model.key_value_heads
     A, U = model.query_head_size, model.value_head_size
     settings = model.attention
+    gate = settings.output_gate * D * H * U
     if settings.kv_rank is None:
-        return D * H * A + 2 * D * J * A + H * A * D
+        return D * H * A + 2 * D * J * A + H * A * D + gate
     query = D if settings.query_rank is None else settings.query_rank
     latent = settings.kv_rank * H * (model.plain_head_size + U)
-    return latent_products(model) + query * H * A + latent + H * U * D
+    return latent_products(model) + query * H * A + latent + H * U * D + gate
 
 
 def latent_products(model: ModelConfig) -> int:
@@ -55,9 +56,10 @@ def attention_biases(model: ModelConfig) -> int:
 
 
 def layer_norms(model: ModelConfig) -> int:
-    """Numbers in the norms of one layer."""
+    """Numbers in the norms of one layer, that of the output of its experts left out."""
+    ends = 2 if model.norm_place == "sandwich" else 1
     if model.kind == "mlp":
-        return model.width
+        return ends * model.width
     H, J, A, settings = (
         model.num_heads,
         model.key_value_heads,
@@ -68,7 +70,13 @@ def layer_norms(model: ModelConfig) -> int:
         inner = settings.kv_rank + (settings.query_rank or 0)
     else:
         inner = model.qk_norm * (2 * A if settings.qk_norm_over == "head" else (H + J) * A)
-    return 2 * model.width + inner
+    return 2 * ends * model.width + inner
+
+
+def norm_parameters(model: ModelConfig) -> int:
+    """Numbers in all norms of a model."""
+    of_experts = sum(model.routed_layers) * (model.norm_place == "pre_and_experts")
+    return model.num_layers * layer_norms(model) + (of_experts + 1) * model.width
 
 
 def feed_forward_parameters(model: ModelConfig, hidden_size: int) -> int:
@@ -88,7 +96,7 @@ def shared_parameters(model: ModelConfig) -> int:
     """Parameters of the shared experts of one layer, with their gate."""
     moe = model.moe
     gate = model.width * (moe.shared_gate and moe.shared_experts > 0)
-    return moe.shared_experts * feed_forward_parameters(model, moe.hidden_size) + gate
+    return feed_forward_parameters(model, moe.shared_width) + gate
 
 
 def router_parameters(model: ModelConfig) -> int:
@@ -127,7 +135,7 @@ def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
         "experts": routed * model.moe.num_experts * expert_parameters(model) if routed else 0,
         "shared_experts": routed * shared_parameters(model) if routed else 0,
         "routers": routed * router_parameters(model) if routed else 0,
-        "norms": L * layer_norms(model) + model.width,
+        "norms": norm_parameters(model),
         "head": 0 if model.tie_embeddings else head,
     }
 

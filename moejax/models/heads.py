@@ -26,8 +26,16 @@ def split_heads(x_BNX: jax.Array, count: int) -> jax.Array:
     return partition.pin(x_BNX.reshape(*x_BNX.shape[:2], count, -1), "heads_BNHA")
 
 
-def join_heads(module: nn.Module, y_BNHU: jax.Array, width: int, bias: bool = False) -> jax.Array:
-    """What heads found, multiplied back to the width of the residual stream: ``y_BND``."""
+def join_heads(
+    module: nn.Module, y_BNHU: jax.Array, x_BND: jax.Array, bias: bool, gate: bool
+) -> jax.Array:
+    """What heads found, multiplied back to the width of the residual stream: ``y_BND``. With a
+    ``gate`` it is multiplied first by sigmoid(x w) of the layer's input ``x_BND`` (Qiu et al. 2025,
+    Eq. 5).
+    """
     y_BNX = partition.pin(y_BNHU, "heads_BNHA").reshape(*y_BNHU.shape[:2], -1)
-    y_BND = add_bias(module, "b_out_D", project(module, "w_out_XD", y_BNX, width), bias)
+    if gate:
+        gate_BNX = project(module, "w_output_gate_DX", x_BND, y_BNX.shape[-1])
+        y_BNX = y_BNX * jax.nn.sigmoid(gate_BNX)
+    y_BND = add_bias(module, "b_out_D", project(module, "w_out_XD", y_BNX, x_BND.shape[-1]), bias)
     return partition.pin(y_BND, "tokens_BND")

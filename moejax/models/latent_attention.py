@@ -37,7 +37,7 @@ class LatentAttention(nn.Module):
     def __call__(
         self, x_BND: jax.Array, context: Context, cache: Cache, layer: jax.Array | int
     ) -> tuple[jax.Array, Cache]:
-        config, settings, (B, N, D) = self.config, self.config.attention, x_BND.shape
+        config, settings, (B, N) = self.config, self.config.attention, x_BND.shape[:2]
         H, R, U = config.num_heads, settings.kv_rank, config.value_head_size
         assert R is not None  # else it is not latent attention
         plain, turned = config.plain_head_size, config.rotary_size
@@ -73,7 +73,7 @@ class LatentAttention(nn.Module):
             q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
             k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
             y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, mask_B1NM, None, scale)
-        return join_heads(self, y_BNHU, D), cache
+        return join_heads(self, y_BNHU, x_BND, False, settings.output_gate), cache
 
     def _query(self, x_BND: jax.Array) -> jax.Array:
         """The queries of all heads, ``q_BNX``, through a latent vector of their own or not."""

@@ -32,8 +32,8 @@ Own = dict[str, jax.Array]
 
 
 class Block(nn.Module):
-    """Attention (which an ``mlp`` has not) and a feed-forward network, each on a normalised copy of
-    the residual stream.
+    """Attention (which an ``mlp`` has not) and a feed-forward network, each on a copy of the
+    residual stream; that is normalised, or what they give, or both.
     """
 
     config: ModelConfig
@@ -48,11 +48,11 @@ class Block(nn.Module):
         config = self.config
         if config.kind != "mlp":
             x_BND, cache = self._attend(x_BND, cache, context, each)
-        normed_BND = RMSNorm(config.norm_epsilon, name="feed_forward_norm")(x_BND)
+        normed_BND = self._norm_input("feed_forward", x_BND)
         if not self.routed:
             width, name = config.dense_hidden, "feed_forward"
             dense = FeedForward(width, config.activation, self.layout, name=name)
-            return self._add(x_BND, dense(normed_BND)), cache, None
+            return self._add(x_BND, self._norm_output(name, dense(normed_BND))), cache, None
         layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
         y_BND, stats, chosen_BNE = layer(
             normed_BND,
@@ -61,13 +61,14 @@ class Block(nn.Module):
             token_BN=context["token_BN"],
             **own,
         )
+        y_BND = self._norm_output("feed_forward", y_BND)
         return self._add(x_BND, y_BND), cache, Routed(stats, chosen_BNE)
 
     def _attend(
         self, x_BND: jax.Array, cache: Cache, context: Context, each: Own
     ) -> tuple[jax.Array, Cache]:
         config = self.config
-        normed_BND = RMSNorm(config.norm_epsilon, name="attention_norm")(x_BND)
+        normed_BND = self._norm_input("attention", x_BND)
         if "window" in each:
             near_B1NM = context["distance_B1NM"] < each["window"]
             context = context | {"mask_B1NM": context["mask_B1NM"] & near_B1NM}
@@ -77,7 +78,21 @@ class Block(nn.Module):
         form = LatentAttention if config.is_latent else Attention
         attention = form(config, self.layout, name="attention")
         y_BND, cache = attention(normed_BND, context, cache, each["layer"])
-        return self._add(x_BND, y_BND), cache
+        return self._add(x_BND, self._norm_output("attention", y_BND)), cache
+
+    def _norm_input(self, part: str, x_BND: jax.Array) -> jax.Array:
+        """What a part of the layer reads."""
+        if self.config.norm_place == "post":
+            return x_BND
+        return RMSNorm(self.config.norm_epsilon, name=f"{part}_norm")(x_BND)
+
+    def _norm_output(self, part: str, y_BND: jax.Array) -> jax.Array:
+        """What a part of the layer gives."""
+        place = self.config.norm_place
+        experts = place == "pre_and_experts" and self.routed and part == "feed_forward"
+        if place not in ("post", "sandwich") and not experts:
+            return y_BND
+        return RMSNorm(self.config.norm_epsilon, name=f"{part}_output_norm")(y_BND)
 
     def _add(self, x_BND: jax.Array, y_BND: jax.Array) -> jax.Array:
         scale = self.config.residual_scale

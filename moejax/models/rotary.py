@@ -45,10 +45,16 @@ def _table(positions_BN: jax.Array, rotation: Rotation, size: int) -> tuple[jax.
 
 
 def rotate(x_BNHA: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn each pair (x_i, x_{i + A/2}) of a head by its position's angle."""
-    pairs = x_BNHA.astype(jnp.float32).reshape(*x_BNHA.shape[:-1], 2, -1)
+    """Turn each pair (x_i, x_{i + A/2}) of a head by its position's angle; where there are angles
+    for a part of the head alone, which is its beginning, A is the width of that part.
+    """
+    part_BNHA = x_BNHA[..., : 2 * cos.shape[-1]]
+    pairs = part_BNHA.astype(jnp.float32).reshape(*part_BNHA.shape[:-1], 2, -1)
     turned = pairs * cos + jnp.flip(pairs, -2) * sin
-    return turned.astype(x_BNHA.dtype).reshape(x_BNHA.shape)
+    turned_BNHA = turned.astype(x_BNHA.dtype).reshape(part_BNHA.shape)
+    if part_BNHA.shape == x_BNHA.shape:
+        return turned_BNHA
+    return jnp.concatenate([turned_BNHA, x_BNHA[..., part_BNHA.shape[-1] :]], -1)
 
 
 def frequencies(rope: RopeConfig, theta: float, size: int) -> np.ndarray:

@@ -190,8 +190,7 @@ class MoELayer(nn.Module):
     def _shared(self, x_BND: jax.Array) -> jax.Array:
         """The shared experts as one dense layer; gated by sigmoid(x w) as in Qwen2-MoE."""
         moe = self.config
-        width = moe.shared_experts * moe.hidden_size
-        shared = FeedForward(width, self.activation, self.layout, name="shared")
+        shared = FeedForward(moe.shared_width, self.activation, self.layout, name="shared")
         y_BND = shared(x_BND)
         if not moe.shared_gate:
             return y_BND

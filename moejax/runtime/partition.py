@@ -40,6 +40,7 @@ PARAMETERS = {
     "w_key_DX": (FSDP, "model"),
     "w_value_DX": (FSDP, "model"),
     "w_out_XD": ("model", FSDP),
+    "w_output_gate_DX": (FSDP, "model"),
     "b_query_X": ("model",),
     "b_key_X": ("model",),
     "b_value_X": ("model",),

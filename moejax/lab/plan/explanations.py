@@ -19,26 +19,35 @@ def explain_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
         "dense_feed_forward": f"{L - routed} layers x {m} of {D:,} x {model.dense_hidden:,}",
         "experts": f"{routed} layers x {moe.num_experts} experts x {expert};"
         f" a token meets {moe.top_k} of the {moe.num_experts}",
-        "shared_experts": f"{routed} layers x {moe.shared_experts} x {expert}",
+        "shared_experts": f"{routed} layers x {m} matrices of {D:,} x {moe.shared_width:,}",
         "routers": f"{routed} layers x {D:,} x {moe.num_choices} choices{router}",
-        "norms": f"{L} layers x 2 x {D:,} and {D:,} at the end, and those inside attention",
+        "norms": f"{explain_norms(model)} and {D:,} at the end, and those inside attention",
         "head": tied if model.tie_embeddings else f"{D:,} x {V:,} tokens",
     } | (explain_totals(model, V) if routed else {})
+
+
+def explain_norms(model: ModelConfig) -> str:
+    """The norms of all layers."""
+    D, routed = model.width, sum(model.routed_layers)
+    each = f"{model.num_layers} layers x {4 if model.norm_place == 'sandwich' else 2} x {D:,}"
+    of_experts = f", {routed} routed layers x {D:,}" * (model.norm_place == "pre_and_experts")
+    return each + of_experts
 
 
 def explain_attention(model: ModelConfig) -> str:
     """The matrices of one attention layer."""
     D, H, J = model.width, model.num_heads, model.key_value_heads
     A, U, settings = model.query_head_size, model.value_head_size, model.attention
+    gate = f", {D:,} x {H * U:,} gate" * settings.output_gate
     if settings.kv_rank is None:
         keys = f"2 x {D:,} x {J * A:,} keys and values"
-        return f"{D:,} x {H * A:,} queries, {keys}, {H * A:,} x {D:,} out"
+        return f"{D:,} x {H * A:,} queries, {keys}, {H * A:,} x {D:,} out{gate}"
     rank = settings.query_rank
     query = f"{D:,} x {H * A:,}" if rank is None else f"{D:,} x {rank:,} and {rank:,} x {H * A:,}"
     return (
         f"{query} queries, {D:,} x {settings.kv_rank + model.rotary_size:,} latent,"
         f" {settings.kv_rank:,} x {H * (model.plain_head_size + U):,} keys and values,"
-        f" {H * U:,} x {D:,} out"
+        f" {H * U:,} x {D:,} out{gate}"
     )
 
 

@@ -17,7 +17,8 @@ def attention_kept(config: Config, step: StepSizes) -> float:
     model = config.model
     A, U = model.query_head_size, model.value_head_size
     latent = (model.attention.kv_rank or 0) + (model.attention.query_rank or 0)
-    numbers = step.heads * (A + U) + step.kv_heads * (A + U) + latent + step.D
+    gate = step.heads * U * model.attention.output_gate
+    numbers = step.heads * (A + U) + gate + step.kv_heads * (A + U) + latent + step.D
     return step.T * numbers * step.itemsize + score_bytes(config, step, step.itemsize)
 
 
@@ -65,14 +66,13 @@ def layer_workspace(config: Config, step: StepSizes) -> dict[str, float]:
     attention.
     """
     model, moe = config.model, config.model.moe
-    shared = moe.shared_experts * moe.hidden_size
     attention, scores = attention_kept(config, step), attention_workspace(config, step)
     feed_forward = {"attention kept": attention}
     if any(model.routed_layers):
         feed_forward |= {
             "dispatch": dispatch_bytes(config, step),
             "experts": experts_kept(config, step) + experts_workspace(config, step),
-            "shared experts": dense_bytes(config, step, shared),
+            "shared experts": dense_bytes(config, step, moe.shared_width),
         }
     else:
         feed_forward["dense"] = dense_bytes(config, step, model.dense_hidden)

@@ -300,19 +300,6 @@ def test_tied_weights_may_lie_under_the_name_of_the_head(case, tmp_path):
     np.testing.assert_array_equal(moejax.hf.load(here).params["embedding_VD"], want)
 
 
-def test_layers_that_predict_a_second_token_are_left_out_and_said_to_be(tmp_path, capsys):
-    here = hf_models.write(tmp_path, "deepseek_v3", num_nextn_predict_layers=1)
-    tensors = hf_models.tensors("deepseek_v3")
-    tensors["model.layers.3.eh_proj.weight"] = np.zeros((32, 64), np.float32)
-    save_file(tensors, here / "model.safetensors")
-    model = moejax.hf.load(here)
-    assert "left out: layer 3, which predicts a second token" in capsys.readouterr().err
-    assert write_config(model.config, model.hf)["num_nextn_predict_layers"] == 0
-    tensors["model.layers.4.eh_proj.weight"] = np.zeros((32, 64), np.float32)
-    save_file(tensors, here / "model.safetensors")
-    assert "unknown: model.layers.4.eh_proj.weight" in refused(here)
-
-
 def test_there_must_be_a_directory_and_a_known_type(tmp_path):
     assert "there is no directory" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

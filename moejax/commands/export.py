@@ -41,6 +41,8 @@ class ExportSettings:
     quantise: Literal["fp8", "mxfp4", "int4"] | None = None
     """Write weights in codes: `fp8` in blocks of 128 x 128 (all matrices of the layers, except
     routers), `mxfp4` (the experts of gpt-oss), `int4` of compressed-tensors (experts)."""
+    next_tokens: tyro.conf.FlagConversionOff[bool] = True
+    """Keep the modules that predict further tokens (MTP), if the model has such."""
     config: Path | None = None
     """A Python file that is run first: the config of the run, if it has a router of its own."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
@@ -88,6 +90,7 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
         files_from=source if imported.is_imported(source) else None,
         more=more,
         quantise=settings.quantise,
+        next_tokens=settings.next_tokens,
     )
     if is_run(source):
         assert opened.tokenizer is not None  # as in every run on text

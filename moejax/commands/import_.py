@@ -29,6 +29,8 @@ class ImportSettings:
     """Type of the parameters; `auto` keeps that on disk."""
     allow_not_finite: tyro.conf.FlagConversionOff[bool] = False
     """Go on with weights that are NaN or infinite."""
+    next_tokens: tyro.conf.FlagConversionOff[bool] = True
+    """Keep the layers that predict further tokens (MTP), where the files have them."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
     NEEDS: ClassVar[tuple[Need, ...]] = (ONLY_WRITTEN,)
@@ -50,6 +52,7 @@ def _convert(settings: ImportSettings, place: Path) -> tuple[str, ModelConfig]:
         mesh=mesh,
         layout=settings.mesh,
         allow_not_finite=settings.allow_not_finite,
+        next_tokens=settings.next_tokens,
     )
     imported.write_model(
         place,

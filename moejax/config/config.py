@@ -34,6 +34,11 @@ class Config:
             length % group == 0 or group % length == 0,
             f"--model.moe.group-size {group} must divide {whole} {length}, or be a multiple of it.",
         )
+        check(
+            length > self.model.next_tokens or not self.model.material.language,
+            f"--model.next-tokens {self.model.next_tokens} looks beyond the end of"
+            f" --data.sequence-length {length}: make it less, or the sequences longer.",
+        )
         accumulate, batch = self.optim.accumulate, self.data.batch_size
         check(
             batch % accumulate == 0,

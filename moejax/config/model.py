@@ -7,6 +7,7 @@ from moejax.config.attention import AttentionConfig, AttentionKind, RopeConfig
 from moejax.config.checks import (
     check,
     check_at_most,
+    check_not_negative,
     check_positive,
     check_sizes,
     check_types,
@@ -18,6 +19,7 @@ from moejax.config.moe import MoEConfig
 FloatType = Literal["float32", "bfloat16"]
 """Types that models are computed in."""
 MOST_LAYERS, MOST_HEAD_SIZE = 100_000, 2**20
+MOST_NEXT_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,9 @@ class ModelConfig:
     """`layer`: keep only each layer's input for the backward pass and compute the rest again."""
     unroll: bool | None = None
     """Unroll the scan over layers; by default on CPU, where it is faster to run."""
+    next_tokens: int = 0
+    """Modules above the last layer (P), each of which predicts the token one further ahead than the
+    one before it: multi-token prediction. DeepSeek-V3 has one."""
     moe: MoEConfig = field(default_factory=MoEConfig)
 
     def __post_init__(self) -> None:
@@ -83,6 +88,12 @@ class ModelConfig:
         check_positive(at, self, "rope_theta", "norm_epsilon")
         check_positive(at, self, "embedding_scale", "residual_scale", "logit_scale")
         check_at_most(MOST_LAYERS, at, self, "num_layers")
+        check_not_negative(at, self, "next_tokens")
+        check_at_most(MOST_NEXT_TOKENS, at, self, "next_tokens")
+        check(
+            self.material.language or self.next_tokens == 0,
+            f"--model.next-tokens is for texts: leave it out with --model.kind {self.kind}.",
+        )
         check(
             self.query_head_size <= MOST_HEAD_SIZE,
             f"a head must be at most {MOST_HEAD_SIZE:,} wide, not {self.query_head_size:,}: look at"
@@ -141,7 +152,11 @@ class ModelConfig:
         D, H, moe = self.width, self.num_heads, self.moe
         heads = H * (self.query_head_size + self.value_head_size) + (self.attention.kv_rank or 0)
         layer = D * (moe.num_experts * moe.hidden_size + self.dense_hidden + heads)
-        total = self.num_layers * layer + (self.vocab_size or 0) * D + self.image.size**2 * D
+        total = (
+            (self.num_layers + self.next_tokens) * layer
+            + (self.vocab_size or 0) * D
+            + self.image.size**2 * D
+        )
         check(
             total < 2**60,
             f"a model of these sizes has more than {float(total):.1e} parameters: look at"
@@ -245,3 +260,10 @@ class ModelConfig:
             every > 0 and i >= first and (i - first) % every == every - 1
             for i in range(self.num_layers)
         )
+
+    @property
+    def routed_blocks(self) -> tuple[bool, ...]:
+        """For each layer, and then for the block of each module that predicts a further token,
+        whether it is routed. Those blocks are as the last layer.
+        """
+        return self.routed_layers + self.routed_layers[-1:] * self.next_tokens

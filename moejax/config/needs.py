@@ -354,6 +354,12 @@ NEEDS: tuple[Need, ...] = (
         "give --optim.optimizer muon, too",
     ),
     Need(
+        ("optim.next_token_weight",),
+        lambda c: c.model.next_tokens > 0,
+        "--model.next-tokens 0, which predicts the next token alone",
+        "give --model.next-tokens 1, too",
+    ),
+    Need(
         ("optim.decay_fraction",),
         lambda c: c.optim.schedule == "wsd",
         "--optim.schedule {c.optim.schedule}",

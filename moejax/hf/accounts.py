@@ -2,21 +2,25 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
 from moejax.hf.codecs import Codec, Packed, Source, is_unused, list_parts
 from moejax.hf.families import FAMILIES
-from moejax.hf.families.family import WHOLE
+from moejax.hf.families.family import NEXT_TOKEN_COPIES, NEXT_TOKENS, WHOLE
 from moejax.hf.files import Tensor
 from moejax.hf.tensors import ArrayPath, Entry
+from moejax.models import layer_runs
 from moejax.models.layer_runs import locate_layers
 
 BIAS: ArrayPath = ("bias_LE",)
 """The path of the selection bias, which is no parameter."""
 SIGNS = ("_scale_inv", "_blocks", "_packed")
 """Ends of names that only quantised weights have."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LEAVE_OUT = "--next-tokens False leaves out the layers that predict further tokens."
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 """Tensors that follow from the config, in old checkpoints."""
 
@@ -43,11 +47,12 @@ def _generate_entries(
         path = tuple(rule.names[0].split("/"))
         if path in shapes:
             yield Entry(rule, (rule.theirs,), (path,), None, rule.shape([shapes[path]]))
+    yield from _generate_next_tokens(config, shapes)
     rules, routed = FAMILIES[family].tensors, 0
     for layer, (above, repeat) in enumerate(locate_layers(config)):
         for rule in rules:
             bias = rule.ours == BIAS[0]
-            if bias and not config.routed_layers[layer]:
+            if bias and not config.routed_blocks[layer]:
                 continue
             paths = (BIAS,) if bias else tuple((*above, *n.split("/")) for n in rule.names)
             if not all(path in shapes for path in paths):
@@ -56,7 +61,46 @@ def _generate_entries(
             count = shapes[paths[0]][1] if rule.is_per_expert else 1
             names = tuple(f"model.layers.{layer}.{rule.theirs}".format(e=e) for e in range(count))
             yield Entry(rule, names, paths, routed if bias else repeat, rule.shape(ours))
-        routed += config.routed_layers[layer]
+        routed += config.routed_blocks[layer]
+
+
+def _generate_next_tokens(
+    config: ModelConfig, shapes: dict[ArrayPath, tuple[int, ...]]
+) -> Iterator[Entry]:
+    """What the layers that predict further tokens have beside the tensors of their blocks."""
+    for number in range(config.next_tokens):
+        for rule in NEXT_TOKENS:
+            path = (layer_runs.NEXT_TOKENS, *rule.names[0].split("/"))
+            name = f"model.layers.{config.num_layers + number}.{rule.theirs}"
+            yield Entry(rule, (name,), (path,), number, rule.shape([shapes[path][1:]]))
+
+
+def name_copies(config: ModelConfig) -> dict[str, str]:
+    """The tensors that the layers that predict further tokens repeat, and what they repeat."""
+    return {
+        f"model.layers.{config.num_layers + number}.{copy}": EMBEDDING
+        if config.tie_embeddings
+        else of
+        for number in range(config.next_tokens)
+        for copy, of in NEXT_TOKEN_COPIES.items()
+    }
+
+
+def add_copies(entries: list[Entry], config: ModelConfig) -> list[Entry]:
+    """All tensors to be written: those of ``list_entries``, and what is repeated of them, as what
+    serves such files reads it there.
+    """
+    of = {entry.names[0]: entry for entry in entries}
+    copies = [replace(of[name], names=(copy,)) for copy, name in name_copies(config).items()]
+    return entries + copies
+
+
+def has_next_tokens(config: ModelConfig, there: dict[str, Tensor]) -> bool:
+    """Whether the files have any of the layers that predict further tokens: many have not, though
+    their config.json speaks of them.
+    """
+    layers = range(config.num_layers, config.num_layers + config.next_tokens)
+    return any(find_layer(name) in layers for name in there)
 
 
 def count_tensors(family: str, config: ModelConfig, hf: dict[str, Any], codec: Codec | None) -> int:
@@ -65,7 +109,8 @@ def count_tensors(family: str, config: ModelConfig, hf: dict[str, Any], codec: C
     experts = sum(rule.is_per_expert for rule in rules) * config.moe.num_experts
     layers = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
     parts = 1 if codec is None else 1 + len(codec.suffixes)
-    return (len(WHOLE) + layers * (len(rules) + experts)) * parts
+    more = len(NEXT_TOKENS) + len(NEXT_TOKEN_COPIES)
+    return (len(WHOLE) + layers * (len(rules) + experts + more)) * parts
 
 
 def check_numbers(family: str, config: ModelConfig, there: dict[str, Tensor]) -> None:
@@ -154,6 +199,9 @@ def _refuse(
         tensor.kind.startswith("F8") or name.endswith(SIGNS) for name, tensor in there.items()
     ):
         lines.append("  config.json has no quantization_config, which says how codes are read.")
+    named = [name.partition(" ")[0] for names in wrong.values() for name in names]
+    if config.next_tokens and all((find_layer(n) or 0) >= config.num_layers for n in named):
+        lines.append(f"  {LEAVE_OUT}")
     raise CheckpointError("tensors and config.json do not agree:\n" + "\n".join(lines))
 
 
@@ -161,6 +209,8 @@ def _may_be_left_out(name: str, hf: dict[str, Any], config: ModelConfig) -> bool
     """Whether a tensor that is no parameter of ours has its reason."""
     if DERIVED.search(name) or (name == "lm_head.weight" and config.tie_embeddings):
         return True
+    if config.next_tokens:
+        return name in name_copies(config)
     last = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
     return config.num_layers <= (find_layer(name) or 0) < last
 

@@ -13,10 +13,13 @@ from moejax.config.model import MOST_LAYERS, ModelConfig
 from moejax.hf.codecs import find_codec
 from moejax.hf.families import FAMILIES
 from moejax.hf.families.family import Family
-from moejax.hf.fields.layers import layer_types
+from moejax.hf.fields.layers import layer_types, next_tokens, no_next_tokens
 from moejax.routing import token_choice
 
-EXPERT_COUNTS = ("num_experts", "num_local_experts")
+SYNONYMS = (
+    ("num_experts", "num_local_experts"),
+    ("num_nextn_predict_layers", "num_mtp_layers"),
+)
 """Two names that are in use for one field."""
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that mean the same in all families."""
@@ -38,10 +41,12 @@ def with_defaults(hf: dict[str, Any]) -> dict[str, Any]:
     """A ``config.json``, with what its family means by a field that is not there."""
     # Some tools write null where they mean the family's own positions.
     said = {field: x for field, x in hf.items() if x is not None or field != "rope_parameters"}
-    counts = {field: hf[field] for field in EXPERT_COUNTS if field in hf}
-    told = ", but ".join(f"{field} is {shorten(count)}" for field, count in counts.items())
-    check(len(set(map(repr, counts.values()))) < 2, f"{told}: they are two names of one number.")
-    said |= {field: count for count in counts.values() for field in EXPERT_COUNTS}
+    for names in SYNONYMS:
+        counts = {field: hf[field] for field in names if field in hf}
+        told = ", but ".join(f"{field} is {shorten(count)}" for field, count in counts.items())
+        one = len(set(map(repr, counts.values()))) < 2
+        check(one, f"{told}: they are two names of one number.")
+        said |= {field: count for count in counts.values() for field in names}
     return FAMILIES[find_family(hf)].defaults | said
 
 
@@ -118,16 +123,31 @@ def write_config(
         if wrong:
             reasons.append(f"  {name}: {wrong}")
             continue
-        if name == own and not list_differences(
-            collect_computation(read_config(said)), collect_computation(config)
-        ):
-            return said | ({"num_nextn_predict_layers": 0} if name == "deepseek_v3" else {})
         base = said if name == own else {}
+        base = base | _write_next_tokens(config, FAMILIES[name], base)
+        if name == own and not list_differences(
+            collect_computation(read_config(base)), collect_computation(config)
+        ):
+            return base
         kept = {field: said[field] for field in KEPT if field in said}
         return base | _write_fields(config, FAMILIES[name], name) | kept
+    if config.next_tokens:
+        reasons.append("  --next-tokens False leaves out what predicts further tokens.")
     raise ConfigError(
         "no family of Hugging Face's models can hold this one:\n" + "\n".join(reasons)
     )
+
+
+def _write_next_tokens(config: ModelConfig, family: Family, said: dict[str, Any]) -> dict[str, Any]:
+    """How many further tokens a family's ``config.json`` says to predict, under the names that it
+    uses; nothing for a family without such layers.
+    """
+    written: dict[str, Any] = {}
+    for translation in (next_tokens, no_next_tokens):
+        if translation in family.translations:
+            written |= translation.write(config)
+    names = SYNONYMS[1]
+    return written | {name: count for count in written.values() for name in names if name in said}
 
 
 def explain_misfit(config: ModelConfig, family: Family, name: str) -> str:
@@ -200,6 +220,7 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
         "attention.rotary_in": tuple(rotation is not None for rotation in config.rotations),
         "attention.scale": attention.scale or config.query_head_size**-0.5,
         "moe.every": config.routed_layers,
+        "next_tokens": config.next_tokens,
     }
     others = set(config.rotations) - {None, (config.rope_theta, config.rope)}
     found["attention.window_rope_theta"] = min(

@@ -1,4 +1,7 @@
-"""Which tensors of a model `moejax export --quantise` gives codes, and how that is said."""
+"""Which tensors of a model `moejax export --quantise` gives codes, and how that is said.
+
+Letters: X: an embedding and a hidden state, side by side.
+"""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ from moejax.hf.files import TYPES
 from moejax.hf.fp8 import Fp8Blocks
 from moejax.hf.tensors import Entry
 
-NEVER = ("w_router_DE", "w_shared_gate_D1")
+NEVER = ("w_router_DE", "w_shared_gate_D1", "w_merge_XD")
 """Our matrices in a layer that are not quantised."""
 
 

@@ -19,7 +19,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.mesh_fit import check_mesh
 from moejax.config.model import ModelConfig
 from moejax.hf import accounts
-from moejax.hf.accounts import BIAS
+from moejax.hf.accounts import BIAS, EMBEDDING, HEAD
 from moejax.hf.arrays import lay_out, read_arrays
 from moejax.hf.codecs import Codec, Source, find_codec, rename_scales
 from moejax.hf.configs import find_family, read_config, with_defaults
@@ -33,11 +33,12 @@ from moejax.hf.files import (
 )
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
+from moejax.models.initial_params import selection_bias_shape
 from moejax.moe.lying import lie_quantised
 from moejax.runtime import device_mesh
+from moejax.runtime.place_arrays import PART_BYTES
 from moejax.runtime.room import check_room, count_bytes
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "auto")
 ROOM = "bfloat16 takes half of float32 (--dtype), and on a mesh every device holds a part (--mesh)."
 
@@ -94,6 +95,7 @@ def load(
     mesh: Mesh | None = None,
     layout: MeshConfig | None = None,
     allow_not_finite: bool = True,
+    next_tokens: bool = True,
 ) -> Pretrained:
     """Read a checkpoint: ``config.json`` and safetensors in one directory.
 
@@ -105,11 +107,14 @@ def load(
     Weights that are not finite are named in a warning; with ``allow_not_finite=False`` they are an
     error.
 
+    Layers that predict further tokens are left out where ``next_tokens`` is False, or the files
+    have none.
+
     Raises ``UserError`` for whatever is missing, unknown, misshapen, damaged or not supported.
     """
     directory = Path(directory)
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
-    found = survey(directory)
+    found = survey(directory, next_tokens)
     layout = layout or MeshConfig()
     check_mesh(found.config, layout)
     types = found.choose_types(dtype)
@@ -119,12 +124,13 @@ def load(
     like = {path: jax.ShapeDtypeStruct(found.shapes[path], kind) for path, kind in types.items()}
     like = lay_out(like, mesh, layout)
     check_room(count_bytes(like.values()), f"{directory}", ROOM)
-    _check_tied(found)
+    _check_copies(found)
     arrays, spoilt = read_arrays(found.entries, like, found.sources, config)
     report_not_finite(spoilt, allow_not_finite)
-    if found.next_token_tensors:
-        last = config.num_layers
-        print(f"left out: layer {last}, which predicts a second token", file=sys.stderr)
+    if layers := sorted({accounts.find_layer(name) or 0 for name in found.next_token_tensors}):
+        several = f"s {layers[0]} to {layers[-1]}, which predict" if len(layers) > 1 else ""
+        one = f" {layers[0]}, which predicts"
+        print(f"left out: layer{several or one} a second token", file=sys.stderr)
     bias_LE = arrays.pop(BIAS, None)
     return Pretrained(config, unflatten_dict(arrays), bias_LE, found.hf, directory, mesh, layout)
 
@@ -150,6 +156,8 @@ class Survey:
     @property
     def next_token_tensors(self) -> list[str]:
         """Those of ``left_out`` that predict a second token."""
+        if self.config.next_tokens:  # what is repeated in these layers has its place
+            return []
         return [name for name in self.left_out if self.is_beyond(name)]
 
     def is_beyond(self, name: str) -> bool:
@@ -165,9 +173,9 @@ class Survey:
         }
 
 
-def survey(directory: Path) -> Survey:
-    """Read ``config.json`` and the heads of the files, and check that they agree. Raises
-    ``UserError``.
+def survey(directory: Path, next_tokens: bool = True) -> Survey:
+    """Read ``config.json`` and the heads of the files, and check that they agree, with the layers
+    that predict further tokens or without. Raises ``UserError``.
     """
     files = find_files(directory)
     hf = read_json(directory / "config.json")
@@ -181,6 +189,8 @@ def survey(directory: Path) -> Survey:
     rename_scales(tensors, codec)
     if config.tie_embeddings and EMBEDDING not in tensors and HEAD in tensors:
         tensors[EMBEDDING] = tensors.pop(HEAD)  # one tensor by its other name
+    if not (next_tokens and accounts.has_next_tokens(config, tensors)):
+        config = replace(config, next_tokens=0)
     shapes = array_shapes(config)
     entries = accounts.list_entries(family, config, shapes)
     sources, left_out = accounts.check_tensors(entries, tensors, with_defaults(hf), config, codec)
@@ -211,13 +221,12 @@ def _language_model(config: ModelConfig, layout: MeshConfig) -> DecoderLM:
 
 def array_shapes(config: ModelConfig) -> dict[ArrayPath, tuple[int, ...]]:
     """The shapes of a model's arrays by path, the selection bias among them."""
-    model, moe = _language_model(config, MeshConfig()), config.moe
+    model = _language_model(config, MeshConfig())
     batch = make_batch(jnp.zeros((device_mesh.token_devices(), 1), jnp.int32))
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, False))["params"]
     shapes = {path: leaf.shape for path, leaf in flatten_dict(tree).items()}
-    routed = sum(config.routed_layers)
-    if routed and moe.has_selection_bias:
-        shapes[BIAS] = (routed, moe.num_choices)
+    if (bias := selection_bias_shape(config)) is not None:
+        shapes[BIAS] = bias
     return shapes
 
 
@@ -231,13 +240,35 @@ def _choose_type(entry: Entry, sources: dict[str, Source], dtype: str) -> np.dty
     return np.dtype(ml_dtypes.bfloat16 if kinds == {"BF16"} else "float32")
 
 
-def _check_tied(found: Survey) -> None:
-    """A head on disk beside ``tie_word_embeddings`` must be the embedding."""
-    head, embedding = found.tensors.get(HEAD), found.sources[EMBEDDING]
-    if head is None or not found.config.tie_embeddings:
-        return
-    plain = head.kind in WEIGHTS and isinstance(embedding, Tensor)
-    if not plain or not np.array_equal(read_tensor(head), read_tensor(embedding)):
+def _check_copies(found: Survey) -> None:
+    """What is on disk twice must be the same: a head beside ``tie_word_embeddings``, and embedding
+    and head in layers that predict further tokens.
+    """
+    copies = {HEAD: EMBEDDING} if found.config.tie_embeddings else {}
+    for copy, name in (copies | accounts.name_copies(found.config)).items():
+        tensor, original = found.tensors.get(copy), found.sources[name]
+        if tensor is None or _is_copy(tensor, original):
+            continue
+        if copy == HEAD:
+            raise CheckpointError(
+                f"config.json says tie_word_embeddings, but {HEAD} is not {EMBEDDING}."
+            )
         raise CheckpointError(
-            f"config.json says tie_word_embeddings, but {HEAD} is not {EMBEDDING}."
+            f"{copy} is not {name}: layers that predict further tokens share it with the model."
+            f" {accounts.LEAVE_OUT}"
         )
+
+
+def _is_copy(one: Tensor, other: Source) -> bool:
+    """Whether two tensors are plain and hold the same numbers, or the same bits; rows are looked at
+    some after the others.
+    """
+    plain = one.kind in WEIGHTS and isinstance(other, Tensor)
+    if not plain or one.shape != other.shape:
+        return False
+    rows, step = one.shape[0], max(1, PART_BYTES * one.shape[0] // max(1, one.nbytes))
+    here, there = read_tensor(one), read_tensor(other)
+    parts = (slice(first, first + step) for first in range(0, rows, step))
+    if one.kind == other.kind:
+        return all(here[part].tobytes() == there[part].tobytes() for part in parts)
+    return all(np.array_equal(here[part], there[part]) for part in parts)

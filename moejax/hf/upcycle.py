@@ -69,7 +69,7 @@ def upcycle(
     E, copies = moe.num_experts, moe.num_experts // split
     arrays = flatten_dict(params)
     above = {path: leaf for path, leaf in arrays.items() if not find_stack(path)}
-    keys = jax.random.split(jax.random.key(seed), config.num_layers)
+    keys = jax.random.split(jax.random.key(seed), len(config.routed_blocks))
 
     def bank(name: str, w: jax.Array, key: jax.Array) -> jax.Array:
         """One layer's experts from its dense network, [E, ...]."""
@@ -86,7 +86,7 @@ def upcycle(
         """A layer's arrays, as the new model has them."""
         path, repeat = locate_layers(dense)[number]
         own = {p[2:]: leaf[repeat] for p, leaf in arrays.items() if p[:2] == path}
-        if not config.routed_layers[number]:
+        if not config.routed_blocks[number]:
             return own
         router_key, *bank_keys = jax.random.split(keys[number], 4)
         w_router_DX = jax.random.normal(router_key, (D, copies)) * D**-0.5
@@ -95,7 +95,7 @@ def upcycle(
             made[("moe", ours)] = bank(name, own.pop(("feed_forward", name)), key)
         return own | made
 
-    layers = [layer(number) for number in range(config.num_layers)]
+    layers = [layer(number) for number in range(len(config.routed_blocks))]
     new = dict(above)
     for stack in stack_layers(config):
         chosen = [layers[number] for number in stack.layers]

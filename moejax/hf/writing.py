@@ -28,6 +28,7 @@ from moejax.hf.configs import write_config
 from moejax.hf.files import INDEX, SINGLE
 from moejax.hf.quantise import choose_codec, count_bytes, list_plain, write_tensor
 from moejax.hf.tensors import ArrayPath, Entry
+from moejax.models.layer_runs import leave_out_next_tokens
 from moejax.runtime.atomic_files import write_json
 from moejax.runtime.new_folders import lock_folder, make_folders, remove_empty
 from moejax.runtime.stop import last_act
@@ -64,6 +65,7 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     more: dict[str, Any] | None = None,
     quantise: str | None = None,
+    next_tokens: bool = True,
 ) -> str:
     """Write a model to a new directory that Hugging Face's tools and serving engines read; returns
     the family that it was written as.
@@ -73,6 +75,7 @@ def save(
     ``auto`` keeps the parameters' types; the selection bias is float32 always. ``files_from`` is a
     directory with the tokenizer. No shard is larger than ``shard_bytes``, unless a tensor is.
     ``quantise`` names a codec (fp8, mxfp4, int4) in which the weights are written that it is for.
+    Without ``next_tokens``, modules that predict further tokens are left out.
 
     Raises ``ConfigError`` if no family can hold the model, ``CheckpointError`` if the directory is
     not empty.
@@ -80,10 +83,13 @@ def save(
     directory = Path(directory)
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
     config = replace(config, vocab_size=params["embedding_VD"].shape[0])
+    if not next_tokens:
+        config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
     written = write_config(config, hf, family)
     arrays = flatten_dict(params) | ({} if bias_LE is None else {BIAS: bias_LE})
     shapes = {path: array.shape for path, array in arrays.items()}
     entries = accounts.list_entries(written["model_type"], config, shapes)
+    entries = accounts.add_copies(entries, config)
     types = {path: _choose_type(path, array, dtype) for path, array in arrays.items()}
     written |= {"dtype": str(types[("embedding_VD",)])}
     written |= more or {}

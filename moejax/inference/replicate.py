@@ -28,7 +28,7 @@ def replicate(
     axis has the plan's devices. With ``mesh``, the new banks lie there as parameters do, and one
     after the other is made. Raises ``ConfigError`` if the plan is of another model.
     """
-    L, E = sum(config.routed_layers), config.moe.num_experts
+    L, E = sum(config.routed_blocks), config.moe.num_experts
     planned = (plan.expert_LP.shape[0], plan.replicas_LE.shape[1])
     check(
         planned == (L, E),

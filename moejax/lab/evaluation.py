@@ -35,6 +35,7 @@ def evaluate_model(
         "batches": len(batches),
         **metrics.count_evaluated(totals),
         **metrics.loss_metrics(totals),
+        **metrics.ahead_metrics(totals),
         **metrics.router_metrics(totals, config.moe.num_experts),
     }
     if "text_bytes" in totals:
@@ -76,7 +77,7 @@ def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:
         f"           {figures['batches']:,} batches of {rows}, in {duration(figures['seconds'])}",
     ]
     if "max_violation" in figures:
-        experts = sum(config.routed_layers) * config.moe.num_choices
+        experts = sum(config.routed_blocks) * config.moe.num_choices
         lines.append(
             f"router     max violation {figures['max_violation_global']:.2f}"
             f" ({figures['max_violation']:.2f} in a batch), dead experts"
@@ -86,6 +87,7 @@ def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:
         lines.append(f"accuracy   {metrics.describe_accuracy(figures)}, loss {figures['loss']:.4f}")
         return "\n".join(lines)
     lines.append(f"perplexity {figures['perplexity']:.3f} a token ({figures['tokens']:,} tokens)")
+    lines += describe_drafts(figures, config.next_tokens)
     bits = figures["bits_per_byte"]
     if bits is None:
         bits = f"none: the tokenizer loses {describe_share(figures['lost_fraction'])} of"
@@ -93,3 +95,12 @@ def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:
     else:
         lines.append(f"bits/byte  {bits:.4f} ({figures['text_bytes']:,} bytes)")
     return "\n".join(lines)
+
+
+def describe_drafts(figures: dict[str, Any], modules: int) -> list[str]:
+    """A line for each module that predicts a further token: how often its draft is accepted."""
+    return [
+        f"draft      of the token {number + 1} ahead: {figures[f'next_{number}_accepted']:.1%}"
+        f" accepted, loss {figures[f'next_{number}_loss']:.4f}"
+        for number in range(1, modules + 1)
+    ]

@@ -75,8 +75,10 @@ def layer_norms(model: ModelConfig) -> int:
 
 def norm_parameters(model: ModelConfig) -> int:
     """Numbers in all norms of a model."""
-    of_experts = sum(model.routed_layers) * (model.norm_place == "pre_and_experts")
-    return model.num_layers * layer_norms(model) + (of_experts + 1) * model.width
+    L, routed = len(model.routed_blocks), sum(model.routed_blocks)
+    of_experts = routed * (model.norm_place == "pre_and_experts")
+    ends = 1 + 3 * model.next_tokens
+    return L * layer_norms(model) + (of_experts + ends) * model.width
 
 
 def feed_forward_parameters(model: ModelConfig, hidden_size: int) -> int:
@@ -111,6 +113,13 @@ def router_parameters(model: ModelConfig) -> int:
     return each * (1 + router.learns_noise) + moe.num_choices * router.linear_bias
 
 
+def merging_products(model: ModelConfig) -> int:
+    """Numbers in the matrices that join a token's embedding to a hidden state, in all modules that
+    predict further tokens.
+    """
+    return model.next_tokens * 2 * model.width**2
+
+
 def patch_numbers(model: ModelConfig) -> int:
     """Numbers in a patch of a classifier's images (X)."""
     return model.patch_side**2 * model.image.channels
@@ -125,8 +134,11 @@ def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
-    """Parameters of each part of a model; a head that is the embedding counts there."""
-    L, routed, head = model.num_layers, sum(model.routed_layers), vocab_size * model.width
+    """Parameters of each part of a model; a head that is the embedding counts there. The blocks of
+    modules that predict further tokens count as layers, and what joins a token to a hidden state
+    there as ``next_tokens``.
+    """
+    L, routed, head = len(model.routed_blocks), sum(model.routed_blocks), vocab_size * model.width
     dense = feed_forward_parameters(model, model.dense_hidden)
     return {
         "embedding": embedding_parameters(model, vocab_size),
@@ -136,22 +148,25 @@ def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
         "shared_experts": routed * shared_parameters(model) if routed else 0,
         "routers": routed * router_parameters(model) if routed else 0,
         "norms": norm_parameters(model),
+        **({"next_tokens": merging_products(model)} if model.next_tokens else {}),
         "head": 0 if model.tie_embeddings else head,
     }
 
 
 def active_parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
     """Parameters of each part that one token meets: K experts of a layer, and all of the rest."""
-    met = sum(model.routed_layers) * model.moe.top_k * expert_parameters(model)
+    met = sum(model.routed_blocks) * model.moe.top_k * expert_parameters(model)
     return parameters(model, vocab_size) | {"experts": met}
 
 
 def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, int]:
     """FLOPs a token of each part's products, forward. A multiply-add is 2 FLOPs; embedding
     look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full. The
-    one head of an image is shared out among its tokens.
+    one head of an image is shared out among its tokens. In training, modules that predict further
+    tokens read from the head, too.
     """
-    D, L, moe, routed = model.width, model.num_layers, model.moe, sum(model.routed_layers)
+    D, L, moe = model.width, len(model.routed_blocks), model.moe
+    routed, heads = sum(model.routed_blocks), 1 + model.next_tokens
     widths = model.num_heads * (model.query_head_size + model.value_head_size)
     widths *= model.kind != "mlp"
     patch = {} if model.material.language else {"embedding": 2 * patch_numbers(model) * D}
@@ -165,7 +180,8 @@ def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> 
         "experts": 2 * routed * moe.top_k * network,
         "shared_experts": 2 * routed * shared_parameters(model),
         "routers": 2 * routed * router_parameters(model) if routed else 0,
-        "head": 2 * vocab_size * D // (sequence_length if model.material.classes else 1),
+        **({"next_tokens": 2 * merging_products(model)} if model.next_tokens else {}),
+        "head": heads * 2 * vocab_size * D // (sequence_length if model.material.classes else 1),
     }
 
 

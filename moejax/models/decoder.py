@@ -1,6 +1,6 @@
 """A decoder-only transformer language model with routed layers.
 
-Letters: M: positions that are looked at.
+Letters: M: positions that are looked at; P: modules that predict further tokens.
 """
 
 from dataclasses import replace
@@ -15,9 +15,10 @@ from moejax.models.context import Context, mask_positions
 from moejax.models.kv_cache import CacheType, KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
+from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import RMSNorm
 from moejax.models.rotary import rotary
-from moejax.moe.balance import Routed
+from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying, multiply, multiply_transposed, take
 from moejax.moe.parameters import Matrix, weight
 from moejax.runtime import partition
@@ -56,8 +57,20 @@ class DecoderLM(nn.Module):
         place_LER: jax.Array | None = None,
     ) -> tuple[jax.Array, Routed | None]:
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        logits_BNV, routed, _ = self._run(batch, training, own, None)
-        return logits_BNV, routed
+        # The modules that predict further tokens are asked by ``look_ahead`` alone.
+        ahead = self.config.next_tokens > 0 and self.is_initializing()
+        logits, routed, _ = self._run(batch, training, own, None, ahead=ahead)
+        return logits[0], routed
+
+    def look_ahead(
+        self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
+    ) -> tuple[list[jax.Array], Routed | None]:
+        """As when it is called, but with the logits of the modules that predict further tokens
+        after the model's own, each ``logits_BNV``, and with their routers after the layers'.
+        """
+        own = {"bias_E": bias_LE}
+        logits, routed, _ = self._run(batch, training, own, None, ahead=self.config.next_tokens > 0)
+        return logits, routed
 
     def decode(
         self,
@@ -72,9 +85,9 @@ class DecoderLM(nn.Module):
         of no layer more than the last ``reach`` positions, themselves included.
         """
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        logits_B1V, _, written = self._run(batch, False, own, cache, reach)
+        logits, _, written = self._run(batch, False, own, cache, reach)
         assert written is not None  # as a cache was given
-        return logits_B1V, written
+        return logits[0], written
 
     @nn.compact
     def _run(
@@ -84,7 +97,8 @@ class DecoderLM(nn.Module):
         own: dict[str, jax.Array | None],
         cache: KVCache | None,
         reach: int | None = None,
-    ) -> tuple[jax.Array, Routed | None, KVCache | None]:
+        ahead: bool = False,
+    ) -> tuple[list[jax.Array], Routed | None, KVCache | None]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
@@ -94,26 +108,40 @@ class DecoderLM(nn.Module):
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
         context, cache = make_context(config, batch, cache, reach)
+        embedded_BND, given = x_BND, {name: x for name, x in own.items() if x is not None}
         x_BND, routed, layers = run_layers(
             config,
             self.layout,
             x_BND,
             context,
             training=training,
-            own={name: x for name, x in own.items() if x is not None},
+            own=given,
             caches=[] if cache is None else cache.layers,
             params=self.variables["params"] if in_place or cache is not None else None,
         )
         if cache is not None:
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
-        x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
-        if config.tie_embeddings:
+        states = [RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)]
+        if ahead:
+            above = {name: x[sum(config.routed_layers) :] for name, x in given.items()}
+            x_PBND, said = look_ahead(
+                *(config, self.layout, states[0], embedded_BND, batch, context),
+                training=training,
+                own=above if config.routed_blocks[-1] else {},
+            )
+            routed = join_routed(routed, said)
+            states += list(x_PBND)
+        w_DV = None if config.tie_embeddings else weight(self, "w_head_DV", (D, V), dtype)
+        return [self._read(x_BND, w_DV, embedding_VD) for x_BND in states], routed, cache
+
+    def _read(self, x_BND: jax.Array, w_DV: Matrix | None, embedding_VD: Matrix) -> jax.Array:
+        """Logits of states, ``logits_BNV``: without ``w_DV``, the embedding is the head."""
+        if w_DV is None:
             logits_BNV = self._multiply_embedding(x_BND, embedding_VD)
         else:
-            logits_BNV = multiply(x_BND, weight(self, "w_head_DV", (D, V), dtype))
-        logits_BNV = logits_BNV.astype(jnp.float32)
-        scale = config.logit_multiplier
-        return logits_BNV if scale == 1 else logits_BNV * scale, routed, cache
+            logits_BNV = multiply(x_BND, w_DV)
+        logits_BNV, scale = logits_BNV.astype(jnp.float32), self.config.logit_multiplier
+        return logits_BNV if scale == 1 else logits_BNV * scale
 
     def _multiply_embedding(self, x_BND: jax.Array, embedding_VD: Matrix) -> jax.Array:
         if isinstance(embedding_VD, Lying) and not self.layout.fsdp:

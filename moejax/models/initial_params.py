@@ -21,7 +21,7 @@ def init_params(model: nn.Module, config: Config) -> dict:
 
 def selection_bias_shape(config: ModelConfig) -> tuple[int, int] | None:
     """The shape of ``bias_LE``; None for a model without a selection bias."""
-    routed = sum(config.routed_layers)
+    routed = sum(config.routed_blocks)
     if not (routed and config.moe.has_selection_bias):
         return None
     return routed, config.moe.num_choices

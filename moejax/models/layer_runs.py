@@ -2,17 +2,22 @@
 
 A run is a loop over a repeated unit of layers. The parameters of the layers at one place of a unit
 are stacked over its repeats: ``layers_0/block_1`` has those of the second layer of each unit of the
-first run.
+first run. The modules that predict further tokens (``next_tokens``) are a stack of their own, above
+the last layer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import jax
+
 from moejax.config.model import ModelConfig
 
 Path = tuple[str, ...]
 RUN, BLOCK = "layers_", "block_"
+NEXT_TOKENS, NEXT_BLOCK = "next_tokens", "block"
+"""Where the modules lie that predict further tokens, and the block of each."""
 
 
 class Run(NamedTuple):
@@ -70,7 +75,9 @@ def cut_layers(config: ModelConfig) -> list[Run]:
 
 
 def stack_layers(config: ModelConfig) -> list[Stack]:
-    """All layers, by the stacks in which their parameters lie."""
+    """All layers, and the blocks of the modules above them, by the stacks in which their parameters
+    lie.
+    """
     stacks, layer, routed_layer = [], 0, 0
     for number, (unit, repeats) in enumerate(cut_layers(config)):
         next_layer, next_routed = layer + repeats * len(unit), routed_layer + repeats * sum(unit)
@@ -80,17 +87,20 @@ def stack_layers(config: ModelConfig) -> list[Stack]:
             layers = range(layer + place, next_layer, len(unit))
             stacks.append(Stack(path, layers, mine if routed else None))
         layer, routed_layer = next_layer, next_routed
+    if ahead := config.next_tokens:
+        mine = range(routed_layer, routed_layer + ahead) if config.routed_blocks[-1] else None
+        stacks.append(Stack((NEXT_TOKENS, NEXT_BLOCK), range(layer, layer + ahead), mine))
     return stacks
 
 
 def locate_layers(config: ModelConfig) -> list[tuple[Path, int]]:
-    """Of each layer, the path of its stack, and its number there."""
+    """Of each layer, and each module above them, the path of its stack, and its number there."""
     found = {
         layer: (stack.path, number)
         for stack in stack_layers(config)
         for number, layer in enumerate(stack.layers)
     }
-    return [found[layer] for layer in range(config.num_layers)]
+    return [found[layer] for layer in range(len(config.routed_blocks))]
 
 
 def get_stack(params: dict[str, Any], stack: Stack) -> dict[str, Any]:
@@ -107,7 +117,19 @@ def set_stack(params: dict[str, Any], stack: Stack, new: dict[str, Any]) -> dict
 
 def find_stack(path: Sequence[str]) -> Path:
     """The path of the stack that a parameter is in; empty for one outside the layers."""
-    return tuple(path[:2]) if path[0].startswith(RUN) else ()
+    inside = path[0].startswith(RUN) or tuple(path[:2]) == (NEXT_TOKENS, NEXT_BLOCK)
+    return tuple(path[:2]) if inside else ()
+
+
+def leave_out_next_tokens(
+    config: ModelConfig, params: dict[str, Any], bias_LE: jax.Array | None
+) -> tuple[ModelConfig, dict[str, Any], jax.Array | None]:
+    """A model, its parameters and its selection bias without the modules that predict further
+    tokens.
+    """
+    params = {name: x for name, x in params.items() if name != NEXT_TOKENS}
+    bias_LE = None if bias_LE is None else bias_LE[: sum(config.routed_layers)]
+    return replace(config, next_tokens=0), params, bias_LE
 
 
 def name_run(number: int) -> str:

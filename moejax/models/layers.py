@@ -156,7 +156,7 @@ def run_layers(
     routed ones say, and the caches. ``own`` is what each routed layer has for itself, with a
     leading L. ``params`` are the model's parameters, at inference, which reads them where they lie.
     """
-    unroll = _unrolls(config, params is not None)
+    unroll = unrolls(config, params is not None)
     differing = settings_of_layers(config)
     said, layers, done, done_routed = [], [], 0, 0
     for i, (unit, repeats) in enumerate(cut_layers(config)):
@@ -217,7 +217,7 @@ def run_in_place(
     return unit.apply({"params": mine}, carry, context, each, own)
 
 
-def _unrolls(config: ModelConfig, in_place: bool) -> bool:
+def unrolls(config: ModelConfig, in_place: bool) -> bool:
     """Whether the loops over layers are unrolled."""
     if config.unroll is not None:
         return config.unroll

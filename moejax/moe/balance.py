@@ -67,6 +67,13 @@ class Routed:
     """Which experts each token asked for (bool)."""
 
 
+def join_routed(one: Routed | None, other: Routed | None) -> Routed | None:
+    """What the layers of both say, one after the other."""
+    if one is None or other is None:
+        return one or other
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+
+
 def router_stats(
     inputs: RouterInput, choice: Choice, seated_GSE: jax.Array, bad_GS: jax.Array, rows: int
 ) -> RouterStats:

@@ -4,7 +4,7 @@ With FSDP, parameters lie spread over the devices that would else hold copies, a
 use.
 
 Letters: A: width of a head; J: key/value heads; M: positions that are looked at; R: width of a
-latent vector; X: all heads side by side.
+latent vector; X: all heads side by side, or an embedding and a hidden state.
 """
 
 from functools import partial
@@ -54,6 +54,7 @@ PARAMETERS = {
     "b_down_ED": ("expert", None),
     "w_router_DE": (FSDP, None),
     "w_head_DV": (FSDP, None),
+    "w_merge_XD": (FSDP, None),
     "embedding_VD": (None, FSDP),
 }
 # What a decoder keeps of a text (``models.kv_cache``), likewise.

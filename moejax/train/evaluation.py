@@ -16,7 +16,7 @@ from moejax.moe import balance
 from moejax.runs.run_layout import CHOICES, PART_CHOICES
 from moejax.runtime import batch_rows
 from moejax.train.journal import Journal
-from moejax.train.metrics import count_evaluated, loss_metrics, router_metrics
+from moejax.train.metrics import ahead_metrics, count_evaluated, loss_metrics, router_metrics
 from moejax.train.state import TrainState
 from moejax.train.tasks import Task
 from moejax.train.totals import add_class_counts, add_totals, sum_batch
@@ -78,6 +78,7 @@ class Evaluation:
             raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
         line = {
             **loss_metrics(totals),
+            **ahead_metrics(totals),
             **router_metrics(totals, self.num_experts),
             **self._compare_choices(step, chosen_LBNE, folder),
             **count_evaluated(totals),

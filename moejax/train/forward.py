@@ -1,4 +1,7 @@
-"""A model run on a batch: its losses and statistics, added up."""
+"""A model run on a batch: its losses and statistics, added up.
+
+Letters: P: modules that predict further tokens.
+"""
 
 from typing import Any
 
@@ -8,11 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from moejax.config.moe import MoEConfig
+from moejax.models.next_tokens import find_real, shift
 from moejax.moe import balance
 from moejax.moe.balance import Routed
 from moejax.runtime import device_mesh
 from moejax.train.objective import losses, scoped_loss
-from moejax.train.reports import BatchReport, Sums
+from moejax.train.reports import AheadSums, BatchReport, Sums
 
 Batch = dict[str, jax.Array]
 
@@ -31,8 +35,9 @@ def batch_sums(
     """
     config: Any = model.config
     training, rngs = key is not None, {} if key is None else {"router": key}
-    found: Any = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs)
-    logits_BNV, routed = found
+    method = "look_ahead" if config.next_tokens else None
+    found: Any = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs, method=method)
+    (logits_BNV, *further), routed = found if config.next_tokens else ([found[0]], found[1])
     nats_BN = cross_entropy(logits_BNV, batch["targets"], label_smoothing)
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = config.moe, None, None
@@ -46,8 +51,31 @@ def batch_sums(
         router=balance.sum_sequences(routed.stats) if routed is not None else None,
         scoped_loss_L=scoped,
         scopes=scopes,
+        ahead=sum_ahead(logits_BNV, further, batch, training, label_smoothing),
     )
     return sums, routed, logits_BNV
+
+
+def sum_ahead(
+    logits_BNV: jax.Array, further: list[jax.Array], batch: Batch, training: bool, smoothing: float
+) -> AheadSums | None:
+    """Add up what the modules predict that look further ahead than the model, whose logits are the
+    first. The k-th is compared with the target k positions further on, where that is in the same
+    document.
+    """
+    if not further:
+        return None
+    found: dict[str, list[jax.Array]] = {"nats_P": [], "targets_P": [], "accepted_P": []}
+    own_BN = None if training else logits_BNV.argmax(-1)
+    for count, ahead_BNV in enumerate(further, start=1):
+        real_BN = find_real(batch["segments"], count)
+        nats_BN = cross_entropy(ahead_BNV, shift(batch["targets"], count), smoothing)
+        found["nats_P"].append(jnp.where(real_BN, nats_BN, 0).sum())
+        found["targets_P"].append(real_BN.sum(dtype=jnp.float32))
+        if own_BN is not None:
+            same_BN = real_BN & (ahead_BNV.argmax(-1) == shift(own_BN, count))
+            found["accepted_P"].append(same_BN.sum(dtype=jnp.float32))
+    return AheadSums(**{name: jnp.stack(sums) if sums else None for name, sums in found.items()})
 
 
 def cross_entropy(

@@ -26,13 +26,13 @@ def gradients(
     The auxiliary losses need the sums of the *whole* batch, which a first forward pass over the
     parts adds up (its price: a third more arithmetic). Each part draws its own random numbers.
     """
-    smoothing = config.optim.label_smoothing
+    smoothing, weight = config.optim.label_smoothing, config.optim.next_token_weight
 
     def loss(
         params: dict, part: Batch, key: jax.Array, whole: Sums | None
     ) -> tuple[jax.Array, Sums]:
         sums, *_ = batch_sums(model, params, bias_LE, part, key, smoothing)
-        return objective(sums, sums if whole is None else whole, config.model.moe), sums
+        return objective(sums, sums if whole is None else whole, config.model.moe, weight), sums
 
     if config.optim.accumulate == 1:
         return jax.grad(loss, has_aux=True)(params, batch, key, None)

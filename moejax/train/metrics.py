@@ -1,6 +1,6 @@
 """From sums over steps or batches to the lines of ``metrics.jsonl``, and these in words.
 
-Letters: Q: groups of experts.
+Letters: P: modules that predict further tokens; Q: groups of experts.
 """
 
 import math
@@ -29,6 +29,21 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
         "bits_per_byte": totals["nats"] / math.log(2) / max(1, totals["text_bytes"]),
         "perplexity": math.exp(min(loss, 700.0)),
     }
+
+
+def ahead_metrics(totals: Totals) -> dict[str, float]:
+    """Of each module that predicts a further token, by its number: ``next_1_loss``, in nats a
+    target, without its weight. In evaluations ``next_1_accepted``, too: the share of the targets
+    for which its most probable token is that of the model itself, which has seen the tokens
+    between; NaN for none.
+    """
+    found = {}
+    for number, targets in enumerate(totals.get("ahead_targets_P", ()), start=1):
+        for name, sums in (("loss", "ahead_nats_P"), ("accepted", "ahead_accepted_P")):
+            if sums in totals:
+                share = totals[sums][number - 1] / targets if targets else math.nan
+                found[f"next_{number}_{name}"] = float(share)
+    return found
 
 
 def count_evaluated(totals: Totals) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """The loss: cross-entropy and the auxiliary losses of the routers.
 
-Letters: M: positions that are looked at.
+Letters: M: positions that are looked at; P: modules that predict further tokens.
 """
 
 from dataclasses import replace
@@ -62,8 +62,20 @@ def scoped_loss(stats: RouterStats, moe: MoEConfig, devices: int) -> tuple[jax.A
     return loss_LB.sum(1), there.sum(dtype=jnp.float32)
 
 
-def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
-    """The loss that is minimised: cross-entropy a token, plus each routed layer's losses.
+def ahead_loss(sums: Sums, whole: Sums) -> jax.Array:
+    """The mean over the modules that predict further tokens of their cross-entropy a target.
+
+    DeepSeek-V3 (2024), Eq. 24-25 without lambda. Eq. 24 divides by the length of the sequence, also
+    where a module has fewer targets, as at its end; this is the mean over the targets.
+    """
+    if sums.ahead is None or whole.ahead is None:
+        return jnp.zeros(())
+    return (sums.ahead.nats_P / jnp.maximum(whole.ahead.targets_P, 1)).mean()
+
+
+def objective(sums: Sums, whole: Sums, moe: MoEConfig, next_token_weight: float = 0.0) -> jax.Array:
+    """The loss that is minimised: cross-entropy a token, plus each routed layer's losses, and
+    ``next_token_weight`` times ``ahead_loss``.
 
     ``sums`` belong to a part of the batch whose totals are ``whole``. The losses are functions of
     the whole batch's sums; a part enters with its share of their differential at ``whole``, so that
@@ -73,6 +85,7 @@ def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
     """
     whole = jax.lax.stop_gradient(whole)
     loss = sums.nats / jnp.maximum(whole.targets, 1)
+    loss += next_token_weight * ahead_loss(sums, whole)
     if sums.router is None:
         return loss
 

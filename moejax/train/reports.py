@@ -1,10 +1,27 @@
-"""What a step says about itself, as arrays on the devices."""
+"""What a step says about itself, as arrays on the devices.
+
+Letters: P: modules that predict further tokens.
+"""
 
 from dataclasses import dataclass
 
 import jax
 
 from moejax.moe.balance import RouterStats
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AheadSums:
+    """Sums over what the modules above the last layer predict."""
+
+    nats_P: jax.Array
+    """Cross-entropy of each module."""
+    targets_P: jax.Array
+    """Its targets: the first module's are the tokens after next inside the same document."""
+    accepted_P: jax.Array | None
+    """In evaluations: how many of them are predicted, as most probable, as the model itself
+    predicts them when it has seen the tokens between."""
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +43,8 @@ class Sums:
     """Sequences or devices that had tokens."""
     correct: jax.Array | None = None
     """Images whose class got the highest probability; None for text."""
+    ahead: AheadSums | None = None
+    """Of a model that predicts further tokens."""
 
 
 @jax.tree_util.register_dataclass

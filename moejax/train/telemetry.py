@@ -64,7 +64,7 @@ def interval_arrays(
         "entropy_L": (totals["entropy_L"] / tokens_L).astype(np.float32),
         "log_z_squared_L": (totals["log_z_squared_L"] / tokens_L).astype(np.float32),
         "tokens": np.int64(totals["targets"]),
-        "layers": np.flatnonzero(config.routed_layers),
+        "layers": np.flatnonzero(config.routed_blocks),
         **{name: np.asarray(array, np.float32) for name, array in routers.items()},
     }
 
@@ -85,7 +85,7 @@ class History:
         self._lines.append(line)
         if asked_LE is not None:
             self._loads.append(asked_LE)
-        layers = np.flatnonzero(config.model.routed_layers).tolist()
+        layers = np.flatnonzero(config.model.routed_blocks).tolist()
         if found := find_alarms(Recent(self._lines, self._loads, layers), config):
             self._lines[-1] = line = line | {"alarms": found}
         return line

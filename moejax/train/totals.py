@@ -1,6 +1,6 @@
 """Sums over steps or batches, fetched from the devices; on the host, in float64.
 
-Letters: Q: groups of experts; W: stretches of the sequence.
+Letters: P: modules that predict further tokens; Q: groups of experts; W: stretches of the sequence.
 """
 
 import math
@@ -39,6 +39,8 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
     sums, router = report.sums, report.sums.router
     wanted = {"nats": sums.nats, "targets": sums.targets}
     counted = {"text_bytes": sums.text_bytes, "correct": sums.correct}
+    if sums.ahead is not None:
+        counted |= {f"ahead_{name}": count for name, count in vars(sums.ahead).items()}
     wanted |= {name: count for name, count in counted.items() if count is not None}
     if router is None:
         return wanted
@@ -60,6 +62,7 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
 def _make_exact(fetched: dict[str, np.ndarray]) -> Totals:
     """Fetched values, in types that add up exactly."""
     counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
+    counts |= {"ahead_targets_P", "ahead_accepted_P"}
     totals: Totals = {"parts": 1}
     for name, value in fetched.items():
         if name in ("targets", "text_bytes", "correct"):

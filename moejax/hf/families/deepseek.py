@@ -67,7 +67,7 @@ FAMILIES: dict[str, Family] = {
         | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
         translations=(positions.latent_rope, attention.one_head_each, attention.rotary_head)
-        + (layers.no_next_tokens,),
+        + (layers.next_tokens,),
         tensors=DEEPSEEK_TENSORS,
     ),
     "deepseek_v2": Family(

@@ -1,6 +1,6 @@
 """What a family of models is, as data, and the pieces that several families share.
 
-Letters: X: all heads side by side.
+Letters: X: all heads side by side, or an embedding and a hidden state.
 """
 
 from dataclasses import dataclass
@@ -39,6 +39,19 @@ WHOLE = (
 )
 """Tensors that are in no layer; the same in every family."""
 
+NEXT_TOKENS = (
+    Rule("enorm.weight", "embedding_norm/scale_D"),
+    Rule("hnorm.weight", "hidden_norm/scale_D"),
+    Rule("eh_proj.weight", "w_merge_XD", transpose=True),
+    Rule("shared_head.norm.weight", "final_norm/scale_D"),
+)
+"""What a layer that predicts a further token has beside an ordinary layer's tensors, in each family
+that translates ``next_tokens``."""
+NEXT_TOKEN_COPIES = {
+    "embed_tokens.weight": "model.embed_tokens.weight",
+    "shared_head.head.weight": "lm_head.weight",
+}
+"""What such a layer repeats of ``WHOLE``."""
 NORMS = (
     Rule("input_layernorm.weight", "attention_norm/scale_D"),
     Rule("post_attention_layernorm.weight", "feed_forward_norm/scale_D"),

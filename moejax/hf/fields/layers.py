@@ -64,5 +64,10 @@ routed_layers = Translation(
     },
 )
 
-# DeepSeek-V3's layers that predict a second token are left out, and said to be.
+next_tokens = Translation(
+    lambda hf: {"next_tokens": hf.get("num_nextn_predict_layers") or 0},
+    lambda model: {"num_nextn_predict_layers": model.next_tokens},
+)
+
+# Of families whose layers that predict further tokens are left out, and said to be.
 no_next_tokens = Translation(lambda hf: {}, lambda model: {"num_nextn_predict_layers": 0})

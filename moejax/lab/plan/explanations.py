@@ -8,8 +8,9 @@ from moejax.runtime.number_words import short
 
 def explain_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
     """The arithmetic of the parameters of each part, and of both totals."""
-    moe, D, L, V = model.moe, model.width, model.num_layers, vocab_size
-    routed, m = sum(model.routed_layers), len(matrices(model.activation))
+    moe, D, L, V = model.moe, model.width, len(model.routed_blocks), vocab_size
+    routed, m = sum(model.routed_blocks), len(matrices(model.activation))
+    P = model.next_tokens
     expert = f"{m} matrices of {D:,} x {moe.hidden_size:,}"
     tied = "none: the embedding is the head, too"
     router = "" if moe.built_router.learned else ": this router learns nothing"
@@ -22,16 +23,18 @@ def explain_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
         "shared_experts": f"{routed} layers x {m} matrices of {D:,} x {moe.shared_width:,}",
         "routers": f"{routed} layers x {D:,} x {moe.num_choices} choices{router}",
         "norms": f"{explain_norms(model)} and {D:,} at the end, and those inside attention",
+        "next_tokens": f"{P} modules x {2 * D:,} x {D:,}; their blocks count as layers",
         "head": tied if model.tie_embeddings else f"{D:,} x {V:,} tokens",
     } | (explain_totals(model, V) if routed else {})
 
 
 def explain_norms(model: ModelConfig) -> str:
     """The norms of all layers."""
-    D, routed = model.width, sum(model.routed_layers)
-    each = f"{model.num_layers} layers x {4 if model.norm_place == 'sandwich' else 2} x {D:,}"
+    D, L, routed = model.width, len(model.routed_blocks), sum(model.routed_blocks)
+    each = f"{L} layers x {4 if model.norm_place == 'sandwich' else 2} x {D:,}"
     of_experts = f", {routed} routed layers x {D:,}" * (model.norm_place == "pre_and_experts")
-    return each + of_experts
+    ahead = f", {model.next_tokens} modules x 3 x {D:,}" * (model.next_tokens > 0)
+    return each + of_experts + ahead
 
 
 def explain_attention(model: ModelConfig) -> str:
@@ -70,7 +73,7 @@ def explain_totals(model: ModelConfig, vocab_size: int) -> dict[str, str]:
 
 def explain_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
     """The arithmetic of each part's forward FLOPs for a token."""
-    L, H = model.num_layers, model.num_heads
+    L, H = len(model.routed_blocks), model.num_heads
     A, U = model.query_head_size, model.value_head_size
     plain = "2 x the numbers of its matrices: a multiply-add is 2 FLOPs"
     return {
@@ -81,7 +84,8 @@ def explain_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
         "experts": f"2 x the numbers of {model.moe.top_k} experts a layer",
         "shared_experts": plain,
         "routers": plain,
-        "head": plain,
+        "next_tokens": plain,
+        "head": plain + f", {1 + model.next_tokens} times" * (model.next_tokens > 0),
     }
 
 

@@ -1,4 +1,7 @@
-"""What lies in a device's memory: what stays, and what a training step adds at its peak."""
+"""What lies in a device's memory: what stays, and what a training step adds at its peak.
+
+Letters: X: an embedding and a hidden state, side by side.
+"""
 
 import math
 from dataclasses import dataclass
@@ -54,7 +57,7 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     parameters = local_parameters(config, parameter_shapes(config, vocab_size), grid)
     remat, B = config.model.remat, step.itemsize
     layers = [p for p in parameters if p.layers]
-    rest = sum(p.gathered for p in parameters if p.name in ("w_head_DV",))
+    rest = sum(p.gathered for p in parameters if p.name in ("w_head_DV", "w_merge_XD"))
     narrow = B if B < FLOAT else 0
     weights = FLOAT * sum(p.size for p in parameters)
     state = {"weights": weights}
@@ -63,7 +66,8 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     gathered = 2 * B * largest_layer(layers, "gathered") if config.mesh.fsdp else 0.0
     added_up = FLOAT * largest_layer([p for p in layers if p.copies > 1], "size")
     saved = saved_bytes(config, step, remat)
-    logits = step.T * step.V * (FLOAT + narrow)
+    heads = 1 + config.model.next_tokens
+    logits = step.T * step.V * (FLOAT + narrow) * heads
     moments = {
         "logits": {"saved for backward": saved, "copies of weights": copies, "logits": logits},
         "backward": {

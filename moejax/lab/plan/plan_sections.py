@@ -128,7 +128,7 @@ def list_memory(request: PlanRequest) -> Section:
         why = (
             "what autodiff asks of the layers, as it says itself"
             if remat == "none"
-            else f"{config.model.num_layers} layers x {step.T:,} tokens x {step.D:,}"
+            else f"{len(config.model.routed_blocks)} layers x {step.T:,} tokens x {step.D:,}"
             f" x {step.itemsize} bytes;"
             f" and {gigabytes(sum(layer_workspace(config, step).values()))} for the one in work"
         )

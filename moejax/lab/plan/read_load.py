@@ -44,7 +44,7 @@ def read_shares(source: Path | None, model: ModelConfig) -> np.ndarray:
     last intervals of a run, or all alike without a source. Raises ``UserError`` if the load is of
     another model.
     """
-    L, E = sum(model.routed_layers), model.moe.num_choices
+    L, E = sum(model.routed_blocks), model.moe.num_choices
     if source is None:
         return np.full((1, E), 1 / E)
     load_LE = _read_run(source) if source.is_dir() else read_load(source)

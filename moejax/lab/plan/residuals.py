@@ -110,8 +110,8 @@ def saved_bytes(config: Config, step: StepSizes, remat: str) -> float:
     """
     model = config.model
     if remat == "layer":
-        return model.num_layers * step.T * step.D * step.itemsize
-    routed = sum(model.routed_layers)
-    dense = model.num_layers - routed
+        return len(model.routed_blocks) * step.T * step.D * step.itemsize
+    routed = sum(model.routed_blocks)
+    dense = len(model.routed_blocks) - routed
     found = routed * block_residuals(config, step, True) if routed else 0.0
     return found + (dense * block_residuals(config, step, False) if dense else 0.0)

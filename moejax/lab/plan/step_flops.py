@@ -32,7 +32,7 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
     """All products of a step on the mesh in use, without those of Muon."""
     model, moe = config.model, config.model.moe
     flops = forward_flops(model, vocab_size, config.data.sequence_length)
-    latent = 2 * model.num_layers * latent_products(model)
+    latent = 2 * len(model.routed_blocks) * latent_products(model)
     last = 1 / len(matrices(model.activation))
     dense, shared = flops["dense_feed_forward"], flops["shared_experts"]
     found = [
@@ -45,6 +45,7 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
         Product("shared_experts", shared * last, again=moe.shared_gate),
         Product("routers", flops["routers"], whole=True),
         Product("head", flops["head"], again=False, whole=True),
+        Product("next_tokens", flops.get("next_tokens", 0), again=False, whole=True),
     ]
     return found + (list_routed_products(config, flops["experts"]) if moe.every else [])
 
@@ -66,7 +67,7 @@ def list_routed_products(config: Config, flops: float) -> list[Product]:
     ]
     if dispatch == "einsum":
         slots = moe.num_experts * count_slots(config)
-        each = 2 * sum(model.routed_layers) * slots * model.width
+        each = 2 * sum(model.routed_blocks) * slots * model.width
         # One of the tensors is one-hot and has no gradient, but where slots mix tokens.
         mixed = moe.built_router.slots
         first, second = (1 + mixed, 2) if weighs_output else (2, 1)

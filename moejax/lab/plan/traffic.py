@@ -72,7 +72,7 @@ COLLECTIVES_BY_FORM = {
 
 
 def _move_tokens(config: Config, step: StepSizes) -> list[Move]:
-    routed, parts = sum(config.model.routed_layers), config.optim.accumulate
+    routed, parts = sum(config.model.routed_blocks), config.optim.accumulate
     if not routed:
         return []
     times = count_exchanges(step.form, config.model.remat == "layer", parts > 1)
@@ -109,5 +109,5 @@ def _add_up_over_model_axis(config: Config, step: StepSizes) -> list[Move]:
         return []
     each = 2 * step.T * step.D * step.itemsize * (n - 1) / n
     times = 4 + (config.model.remat == "layer") + 2 * (parts > 1)
-    count = times * config.model.num_layers * parts
+    count = times * len(config.model.routed_blocks) * parts
     return [Move("all-reduce", "sums over the model axis", count, each)]

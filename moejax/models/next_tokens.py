@@ -1,0 +1,111 @@
+"""Multi-token prediction: modules above the last layer, each of which predicts the token one
+further ahead than the one before it (DeepSeek-V3, 2024, section 2.2).
+
+Letters: P: modules; X: the width of an embedding and of a hidden state, side by side.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.models.context import Context
+from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS
+from moejax.models.layers import Block, Own, settings_of_layers, unrolls
+from moejax.models.norm import RMSNorm
+from moejax.moe.balance import Routed
+from moejax.moe.lying import multiply
+from moejax.moe.parameters import weight
+from moejax.runtime import partition
+
+Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""Of each position: a hidden state, and of the last token that was looked at ahead of it the
+embedding, the number and the document."""
+
+
+def shift(x_BN: jax.Array, count: int = 1) -> jax.Array:
+    """What stands ``count`` positions further on in each row, [B, N, ...]; 0 beyond its end."""
+    ahead = jnp.roll(x_BN, -count, axis=1)
+    return ahead.at[:, max(0, x_BN.shape[1] - count) :].set(0)
+
+
+def find_real(segments_BN: jax.Array, count: int) -> jax.Array:
+    """Which positions have a token ``count`` further on in their own document."""
+    return (segments_BN > 0) & (shift(segments_BN, count) == segments_BN)
+
+
+class NextToken(nn.Module):
+    """One module: it sees each position's hidden state and the embedding of the next token, and
+    gives the hidden state that the output head reads the token after that from.
+
+    DeepSeek-V3, Eq. 21-22. As in the released weights, the embedding comes first in the projection
+    (in Eq. 21 second), and the hidden state is the one that the output head reads: after the norm
+    of the model, or of the module before. Positions whose document has ended are padding.
+    """
+
+    config: ModelConfig
+    layout: MeshConfig
+    training: bool
+    in_loop: bool
+
+    @nn.compact
+    def __call__(
+        self, carry: Carry, context: Context, segments_BN: jax.Array, each: Own, own: Own
+    ) -> tuple[Carry, tuple[jax.Array, Routed | None]]:
+        config = self.config
+        x_BND, ahead_BND, token_BN, of_BN = carry
+        ahead_BND, token_BN, of_BN = shift(ahead_BND), shift(token_BN), shift(of_BN)
+        context = context | {
+            "real_BN": (segments_BN > 0) & (of_BN == segments_BN),
+            "token_BN": token_BN,
+        }
+        both_BNX = jnp.concatenate(
+            [
+                RMSNorm(config.norm_epsilon, name="embedding_norm")(ahead_BND),
+                RMSNorm(config.norm_epsilon, name="hidden_norm")(x_BND),
+            ],
+            axis=-1,
+        )
+        D = config.width
+        x_BND = multiply(both_BNX, weight(self, "w_merge_XD", (2 * D, D), both_BNX.dtype))
+        block = Block
+        if config.remat == "layer":
+            block = nn.remat(Block, prevent_cse=not self.in_loop)
+        routed = config.routed_blocks[-1]
+        layer = block(config, self.layout, routed, self.training, name=NEXT_BLOCK)
+        x_BND, _, said = layer(partition.pin(x_BND, "tokens_BND"), {}, context, each, own)
+        x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
+        return (x_BND, ahead_BND, token_BN, of_BN), (x_BND, said)
+
+
+def look_ahead(
+    config: ModelConfig,
+    layout: MeshConfig,
+    x_BND: jax.Array,
+    embedded_BND: jax.Array,
+    batch: dict[str, jax.Array],
+    context: Context,
+    *,
+    training: bool,
+    own: Own,
+) -> tuple[jax.Array, Routed | None]:
+    """All modules, as submodules of the one that calls: the states for the output head,
+    ``x_PBND``, and what their routers say, with a leading P. ``x_BND`` is the state that the model
+    itself hands to its head, ``embedded_BND`` its tokens' embedding; ``own`` is what each routed
+    module has for itself, with a leading P.
+    """
+    P, unroll = config.next_tokens, unrolls(config, False)
+    each = {name: jnp.full(P, numbers[-1]) for name, numbers in settings_of_layers(config).items()}
+    each["layer"] = jnp.zeros(P, jnp.int32)  # which is where a cache would have it
+    run = nn.scan(
+        NextToken,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "router": True},
+        in_axes=(nn.broadcast, nn.broadcast, 0, 0),
+        length=P,
+        unroll=P if unroll else 1,
+    )(config, layout, training, P > 1 and not unroll, name=NEXT_TOKENS)
+    segments_BN = batch["segments"]
+    carry = (x_BND, embedded_BND, batch["inputs"], segments_BN)
+    return run(carry, context, segments_BN, each, own)[1]

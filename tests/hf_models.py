@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hf_cases import CASES, LEAST, RENAMED, shared
+from hf_cases import ALIASES, CASES, LEAST, RENAMED, shared
 from hf_cases.shared import V
 from safetensors.numpy import save_file
 
@@ -80,7 +80,7 @@ def fields(kind: str) -> dict[str, dict[str, Any]]:
     """What transformers says of a family's fields: ``defaults`` that they have with ``sizes_of``,
     and values that ``matter``: another model than that of ``FIRST``.
     """
-    said = json.loads((GOLDENS / f"{kind}.json").read_text())
+    said = json.loads((GOLDENS / f"{ALIASES.get(kind, kind)}.json").read_text())
     return {"defaults": said["defaults"], "matter": said["matter"]}
 
 

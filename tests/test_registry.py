@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import BalanceConfig, ConfigError, MoEConfig
+from moejax.config import BalanceConfig, Config, ConfigError, ModelConfig, MoEConfig, RunConfig
 from moejax.routing.contract import RouterInput, TokenChoice
 from moejax.routing.routers import ROUTERS, Router, register, router
+from moejax.train.announce import warn_of_constant_weights
 
 
 @pytest.fixture
@@ -62,15 +63,6 @@ REFUSED = {
     "not all experts for dense": (
         {"router": "dense", "top_k": 8, "null_experts": 1},
         "gives a token 9 experts, but --model.moe.top-k is 8: set it to 9",
-    ),
-    "one expert of weight one": (
-        {"router": "mixtral", "top_k": 1},
-        "the same weight, from which the router learns nothing: choose --model.moe.router switch,"
-        " or --model.moe.renormalise False.",
-    ),
-    "one renormalised expert": (
-        {"router": "olmoe", "top_k": 1, "renormalise": True},
-        "choose --model.moe.router switch",
     ),
     "renormalised soft slots": (
         {"router": "soft", "renormalise": True},
@@ -307,3 +299,19 @@ def test_a_router_with_a_rule_gets_it():
     with_rule = Router(function=lambda inputs, rule: (inputs, rule), rule="a rule")
     assert with_rule.choose(inputs) == (inputs, "a rule")
     assert Router(function=lambda inputs: inputs).choose(inputs) is inputs
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [{"router": "mixtral"}, {"router": "olmoe", "renormalise": True}, {"router": "deepseek_v3"}],
+)
+def test_constant_weights_are_refused_but_in_a_model_that_came_so(moe):
+    """From which the router learns nothing: one expert, of weight one."""
+    model = ModelConfig(moe=MoEConfig(top_k=1, **moe))
+    with pytest.raises(ConfigError) as caught:
+        Config(model=model)
+    assert "same weight, from which the router learns nothing" in str(caught.value)
+    assert "choose --model.moe.router switch, or --model.moe.renorm" in str(caught.value)
+    with pytest.warns(UserWarning, match="gives every chosen expert the same weight"):
+        warn_of_constant_weights(Config(model=model, run=RunConfig(init_from="mine")))
+    Config(model=ModelConfig(moe=MoEConfig(top_k=1, every=0, **moe)))  # no router at all

@@ -9,6 +9,7 @@ from moejax.config.config import Config
 from moejax.config.data import DataConfig
 from moejax.config.errors import UserError
 from moejax.config.json_files import read_json
+from moejax.config.run import RunConfig
 from moejax.hf.configs import read_config
 
 LENGTH = 4096
@@ -39,5 +40,9 @@ def read_released(file: Path, flags: list[str], program: str, rows: int = 1) -> 
     except UserError as error:
         raise UserError(f"--hf {file}: {error}") from error
     data = DataConfig(sequence_length=LENGTH, batch_size=rows, eval_batch_size=rows)
-    config = Config(model=changed(model, {"dtype": "bfloat16", "remat": "layer"}), data=data)
+    config = Config(
+        model=changed(model, {"dtype": "bfloat16", "remat": "layer"}),
+        data=data,
+        run=RunConfig(init_from=str(file)),
+    )
     return override(config, flags, f"{program} --hf {file}")

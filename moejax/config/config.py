@@ -53,6 +53,13 @@ class Config:
                 f"--model.moe.group-size {group} does not divide the {rows * length} tokens of a"
                 f" batch of {name} = {rows} {self.row_name}s of {length}.",
             )
+        moe = self.model.moe
+        check(
+            not moe.has_constant_weights or self.run.init_from is not None,
+            f"--model.moe.router {moe.router} with --model.moe.top-k 1 gives every chosen expert"
+            f" the same weight, from which the router learns nothing: choose --model.moe.router"
+            f" switch, or --model.moe.renormalise False.",
+        )
         check_mesh(self.model, self.mesh)
 
     def _check_kind(self) -> None:

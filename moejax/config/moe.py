@@ -1,59 +1,15 @@
 """Settings of routed layers: experts, router, balance."""
 
-import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
 from moejax.config import checks
+from moejax.config.balance import BalanceConfig
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.routing.routers import ROUTERS, Router
 
 MOST_EXPERTS = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class BalanceConfig:
-    """What keeps the experts evenly loaded. Losses are added over the routed layers."""
-
-    loss_weight: float = 0.01
-    """Coefficient (alpha) of the load-balancing loss of Switch Transformers."""
-    scope: Literal["batch", "device", "sequence"] = "batch"
-    """Over which tokens that loss wants an even load: the `batch` of one step, over all devices and
-    accumulated micro-batches; each `device`'s part of a micro-batch; each `sequence`."""
-    convention: Literal["switch", "hf"] = "switch"
-    """`switch`: the loss is 1 at perfect balance in each layer. `hf`: K at balance, from pooled
-    layers, so that coefficients of models in Hugging Face's format carry over."""
-    z_loss_weight: float = 0.0
-    """Coefficient of the router z-loss of ST-MoE."""
-    importance_loss_weight: float = 0.0
-    """Coefficient of Shazeer's importance loss (squared coefficient of variation of weights)."""
-    load_loss_weight: float = 0.0
-    """Coefficient of Shazeer's load loss; needs the noise of --model.moe.router noisy_top_k."""
-    device_loss_weight: float = 0.0
-    """Coefficient of DeepSeek-V2's balance over groups of experts (--model.moe.expert-groups)."""
-    communication_loss_weight: float = 0.0
-    """Coefficient of DeepSeek-V2's balance of what groups of experts receive."""
-    bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
-    """How the selection bias of the loss-free balance moves after each step: `sign`, by a fixed
-    amount; `proportional`, in proportion to the lack; `quantile`, at once to where the margins of
-    the step's tokens say that the load would be even."""
-    bias_rate: float = 0.001
-    """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
-    bias_centred: bool = False
-    """Keep the mean of the bias at 0."""
-
-    def __post_init__(self) -> None:
-        at = "model.moe.balance"
-        check_types(at, self)
-        names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
-        check_not_negative(at, self, *names)
-        check_positive(at, self, "bias_rate")
-        check(
-            self.convention == "switch" or self.scope == "batch",
-            f"--{at}.convention hf pools the layers of a batch: it goes with --{at}.scope batch,"
-            f" not {self.scope}.",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +108,12 @@ class MoEConfig:
         return self.shared_hidden_size or self.shared_experts * self.hidden_size
 
     @property
+    def has_constant_weights(self) -> bool:
+        """Whether every chosen expert has the same weight, from which a router learns nothing."""
+        rule, one_of_many = self.built_router.token_rule, self.top_k == 1 < self.num_choices
+        return rule is not None and rule.renormalise and one_of_many and self.every > 0
+
+    @property
     def has_selection_bias(self) -> bool:
         """Whether a bias is a part of the model's state."""
         return self.balance.bias_update != "none" or ROUTERS[self.router].always_biased
@@ -194,12 +156,6 @@ def check_router(moe: MoEConfig) -> None:
         wanted in (None, K),
         f"--model.moe.router {moe.router} gives a token {wanted} expert{'s' * (wanted != 1)}, but"
         f" --model.moe.top-k is {K}: set it to {wanted}, or choose another router, such as top_k.",
-    )
-    check(
-        router.token_rule is None or not router.token_rule.renormalise or K > 1 or E == 1,
-        f"--model.moe.router {moe.router} with --model.moe.top-k 1 gives every chosen expert the"
-        f" same weight, from which the router learns nothing: choose --model.moe.router switch, or"
-        f" --model.moe.renormalise False.",
     )
     check(
         moe.num_experts == E or not router.experts_choose,

@@ -209,10 +209,18 @@ def _may_be_left_out(name: str, hf: dict[str, Any], config: ModelConfig) -> bool
     """Whether a tensor that is no parameter of ours has its reason."""
     if DERIVED.search(name) or (name == "lm_head.weight" and config.tie_embeddings):
         return True
+    if find_left_out(name, hf):
+        return True
     if config.next_tokens:
         return name in name_copies(config)
     last = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
     return config.num_layers <= (find_layer(name) or 0) < last
+
+
+def find_left_out(name: str, hf: dict[str, Any]) -> str:
+    """What a tensor is that its family leaves out, in words; empty if it is none."""
+    parts = FAMILIES[hf["model_type"]].left_out
+    return next((part.what for part in parts if re.search(part.pattern, name)), "")
 
 
 def find_layer(name: str) -> int | None:

@@ -16,13 +16,10 @@ from moejax.hf.families.family import Family
 from moejax.hf.fields.layers import layer_types, next_tokens, no_next_tokens
 from moejax.routing import token_choice
 
-SYNONYMS = (
-    ("num_experts", "num_local_experts"),
-    ("num_nextn_predict_layers", "num_mtp_layers"),
-)
-"""Two names that are in use for one field."""
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that mean the same in all families."""
+NEXT_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Two names that are in use for one field."""
 OPTIONAL_SIZES = ("max_position_embeddings", "num_nextn_predict_layers")
 """Whole numbers that may be left out."""
 
@@ -41,13 +38,13 @@ def with_defaults(hf: dict[str, Any]) -> dict[str, Any]:
     """A ``config.json``, with what its family means by a field that is not there."""
     # Some tools write null where they mean the family's own positions.
     said = {field: x for field, x in hf.items() if x is not None or field != "rope_parameters"}
-    for names in SYNONYMS:
-        counts = {field: hf[field] for field in names if field in hf}
-        told = ", but ".join(f"{field} is {shorten(count)}" for field, count in counts.items())
-        one = len(set(map(repr, counts.values()))) < 2
-        check(one, f"{told}: they are two names of one number.")
-        said |= {field: count for count in counts.values() for field in names}
-    return FAMILIES[find_family(hf)].defaults | said
+    family = FAMILIES[find_family(hf)]
+    for names in (*family.synonyms, NEXT_TOKENS):
+        there = {field: hf[field] for field in names if field in hf}
+        told = ", but ".join(f"{field} is {shorten(value)}" for field, value in there.items())
+        check(len(set(map(repr, there.values()))) < 2, f"{told}: they are two names of one number.")
+        said |= {field: value for value in there.values() for field in names}
+    return family.defaults | said
 
 
 def read_config(hf: dict[str, Any]) -> ModelConfig:
@@ -119,7 +116,9 @@ def write_config(
     reasons = []
     for name in names:
         check(name in FAMILIES, f"--family {name}: there are {', '.join(FAMILIES)}.")
-        wrong = explain_misfit(config, FAMILIES[name], name)
+        lacking = [part.what for part in FAMILIES[name].left_out if part.needed]
+        wrong = ", ".join(lacking) + " is left out" if lacking else ""
+        wrong = wrong or explain_misfit(config, FAMILIES[name], name)
         if wrong:
             reasons.append(f"  {name}: {wrong}")
             continue
@@ -146,8 +145,9 @@ def _write_next_tokens(config: ModelConfig, family: Family, said: dict[str, Any]
     for translation in (next_tokens, no_next_tokens):
         if translation in family.translations:
             written |= translation.write(config)
-    names = SYNONYMS[1]
-    return written | {name: count for count in written.values() for name in names if name in said}
+    return written | {
+        name: count for count in written.values() for name in NEXT_TOKENS if name in said
+    }
 
 
 def explain_misfit(config: ModelConfig, family: Family, name: str) -> str:

@@ -127,6 +127,9 @@ def load(
     _check_copies(found)
     arrays, spoilt = read_arrays(found.entries, like, found.sources, config)
     report_not_finite(spoilt, allow_not_finite)
+    parts = {accounts.find_left_out(name, found.hf): None for name in found.left_out}
+    for part in filter(None, parts):
+        print(f"left out: {part}", file=sys.stderr)
     if layers := sorted({accounts.find_layer(name) or 0 for name in found.next_token_tensors}):
         several = f"s {layers[0]} to {layers[-1]}, which predict" if len(layers) > 1 else ""
         one = f" {layers[0]}, which predicts"

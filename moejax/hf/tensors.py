@@ -25,6 +25,8 @@ class Rule:
     transpose: bool = False
     columns: str | None = None
     """A key of ``COLUMNS``."""
+    row: bool = False
+    """A matrix of one row on disk, and a vector here."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -39,6 +41,7 @@ class Rule:
     def read(self, tensor: np.ndarray, part: int, config: ModelConfig) -> np.ndarray:
         """The ``part``-th array of ours from a tensor of theirs."""
         tensor = np.swapaxes(tensor, -1, -2) if self.transpose else tensor
+        tensor = tensor[0] if self.row else tensor
         if self.columns is None:
             return tensor
         return tensor[..., self.list_columns(tensor.shape[-1], part, config)]
@@ -57,11 +60,13 @@ class Rule:
             tensor = np.empty((*tensor.shape[:-1], width), tensor.dtype)
             for array, columns in zip(arrays, COLUMNS[self.columns](config, width), strict=True):
                 tensor[..., columns] = array
+        tensor = tensor[None] if self.row else tensor
         return np.swapaxes(tensor, -1, -2) if self.transpose else tensor
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of their tensor, from those of ours."""
         shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        shape = (1, *shape) if self.row else shape
         return (*shape[:-2], shape[-1], shape[-2]) if self.transpose else shape
 
 
@@ -90,9 +95,10 @@ def _split_pairs(size: int) -> np.ndarray:
 
 
 def order_query_columns(config: ModelConfig, width: int) -> list[np.ndarray]:
-    """Of each head the part without positions, then rotated pairs."""
-    plain, head = config.plain_head_size, config.query_head_size
-    of_head = np.concatenate([np.arange(plain), plain + _split_pairs(config.rotary_size)])
+    """Of each head the part without positions, if it has one, then rotated pairs."""
+    head, turned = config.query_head_size, config.rotary_size
+    plain = head - turned
+    of_head = np.concatenate([np.arange(plain), plain + _split_pairs(turned)])
     return [(np.arange(0, width, head)[:, None] + of_head).reshape(-1)]
 
 

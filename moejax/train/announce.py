@@ -39,6 +39,18 @@ def warn_of_decoding(config: Config) -> None:
         )
 
 
+def warn_of_constant_weights(config: Config) -> None:
+    """Warn of a released model whose router gets no gradient from the text."""
+    moe = config.model.moe
+    if moe.has_constant_weights:
+        warnings.warn(
+            f"--model.moe.router {moe.router} with --model.moe.top-k 1 gives every chosen expert"
+            f" the same weight: the router learns from the losses of the balance alone, not from"
+            f" the text.",
+            stacklevel=2,
+        )
+
+
 def announce(
     config: Config, task: Task, mesh: Mesh, run: RunDirectory, step: int, *, name: str, command: str
 ) -> None:

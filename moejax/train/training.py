@@ -19,7 +19,7 @@ from moejax.models.training_room import check_training_room
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runtime import batch_rows
 from moejax.runtime.processes import say
-from moejax.train.announce import announce, warn_of_decoding
+from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
 from moejax.train.environment import enter
 from moejax.train.evaluation import Evaluation
 from moejax.train.finish import finish, say_result
@@ -56,6 +56,7 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
         with closing(board), closing(checkpoints):
             if processes.first:
                 warn_of_decoding(config)
+                warn_of_constant_weights(config)
             programs, journal = make_programs(config, learner, mesh), Journal(run, board)
             saving = Saving(
                 config=config,

@@ -3,7 +3,8 @@
 Each file has ``CASES``, a ``config.json`` by the name of the case, the families' first ones first,
 and ``LEAST``, by family the fields that every ``config.json`` of it has besides those of
 ``shared.LEAST``: all others have defaults. ``RENAMED``, where there is one, has parts of tensors'
-names on disk that transformers' own model calls something else.
+names on disk that transformers' own model calls something else; ``ALIASES`` has families that are
+another one by another name, which transformers has no class for.
 """
 
 import importlib
@@ -13,9 +14,11 @@ from typing import Any
 CASES: dict[str, dict[str, Any]] = {}
 LEAST: dict[str, dict[str, Any]] = {}
 RENAMED: dict[str, str] = {}
+ALIASES: dict[str, str] = {}
 
 for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     kin = importlib.import_module(f"hf_cases.{file.stem}")
     CASES |= getattr(kin, "CASES", {})
     LEAST |= getattr(kin, "LEAST", {}) if file.stem != "shared" else {}
     RENAMED |= getattr(kin, "RENAMED", {})
+    ALIASES |= getattr(kin, "ALIASES", {})

@@ -13,6 +13,12 @@ CASES = {
     "deepseek_v3_yarn": V3
     | {"rope_scaling": YARN | MSCALES, "first_k_dense_replace": 2, "n_shared_experts": 1}
     | {"num_experts_per_tok": 4, "q_lora_rank": None, "routed_scaling_factor": 1.5},
+    "deepseek_v3_as_kimi_k2": V3
+    | {"rope_scaling": YARN | {"beta_fast": 1, "mscale": 1.0, "mscale_all_dim": 1.0}}
+    | {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827, "n_shared_experts": 1}
+    | {"num_hidden_layers": 2},
 }
 SPARSE = {"n_routed_experts": 64, "moe_intermediate_size": 16}
 LEAST = {"deepseek_v2": SPARSE | {"num_experts_per_tok": 6}, "deepseek_v3": SPARSE}
+LEAST["kimi_k2"] = SPARSE
+ALIASES = {"kimi_k2": "deepseek_v3"}

@@ -4,7 +4,20 @@ of its ``config.json``, what is always so, and the names and layouts of its tens
 Each file beside this one has the families of one kin, and ``family.py`` what they share.
 """
 
-from moejax.hf.families import deepseek, dense, gpt_oss, granite, mixtral, olmoe, qwen
+from moejax.hf.families import (
+    deepseek,
+    dense,
+    dots,
+    ernie,
+    glm,
+    gpt_oss,
+    granite,
+    hunyuan,
+    mixtral,
+    olmoe,
+    qwen,
+    solar,
+)
 from moejax.hf.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -12,6 +25,11 @@ FAMILIES: dict[str, Family] = {
     **qwen.FAMILIES,
     **olmoe.FAMILIES,
     **deepseek.FAMILIES,
+    **glm.FAMILIES,
+    **dots.FAMILIES,
+    **hunyuan.FAMILIES,
+    **solar.FAMILIES,
+    **ernie.FAMILIES,
     **gpt_oss.FAMILIES,
     **granite.FAMILIES,
     **dense.FAMILIES,

@@ -11,6 +11,18 @@ from moejax.hf.fields.translation import Translation
 from moejax.hf.tensors import Rule
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Tensors of a family that are no part of our model."""
+
+    pattern: str
+    """A regular expression of their names."""
+    what: str
+    """What they are, in words."""
+    needed: bool = True
+    """Whether transformers' class misses them: then no export is of this family."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """How a family of models is written, and what of ours it is."""
@@ -30,6 +42,10 @@ class Family:
     """Fields that are not taken over as they are."""
     tensors: tuple[Rule, ...]
     """Of one layer; only those that a model has."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Tensors that are not read; a message says so."""
+    synonyms: tuple[tuple[str, ...], ...] = (("num_experts", "num_local_experts"),)
+    """Names that are in use for one field."""
 
 
 WHOLE = (
@@ -99,6 +115,8 @@ def network_rules(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) 
 DENSE = network_rules("mlp", "feed_forward")
 ROUTER = (Rule("mlp.gate.weight", "moe/w_router_DE", transpose=True),)
 EXPERTS = network_rules("mlp.experts.{e}", "moe", ("EDF", "EFD"))
+SHARED = network_rules("mlp.shared_experts", "moe/shared")
+SELECTION_BIAS = (Rule("mlp.gate.e_score_correction_bias", "bias_LE"),)
 
 SIZES = {
     "hidden_size": "width",
@@ -124,6 +142,7 @@ ALWAYS: dict[str, Any] = {
     "moe.group_size": 1,
     "moe.balance.convention": "hf",
 }
+NO_LOSS = ALWAYS | {"moe.balance.loss_weight": 0.0}
 NO_EXPERTS = ALWAYS | {"moe.every": 0, "qk_norm": False}
 NO_WINDOW = {"use_sliding_window": False}
 LOSS = {"router_aux_loss_coef": "moe.balance.loss_weight"}
@@ -135,3 +154,33 @@ ALL_ROUTED = {
     "num_local_experts": "moe.num_experts",
     "num_experts_per_tok": "moe.top_k",
 }
+SPARSE = {
+    "moe_intermediate_size": "moe.hidden_size",
+    "n_routed_experts": "moe.num_experts",
+    "num_experts_per_tok": "moe.top_k",
+    "n_shared_experts": "moe.shared_experts",
+    "routed_scaling_factor": "moe.weight_scale",
+}
+"""Fields of the kin of DeepSeek."""
+DENSE_FIRST = {
+    "intermediate_size": "dense_hidden_size",
+    "first_k_dense_replace": "moe.first_dense",
+}
+GROUPS = {
+    "norm_topk_prob": "moe.renormalise",
+    "n_group": "moe.expert_groups",
+    "topk_group": "moe.kept_expert_groups",
+}
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
+LATENT_SIZES = {
+    "kv_lora_rank": "attention.kv_rank",
+    "q_lora_rank": "attention.query_rank",
+    "qk_rope_head_dim": "attention.rope_head_size",
+    "v_head_dim": "attention.value_head_size",
+    "qk_nope_head_dim": "head_size",
+}
+DEEPSEEK_FIXED = SWIGLU | {"attention_bias": False, "mlp_bias": False, "moe_layer_freq": 1}
+SIGMOID = {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+DEEPSEEK_OURS = NO_LOSS | {"qk_norm": False}
+LATENT_POSITIONS = (positions.latent_rope, attention.one_head_each, attention.rotary_head)
+DEEPSEEK_TENSORS = (*NORMS, *LATENT, *DENSE, *ROUTER, *EXPERTS, *SHARED)

@@ -36,11 +36,15 @@ window = Translation(
     lambda model: {"sliding_window": model.attention.window},
 )
 
-attention_bias = Translation(
-    lambda hf: {"attention.bias": "all" if hf.get("attention_bias") else "none"},
-    lambda model: {"attention_bias": model.attention.bias == "all"},
-)
-qkv_bias = Translation(
-    lambda hf: {"attention.bias": "qkv" if hf["qkv_bias"] else "none"},
-    lambda model: {"qkv_bias": model.attention.bias == "qkv"},
-)
+
+def _bias(field: str, kind: str) -> Translation:
+    """A field that says whether there are biases of this ``kind``."""
+    return Translation(
+        lambda hf: {"attention.bias": kind if hf[field] else "none"},
+        lambda model: {field: model.attention.bias == kind},
+    )
+
+
+attention_bias = _bias("attention_bias", "all")
+query_key_value_bias = _bias("attention_bias", "qkv")
+qkv_bias = _bias("qkv_bias", "qkv")

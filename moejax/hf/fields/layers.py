@@ -1,5 +1,7 @@
 """Which layer is what: windows, experts, predictions of a second token."""
 
+from collections.abc import Callable
+
 from moejax.config.checks import check, shorten
 from moejax.hf.fields.translation import Fields, Translation
 
@@ -40,20 +42,27 @@ layer_types = Translation(
 )
 
 
-def _read_routed_layers(hf: Fields) -> Fields:
-    layers, step = hf["num_hidden_layers"], hf["decoder_sparse_step"] or 1
-    dense = set(hf["mlp_only_layers"] or ())
-    routed = [i not in dense and (i + 1) % step == 0 for i in range(layers)]
+def name_routed(routed: list[bool], said: str) -> Fields:
+    """Our settings for which layers are routed, as a file ``said`` it. Raises ``ConfigError``."""
+    layers = len(routed)
     numbers = [i for i, is_routed in enumerate(routed) if is_routed]
     lowest = numbers[0] if numbers else layers
     every = numbers[1] - lowest if len(numbers) > 1 else lowest + 1
     first = lowest + 1 - every
     check(
         routed == [i >= first >= 0 and (i - first) % every == every - 1 for i in range(layers)],
-        f"decoder_sparse_step {step} with mlp_only_layers {shorten(sorted(dense))}: only every n-th"
-        f" layer after some dense ones may be routed.",
+        f"{said}: only every n-th layer after some dense ones may be routed.",
     )
     return {"moe.first_dense": first, "moe.every": every}
+
+
+def _read_routed_layers(hf: Fields) -> Fields:
+    layers, step = hf["num_hidden_layers"], hf["decoder_sparse_step"] or 1
+    dense = set(hf["mlp_only_layers"] or ())
+    return name_routed(
+        [i not in dense and (i + 1) % step == 0 for i in range(layers)],
+        f"decoder_sparse_step {step} with mlp_only_layers {shorten(sorted(dense))}",
+    )
 
 
 routed_layers = Translation(
@@ -63,6 +72,32 @@ routed_layers = Translation(
         "mlp_only_layers": [i for i, routed in enumerate(model.routed_layers) if not routed],
     },
 )
+
+
+def mlp_layer_types(first_dense: Callable[[Fields], int]) -> Translation:
+    """A list that says ``dense`` or ``sparse`` of each layer; where there is none, so many layers
+    at the bottom are dense.
+    """
+
+    def read(hf: Fields) -> Fields:
+        layers, kinds = hf["num_hidden_layers"], hf.get("mlp_layer_types")
+        if kinds is None:
+            dense = min(first_dense(hf), layers)
+            kinds = ["dense"] * dense + ["sparse"] * (layers - dense)
+        said = f"mlp_layer_types {shorten(kinds)}"
+        check(
+            len(kinds) == layers and set(kinds) <= {"dense", "sparse"},
+            f"{said} must name dense or sparse for each of the {layers} layers.",
+        )
+        return name_routed([kind == "sparse" for kind in kinds], said)
+
+    return Translation(
+        read,
+        lambda model: {
+            "mlp_layer_types": ["sparse" if routed else "dense" for routed in model.routed_layers]
+        },
+    )
+
 
 next_tokens = Translation(
     lambda hf: {"next_tokens": hf.get("num_nextn_predict_layers") or 0},

@@ -1,0 +1,51 @@
+"""Settings of what keeps the experts evenly loaded."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from moejax.config.checks import check, check_not_negative, check_positive, check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """What keeps the experts evenly loaded. Losses are added over the routed layers."""
+
+    loss_weight: float = 0.01
+    """Coefficient (alpha) of the load-balancing loss of Switch Transformers."""
+    scope: Literal["batch", "device", "sequence"] = "batch"
+    """Over which tokens that loss wants an even load: the `batch` of one step, over all devices and
+    accumulated micro-batches; each `device`'s part of a micro-batch; each `sequence`."""
+    convention: Literal["switch", "hf"] = "switch"
+    """`switch`: the loss is 1 at perfect balance in each layer. `hf`: K at balance, from pooled
+    layers, so that coefficients of models in Hugging Face's format carry over."""
+    z_loss_weight: float = 0.0
+    """Coefficient of the router z-loss of ST-MoE."""
+    importance_loss_weight: float = 0.0
+    """Coefficient of Shazeer's importance loss (squared coefficient of variation of weights)."""
+    load_loss_weight: float = 0.0
+    """Coefficient of Shazeer's load loss; needs the noise of --model.moe.router noisy_top_k."""
+    device_loss_weight: float = 0.0
+    """Coefficient of DeepSeek-V2's balance over groups of experts (--model.moe.expert-groups)."""
+    communication_loss_weight: float = 0.0
+    """Coefficient of DeepSeek-V2's balance of what groups of experts receive."""
+    bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
+    """How the selection bias of the loss-free balance moves after each step: `sign`, by a fixed
+    amount; `proportional`, in proportion to the lack; `quantile`, at once to where the margins of
+    the step's tokens say that the load would be even."""
+    bias_rate: float = 0.001
+    """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
+    bias_centred: bool = False
+    """Keep the mean of the bias at 0."""
+
+    def __post_init__(self) -> None:
+        at = "model.moe.balance"
+        check_types(at, self)
+        names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
+        check_not_negative(at, self, *names)
+        check_positive(at, self, "bias_rate")
+        check(
+            self.convention == "switch" or self.scope == "batch",
+            f"--{at}.convention hf pools the layers of a batch: it goes with --{at}.scope batch,"
+            f" not {self.scope}.",
+        )

@@ -4,6 +4,7 @@ import re
 import types
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +113,9 @@ def by_products(products, activation, weigh):
 
     def run(params, x, weight, dy, rows):
         y, kept = grouped_products.forward(products, params, x, weight, rows, **static)
-        grads = grouped_products.backward(products, params, x, weight, rows, kept, dy, **static)
+        grads = grouped_products.backward(
+            products, params, x, weight, rows, None, kept, dy, **static
+        )
         return (y, grads), kept
 
     return jax.jit(run)
@@ -151,7 +154,7 @@ def test_the_loop_with_many_rows_an_expert(activation, biases, weigh):
     @jax.jit
     def run(params, x, weight, dy, rows):
         y = block_loop.forward(lie(params), x, weight, rows, **static)
-        return (y, block_loop.backward(params, x, weight, rows, dy, **static)), {}
+        return (y, block_loop.backward(lie(params), x, weight, rows, dy, **static)), {}
 
     compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
 
@@ -166,18 +169,24 @@ def test_the_kernels_of_tpus(activation, biases, weigh):
 
 @pytest.mark.parametrize("kind", ["loop", "tpu"])
 def test_a_bank_is_read_in_its_stack(kind):
-    """The second of three layers' banks; those beside it are NaN."""
-    params, x, weight, _ = make("swiglu", True)
+    """Values and gradients of the second of three layers' banks; those beside it are NaN."""
+    params, x, weight, dy = make("swiglu", True)
     rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    layer = jnp.int32(1)
     stacks = {n: jnp.stack([p * np.nan, p, p * np.nan]) for n, p in params.items()}
     static = {"activation": "swiglu", "weigh": "output"}
     if kind == "loop":
-        y = block_loop.forward(lie_at(stacks, jnp.int32(1)), x, weight, rows, **static)
+        y = block_loop.forward(lie_at(stacks, layer), x, weight, rows, **static)
+        grads = block_loop.backward(lie_at(stacks, layer), x, weight, rows, dy, **static)
     else:
         products = megablox.products(stacks, x, interpret=True)
-        y, _ = grouped_products.forward(products, stacks, x, weight, rows, jnp.int32(1), **static)
-    wanted, _ = exact(params, x, weight, x, choices()["mixed"], "swiglu", "output")
-    np.testing.assert_allclose(np.float64(y) / wanted.max(), wanted / wanted.max(), atol=1e-5)
+        inputs = (stacks, x, weight, rows, layer)
+        y, kept = grouped_products.forward(products, *inputs, **static)
+        grads = grouped_products.backward(products, *inputs, kept, dy, **static)
+    wanted = exact(params, x, weight, dy, choices()["mixed"], "swiglu", "output")
+    scale = jax.tree.map(lambda a: np.abs(a).max(), wanted)
+    divided = (jax.tree.map(lambda a, s: np.float64(a) / s, a, scale) for a in (wanted, (y, grads)))
+    chex.assert_trees_all_close(*divided, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ class ImageClassifier(nn.Module):
             self._context(batch["segments"], N),
             training=training,
             own={} if bias_LE is None else {"bias_E": bias_LE},
+            params=None if self.is_initializing() else self.variables["params"],
         )
         x_B1D = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND).mean(1, keepdims=True)
         logits_B1V = multiply(x_B1D, weight(self, "w_head_DV", (D, V), dtype)).astype(jnp.float32)

@@ -21,6 +21,8 @@ class Context(TypedDict, total=False):
     """Where layers have windows."""
     start: jax.Array
     """With a cache: its first free slot."""
+    stacks: dict[str, dict[str, jax.Array]]
+    """In training: the stacks of the routed layers' banks, by the name of the block."""
 
 
 def mask_positions(

@@ -117,7 +117,8 @@ class DecoderLM(nn.Module):
             training=training,
             own=given,
             caches=[] if cache is None else cache.layers,
-            params=self.variables["params"] if in_place or cache is not None else None,
+            params=None if self.is_initializing() else self.variables["params"],
+            in_place=in_place or cache is not None,
         )
         if cache is not None:
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]

@@ -22,9 +22,11 @@ from moejax.models.norm import RMSNorm
 from moejax.models.rotary import number_rotations
 from moejax.moe import lying
 from moejax.moe.balance import Routed
+from moejax.moe.experts import bank_shapes
 from moejax.moe.layer import FeedForward, MoELayer
-from moejax.moe.lying import Lying
+from moejax.moe.lying import Lying, lie_at
 from moejax.moe.quantised import is_quantised
+from moejax.moe.trained_bank import cast_stacks, reads_stacks
 from moejax.runtime import device_mesh, partition
 
 Own = dict[str, jax.Array]
@@ -54,11 +56,13 @@ class Block(nn.Module):
             dense = FeedForward(width, config.activation, self.layout, name=name)
             return self._add(x_BND, self._norm_output(name, dense(normed_BND))), cache, None
         layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
+        stacks = context.get("stacks", {}).get(str(self.name))
         y_BND, stats, chosen_BNE = layer(
             normed_BND,
             context["real_BN"],
             training=self.training,
             token_BN=context["token_BN"],
+            stacked=None if stacks is None else lie_at(stacks, each["repeat"]),
             **own,
         )
         y_BND = self._norm_output("feed_forward", y_BND)
@@ -151,18 +155,20 @@ def run_layers(
     own: Own,
     caches: Sequence[Cache] = (),
     params: Mapping[str, Any] | None = None,
+    in_place: bool = False,
 ) -> tuple[jax.Array, Routed | None, list[Cache]]:
     """All layers of a model, as submodules of the one that calls: the residual stream, what the
     routed ones say, and the caches. ``own`` is what each routed layer has for itself, with a
-    leading L. ``params`` are the model's parameters, at inference, which reads them where they lie.
+    leading L. ``params`` are the model's parameters, once there are such: all are read where they
+    lie ``in_place``, at inference, else the banks of experts.
     """
-    unroll = unrolls(config, params is not None)
+    unroll = unrolls(config, in_place)
     differing = settings_of_layers(config)
     said, layers, done, done_routed = [], [], 0, 0
     for i, (unit, repeats) in enumerate(cut_layers(config)):
         # Of this run: [repeats, layers of the unit, ...], or routed layers of the unit.
         count, count_routed = repeats * len(unit), repeats * sum(unit)
-        each = {"layer": jnp.arange(count)}
+        each = {"layer": jnp.arange(count), "repeat": jnp.arange(count) // len(unit)}
         each |= {name: jnp.array(x[done : done + count]) for name, x in differing.items()}
         each = {name: x.reshape(repeats, len(unit)) for name, x in each.items()}
         here = {
@@ -175,7 +181,7 @@ def run_layers(
         done, done_routed = done + count, done_routed + count_routed
         in_loop = repeats > 1 and not unroll
         cache = caches[i] if caches else {}
-        if params is None:
+        if params is None or not in_place:
             run = nn.scan(
                 Unit,
                 variable_axes={"params": 0},
@@ -184,7 +190,9 @@ def run_layers(
                 length=repeats,
                 unroll=repeats if unroll else 1,
             )(config, layout, unit, training, in_loop, name=name_run(i))
-            (x_BND, cache), one = run((x_BND, cache), context, each, here)
+            stacks = {} if params is None else stack_banks(params[name_run(i)], config, layout)
+            with_stacks: Context = {**context, "stacks": stacks}
+            (x_BND, cache), one = run((x_BND, cache), with_stacks, each, here)
         else:
             alone = Unit(config, layout, unit, training, in_loop, parent=None)
             step = partial(run_in_place, alone, params[name_run(i)], context)
@@ -198,6 +206,21 @@ def run_layers(
     if not said:
         return x_BND, None, layers
     return x_BND, jax.tree.map(lambda *s: jnp.concatenate(s), *said), layers
+
+
+def stack_banks(
+    params: dict[str, Any], config: ModelConfig, layout: MeshConfig
+) -> dict[str, dict[str, jax.Array]]:
+    """The stacks of a run's banks, by the name of the block, as its products read them in training;
+    none where they do not.
+    """
+    if not reads_stacks(config.dtype, layout.fsdp):
+        return {}
+    names = bank_shapes(config.activation, 1, 1, 1, config.moe.expert_bias)
+    banks = {
+        block: {name: p["moe"][name] for name in names} for block, p in params.items() if "moe" in p
+    }
+    return {block: cast_stacks(bank, config.dtype) for block, bank in banks.items()}
 
 
 def run_in_place(

@@ -18,11 +18,12 @@ from moejax.moe import balance, experts, selection_bias
 from moejax.moe.choose_travel import choose_travel
 from moejax.moe.dispatch import einsum, gather, grouped
 from moejax.moe.dropout import Dropout
-from moejax.moe.lying import as_type
+from moejax.moe.lying import Lying, as_type
 from moejax.moe.parallel import by_rows
 from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.parallel.replicas import choose_places
 from moejax.moe.parameters import Matrix, matrix, weight, zeros
+from moejax.moe.trained_bank import Trained
 from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.routing.contract import Choice, RouterInput, TokenChoice
@@ -59,6 +60,7 @@ class MoELayer(nn.Module):
     that some routers look at. In training, routers that draw do so from the stream ``router``.
     ``layout`` says how tokens meet experts on other devices of the mesh in use.
 
+    In training, ``stacked`` is where the numbers of the bank's parameters lie, if it is given.
     At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.list_places``) says
     in which places of the bank's parameters, then [P, ...], each expert stands.
     """
@@ -77,6 +79,7 @@ class MoELayer(nn.Module):
         bias_E: jax.Array | None = None,
         token_BN: jax.Array | None = None,
         place_ER: jax.Array | None = None,
+        stacked: dict[str, Lying] | None = None,
     ) -> tuple[jax.Array, balance.RouterStats, jax.Array]:
         moe, router = self.config, self.config.built_router
         if place_ER is not None and (training or router.experts_choose or router.slots):
@@ -111,7 +114,7 @@ class MoELayer(nn.Module):
         dropout = None
         if keys[2] is not None and moe.expert_dropout:
             dropout = Dropout(moe.expert_dropout, keys[2])
-        y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, dropout)
+        y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, stacked, dropout)
         if moe.num_choices > E:
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
             y_GSD += more_GSD
@@ -204,6 +207,7 @@ class MoELayer(nn.Module):
         x_GSD: jax.Array,
         inputs: RouterInput,
         place_ER: jax.Array | None,
+        stacked: dict[str, Lying] | None,
         dropout: Dropout | None,
     ) -> tuple[jax.Array, jax.Array]:
         """``y_GSD`` and ``seated_GSE`` of the chosen experts, wherever they are."""
@@ -218,6 +222,8 @@ class MoELayer(nn.Module):
                 n: (zeros if n.startswith("b_") else matrix)(self, n, s) for n, s in shapes.items()
             }
             bank = {n: as_type(w, x_GSD.dtype) for n, w in made.items()}
+            if stacked:
+                bank = {n: Trained(w, stacked[n]) for n, w in made.items()}
             travel = travels(bank, x_GSD, capacity=slots)
             bank = fit_route(bank, travel, x_GSD.dtype)
             return ROUTES[travel.route](bank, x_GSD, choice, real_GS, travel=travel)

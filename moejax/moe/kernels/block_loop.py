@@ -20,7 +20,7 @@ from jax import lax
 from moejax.moe.experts import network
 from moejax.moe.kernels import few_rows
 from moejax.moe.kernels.rows import Rows, round_up, sum_choices, take
-from moejax.moe.lying import Lying, lie
+from moejax.moe.lying import Lying
 
 Params = dict[str, jax.Array]
 Sizes = tuple[int, ...]
@@ -82,7 +82,7 @@ def forward(
 
 
 def backward(
-    params: Params,
+    bank: dict[str, Lying],
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
@@ -92,7 +92,7 @@ def backward(
     weigh: str,
     sizes: Sizes | None = None,
 ) -> tuple[Params, jax.Array, jax.Array]:
-    """The gradients of ``params``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
+    """The gradients of ``bank``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
     block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
@@ -108,7 +108,7 @@ def backward(
 
     def expert(e: jax.Array, carry: tuple) -> tuple:
         *grads, dparams = carry
-        params_e, (number, cut) = _take_expert(lie(params), e), blocks(e)
+        params_e, (number, cut) = _take_expert(bank, e), blocks(e)
 
         def add_block(i: jax.Array, carry: tuple) -> tuple:
             *grads, dparams_e = carry
@@ -127,7 +127,7 @@ def backward(
     # XLA would merge equal constants into one buffer, and then copy it in every round: each buffer
     # begins with a zero of its own, which only the running program knows to be one.
     seeds = (jnp.minimum(take(rows.choice_R, jnp.int32(i % R)), 0) for i in itertools.count())
-    dparams = {name: _fill(p.shape, p.dtype, next(seeds)) for name, p in params.items()}
+    dparams = {name: _fill(p.shape, p.dtype, next(seeds)) for name, p in bank.items()}
     dx_RD = _fill((R + block, x_TD.shape[1]), x_TD.dtype, next(seeds))
     dweight_R = _fill((R + block,), jnp.float32, next(seeds))
     carry = (dx_RD, dweight_R, dparams)

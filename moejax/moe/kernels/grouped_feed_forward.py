@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from moejax.moe.kernels import block_loop, grouped_products
 from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.rows import Rows
-from moejax.moe.lying import Lying, lie_at, open_bank
+from moejax.moe.lying import lie_at
 from moejax.moe.quantised import is_quantised
+from moejax.moe.trained_bank import part_bank
 
 Params = dict[str, jax.Array]
 FILES = {"tpu": "megablox", "cuda": "mosaic_gpu"}
@@ -37,26 +38,29 @@ def grouped_feed_forward(
     In programs for TPUs, and for Hopper GPUs in 16 bits, grouped products of these platforms do
     the work; in others a loop over experts. The choice is made when the program is lowered.
 
-    At inference ``params`` may be ``Lying``: a bank in a stack of layers' banks, of which no more
-    is read than the chosen experts. It may be quantised. That has no gradient.
+    ``params`` may be ``Lying`` or ``Trained``: a bank in a stack of layers' banks, of which no more
+    is read than the chosen experts. One that is ``Lying``, at inference, has no gradient, and may
+    be quantised.
     """
-    if not isinstance(params["w_down_EFD"], Lying):
-        return _differentiable(params, x_TD, weight_TK, rows, activation, weigh)
-    stacks, layer = open_bank(params)
+    own, stacks, layer = part_bank(params)
+    if own:
+        return _differentiable(own, stacks, layer, x_TD, weight_TK, rows, activation, weigh)
     static = {"activation": activation, "weigh": weigh}
     return forward(stacks, x_TD, weight_TK, rows, layer, **static)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _differentiable(
-    params: Params,
+    own: Params,
+    stacks: Params,
+    layer: Any,
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
     activation: str,
     weigh: str,
 ) -> jax.Array:
-    return _forward(params, x_TD, weight_TK, rows, activation, weigh)[0]
+    return _forward(own, stacks, layer, x_TD, weight_TK, rows, activation, weigh)[0]
 
 
 Kept = dict[str, jax.Array]
@@ -64,21 +68,26 @@ Kept = dict[str, jax.Array]
 
 
 def _forward(
-    params: Params,
+    own: Params,
+    stacks: Params,
+    layer: Any,
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
     activation: str,
     weigh: str,
-) -> tuple[jax.Array, tuple[Params, jax.Array, jax.Array, Rows, Kept]]:
-    y_TD, kept = forward(params, x_TD, weight_TK, rows, None, activation=activation, weigh=weigh)
-    return y_TD, (params, x_TD, weight_TK, rows, kept)
+) -> tuple[jax.Array, tuple]:
+    inputs = (stacks or own, x_TD, weight_TK, rows, layer)
+    y_TD, kept = forward(*inputs, activation=activation, weigh=weigh)
+    empty = {name: jnp.zeros(0, p.dtype) for name, p in own.items()}  # of the types of gradients
+    return y_TD, (empty, *inputs, kept)
 
 
-def _backward(
-    activation: str, weigh: str, saved: tuple, dy_TD: jax.Array
-) -> tuple[Params, jax.Array, jax.Array, None]:
-    return *backward(*saved, dy_TD, activation=activation, weigh=weigh), None
+def _backward(activation: str, weigh: str, saved: tuple, dy_TD: jax.Array) -> tuple:
+    empty, *inputs = saved
+    grads, dx_TD, dweight_TK = backward(*inputs, dy_TD, activation=activation, weigh=weigh)
+    grads = {name: d.astype(empty[name].dtype) for name, d in grads.items()}
+    return grads, None, None, dx_TD, dweight_TK, None
 
 
 _differentiable.defvjp(_forward, _backward)
@@ -97,12 +106,15 @@ def backward_shapes(
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
+    layer: Any,
     kept: Kept,
     dy_TD: jax.Array,
     **static: str,
-) -> tuple[Params, jax.Array, jax.Array]:
-    """What ``backward`` returns."""
-    return params, x_TD, weight_TK
+) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.Array, jax.Array]:
+    """What ``backward`` returns: of stacks, the gradient of one layer's."""
+    skip = 0 if layer is None else 1
+    grads = {n: jax.ShapeDtypeStruct(p.shape[skip:], p.dtype) for n, p in params.items()}
+    return grads, x_TD, weight_TK
 
 
 def loop_forward(
@@ -119,12 +131,14 @@ def loop_backward(
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
+    layer: Any,
     kept: Kept,
     dy_TD: jax.Array,
     **static: Any,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """By the loop."""
-    return block_loop.backward(params, x_TD, weight_TK, rows, dy_TD, **static)
+    bank = lie_at(params, layer)
+    return block_loop.backward(bank, x_TD, weight_TK, rows, dy_TD, **static)
 
 
 def find_products(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:

@@ -69,10 +69,9 @@ def forward(
         made[name] = products.product(x_RD, w_EDF, rows.size_E, False, layer)
         return made[name]
 
-    if layer is not None:  # biases are small
-        cut = lie_at(params, layer)
-        params = {n: jnp.asarray(cut[n]) if n.startswith("b_") else p for n, p in params.items()}
-    y_TD = _run_network(product, params, x_TD, weight_TK, rows, activation, weigh)
+    y_TD = _run_network(
+        product, cut_biases(params, layer), x_TD, weight_TK, rows, activation, weigh
+    )
     return y_TD, {name: y_RF for name, y_RF in made.items() if name != "down"}
 
 
@@ -82,18 +81,27 @@ def backward(
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
+    layer: jax.Array | None,
     kept: dict[str, jax.Array],
     dy_TD: jax.Array,
     *,
     activation: str,
     weigh: str,
 ) -> tuple[Params, jax.Array, jax.Array]:
-    """The gradients of ``params``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
+    """The gradients of ``params`` (of stacks, those of one layer's), ``x_TD`` and ``weight_TK``,
+    from that of ``y_TD``.
+    """
+    matrices = {n: p for n, p in params.items() if n.startswith("w_")}
+    stacks = experts.strip_dimensions(matrices)
+    params = cut_biases(params, layer)
+    if layer is not None:  # what gradients go to: only shape and type matter
+        params |= {n: jnp.zeros(p.shape[1:], p.dtype) for n, p in matrices.items()}
 
     def product(x_RD: jax.Array, w_EDF: jax.Array, name: str) -> jax.Array:
         # The last product's value has no part in any gradient.
         last = jnp.zeros((x_RD.shape[0], w_EDF.shape[-1]), x_RD.dtype)
-        return _reuse(products, x_RD, w_EDF, rows.size_E, kept.get(name, last))
+        where = (stacks[f"w_{name}"], layer, rows.size_E)
+        return _reuse(products, x_RD, w_EDF, where, kept.get(name, last))
 
     def run(params: Params, x_TD: jax.Array, weight_TK: jax.Array) -> jax.Array:
         return _run_network(product, params, x_TD, weight_TK, rows, activation, weigh)
@@ -102,33 +110,45 @@ def backward(
     return pull(dy_TD)
 
 
+Where = tuple[jax.Array, jax.Array | None, jax.Array]
+"""A matrix for each expert or a stack of them, the layer in it or None, and each expert's rows."""
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reuse(
-    products: Products, x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, y_RF: jax.Array
+    products: Products, x_RD: jax.Array, w_EDF: jax.Array, where: Where, y_RF: jax.Array
 ) -> jax.Array:
-    """The product of ``x_RD`` and ``w_EDF``, known to be ``y_RF``, so that only its gradient is
-    computed.
+    """The product of ``x_RD`` and the matrices of ``where``, known to be ``y_RF``, so that only its
+    gradient is computed; that of the matrices goes to ``w_EDF``.
     """
     return y_RF
 
 
 def _reuse_forward(
-    products: Products, x_RD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, y_RF: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return y_RF, (x_RD, w_EDF, size_E)
+    products: Products, x_RD: jax.Array, w_EDF: jax.Array, where: Where, y_RF: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, Where]]:
+    return y_RF, (x_RD, where)
 
 
 def _reuse_backward(
-    products: Products, saved: tuple[jax.Array, jax.Array, jax.Array], dy_RF: jax.Array
+    products: Products, saved: tuple[jax.Array, Where], dy_RF: jax.Array
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    x_RD, w_EDF, size_E = saved
-    dx_RD = products.product(dy_RF, w_EDF, size_E, True, None)
+    x_RD, (w, layer, size_E) = saved
+    dx_RD = products.product(dy_RF, w, size_E, True, layer)
     dw_EDF = products.gradient(x_RD, dy_RF, size_E)
     dx_RD = _keep_owned(_mark_owned(size_E, dx_RD.shape[0]), dx_RD)
-    return dx_RD, dw_EDF.astype(w_EDF.dtype), None, None
+    return dx_RD, dw_EDF.astype(w.dtype), None, None
 
 
 _reuse.defvjp(_reuse_forward, _reuse_backward)
+
+
+def cut_biases(params: Params, layer: jax.Array | None) -> Params:
+    """A bank with the biases of a layer, where it is in a stack: they are small."""
+    if layer is None:
+        return params
+    cut = lie_at(params, layer)
+    return {n: jnp.asarray(cut[n]) if n.startswith("b_") else p for n, p in params.items()}
 
 
 def _run_network(

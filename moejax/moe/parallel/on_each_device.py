@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from moejax.moe.lying import Lying, lie_at, open_bank
 from moejax.moe.quantise_params import spread
+from moejax.moe.trained_bank import join_bank, part_bank
 from moejax.moe.travel import Travel
 from moejax.runtime.partition import TOKENS, parameter_spec
 
@@ -27,12 +27,10 @@ def run_on_each_device(
         return function(params, *arrays, travel)
     layout = travel.layout
     specs = {name: parameter_spec(name, layout.fsdp) for name in params}
-    layer = None
-    if isinstance(params["w_down_EFD"], Lying):
-        params, layer = open_bank(params)
-        specs = {name: P(*[None] * (layer is not None), *spec) for name, spec in specs.items()}
-        # Of what is quantised, codes and scales lie in a way of their own.
-        specs = {name: spread(params[name], spec) for name, spec in specs.items()}
+    bank = own, stacks, layer = part_bank(params)
+    leading = [None] * (layer is not None)
+    # Of what is quantised, codes and scales lie in a way of their own.
+    of_stacks = {n: spread(stack, P(*leading, *specs[n])) for n, stack in stacks.items()}
 
     def gather(w: jax.Array, spec: P) -> jax.Array:
         for dimension, axis in enumerate(spec):
@@ -40,9 +38,10 @@ def run_on_each_device(
                 w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
         return w
 
-    def run(params: dict[str, Any], layer: Any, *arrays: object) -> tuple:
-        params = {name: gather(w, specs[name]) for name, w in params.items()}
-        params = params if layer is None else lie_at(params, layer)
+    def run(bank: tuple, *arrays: object) -> tuple:
+        own, stacks, layer = bank
+        own = {name: gather(w, specs[name]) for name, w in own.items()}
+        params = join_bank(own, stacks, layer)
         cut = [
             jax.tree.map(lambda x, i=i: _take_part(x, i, layout.chunks), arrays)
             for i in range(layout.chunks)
@@ -55,11 +54,11 @@ def run_on_each_device(
     # Kernels say nothing of which axes their results vary over, hence no check.
     spread = jax.shard_map(
         run,
-        in_specs=(specs, P(), *[tokens] * len(arrays)),
+        in_specs=(({n: specs[n] for n in own}, of_stacks, P()), *[tokens] * len(arrays)),
         out_specs=(P("model", TOKENS), tokens),
         check_vma=False,
     )
-    y, more = spread(params, layer, *arrays)
+    y, more = spread(bank, *arrays)
     return y.sum(0), more
 
 

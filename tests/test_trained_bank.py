@@ -63,15 +63,14 @@ def test_gradients_are_those_of_layers_cut_out_of_their_stack(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["layer", "none"])
-def test_on_a_tpu_no_bank_is_cut_out(remat: str) -> None:
+def test_on_a_tpu_no_bank_is_cut_out() -> None:
     """Of a model's gradient, compiled ahead of time for one chip of v5e, the only arrays of a
     bank's shape are its gradients.
     """
     pytest.importorskip("libtpu")
     grid = device_mesh.make_mesh(MeshConfig(), targets.describe_devices("v5e:1x1"))
     wide = {"width": 128, "moe.hidden_size": 256, "num_heads": 1, "dtype": "bfloat16"}
-    config = changed(MODEL, wide | {"remat": remat, "moe.expert_bias": False})
+    config = changed(MODEL, wide | {"moe.expert_bias": False})
     with jax.set_mesh(grid):
         shapes = jax.eval_shape(partial(start, config, 2, 128))
         shapes = jax.tree.map(
@@ -83,5 +82,4 @@ def test_on_a_tpu_no_bank_is_cut_out(remat: str) -> None:
         traced = jax.jit(partial(gradient, config)).trace(*shapes)
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     made = re.findall(r"= bf16\[(?:1,)?4,(?:128,256|256,128)\]\S* ([\w-]+)\(", text)
-    assert made.count("custom-call") == 3, made
-    assert "dynamic-slice" not in made
+    assert sorted({*made}) == ["custom-call", "parameter"], made

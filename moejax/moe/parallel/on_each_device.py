@@ -52,13 +52,13 @@ def run_on_each_device(
 
     tokens = P(TOKENS)
     # Kernels say nothing of which axes their results vary over, hence no check.
-    spread = jax.shard_map(
+    mapped = jax.shard_map(
         run,
         in_specs=(({n: specs[n] for n in own}, of_stacks, P()), *[tokens] * len(arrays)),
         out_specs=(P("model", TOKENS), tokens),
         check_vma=False,
     )
-    y, more = spread(bank, *arrays)
+    y, more = mapped(bank, *arrays)
     return y.sum(0), more
 
 

@@ -41,6 +41,14 @@ def pytest_report_header(config):
 
 
 @pytest.fixture
+def refused():
+    """Run a command that must end with a message, which is returned, within limits."""
+    from hostile import refuse  # late: it imports the package
+
+    return refuse
+
+
+@pytest.fixture
 def tiny() -> Config:
     """Two layers, four experts, sequences of 16: a model that trains in a second."""
     return Config(

@@ -144,5 +144,5 @@ def write(directory: Path, name: str, coded: bool = True, **changes: Any) -> Pat
 
 def save(tensors: dict[str, np.ndarray], directory: Path) -> None:
     """Write a model's one file of tensors."""
-    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(whole, directory / "model.safetensors", metadata={"format": "pt"})

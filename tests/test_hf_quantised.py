@@ -10,9 +10,10 @@ from flax.traverse_util import flatten_dict
 from hf_quantised import CASES
 
 import moejax.hf
+from moejax.commands import main
 from moejax.config import MeshConfig
 from moejax.config.errors import ConfigError
-from moejax.hf.accounts import list_entries
+from moejax.hf.accounts import INPUTS, list_entries
 from moejax.hf.configs import read_config
 from moejax.hf.files import open_tensors, read_tensor
 from moejax.hf.quantise import choose_codec
@@ -115,3 +116,47 @@ def test_a_codec_is_written_where_the_family_has_a_layout_for_it(codec, case, pa
     with pytest.raises(ConfigError) as caught:
         choose_codec(codec, fields["model_type"], entries, {})
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_check_says_what_a_checkpoint_is(name, models, capsys):
+    """From the heads alone; in words and as JSON."""
+    coded, plain = models(name)
+    main.run(["check", str(coded)])
+    words = capsys.readouterr().out
+    told = {"fp8": "fp8 in blocks of 16 x 12", "mxfp4": "mxfp4 in groups of 32"}.get(name)
+    assert (told or "int4 of compressed-tensors in groups of 16") in words
+    assert CASES[name] in words and f"moejax import {coded} NEW" in words
+    main.run(["check", str(coded), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["refused"] is None and facts["quantised"] in words
+    assert name in facts["export_quantised"]
+    parts = {"fp8": 2, "mxfp4": 2, "int4": 3}[name]
+    assert facts["tensors"] == facts["types"]["F32"] + parts * facts["quantised_weights"]
+    main.run(["check", str(plain), "--json"])
+    other = json.loads(capsys.readouterr().out)
+    assert other["quantised"] is None and other["parameters"] == facts["parameters"]
+    assert other["memory"]["float32"] == facts["memory"]["float32"] > facts["memory"]["auto"]
+
+
+def test_check_says_why_a_checkpoint_is_refused(models, capsys, tmp_path, refused):
+    """What is known of it is said, too."""
+    here = hf_quantised.write(tmp_path, "fp8", hidden_act="gelu")
+    assert "hidden_act is 'gelu'" in refused("check", here)
+    out = capsys.readouterr().out
+    assert "deepseek_v3" in out and "fp8 in blocks of 16 x 12" in out
+    assert "hidden_act" in refused("check", here, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert "hidden_act is 'gelu'" in facts["refused"] and facts["files"] == 1
+
+
+def test_check_says_what_is_left_out(tmp_path, capsys):
+    here = hf_quantised.write(tmp_path, "fp8")
+    tensors, _ = hf_quantised.draw("fp8")
+    name = "model.layers.0.self_attn.o_proj.activation_scale"
+    hf_quantised.save(tensors | {name: np.ones((), np.float32)}, here)
+    main.run(["check", str(here), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["left_out"] == {INPUTS: 1}
+    main.run(["check", str(here)])
+    assert f"left out  1 tensor: {INPUTS}" in capsys.readouterr().out

@@ -7,7 +7,6 @@ this process. Their time is that of the processor, as the machine may be busy.
 import json
 import os
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import hf_models
 import ml_dtypes
 import numpy as np
 import pytest
+from hostile import MEGABYTES, SECONDS, read_peak
 
 from moejax.commands import main
 from moejax.config import changed
@@ -28,37 +28,6 @@ from moejax.models.training_room import check_training_room
 from moejax.moe.parallel.placement import place
 from moejax.moe.parallel.placement_file import read_placement
 from moejax.runtime import room
-
-SECONDS, MEGABYTES = 10, 500
-
-
-@pytest.fixture
-def refused():
-    """Run a command that must end with a message, which is returned."""
-
-    def run(*words) -> str:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before, start = read_peak(), time.process_time()
-        signal.alarm(120)  # what hangs must not hang the tests
-        try:
-            with pytest.raises((UserError, SystemExit)) as caught:
-                main.run([str(word) for word in words])
-        finally:
-            signal.alarm(0)
-        assert getattr(caught.value, "exit_code", None) == 2 or caught.value.args == (2,)
-        assert time.process_time() - start < SECONDS
-        assert read_peak() - before < MEGABYTES
-        message = str(caught.value)
-        assert len(message) < 2000
-        return message
-
-    return run
-
-
-def read_peak() -> float:
-    """The largest memory of this process, in megabytes, since it was last started anew."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
 @pytest.fixture

@@ -1,17 +1,19 @@
-"""`moejax check`: is what lies on disk still what was written?"""
+"""`moejax check`: is what lies on disk still what was written, and what is a released model?"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from moejax.commands.check_released import check_released, describe_released
 from moejax.config.checks import check
-from moejax.config.errors import RunError
+from moejax.config.errors import CheckpointError, RunError
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
 from moejax.inference.imported import ARRAYS, is_imported
+from moejax.inference.released_model import is_checkpoint
 from moejax.runs.checksums import FILE, find_damage
 from moejax.runs.records import read_run
 
@@ -21,26 +23,39 @@ class CheckSettings:
     """What is looked at."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Directory of a run, or of a model that `moejax import` wrote."""
+    """Directory of a run, of a model that `moejax import` wrote, or of a checkpoint in Hugging
+    Face's format."""
     json: bool = False
     """Print what was found as JSON."""
 
 
 def check_directory(settings: CheckSettings) -> None:
     """Compare every file of every checkpoint with its checksum, and say what differs. Exits with 1
-    if anything is damaged.
+    if anything is damaged. Of a checkpoint in Hugging Face's format, say what it is and what can be
+    done with it. Raises ``CheckpointError`` with the reason if it cannot be imported.
     """
     root = Path(expand_home("DIR", str(settings.path)))
+    if not is_imported(root) and is_checkpoint(root):
+        facts = check_released(root)
+        print_found(facts if settings.json else describe_released(facts), settings.json)
+        if facts["refused"] is not None:
+            raise CheckpointError(facts["refused"])
+        return
     found = {place: describe_folder(root / place) for place in list_places(root)}
     if not is_imported(root) and (damage := read_run(root).damage):
         found["records"] = f"damaged: {'; '.join(damage)}"
-    if settings.json:
-        print(json.dumps(found, indent=2), flush=True)
-    else:
-        width = max(map(len, found))
-        print("\n".join(f"{place:{width}}  {words}" for place, words in found.items()), flush=True)
+    print_found(found, settings.json)
     if any(words.startswith("damaged") for words in found.values()):
         raise SystemExit(1)
+
+
+def print_found(found: dict[str, Any], as_json: bool) -> None:
+    """Rows of a name and words, or JSON."""
+    if as_json:
+        print(json.dumps(found, indent=2), flush=True)
+        return
+    width = max(map(len, found))
+    print("\n".join(f"{place:{width}}  {words}" for place, words in found.items()), flush=True)
 
 
 def list_places(path: Path) -> list[str]:
@@ -50,8 +65,9 @@ def list_places(path: Path) -> list[str]:
     steps = [p for p in path.glob("checkpoints/[0-9]*") if p.name.isdigit() and p.is_dir()]
     check(
         bool(steps),
-        f"{path} has no checkpoint: give the directory of a run (with checkpoints/), or of a model"
-        f" that `moejax import` wrote (with {ARRAYS}/).",
+        f"{path} has no checkpoint: give the directory of a run (with checkpoints/), of a model"
+        f" that `moejax import` wrote (with {ARRAYS}/), or of one in Hugging Face's format"
+        f" (config.json with model_type, and safetensors).",
     )
     return [f"checkpoints/{step.name}" for step in sorted(steps, key=lambda p: int(p.name))]
 

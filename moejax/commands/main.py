@@ -54,7 +54,8 @@ COMMANDS: dict[str, Command | Group] = {
         "specialisation:specialisation",
     ),
     "check": Command(
-        "is every byte of a run's checkpoints, or of an imported model, as it was written? (DIR)",
+        "is every byte of a run's checkpoints, or of an imported model, as it was written? What is"
+        " a checkpoint of Hugging Face, and what can be done with it? (DIR)",
         "check:check_directory",
     ),
     "import": Command(

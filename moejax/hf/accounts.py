@@ -17,6 +17,9 @@ from moejax.models.layer_runs import locate_layers
 
 BIAS: ArrayPath = ("bias_LE",)
 """The path of the selection bias, which is no parameter."""
+TWICE = "what config.json or another tensor says as well"
+"""A reason for leaving a tensor out: nothing is lost."""
+INPUTS = "scales of what weights are multiplied by: they are computed in 16 or 32 bits here"
 SIGNS = ("_scale_inv", "_blocks", "_packed")
 """Ends of names that only quantised weights have."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -135,8 +138,8 @@ def check_tensors(
     hf: dict[str, Any],
     config: ModelConfig,
     codec: Codec | None,
-) -> tuple[dict[str, Source], tuple[str, ...]]:
-    """Where each wanted tensor lies on disk, and the names of those that are left out for a reason.
+) -> tuple[dict[str, Source], dict[str, str]]:
+    """Where each wanted tensor lies on disk, and of those that are left out the reason, by name.
     Every tensor on disk must be wanted, and every wanted one there, in its shape, with all of its
     parts. Raises ``CheckpointError`` with all that is wrong.
     """
@@ -161,14 +164,16 @@ def check_tensors(
             sources[name] = Packed(codec, whole, shape)
         elif whole:
             sources[name] = whole[0]
-    others = [name for name in there if name not in claimed]
-    left_out = tuple(
-        name
-        for name in others
-        if _may_be_left_out(name, hf, config) or is_unused(name, there, codec)
-    )
-    known = set(left_out)
-    unknown = [name for name in others if name not in known]
+    left_out: dict[str, str] = {}
+    unknown = []
+    for name in there:
+        if name in claimed:
+            continue
+        reason = _explain(name, hf, config) or INPUTS * is_unused(name, there, codec)
+        if reason:
+            left_out[name] = reason
+        else:
+            unknown.append(name)
     if unknown:
         wrong["unknown"] = unknown
     if wrong:
@@ -205,16 +210,20 @@ def _refuse(
     raise CheckpointError("tensors and config.json do not agree:\n" + "\n".join(lines))
 
 
-def _may_be_left_out(name: str, hf: dict[str, Any], config: ModelConfig) -> bool:
-    """Whether a tensor that is no parameter of ours has its reason."""
+def _explain(name: str, hf: dict[str, Any], config: ModelConfig) -> str:
+    """Why a tensor that is no parameter of ours may be left out; empty if there is no reason."""
     if DERIVED.search(name) or (name == "lm_head.weight" and config.tie_embeddings):
-        return True
-    if find_left_out(name, hf):
-        return True
+        return TWICE
+    if part := find_left_out(name, hf):
+        return part
     if config.next_tokens:
-        return name in name_copies(config)
-    last = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
-    return config.num_layers <= (find_layer(name) or 0) < last
+        return TWICE * (name in name_copies(config))
+    first = config.num_layers
+    last = first + (hf.get("num_nextn_predict_layers") or 0) - 1
+    if not first <= (find_layer(name) or 0) <= last:
+        return ""
+    several = f"layers {first} to {last}, which predict a second token"
+    return several if last > first else f"layer {first}, which predicts a second token"
 
 
 def find_left_out(name: str, hf: dict[str, Any]) -> str:

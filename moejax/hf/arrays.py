@@ -64,14 +64,19 @@ def read_arrays(
     total = sum(sources[name].nbytes for entry in entries for name in entry.names)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", delay=3) as progress:
         for entry in entries:
-            pieces: list[Piece] = [(sources[name], None) for name in entry.names]
-            if entry.is_bank and not entry.rule.is_per_expert:
-                pieces = [(pieces[0][0], expert) for expert in range(entry.shape[0])]
+            pieces = list_pieces(entry, sources)
             for part, path in enumerate(entry.paths):
-                read = partial(_read_part, spoilt, entry, part, config)
+                read = partial(read_part, spoilt, entry, part, config)
                 arrays[path] = _place_entry(arrays.get(path), like[path], entry, pieces, read)
             progress.update(sum(sources[name].nbytes for name in entry.names))
     return arrays, list(spoilt)
+
+
+def list_pieces(entry: Entry, sources: dict[str, Source]) -> list[Piece]:
+    """What an entry is read from: of a bank a piece for each expert."""
+    if entry.is_bank and not entry.rule.is_per_expert:
+        return [(sources[entry.names[0]], expert) for expert in range(entry.shape[0])]
+    return [(sources[name], None) for name in entry.names]
 
 
 def _place_entry(
@@ -127,7 +132,7 @@ def _place_outside(whole: jax.ShapeDtypeStruct, transpose: bool, get: Get) -> ja
     return array
 
 
-def _read_part(
+def read_part(
     spoilt: dict[str, None],
     entry: Entry,
     part: int,

@@ -164,7 +164,7 @@ def list_parts(
     plain = [(name, Part("", tuple(WEIGHTS), shape))]
     if codec is None or len(shape) not in codec.ranks:
         return plain
-    coded = name in there and there[name].kind not in WEIGHTS
+    coded = "" in codec.suffixes and name in there and there[name].kind not in WEIGHTS
     if not coded and not any(suffix and name + suffix in there for suffix in codec.suffixes):
         return plain
     return [(name + part.suffix, part) for part in codec.list_parts(shape)]

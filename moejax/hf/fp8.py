@@ -36,6 +36,12 @@ class Fp8Blocks:
     swapped: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ("", "_scale_inv")
 
+    def describe(self) -> str:
+        """In words."""
+        if self.block is None:
+            return "fp8, a scale for each matrix"
+        return f"fp8 in blocks of {self.block[0]} x {self.block[1]}"
+
     def list_parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The parts of a tensor of this shape, its experts first if it has some."""
         *lead, rows, width = shape

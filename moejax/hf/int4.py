@@ -34,6 +34,10 @@ class PackedInt4:
     swapped: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ("_packed", "_scale", "_shape")
 
+    def describe(self) -> str:
+        """In words."""
+        return f"int4 of compressed-tensors in groups of {self.group}"
+
     def list_parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The parts of a matrix of this shape."""
         rows, width = shape

@@ -34,6 +34,10 @@ class Mxfp4:
     swapped: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = ("_blocks", "_scales")
 
+    def describe(self) -> str:
+        """In words."""
+        return f"mxfp4 in groups of {GROUP}"
+
     def list_parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The parts of a tensor of this shape, its experts first if it has some."""
         *lead, width, rows = shape

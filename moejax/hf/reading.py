@@ -127,13 +127,8 @@ def load(
     _check_copies(found)
     arrays, spoilt = read_arrays(found.entries, like, found.sources, config)
     report_not_finite(spoilt, allow_not_finite)
-    parts = {accounts.find_left_out(name, found.hf): None for name in found.left_out}
-    for part in filter(None, parts):
-        print(f"left out: {part}", file=sys.stderr)
-    if layers := sorted({accounts.find_layer(name) or 0 for name in found.next_token_tensors}):
-        several = f"s {layers[0]} to {layers[-1]}, which predict" if len(layers) > 1 else ""
-        one = f" {layers[0]}, which predicts"
-        print(f"left out: layer{several or one} a second token", file=sys.stderr)
+    for reason in sorted(set(found.left_out.values()) - {accounts.TWICE}):
+        print(f"left out: {reason}", file=sys.stderr)
     bias_LE = arrays.pop(BIAS, None)
     return Pretrained(config, unflatten_dict(arrays), bias_LE, found.hf, directory, mesh, layout)
 
@@ -151,22 +146,10 @@ class Survey:
     entries: list[Entry]
     sources: dict[str, Source]
     """Where each tensor of an entry lies."""
-    left_out: tuple[str, ...]
-    """Names of tensors that have no place in the model, for a reason."""
+    left_out: dict[str, str]
+    """Tensors that have no place in the model, by name, and why."""
     shapes: dict[ArrayPath, tuple[int, ...]]
     """Of our arrays."""
-
-    @property
-    def next_token_tensors(self) -> list[str]:
-        """Those of ``left_out`` that predict a second token."""
-        if self.config.next_tokens:  # what is repeated in these layers has its place
-            return []
-        return [name for name in self.left_out if self.is_beyond(name)]
-
-    def is_beyond(self, name: str) -> bool:
-        """Whether a tensor is in a layer after the model's last."""
-        layer = accounts.find_layer(name)
-        return layer is not None and layer >= self.config.num_layers
 
     def choose_types(self, dtype: str) -> dict[ArrayPath, np.dtype]:
         """The types of our arrays with ``dtype``, one of ``DTYPES``."""

@@ -240,4 +240,4 @@ def _make_tensors(
         arrays_of_one = [array[number] for array in ours] if entry.rule.is_per_expert else ours
         tensor = entry.rule.write(arrays_of_one, config)
         for part_name, part in write_tensor(name, tensor, entry, codec):
-            yield part_name, np.ascontiguousarray(part)
+            yield part_name, np.asarray(part, order="C")

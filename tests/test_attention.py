@@ -118,8 +118,14 @@ def test_kinds_are_a_pattern_or_one_for_each_layer():
 
 WRONG = [
     ({"kinds": ["window"]}, "has layers with a window: give --model.attention.window,"),
-    ({"kinds": ["local"]}, "--model.attention.kinds must be a tuple of full and window, not"),
-    ({"kinds": "full"}, "--model.attention.kinds must be a tuple of full and window, not 'full'"),
+    (
+        {"kinds": ["local"]},
+        "--model.attention.kinds must be a tuple of full and window and delta, not",
+    ),
+    (
+        {"kinds": "full"},
+        "--model.attention.kinds must be a tuple of full and window and delta, not 'full'",
+    ),
     ({"window": 2, "kinds": ["window"], "full_every": 2}, "leave one of them out"),
     ({"window": 2, "kinds": ["full"] * 4}, "has 4 entries, more than the --model.num-layers 3"),
     ({"rotary_in": "full"}, "--model.attention.rotary-in must be one of all, window, none"),

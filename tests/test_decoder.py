@@ -146,7 +146,7 @@ def test_routed_layers_are_placed_by_pattern(layers, every, first, kinds, plan):
     config = ModelConfig(num_layers=layers, moe=MoEConfig(every=every, first_dense=first))
     assert "".join("DR"[r] for r in config.routed_layers) == kinds
     got = cut_layers(config)
-    assert [("".join("DR"[r] for r in unit), n) for unit, n in got] == plan
+    assert [("".join("DR"[k.routed] for k in run.unit), run.repeats) for run in got] == plan
 
 
 @pytest.mark.parametrize(

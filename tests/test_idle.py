@@ -46,6 +46,7 @@ STDLIB = {"data.source": "stdlib"}
 FILES = {"data.source": "files", "data.files": "x/*.txt"}
 LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
 EVERY_SECOND = {"model.attention": {"window": 4, "kinds": ("window", "full")}}
+MEMORY = {"model.attention.kinds": ("delta", "full")}
 NO_POSITIONS = {"model.attention.rotary_in": "none"}
 YARN = {"model.head_size": 16, "model.rope": {"scaling": "yarn", "factor": 4.0}}
 LLAMA3 = {"model.head_size": 16, "model.rope": {"scaling": "llama3", "factor": 4.0}}
@@ -95,6 +96,12 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.attention.full_every", 2, {"model.attention.window": 4}),
     ("model.attention.kinds", ("window", "full"), {"model.attention.window": 4}),
     ("model.attention.kinds", ("full",), {"model.attention.window": 4}),
+    ("model.attention.kinds", ("delta", "full"), {}),
+    ("model.delta.key_heads", 2, MEMORY | {"model.delta.value_heads": 8}),
+    ("model.delta.value_heads", 8, MEMORY),
+    ("model.delta.key_size", 8, MEMORY),
+    ("model.delta.value_size", 8, MEMORY),
+    ("model.delta.convolution", 2, MEMORY),
     ("model.attention.rotary_in", "window", EVERY_SECOND),
     ("model.attention.rotary_in", "window", {}),
     ("model.attention.rotary_in", "none", {}),
@@ -112,6 +119,7 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.norm_place", "sandwich", MLP),
     ("model.norm_place", "pre_and_experts", {"model.moe.first_dense": 1}),
     ("model.norm_epsilon", 1e-3, {}),
+    ("model.zero_centred_norm", True, {}),
     ("model.dtype", "bfloat16", {}),
     ("model.remat", "layer", {}),
     ("model.unroll", False, {}),
@@ -240,6 +248,8 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("model.attention.window", 4, {"model.attention.kinds": ("full",)}, "kinds window full, say"),
     ("model.attention.kinds", ("full",), {}, "all layers being so without it: leave"),
     ("model.attention.kinds", ("window",), {"model.attention.window": 4}, "being so without it"),
+    ("model.delta.convolution", 2, {}, "give --model.attention.kinds delta delta delta full"),
+    ("model.num_kv_heads", 1, {"model.attention.kinds": ("delta",)}, "kinds delta delta delta"),
     ("model.attention.rotary_in", "window", {"model.attention.window": 4}, "kinds window full"),
     ("model.attention.window_rope_theta", 9.0, {}, "give --model.attention.window and"),
     (

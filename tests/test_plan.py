@@ -211,7 +211,7 @@ def test_parameters_that_are_spread_take_less_each(tiny):
 
 def test_the_cache_of_keys_and_values_is_that_of_the_decoder(tiny):
     grid = paper_mesh(MeshConfig(), 4, "cpu")
-    cache = empty_cache(tiny.model, [2], 2, 100, tiny.model.dtype)
+    cache = empty_cache(tiny.model, [(2, 0)], 2, 100, tiny.model.dtype)
     held = sum(x.nbytes for x in cache.layers[0].values())
     assert cache_bytes(tiny, 8, 100, grid) == held
 

@@ -10,6 +10,7 @@ from moejax.config.change import changed
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
+from moejax.config.delta import DeltaConfig
 from moejax.config.distributed import DistributedConfig
 from moejax.config.errors import ConfigError
 from moejax.config.files import (
@@ -30,6 +31,7 @@ from moejax.config.run import RunConfig
 
 __all__ = [
     "AttentionConfig",
+    "DeltaConfig",
     "BalanceConfig",
     "Config",
     "ConfigError",

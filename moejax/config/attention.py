@@ -12,8 +12,9 @@ from moejax.config.checks import (
     make_tuples,
 )
 
-AttentionKind = Literal["full", "window"]
-"""What the positions of a layer see: all that is before them, or the last ones of it."""
+AttentionKind = Literal["full", "window", "delta"]
+"""What the positions of a layer see: all that is before them, or the last ones of it; or a memory
+of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,8 @@ class AttentionConfig:
     """Positions that a position sees, itself included; None: all before it."""
     kinds: tuple[AttentionKind, ...] = ()
     """What the layers see, from the first: a pattern that is repeated, `window window full` say, or
-    an entry for each layer. `full`: all positions before; `window`: those of the window. By default
-    all layers are alike."""
+    an entry for each layer. `full`: all positions before; `window`: those of the window; `delta`: a
+    memory of fixed size in attention's place (--model.delta). By default all layers are alike."""
     full_every: int = 0
     """Every n-th layer sees all positions in spite of the window; 0: none does. It is short for
     kinds: n - 1 times `window`, then `full`."""

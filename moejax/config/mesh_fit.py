@@ -10,6 +10,8 @@ def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
     moe = model.moe
     heads = {"--model.num-heads": model.num_heads, "--model.num-kv-heads": model.key_value_heads}
     shared_out = {} if model.kind == "mlp" else heads
+    if "delta" in model.attention_kinds:
+        shared_out["--model.delta.key-heads"] = model.delta_sizes.key_heads
     if not all(model.routed_layers):
         shared_out["--model.dense-hidden-size"] = model.dense_hidden
     if moe.every:

@@ -12,6 +12,7 @@ from moejax.config.checks import (
     check_sizes,
     check_types,
 )
+from moejax.config.delta import DeltaConfig, DeltaSizes
 from moejax.config.images import ImageConfig
 from moejax.config.material import Material, find_material
 from moejax.config.moe import MoEConfig
@@ -46,6 +47,7 @@ class ModelConfig:
     """Base of the rotary position embedding."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    delta: DeltaConfig = field(default_factory=DeltaConfig)
     activation: Literal["swiglu", "geglu", "gelu", "relu", "clamped_swiglu"] = "swiglu"
     """The feed-forward function of experts, shared experts and dense layers; `clamped_swiglu` is
     that of gpt-oss."""
@@ -69,6 +71,8 @@ class ModelConfig:
     on what they read, and on what routed layers give (A.X-K1)."""
     norm_epsilon: float = 1e-6
     """Added to the mean square in RMSNorm."""
+    zero_centred_norm: bool = False
+    """Norms multiply by 1 plus their parameter, which begins at 0 (Gemma, Qwen3-Next)."""
     dtype: FloatType = "float32"
     """Type of activations and matrix products; parameters and routers are float32 always."""
     remat: Literal["none", "layer"] = "none"
@@ -140,6 +144,12 @@ class ModelConfig:
             f"--model.num-heads {self.num_heads} is not divisible by --model.num-kv-heads"
             f" {self.num_kv_heads}.",
         )
+        sizes = self.delta_sizes
+        check(
+            sizes.value_heads % sizes.key_heads == 0,
+            f"--model.delta.value-heads {sizes.value_heads} is not divisible by"
+            f" --model.delta.key-heads {sizes.key_heads}.",
+        )
         check(
             self.moe.every == 0 or True in self.routed_layers,
             f"no layer is routed: --model.moe.first-dense {self.moe.first_dense} and"
@@ -151,6 +161,8 @@ class ModelConfig:
         """Every array must have a size that can be written down, and about that the whole model."""
         D, H, moe = self.width, self.num_heads, self.moe
         heads = H * (self.query_head_size + self.value_head_size) + (self.attention.kv_rank or 0)
+        J, values, size, value_size, _ = self.delta_sizes
+        heads += J * size + values * value_size
         layer = D * (moe.num_experts * moe.hidden_size + self.dense_hidden + heads)
         total = (
             (self.num_layers + self.next_tokens) * layer
@@ -210,19 +222,19 @@ class ModelConfig:
     @property
     def attention_kinds(self) -> tuple[AttentionKind, ...]:
         """For each layer, what its positions see."""
-        settings, pattern = self.attention, self.attention.kinds
-        if settings.window is None:
-            pattern = ("full",)
-        elif not pattern:
-            every = settings.full_every
-            pattern = (*["window"] * (every - 1), "full") if every else ("window",)
+        settings, every = self.attention, self.attention.full_every
+        pattern: list[AttentionKind] = list(settings.kinds)
+        if not pattern and settings.window is not None:
+            pattern += ["window"] * (every - 1 if every else 1)
+        if not settings.kinds and (every or settings.window is None):
+            pattern.append("full")
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
     @property
     def windows(self) -> tuple[int | None, ...]:
         """For each layer, how many positions a position sees, or None for all before it."""
         window = self.attention.window
-        return tuple(None if kind == "full" else window for kind in self.attention_kinds)
+        return tuple(window if kind == "window" else None for kind in self.attention_kinds)
 
     @property
     def rotations(self) -> tuple[tuple[float, RopeConfig] | None, ...]:
@@ -235,6 +247,19 @@ class ModelConfig:
             of_kind["window"] = (theta, RopeConfig())
         there = {"all": ("full", "window"), "window": ("window",), "none": ()}[settings.rotary_in]
         return tuple(of_kind[kind] if kind in there else None for kind in self.attention_kinds)
+
+    @property
+    def delta_sizes(self) -> DeltaSizes:
+        """The sizes of a layer with a memory."""
+        settings = self.delta
+        keys, size = settings.key_heads or self.num_heads, settings.key_size or self.plain_head_size
+        return DeltaSizes(
+            keys,
+            settings.value_heads or keys,
+            size,
+            settings.value_size or size,
+            settings.convolution,
+        )
 
     @property
     def logit_multiplier(self) -> float:

@@ -90,6 +90,26 @@ NEEDS: tuple[Need, ...] = (
     ),
     # Positions and attention.
     Need(
+        ("model.delta",),
+        lambda c: "delta" in c.model.attention_kinds,
+        "no layer having a memory",
+        "give --model.attention.kinds delta delta delta full, say, too",
+    ),
+    Need(
+        (
+            *_paths(MODEL, "num_kv_heads qk_norm rope rope_theta"),
+            *_paths(
+                "model.attention",
+                "kv_rank query_rank rope_head_size value_head_size bias qk_norm_over sinks scale"
+                " rotary_size qk_norm_place output_gate"
+                " rotary_in window_rope_theta",
+            ),
+        ),
+        lambda c: set(c.model.attention_kinds) != {"delta"},
+        "--model.attention.kinds delta, which leaves no layer with attention",
+        "give --model.attention.kinds delta delta delta full, say",
+    ),
+    Need(
         _paths(ROPE, "factor original_length"),
         lambda c: c.model.rope.scaling != "none",
         "--model.rope.scaling none",
@@ -183,6 +203,7 @@ NEEDS: tuple[Need, ...] = (
         ("model.attention.kinds",),
         lambda c: (
             not c.model.attention.kinds
+            or "delta" in c.model.attention_kinds
             or (c.model.attention.window is not None and "full" in c.model.attention_kinds)
         ),
         "all layers being so without it",

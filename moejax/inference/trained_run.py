@@ -115,15 +115,22 @@ def state_shapes(config: Config, vocab_size: int) -> dict:
     return parts
 
 
+EXACT = (
+    *("w_router_DE", "sink_H", "log_rate_H", "step_bias_H"),
+    *("mix_query_WX", "mix_key_WX", "mix_value_WX"),
+)
+"""Parameters that a model computes with in float32, of those that lie spread over a mesh."""
+
+
 def cast_shapes(params: dict, config: ModelConfig) -> dict:
     """Shapes of parameters in the types in which a model uses them. Matrices and their biases have
     the type of the activations: the model would cast them at every step. What belongs to routers,
-    norms and softmaxes is float32.
+    norms, softmaxes and memories is float32.
     """
 
     def cast(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = path[-1].key
-        casts = name in partition.PARAMETERS and name not in ("w_router_DE", "sink_H")
+        casts = name in partition.PARAMETERS and name not in EXACT
         return jax.ShapeDtypeStruct(leaf.shape, config.dtype if casts else leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)

@@ -14,7 +14,7 @@ from moejax.models.attend import attend
 from moejax.models.context import Context
 from moejax.models.heads import add_bias, join_heads, project, split_heads
 from moejax.models.kv_cache import Cache, extend_cache
-from moejax.models.norm import RMSNorm
+from moejax.models.norm import make_norm
 from moejax.models.rotary import rotate
 from moejax.moe.parameters import zeros
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         """Queries or keys as so many heads, ``x_BNHA``; normalised, where the model does that."""
         if not self.config.qk_norm:
             return split_heads(x_BNX, count)
-        norm = RMSNorm(self.config.norm_epsilon, name=name)
+        norm = make_norm(self.config, name)
         if self.config.attention.qk_norm_over == "head":
             return norm(split_heads(x_BNX, count))
         return split_heads(norm(x_BNX), count)

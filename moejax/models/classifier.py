@@ -11,7 +11,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context
 from moejax.models.layers import run_layers
-from moejax.models.norm import RMSNorm
+from moejax.models.norm import make_norm
 from moejax.moe.balance import Routed
 from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight
@@ -54,7 +54,7 @@ class ImageClassifier(nn.Module):
             own={} if bias_LE is None else {"bias_E": bias_LE},
             params=None if self.is_initializing() else self.variables["params"],
         )
-        x_B1D = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND).mean(1, keepdims=True)
+        x_B1D = make_norm(config, "final_norm")(x_BND).mean(1, keepdims=True)
         logits_B1V = multiply(x_B1D, weight(self, "w_head_DV", (D, V), dtype)).astype(jnp.float32)
         return logits_B1V, routed
 

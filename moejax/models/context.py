@@ -19,6 +19,8 @@ class Context(TypedDict, total=False):
     mask_B1NM: jax.Array
     distance_B1NM: jax.Array
     """Where layers have windows."""
+    fresh_BN: jax.Array
+    """Where layers have memories: where these begin anew."""
     start: jax.Array
     """With a cache: its first free slot."""
     stacks: dict[str, dict[str, jax.Array]]

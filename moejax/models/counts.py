@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from moejax.config.model import ModelConfig
+from moejax.models.delta_rule import CHUNK
 from moejax.moe.experts import matrices
 from moejax.routing.seating import capacity
 
@@ -16,6 +17,33 @@ class Cost:
     """Parameters that one token meets: its own experts, and all that is not routed."""
     flops_per_token: int
     """Training, forward and backward: three times the forward pass, recomputation left out."""
+
+
+def count_deltas(model: ModelConfig) -> int:
+    """Layers with a memory in attention's place; the blocks of modules that predict further tokens
+    count as layers.
+    """
+    return (model.attention_kinds + model.attention_kinds[-1:] * model.next_tokens).count("delta")
+
+
+def delta_products(model: ModelConfig) -> int:
+    """Numbers in the matrices of one layer with a memory."""
+    J, H, A, U, _ = model.delta_sizes
+    # Queries and keys; values, gates and output; how much is written and forgotten.
+    return model.width * (2 * J * A + 3 * H * U + 2 * H)
+
+
+def delta_extras(model: ModelConfig) -> int:
+    """Numbers of one layer with a memory that are in no matrix: convolutions, rates and steps."""
+    J, H, A, U, convolution = model.delta_sizes
+    return convolution * (2 * J * A + H * U) + 2 * H
+
+
+def delta_rule_products(model: ModelConfig, sequence_length: int) -> int:
+    """Multiply-adds of a position in the products of ``delta_rule.in_chunks``."""
+    J, H, A, U, _ = model.delta_sizes
+    M = min(CHUNK, sequence_length)
+    return 2 * J * M * A + H * (M * M + M * U + 3 * A * U)
 
 
 def attention_products(model: ModelConfig) -> int:
@@ -55,9 +83,13 @@ def attention_biases(model: ModelConfig) -> int:
     return biases + settings.sinks * H
 
 
-def layer_norms(model: ModelConfig) -> int:
-    """Numbers in the norms of one layer, that of the output of its experts left out."""
+def layer_norms(model: ModelConfig, delta: bool = False) -> int:
+    """Numbers in the norms of one layer, with attention or with a memory; that of the output of its
+    experts left out.
+    """
     ends = 2 if model.norm_place == "sandwich" else 1
+    if delta:
+        return 2 * ends * model.width + model.delta_sizes.value_size
     if model.kind == "mlp":
         return ends * model.width
     H, J, A, settings = (
@@ -75,10 +107,11 @@ def layer_norms(model: ModelConfig) -> int:
 
 def norm_parameters(model: ModelConfig) -> int:
     """Numbers in all norms of a model."""
-    L, routed = len(model.routed_blocks), sum(model.routed_blocks)
+    L, routed, deltas = len(model.routed_blocks), sum(model.routed_blocks), count_deltas(model)
     of_experts = routed * (model.norm_place == "pre_and_experts")
     ends = 1 + 3 * model.next_tokens
-    return L * layer_norms(model) + (of_experts + ends) * model.width
+    layers = (L - deltas) * layer_norms(model) + deltas * layer_norms(model, True)
+    return layers + (of_experts + ends) * model.width
 
 
 def feed_forward_parameters(model: ModelConfig, hidden_size: int) -> int:
@@ -140,9 +173,11 @@ def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
     """
     L, routed, head = len(model.routed_blocks), sum(model.routed_blocks), vocab_size * model.width
     dense = feed_forward_parameters(model, model.dense_hidden)
+    deltas = count_deltas(model)
+    attention = (L - deltas) * (attention_products(model) + attention_biases(model))
     return {
         "embedding": embedding_parameters(model, vocab_size),
-        "attention": L * (attention_products(model) + attention_biases(model)),
+        "attention": attention + deltas * (delta_products(model) + delta_extras(model)),
         "dense_feed_forward": (L - routed) * dense,
         "experts": routed * model.moe.num_experts * expert_parameters(model) if routed else 0,
         "shared_experts": routed * shared_parameters(model) if routed else 0,
@@ -161,21 +196,25 @@ def active_parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
 
 def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, int]:
     """FLOPs a token of each part's products, forward. A multiply-add is 2 FLOPs; embedding
-    look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full. The
-    one head of an image is shared out among its tokens. In training, modules that predict further
-    tokens read from the head, too.
+    look-ups, norms, biases, softmax and dispatch are left out; attention scores count in full, and
+    the rule of a memory with them. The one head of an image is shared out among its tokens. In
+    training, modules that predict further tokens read from the head, too.
     """
     D, L, moe = model.width, len(model.routed_blocks), model.moe
     routed, heads = sum(model.routed_blocks), 1 + model.next_tokens
     widths = model.num_heads * (model.query_head_size + model.value_head_size)
     widths *= model.kind != "mlp"
+    deltas = count_deltas(model)
+    products = (L - deltas) * attention_products(model) + deltas * delta_products(model)
+    scores = (L - deltas) * sequence_length * widths
+    scores += deltas * delta_rule_products(model, sequence_length)
     patch = {} if model.material.language else {"embedding": 2 * patch_numbers(model) * D}
     network = feed_forward_parameters(model, moe.hidden_size)
     dense = feed_forward_parameters(model, model.dense_hidden)
     return {
         **patch,
-        "attention": 2 * L * attention_products(model),
-        "attention_scores": 2 * L * sequence_length * widths,
+        "attention": 2 * products,
+        "attention_scores": 2 * scores,
         "dense_feed_forward": 2 * (L - routed) * dense,
         "experts": 2 * routed * moe.top_k * network,
         "shared_experts": 2 * routed * shared_parameters(model),

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context, mask_positions
+from moejax.models.delta_rule import find_fresh, find_last
 from moejax.models.kv_cache import CacheType, KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
 from moejax.models.next_tokens import look_ahead
-from moejax.models.norm import RMSNorm
+from moejax.models.norm import make_norm
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying, multiply, multiply_transposed, take
@@ -30,8 +31,11 @@ def make_cache(
     """An empty cache for ``rows`` sequences of at most ``slots`` positions, of numbers of this
     ``kind``, by default those of the activations.
     """
-    layers = [len(unit) * repeats for unit, repeats in cut_layers(config)]
-    return empty_cache(config, layers, rows, slots, kind or config.dtype)
+    runs = [
+        ((len(run.unit) - run.delta) * run.repeats, run.delta * run.repeats)
+        for run in cut_layers(config)
+    ]
+    return empty_cache(config, runs, rows, slots, kind or config.dtype)
 
 
 class DecoderLM(nn.Module):
@@ -122,7 +126,7 @@ class DecoderLM(nn.Module):
         )
         if cache is not None:
             cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
-        states = [RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)]
+        states = [make_norm(config, "final_norm")(x_BND)]
         if ahead:
             above = {name: x[sum(config.routed_layers) :] for name, x in given.items()}
             x_PBND, said = look_ahead(
@@ -159,13 +163,10 @@ def make_context(
     """
     segments_BN, positions_BN = batch["segments"], batch["positions"]
     of_BM, at_BM, N = segments_BN, positions_BN, segments_BN.shape[1]
-    cos, sin = rotary(positions_BN, config)
-    context: Context = {
-        "real_BN": segments_BN > 0,
-        "token_BN": batch["inputs"],
-        "cos": cos,
-        "sin": sin,
-    }
+    context: Context = {"real_BN": segments_BN > 0, "token_BN": batch["inputs"]}
+    if "delta" in config.attention_kinds:
+        before_B = None if cache is None else find_last(cache.segments_BM)
+        context["fresh_BN"] = find_fresh(segments_BN, before_B)
     if cache is not None:
         start = context["start"] = cache.start
         of_BM, at_BM = (
@@ -176,6 +177,9 @@ def make_context(
             )
         )
         cache = replace(cache, segments_BM=of_BM, positions_BM=at_BM, start=start + N)
+    if set(config.attention_kinds) == {"delta"}:
+        return context, cache
+    context["cos"], context["sin"] = rotary(positions_BN, config)
     mask_B1NM, distance_B1NM = mask_positions(segments_BN, positions_BN, of_BM, at_BM)
     context["mask_B1NM"] = mask_B1NM if reach is None else mask_B1NM & (distance_B1NM < reach)
     if config.attention.window is not None:

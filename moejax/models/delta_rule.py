@@ -31,6 +31,12 @@ class DeltaInput(NamedTuple):
     """Where the memory begins anew: the first position of a document. See ``find_fresh``."""
 
 
+def find_last(segments_BM: jax.Array) -> jax.Array:
+    """The segment of the last real position of each row; 0 where there is none."""
+    number_BM = jnp.where(segments_BM > 0, jnp.arange(segments_BM.shape[1]), 0)
+    return jnp.take_along_axis(segments_BM, number_BM.max(1, keepdims=True), axis=1)[:, 0]
+
+
 def find_fresh(segments_BN: jax.Array, before_B: jax.Array | None = None) -> jax.Array:
     """Where a document begins: at real positions whose segment is not that of the last real one.
 
@@ -50,8 +56,8 @@ def step_by_step(x: DeltaInput, state_BHAU: jax.Array | None = None) -> tuple[ja
     type of the memory, by default float32 and empty.
     """
     heads = x.v_BNHU.shape[2] // x.k_BNJA.shape[2]
-    state_BHAU = _empty(x) if state_BHAU is None else state_BHAU
-    dtype = state_BHAU.dtype
+    start_BHAU = _empty(x) if state_BHAU is None else state_BHAU
+    dtype = start_BHAU.dtype
 
     def step(S_BHAU: jax.Array, now: DeltaInput) -> tuple[jax.Array, jax.Array]:
         # Each has lost its N.
@@ -64,8 +70,8 @@ def step_by_step(x: DeltaInput, state_BHAU: jax.Array | None = None) -> tuple[ja
         return S_BHAU, (q_BHA[..., None] * S_BHAU).sum(-2)
 
     over_N = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), x)
-    state_BHAU, y_NBHU = jax.lax.scan(step, state_BHAU, over_N)
-    return jnp.moveaxis(y_NBHU, 0, 1), state_BHAU
+    last_BHAU, y_NBHU = jax.lax.scan(step, start_BHAU, over_N)
+    return jnp.moveaxis(y_NBHU, 0, 1), last_BHAU
 
 
 def in_chunks(
@@ -156,8 +162,9 @@ def _decays(log_XBJIP: jax.Array, fresh_XBP: jax.Array) -> _Decays:
     at_or_below_PM = jnp.tri(P, dtype=dtype)
     exactly = jax.lax.Precision.HIGHEST
     # Of P and M, the sum over l with M < l <= P.
+    after_XBJIlM = log_XBJIP[..., None] * (1 - at_or_below_PM.T)
     between_XBJIPM = jnp.einsum(
-        "Pl,XBJIl,lM->XBJIPM", at_or_below_PM, log_XBJIP, 1 - at_or_below_PM.T, precision=exactly
+        "Pl,XBJIlM->XBJIPM", at_or_below_PM, after_XBJIlM, precision=exactly
     )
     same_XBJIPM = document_XBP[..., :, None] == document_XBP[..., None, :]
     same_XBJIPM &= at_or_below_PM > 0

@@ -1,11 +1,13 @@
 """What a decoder keeps of the positions that it has seen.
 
-All sequences of a batch fill the same slots: shorter prompts begin later, after empty slots.
+All sequences of a batch fill the same slots: shorter prompts begin later, after empty slots. Layers
+with attention keep every position; layers with a memory (``gated_delta``) keep the memory alone.
 
-Numbers of the cache may be shorter than those of the activations: bfloat16 (on CPUs as its bits,
-see ``moe.lying``), or int8 with a scale for each vector, its largest number.
+Numbers of positions may be shorter than those of the activations: bfloat16 (on CPUs as its bits,
+see ``moe.lying``), or int8 with a scale for each vector, its largest number. Memories are float32.
 
-Letters: A: width of a head; J: key/value heads; M: slots of the cache; R: width of a latent vector.
+Letters: A: width of a head; J: key/value heads; M: slots of the cache; R: width of a latent vector;
+U: width of a value; W: positions that a short convolution looks at before the own; X: channels.
 """
 
 from dataclasses import dataclass
@@ -38,33 +40,57 @@ class KVCache:
 
 
 def empty_cache(
-    config: ModelConfig, layers: list[int], rows: int, slots: int, kind: CacheType
+    config: ModelConfig, runs: list[tuple[int, int]], rows: int, slots: int, kind: CacheType
 ) -> KVCache:
-    """A cache without content, for runs of so many ``layers`` and ``rows`` sequences."""
-    J, A, U = config.key_value_heads, config.query_head_size, config.value_head_size
-    if config.is_latent:
-        shapes = {
-            "c_LBMR": (config.attention.kv_rank,),
-            "key_LBM1A": (1, config.rotary_size),
-        }
-    else:
-        shapes = {"k_LBMJA": (J, A), "v_LBMJA": (J, U)}
-
-    if kind == "int8":
-        shapes |= {_name_scale(name): (*shape[:-1], 1) for name, shape in shapes.items()}
+    """A cache without content for ``rows`` sequences. Of each run, how many layers have attention,
+    and how many have a memory.
+    """
+    of_positions = _position_shapes(config, kind)
     bits = kind == "bfloat16" and device_mesh.platform() == "cpu"
+    of_memory = _memory_shapes(config)
 
-    def zeros(L: int) -> Cache:
-        return {
+    def zeros(attending: int, remembering: int) -> Cache:
+        kept = {
             name: jnp.zeros(
-                (L, rows, slots, *shape),
+                (attending, rows, slots, *shape),
                 jnp.float32 if name.startswith("scale_") else jnp.uint16 if bits else kind,
             )
-            for name, shape in shapes.items()
+            for name, shape in of_positions.items()
+            if attending
         }
+        memory = {
+            name: jnp.zeros((remembering, rows, *shape), jnp.float32)
+            for name, shape in of_memory.items()
+            if remembering
+        }
+        return kept | memory
 
     nothing_BM = jnp.zeros((rows, slots), jnp.int32)
-    return KVCache([zeros(L) for L in layers], nothing_BM, nothing_BM, jnp.zeros((), jnp.int32))
+    layers = [zeros(*counts) for counts in runs]
+    return KVCache(layers, nothing_BM, nothing_BM, jnp.zeros((), jnp.int32))
+
+
+def _position_shapes(config: ModelConfig, kind: CacheType) -> dict[str, tuple[int, ...]]:
+    """What a layer with attention keeps of each position."""
+    J, A, U = config.key_value_heads, config.query_head_size, config.value_head_size
+    shapes: dict[str, tuple[int, ...]]
+    if config.attention.kv_rank is not None:
+        shapes = {"c_LBMR": (config.attention.kv_rank,), "key_LBM1A": (1, config.rotary_size)}
+    else:
+        shapes = {"k_LBMJA": (J, A), "v_LBMJA": (J, U)}
+    if kind == "int8":
+        shapes |= {_name_scale(name): (*shape[:-1], 1) for name, shape in shapes.items()}
+    return shapes
+
+
+def _memory_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What a layer with a memory keeps of a text."""
+    sizes = config.delta_sizes
+    J, H, A, U = sizes.key_heads, sizes.value_heads, sizes.key_size, sizes.value_size
+    widths = {"query": J * A, "key": J * A, "value": H * U}
+    last: dict[str, tuple[int, ...]]
+    last = {f"last_{name}_LBWX": (sizes.convolution - 1, X) for name, X in widths.items()}
+    return {"state_LBHAU": (H, A, U)} | last
 
 
 def extend_cache(
@@ -76,14 +102,23 @@ def extend_cache(
     stored: Cache = {}
     for name, x in new.items():
         stored |= _shorten(name, x, cache[name].dtype)
-    cache = {
-        name: jax.lax.dynamic_update_slice(
-            all_, stored[name][None], (layer, 0, start, *(0,) * (all_.ndim - 3))
-        )
-        for name, all_ in cache.items()
-    }
-    of_layer = {n: jax.lax.dynamic_index_in_dim(x, layer, 0, False) for n, x in cache.items()}
+    for name, x in stored.items():
+        cache = put_in_cache(cache, name, x, layer, start)
+    of_layer = {name: take_from_cache(cache, name, layer) for name in stored}
     return cache, [_lengthen(name, of_layer) for name in new]
+
+
+def take_from_cache(cache: Cache, name: str, layer: jax.Array | int) -> jax.Array:
+    """What a layer keeps under this name, [B, ...]."""
+    return jax.lax.dynamic_index_in_dim(cache[name], layer, 0, False)
+
+
+def put_in_cache(
+    cache: Cache, name: str, x: jax.Array, layer: jax.Array | int, start: jax.Array | int = 0
+) -> Cache:
+    """The cache with ``x`` [B, ...] of a layer under this name, from slot ``start``."""
+    at = (layer, 0, start, *(0,) * (x.ndim - 2))
+    return cache | {name: jax.lax.dynamic_update_slice(cache[name], x[None], at)}
 
 
 def _shorten(name: str, x: jax.Array, dtype: jnp.dtype) -> Cache:

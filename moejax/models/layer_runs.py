@@ -6,12 +6,15 @@ first run. The modules that predict further tokens (``next_tokens``) are a stack
 the last layer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
 
 import jax
 
+from moejax.config.attention import AttentionKind
 from moejax.config.model import ModelConfig
 
 Path = tuple[str, ...]
@@ -20,12 +23,35 @@ NEXT_TOKENS, NEXT_BLOCK = "next_tokens", "block"
 """Where the modules lie that predict further tokens, and the block of each."""
 
 
+class LayerKind(NamedTuple):
+    """What decides which parameters a layer has: layers of unlike kinds are in unlike stacks."""
+
+    delta: bool
+    """Whether it has a memory (``gated_delta``) in attention's place."""
+    routed: bool
+
+
+Part = Literal["dense", "unit", "rest"]
+"""The first dense layers; the repeated units; the layers above that make no whole unit."""
+
+
 class Run(NamedTuple):
     """Layers that one loop runs."""
 
-    unit: tuple[bool, ...]
-    """Which layers of the repeated unit are routed."""
+    unit: tuple[LayerKind, ...]
+    """The layers of the repeated unit."""
     repeats: int
+    part: Part
+
+    @property
+    def routed(self) -> int:
+        """How many layers of a unit are routed."""
+        return sum(kind.routed for kind in self.unit)
+
+    @property
+    def delta(self) -> int:
+        """How many layers of a unit have a memory."""
+        return sum(kind.delta for kind in self.unit)
 
 
 @dataclass(frozen=True)
@@ -40,38 +66,66 @@ class Stack:
     """Which of the routed layers they are; None for dense layers."""
 
 
-def count_repeats(config: ModelConfig) -> dict[str, int]:
-    """How often each run repeats its unit: the first ``dense`` layers; a ``unit`` with a routed
-    layer at its end (of a dense model: one layer); the ``rest``, dense layers above.
+def list_kinds(config: ModelConfig) -> list[LayerKind]:
+    """The kind of each layer."""
+    deltas = [kind == "delta" for kind in config.attention_kinds]
+    return [LayerKind(*both) for both in zip(deltas, config.routed_layers, strict=True)]
+
+
+def list_blocks(config: ModelConfig) -> list[LayerKind]:
+    """The kind of each layer, and then of the block of each module that predicts a further token,
+    which is as the last layer.
     """
-    first = config.moe.first_dense if config.moe.every else 0
-    units, rest = divmod(config.num_layers - first, config.moe.every or 1)
-    return {"dense": first, "unit": units, "rest": rest}
-
-
-def with_repeats(config: ModelConfig, repeats: dict[str, int]) -> ModelConfig:
-    """The model with so many repeats of each run: the inverse of ``count_repeats``."""
-    moe = config.moe
-    layers = repeats["dense"] + repeats["unit"] * (moe.every or 1) + repeats["rest"]
-    first = repeats["dense"] if moe.every else 0
-    attention = replace(config.attention, kinds=config.attention.kinds[:layers])
-    moe = replace(moe, first_dense=first)
-    return replace(config, num_layers=layers, attention=attention, moe=moe)
+    kinds = list_kinds(config)
+    return kinds + kinds[-1:] * config.next_tokens
 
 
 def cut_layers(config: ModelConfig) -> list[Run]:
-    """Cut the layers into runs.
+    """Cut the layers into runs: the first dense layers, units that have the whole pattern of kinds,
+    and the layers above. Of the first and the last, those that are alike and beside each other make
+    a run.
 
     With every second layer of 7 routed after 2 dense ones: D D | D R, D R | D.
     """
-    repeats = count_repeats(config)
-    first, period = repeats["dense"], config.moe.every or 1
-    units = {
-        "dense": (False,),
-        "unit": config.routed_layers[first : first + period],
-        "rest": (False,),
-    }
-    return [Run(units[name], number) for name, number in repeats.items() if number]
+    kinds, moe = list_kinds(config), config.moe
+    first = moe.first_dense if moe.every else 0
+    size = math.lcm(moe.every or 1, _find_period([kind.delta for kind in kinds]))
+    units, rest = divmod(len(kinds) - first, size)
+    end = len(kinds) - rest
+    middle = [Run(tuple(kinds[first : first + size]), units, "unit")] if units else []
+    return _group(kinds[:first], "dense") + middle + _group(kinds[end:], "rest")
+
+
+def _find_period(values: list[bool]) -> int:
+    """The length of the shortest pattern that gives these when it is repeated."""
+    return next(n for n in range(1, len(values) + 1) if values[n:] == values[:-n])
+
+
+def _group(kinds: list[LayerKind], part: Part) -> list[Run]:
+    """Runs of layers that are alike."""
+    return [Run((kind,), len(list(alike)), part) for kind, alike in groupby(kinds)]
+
+
+def number_in_cache(run: Run) -> list[int]:
+    """Of each layer of a run, how many of those before it have attention, or a memory, as it has:
+    its place in what the cache has of such layers.
+    """
+    deltas = [kind.delta for kind in run.unit * run.repeats]
+    return [deltas[:i].count(delta) for i, delta in enumerate(deltas)]
+
+
+def with_repeats(config: ModelConfig, repeats: Sequence[int]) -> ModelConfig:
+    """The model with so many repeats of each run that ``cut_layers`` gives."""
+    first, below = 0, 0
+    kinds: list[AttentionKind] = []
+    for run, wanted in zip(cut_layers(config), repeats, strict=True):
+        first += wanted * (run.part == "dense")
+        kinds += config.attention_kinds[below : below + len(run.unit)] * wanted
+        below += run.repeats * len(run.unit)
+    attention, moe = config.attention, replace(config.moe, first_dense=first)
+    if attention.kinds:
+        attention = replace(attention, kinds=tuple(kinds))
+    return replace(config, num_layers=len(kinds), attention=attention, moe=moe)
 
 
 def stack_layers(config: ModelConfig) -> list[Stack]:
@@ -79,13 +133,15 @@ def stack_layers(config: ModelConfig) -> list[Stack]:
     lie.
     """
     stacks, layer, routed_layer = [], 0, 0
-    for number, (unit, repeats) in enumerate(cut_layers(config)):
-        next_layer, next_routed = layer + repeats * len(unit), routed_layer + repeats * sum(unit)
-        for place, routed in enumerate(unit):
+    for number, run in enumerate(cut_layers(config)):
+        unit, repeats = run.unit, run.repeats
+        next_layer, next_routed = layer + repeats * len(unit), routed_layer + repeats * run.routed
+        for place, kind in enumerate(unit):
             path = (name_run(number), name_block(place))
-            mine = range(routed_layer + sum(unit[:place]), next_routed, sum(unit) or 1)
+            below = sum(other.routed for other in unit[:place])
             layers = range(layer + place, next_layer, len(unit))
-            stacks.append(Stack(path, layers, mine if routed else None))
+            among = range(routed_layer + below, next_routed, run.routed or 1)
+            stacks.append(Stack(path, layers, among if kind.routed else None))
         layer, routed_layer = next_layer, next_routed
     if ahead := config.next_tokens:
         mine = range(routed_layer, routed_layer + ahead) if config.routed_blocks[-1] else None

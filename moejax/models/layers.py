@@ -15,10 +15,17 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attention import Attention
 from moejax.models.context import Context
+from moejax.models.gated_delta import GatedDelta
 from moejax.models.kv_cache import Cache
 from moejax.models.latent_attention import LatentAttention
-from moejax.models.layer_runs import cut_layers, name_block, name_run
-from moejax.models.norm import RMSNorm
+from moejax.models.layer_runs import (
+    LayerKind,
+    cut_layers,
+    name_block,
+    name_run,
+    number_in_cache,
+)
+from moejax.models.norm import make_norm
 from moejax.models.rotary import number_rotations
 from moejax.moe import lying
 from moejax.moe.balance import Routed
@@ -34,13 +41,13 @@ Own = dict[str, jax.Array]
 
 
 class Block(nn.Module):
-    """Attention (which an ``mlp`` has not) and a feed-forward network, each on a copy of the
-    residual stream; that is normalised, or what they give, or both.
+    """Attention (which an ``mlp`` has not) or a memory, and a feed-forward network, each on a copy
+    of the residual stream; that is normalised, or what they give, or both.
     """
 
     config: ModelConfig
     layout: MeshConfig
-    routed: bool
+    layer_kind: LayerKind
     training: bool
 
     @nn.compact
@@ -51,7 +58,7 @@ class Block(nn.Module):
         if config.kind != "mlp":
             x_BND, cache = self._attend(x_BND, cache, context, each)
         normed_BND = self._norm_input("feed_forward", x_BND)
-        if not self.routed:
+        if not self.layer_kind.routed:
             width, name = config.dense_hidden, "feed_forward"
             dense = FeedForward(width, config.activation, self.layout, name=name)
             return self._add(x_BND, self._norm_output(name, dense(normed_BND))), cache, None
@@ -79,24 +86,27 @@ class Block(nn.Module):
         if "rotation" in each:
             own = each["rotation"]
             context = context | {"cos": context["cos"][own], "sin": context["sin"][own]}
-        form = LatentAttention if config.is_latent else Attention
-        attention = form(config, self.layout, name="attention")
-        y_BND, cache = attention(normed_BND, context, cache, each["layer"])
+        attending: type[Attention] | type[LatentAttention] | type[GatedDelta]
+        attending = LatentAttention if config.is_latent else Attention
+        form, name = (GatedDelta, "delta") if self.layer_kind.delta else (attending, "attention")
+        y_BND, cache = form(config, self.layout, name=name)(
+            normed_BND, context, cache, each["layer"]
+        )
         return self._add(x_BND, self._norm_output("attention", y_BND)), cache
 
     def _norm_input(self, part: str, x_BND: jax.Array) -> jax.Array:
         """What a part of the layer reads."""
         if self.config.norm_place == "post":
             return x_BND
-        return RMSNorm(self.config.norm_epsilon, name=f"{part}_norm")(x_BND)
+        return make_norm(self.config, f"{part}_norm")(x_BND)
 
     def _norm_output(self, part: str, y_BND: jax.Array) -> jax.Array:
         """What a part of the layer gives."""
         place = self.config.norm_place
-        experts = place == "pre_and_experts" and self.routed and part == "feed_forward"
+        experts = place == "pre_and_experts" and self.layer_kind.routed and part == "feed_forward"
         if place not in ("post", "sandwich") and not experts:
             return y_BND
-        return RMSNorm(self.config.norm_epsilon, name=f"{part}_output_norm")(y_BND)
+        return make_norm(self.config, f"{part}_output_norm")(y_BND)
 
     def _add(self, x_BND: jax.Array, y_BND: jax.Array) -> jax.Array:
         scale = self.config.residual_scale
@@ -108,7 +118,7 @@ class Unit(nn.Module):
 
     config: ModelConfig
     layout: MeshConfig
-    routed: tuple[bool, ...]
+    kinds: tuple[LayerKind, ...]
     training: bool
     in_loop: bool
 
@@ -123,12 +133,12 @@ class Unit(nn.Module):
             # Outside a loop, XLA would find what is computed again and keep it instead.
             block = nn.remat(Block, prevent_cse=not self.in_loop)
         said: list[Routed | None] = []
-        for i, routed in enumerate(self.routed):
-            of_layer = {name: x[len(said)] for name, x in own.items()} if routed else {}
+        for i, kind in enumerate(self.kinds):
+            of_layer = {name: x[len(said)] for name, x in own.items()} if kind.routed else {}
             of_block = {name: x[i] for name, x in each.items()}
-            layer = block(self.config, self.layout, routed, self.training, name=name_block(i))
+            layer = block(self.config, self.layout, kind, self.training, name=name_block(i))
             x_BND, cache, one = layer(x_BND, cache, context, of_block, of_layer)
-            said += [one] if routed else []
+            said += [one] if kind.routed else []
         return (x_BND, cache), jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
 
 
@@ -165,15 +175,19 @@ def run_layers(
     unroll = unrolls(config, in_place)
     differing = settings_of_layers(config)
     said, layers, done, done_routed = [], [], 0, 0
-    for i, (unit, repeats) in enumerate(cut_layers(config)):
+    for i, run in enumerate(cut_layers(config)):
+        unit, repeats = run.unit, run.repeats
         # Of this run: [repeats, layers of the unit, ...], or routed layers of the unit.
-        count, count_routed = repeats * len(unit), repeats * sum(unit)
-        each = {"layer": jnp.arange(count), "repeat": jnp.arange(count) // len(unit)}
+        count, count_routed = repeats * len(unit), repeats * run.routed
+        each = {
+            "layer": jnp.array(number_in_cache(run)),
+            "repeat": jnp.arange(count) // len(unit),
+        }
         each |= {name: jnp.array(x[done : done + count]) for name, x in differing.items()}
         each = {name: x.reshape(repeats, len(unit)) for name, x in each.items()}
         here = {
             name: x[done_routed : done_routed + count_routed].reshape(
-                repeats, sum(unit), *x.shape[1:]
+                repeats, run.routed, *x.shape[1:]
             )
             for name, x in own.items()
             if count_routed
@@ -182,7 +196,7 @@ def run_layers(
         in_loop = repeats > 1 and not unroll
         cache = caches[i] if caches else {}
         if params is None or not in_place:
-            run = nn.scan(
+            scan = nn.scan(
                 Unit,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "router": True},
@@ -192,7 +206,7 @@ def run_layers(
             )(config, layout, unit, training, in_loop, name=name_run(i))
             stacks = {} if params is None else stack_banks(params[name_run(i)], config, layout)
             with_stacks: Context = {**context, "stacks": stacks}
-            (x_BND, cache), one = run((x_BND, cache), with_stacks, each, here)
+            (x_BND, cache), one = scan((x_BND, cache), with_stacks, each, here)
         else:
             alone = Unit(config, layout, unit, training, in_loop, parent=None)
             step = partial(run_in_place, alone, params[name_run(i)], context)

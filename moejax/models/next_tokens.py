@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context
-from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS
+from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS, list_blocks
 from moejax.models.layers import Block, Own, settings_of_layers, unrolls
-from moejax.models.norm import RMSNorm
+from moejax.models.norm import make_norm
 from moejax.moe.balance import Routed
 from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight
@@ -62,8 +62,8 @@ class NextToken(nn.Module):
         }
         both_BNX = jnp.concatenate(
             [
-                RMSNorm(config.norm_epsilon, name="embedding_norm")(ahead_BND),
-                RMSNorm(config.norm_epsilon, name="hidden_norm")(x_BND),
+                make_norm(config, "embedding_norm")(ahead_BND),
+                make_norm(config, "hidden_norm")(x_BND),
             ],
             axis=-1,
         )
@@ -72,10 +72,10 @@ class NextToken(nn.Module):
         block = Block
         if config.remat == "layer":
             block = nn.remat(Block, prevent_cse=not self.in_loop)
-        routed = config.routed_blocks[-1]
-        layer = block(config, self.layout, routed, self.training, name=NEXT_BLOCK)
+        kind = list_blocks(config)[-1]
+        layer = block(config, self.layout, kind, self.training, name=NEXT_BLOCK)
         x_BND, _, said = layer(partition.pin(x_BND, "tokens_BND"), {}, context, each, own)
-        x_BND = RMSNorm(config.norm_epsilon, name="final_norm")(x_BND)
+        x_BND = make_norm(config, "final_norm")(x_BND)
         return (x_BND, ahead_BND, token_BN, of_BN), (x_BND, said)
 
 

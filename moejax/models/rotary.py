@@ -30,8 +30,11 @@ def rotary(positions_BN: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax
 
 def number_rotations(config: ModelConfig) -> tuple[list[Rotation], list[int]]:
     """The different rotary positions of a model's layers, and which of them each layer has."""
-    different = list(dict.fromkeys(config.rotations))
-    return different, [different.index(rotation) for rotation in config.rotations]
+    kinds = zip(config.rotations, config.attention_kinds, strict=True)
+    turned = [rotation for rotation, kind in kinds if kind != "delta"]
+    different = list(dict.fromkeys(turned)) or [None]
+    numbers = [different.index(r) if r in different else 0 for r in config.rotations]
+    return different, numbers
 
 
 def _table(positions_BN: jax.Array, rotation: Rotation, size: int) -> tuple[jax.Array, jax.Array]:

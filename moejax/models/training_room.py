@@ -40,7 +40,8 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     moments = 1 if config.optim.optimizer == "muon" else 2
     size = jnp.dtype(model.dtype).itemsize
     logits = FLOAT * vocab_size * (1 if model.material.classes else N)
-    scores = 0 if model.kind == "mlp" else size * model.num_heads * N * N
+    attends = model.kind != "mlp" and set(model.attention_kinds) != {"delta"}
+    scores = size * model.num_heads * N * N * attends
     devices = data * expert
     batch = config.data.batch_size // config.optim.accumulate
     return Least(

@@ -4,7 +4,8 @@ With FSDP, parameters lie spread over the devices that would else hold copies, a
 use.
 
 Letters: A: width of a head; J: key/value heads; M: positions that are looked at; R: width of a
-latent vector; X: all heads side by side, or an embedding and a hidden state.
+latent vector; U: width of a value; W: positions that a short convolution looks at; X: all heads
+side by side, or an embedding and a hidden state.
 """
 
 from functools import partial
@@ -45,6 +46,14 @@ PARAMETERS = {
     "b_key_X": ("model",),
     "b_value_X": ("model",),
     "sink_H": ("model",),
+    "w_gate_DX": (FSDP, "model"),
+    "w_beta_DH": (FSDP, "model"),
+    "w_step_DH": (FSDP, "model"),
+    "mix_query_WX": (None, "model"),
+    "mix_key_WX": (None, "model"),
+    "mix_value_WX": (None, "model"),
+    "log_rate_H": ("model",),
+    "step_bias_H": ("model",),
     "w_query_down_DR": (FSDP, None),
     "w_query_up_RX": (None, ("model", FSDP)),
     "w_latent_DX": (FSDP, None),
@@ -67,6 +76,10 @@ CACHE = {
     "scale_v_LBMJ1": (TOKENS, None, "model", None),
     "scale_c_LBM1": (TOKENS, None, None),
     "scale_key_LBM11": (TOKENS, None, None, None),
+    "state_LBHAU": (TOKENS, "model", None, None),
+    "last_query_LBWX": (TOKENS, None, "model"),
+    "last_key_LBWX": (TOKENS, None, "model"),
+    "last_value_LBWX": (TOKENS, None, "model"),
     "segments_BM": (TOKENS, None),
     "positions_BM": (TOKENS, None),
 }

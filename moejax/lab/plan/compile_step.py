@@ -16,7 +16,7 @@ from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_flops import muon_flops, step_flops
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.by_kind import build
-from moejax.models.layer_runs import count_repeats, with_repeats
+from moejax.models.layer_runs import Run, cut_layers, with_repeats
 from moejax.runtime import device_fit, device_mesh, partition, targets
 from moejax.runtime.number_words import short
 from moejax.train.optimizer import make_optimizer, make_schedule
@@ -116,16 +116,15 @@ def count_work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict
     shallow, runs = shallow_and_full(config.model)
     base = count_operations(with_layers(config, shallow), grid, vocab_size)
     totals, layers = dict(base), []
-    for unit, repeats in runs:
-        deeper = shallow | {unit: 2}
-        more = base
-        if repeats > 1:
-            more = count_operations(with_layers(config, deeper), grid, vocab_size)
+    for number, run in enumerate(runs):
+        if run.repeats == 1:
+            continue
+        deeper = [2 if i == number else 1 for i in range(len(runs))]
+        more = count_operations(with_layers(config, deeper), grid, vocab_size)
         added = {key: more[key] - base[key] for key in base}
-        totals = {key: totals[key] + max(0, repeats - 1) * added[key] for key in totals}
-        if repeats > 1:
-            moved = {key: added[key] for key in targets.COLLECTIVES if added[key]}
-            layers.append({"layers": unit, "repeats": repeats, "collectives": moved})
+        totals = {key: totals[key] + (run.repeats - 1) * added[key] for key in totals}
+        moved = {key: added[key] for key in targets.COLLECTIVES if added[key]}
+        layers.append({"layers": run.part, "repeats": run.repeats, "collectives": moved})
     with jax.set_mesh(grid):
         params = state_shapes(config, vocab_size).params
         formula = step_flops(config, vocab_size) + muon_flops(params, config.optim)
@@ -138,13 +137,13 @@ def count_work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict
     }
 
 
-def shallow_and_full(model: ModelConfig) -> tuple[dict[str, int], list[tuple[str, int]]]:
-    """The repeats of each run of layers: in the smallest model of this kind, and in this one."""
-    runs = count_repeats(model)
-    return {name: min(repeats, 1) for name, repeats in runs.items()}, list(runs.items())
+def shallow_and_full(model: ModelConfig) -> tuple[list[int], list[Run]]:
+    """The repeats of each run of layers in the smallest model of this kind; and the runs."""
+    runs = cut_layers(model)
+    return [1] * len(runs), runs
 
 
-def with_layers(config: Config, repeats: dict[str, int]) -> Config:
+def with_layers(config: Config, repeats: list[int]) -> Config:
     """The config with this many repeats of each run of layers, unrolled."""
     model = with_repeats(config.model, repeats)
     return changed(config, {"model": changed(model, {"unroll": True})})

@@ -1,7 +1,12 @@
 """Where each number of a plan comes from: its arithmetic, in words and numbers."""
 
 from moejax.config.model import ModelConfig
-from moejax.models.counts import active_parameters, parameters
+from moejax.models.counts import (
+    active_parameters,
+    count_deltas,
+    delta_rule_products,
+    parameters,
+)
 from moejax.moe.experts import matrices
 from moejax.runtime.number_words import short
 
@@ -16,7 +21,7 @@ def explain_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
     router = "" if moe.built_router.learned else ": this router learns nothing"
     return {
         "embedding": f"{V:,} tokens x {D:,}",
-        "attention": f"{L} layers x ({explain_attention(model)})",
+        "attention": explain_layers(model),
         "dense_feed_forward": f"{L - routed} layers x {m} of {D:,} x {model.dense_hidden:,}",
         "experts": f"{routed} layers x {moe.num_experts} experts x {expert};"
         f" a token meets {moe.top_k} of the {moe.num_experts}",
@@ -35,6 +40,20 @@ def explain_norms(model: ModelConfig) -> str:
     of_experts = f", {routed} routed layers x {D:,}" * (model.norm_place == "pre_and_experts")
     ahead = f", {model.next_tokens} modules x 3 x {D:,}" * (model.next_tokens > 0)
     return each + of_experts + ahead
+
+
+def explain_layers(model: ModelConfig) -> str:
+    """The matrices of all layers that mix positions, with attention or with a memory."""
+    D, deltas, (J, H, A, U, _) = model.width, count_deltas(model), model.delta_sizes
+    attending, found = len(model.routed_blocks) - deltas, []
+    if attending:
+        found.append(f"{attending} layers x ({explain_attention(model)})")
+    if deltas:
+        found.append(
+            f"{deltas} layers with a memory x ({D:,} x (2 x {J * A:,} queries and keys, 3 x"
+            f" {H * U:,} values, gates and out, 2 x {H}), and convolutions)"
+        )
+    return "; ".join(found)
 
 
 def explain_attention(model: ModelConfig) -> str:
@@ -73,13 +92,19 @@ def explain_totals(model: ModelConfig, vocab_size: int) -> dict[str, str]:
 
 def explain_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
     """The arithmetic of each part's forward FLOPs for a token."""
-    L, H = len(model.routed_blocks), model.num_heads
+    L, H, deltas = len(model.routed_blocks), model.num_heads, count_deltas(model)
     A, U = model.query_head_size, model.value_head_size
+    rule = (
+        f"2 x {deltas} layers x {delta_rule_products(model, sequence_length):,} of the delta rule"
+    )
+    scores = (
+        f"2 x {L - deltas} layers x {sequence_length:,} positions x {H} heads x ({A} + {U}), what a"
+        f" mask hides included"
+    )
     plain = "2 x the numbers of its matrices: a multiply-add is 2 FLOPs"
     return {
         "attention": plain,
-        "attention_scores": f"2 x {L} layers x {sequence_length:,} positions x {H} heads x"
-        f" ({A} + {U}), what a mask hides included",
+        "attention_scores": "; ".join([scores] * (deltas < L) + [rule] * (deltas > 0)),
         "dense_feed_forward": plain,
         "experts": f"2 x the numbers of {model.moe.top_k} experts a layer",
         "shared_experts": plain,
@@ -101,6 +126,7 @@ MEMORY_REASONS = {
     "saved for backward": "what layers keep from one pass to the other",
     "residual stream, mask": "a token's numbers and their gradient, and what positions may see",
     "attention kept": "queries, keys, values, output, and the probabilities of all heads",
+    "layer with a memory": "all that its gradient needs, chunk by chunk",
     "attention scores": "the gradient of the probabilities, in float32 and in the type of products",
     "dispatch": "one-hot tensors: a truth for each choice and two weights, for each token and slot",
     "experts": "inputs, hidden numbers and gradients of all slots or rows here",

@@ -1,7 +1,9 @@
 """The bytes that the gradient of one layer holds: what is kept, and what is needed for a moment."""
 
 from moejax.config.config import Config
+from moejax.lab.plan.residuals import block_residuals
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, count_slots
+from moejax.models.layer_runs import list_kinds
 from moejax.moe.experts import matrices
 
 
@@ -63,11 +65,16 @@ def dense_bytes(config: Config, step: StepSizes, hidden: float) -> float:
 def layer_workspace(config: Config, step: StepSizes) -> dict[str, float]:
     """What a layer needs at the largest moment of its gradient, if it is recomputed from its input:
     the moment of the feed-forward network, when attention's values already wait, or that of
-    attention.
+    attention; or all that a layer with a memory keeps.
     """
     model, moe = config.model, config.model.moe
-    attention, scores = attention_kept(config, step), attention_workspace(config, step)
-    feed_forward = {"attention kept": attention}
+    kinds = set(list_kinds(model))
+    remembering = [block_residuals(config, step, kind) for kind in kinds if kind.delta]
+    feed_forward, moments = {}, [{"layer with a memory": size} for size in remembering]
+    if not all(kind.delta for kind in kinds):
+        attention, scores = attention_kept(config, step), attention_workspace(config, step)
+        feed_forward["attention kept"] = attention
+        moments.append({"attention kept": attention, "attention scores": scores})
     if any(model.routed_layers):
         feed_forward |= {
             "dispatch": dispatch_bytes(config, step),
@@ -76,14 +83,14 @@ def layer_workspace(config: Config, step: StepSizes) -> dict[str, float]:
         }
     else:
         feed_forward["dense"] = dense_bytes(config, step, model.dense_hidden)
-    moments = [feed_forward, {"attention kept": attention, "attention scores": scores}]
-    return max(moments, key=lambda moment: sum(moment.values()))
+    return max([feed_forward, *moments], key=lambda moment: sum(moment.values()))
 
 
 def workspace_if_saved(config: Config, step: StepSizes) -> dict[str, float]:
     """What the gradient of a layer needs for a moment, if the forward pass has saved all else."""
-    found = {"attention scores": attention_workspace(config, step)}
+    found = {}
+    if set(config.model.attention_kinds) != {"delta"}:
+        found["attention scores"] = attention_workspace(config, step)
     if any(config.model.routed_layers):
         found["experts"] = experts_workspace(config, step)
-        found = dict([max(found.items(), key=lambda item: item[1])])
-    return found
+    return dict(sorted(found.items(), key=lambda item: -item[1])[:1])

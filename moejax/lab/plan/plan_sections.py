@@ -156,7 +156,9 @@ def list_inference(request: PlanRequest) -> Section:
             (gigabytes(size),),
             size,
             f"{request.sequences:,} x {request.context:,} positions x {short(each)}B a position,"
-            f" in {config.model.dtype} (--sequences, --context)",
+            f" in {config.model.dtype} (--sequences, --context)"
+            + ", with memories in float32"
+            * ("delta" in config.model.attention_kinds),
         ),
     ]
     return Section("inference", "Memory of a device when it writes text", lines)

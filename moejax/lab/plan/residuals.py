@@ -1,6 +1,7 @@
 """What the layers keep from the forward to the backward pass."""
 
 import functools
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,11 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_sizes import StepSizes
 from moejax.models.decoder import make_context
+from moejax.models.layer_runs import LayerKind, list_blocks
 from moejax.models.layers import Block, settings_of_layers
 
 
-def block_residuals(config: Config, step: StepSizes, routed: bool) -> float:
+def block_residuals(config: Config, step: StepSizes, kind: LayerKind) -> float:
     """Bytes that autodiff keeps of one layer, read from its program; copies of parameters are left
     out. The layer has the sizes of one device's part, so no mesh is needed but to know the
     platform.
@@ -25,20 +27,27 @@ def block_residuals(config: Config, step: StepSizes, routed: bool) -> float:
     moe = replace(model.moe, hidden_size=model.moe.hidden_size // split)
     if step.dispatch != "none":
         moe = replace(moe, dispatch=step.dispatch)
+    sizes = model.delta_sizes
+    delta = replace(
+        model.delta,
+        key_heads=sizes.key_heads // split,
+        value_heads=sizes.value_heads // split,
+    )
     model = replace(
         model,
         moe=moe,
+        delta=delta,
         num_heads=model.num_heads // split,
         num_kv_heads=model.key_value_heads // split,
         head_size=model.plain_head_size,
         dense_hidden_size=model.dense_hidden // split,
     )
-    return _trace_residuals(model, routed, step.T // step.N, step.N)
+    return _trace_residuals(model, kind, step.T // step.N, step.N)
 
 
 @functools.cache
-def _trace_residuals(model: ModelConfig, routed: bool, rows: int, length: int) -> float:
-    block = Block(model, MeshConfig(), routed, True)
+def _trace_residuals(model: ModelConfig, kind: LayerKind, rows: int, length: int) -> float:
+    block = Block(model, MeshConfig(), kind, True)
     x_BND = jax.ShapeDtypeStruct((rows, length, model.width), jnp.dtype(model.dtype))
     ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
@@ -46,7 +55,7 @@ def _trace_residuals(model: ModelConfig, routed: bool, rows: int, length: int) -
     each = {"layer": jnp.int32(0)}
     each |= {name: jnp.int32(0) for name in settings_of_layers(model)}
     bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)
-    own = {"bias_E": bias_E} if routed and model.moe.has_selection_bias else {}
+    own = {"bias_E": bias_E} if kind.routed and model.moe.has_selection_bias else {}
 
     def init(key: jax.Array, x: jax.Array, context: dict, own: dict) -> Any:
         return block.init(key, x, {}, context, each, own)
@@ -111,7 +120,5 @@ def saved_bytes(config: Config, step: StepSizes, remat: str) -> float:
     model = config.model
     if remat == "layer":
         return len(model.routed_blocks) * step.T * step.D * step.itemsize
-    routed = sum(model.routed_blocks)
-    dense = len(model.routed_blocks) - routed
-    found = routed * block_residuals(config, step, True) if routed else 0.0
-    return found + (dense * block_residuals(config, step, False) if dense else 0.0)
+    counts = Counter(list_blocks(model))
+    return sum(n * block_residuals(config, step, kind) for kind, n in counts.items())

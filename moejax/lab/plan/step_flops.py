@@ -8,7 +8,7 @@ import jax
 from moejax.config.config import Config
 from moejax.config.optim import OptimConfig
 from moejax.lab.plan.step_sizes import choose_dispatch, count_slots
-from moejax.models.counts import forward_flops, latent_products
+from moejax.models.counts import count_deltas, forward_flops, latent_products
 from moejax.moe.experts import matrices
 from moejax.runtime import device_mesh, partition
 
@@ -32,7 +32,8 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
     """All products of a step on the mesh in use, without those of Muon."""
     model, moe = config.model, config.model.moe
     flops = forward_flops(model, vocab_size, config.data.sequence_length)
-    latent = 2 * len(model.routed_blocks) * latent_products(model)
+    attending = len(model.routed_blocks) - count_deltas(model)
+    latent = 2 * attending * latent_products(model)
     last = 1 / len(matrices(model.activation))
     dense, shared = flops["dense_feed_forward"], flops["shared_experts"]
     found = [

@@ -204,6 +204,16 @@ def test_generate_prints_the_prompt_and_the_text(run, said):
     assert several.endswith("--- 2 (20 tokens; --tokens)\n" + got.out)
 
 
+def test_a_quantised_run_is_kept_and_opened_like_it(run, figures, said, tmp_path):
+    """On eight devices, with the text that was held out; and with a short cache."""
+    kept = tmp_path / "kept"
+    assert "int8: " in said("quantise", run, kept, "--weights", "int8").out
+    measured = validation(run)[8]["bits_per_byte"]
+    assert 0 < abs(figures(kept)["bits_per_byte"] / measured - 1) < 0.005
+    words = ["--prompt", "def ", "--tokens", 3, "--temperature", 0, "--cache", "int8"]
+    assert said("generate", kept, *words).out.startswith("def ")
+
+
 def test_generate_prints_one_object(run, said, tmp_path):
     (tmp_path / "prompts").write_text("two é\n", encoding="utf-8")
     flags = ["--json", "--tokens", "6", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]
@@ -388,6 +398,8 @@ def test_a_router_that_generates_no_text_can_be_evaluated(run, tmp_path, figures
         (["eval", "RUN", "--batch-size", "6"], "make it a multiple of 8"),
         (["eval", "RUN", "--mesh.expert", "8"], "--model.moe.num-experts 4 is not divisible"),
         (["eval", "RUN", "--batches", "0"], "--batches must be greater than 0"),
+        (["eval", "RUN", "--weights", "int4", "--group", "5"], "groups of 5 do not divide"),
+        (["eval", "RUN", "--group", "8"], "has no effect without --weights int8, int4 or fp8"),
     ],
 )
 def test_wrong_input_is_named(run, tmp_path, words, message):

@@ -66,6 +66,15 @@ REFUSED = [
     ["export", "/nowhere", "new/model"],
     ["export", "run", "new/model"],
     ["export", "model", "new/model"],
+    ["quantise", "/nowhere", "new/model"],
+    ["quantise", "model", "new/model"],
+    ["quantise", "codes", "new/model"],
+    ["quantise", "whole", "text.txt/model"],
+    ["export", "codes", "new/model"],
+    ["import", "codes", "new/model"],
+    ["upcycle", "codes", "new/model"],
+    [*TRAIN, "--run.init-from", "codes"],
+    [*TRAIN, "--run.directory", "codes"],
     ["upcycle", "/nowhere", "new/model"],
     ["upcycle", "model", "new/model"],
     ["upcycle", "whole", "new/model"],
@@ -88,7 +97,7 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder with what the commands are given: texts, a model that is damaged and one that is
-    whole, and a run without checkpoints.
+    whole, what says that one is quantised, and a run without checkpoints.
     """
     here = tmp_path_factory.mktemp("refused")
     (here / "text.txt").write_text("def f(): pass\n" * 20_000)
@@ -108,6 +117,9 @@ def place(tmp_path_factory) -> Path:
     hf_models.write(here / "model", "mixtral")
     (here / "model" / "model.safetensors").write_bytes(b"")
     hf_models.write(here / "whole", "mixtral")
+    (here / "codes").mkdir()
+    mark = {"weights": {"kind": "int4", "group": None}, "source": "run"}
+    (here / "codes" / "quantised.json").write_text(json.dumps(mark))
     (here / "run" / "checkpoints").mkdir(parents=True)
     (here / "run" / "config.json").write_text(json.dumps(to_dict(SETTINGS)))
     return here

@@ -13,8 +13,10 @@ from moejax.config.errors import CheckpointError, RunError
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
 from moejax.inference.imported import ARRAYS, is_imported
+from moejax.inference.quantised_model import ARRAYS as QUANTISED
 from moejax.inference.released_model import is_checkpoint
 from moejax.runs.checksums import FILE, find_damage
+from moejax.runs.quantised_mark import describe_mark, is_quantised_model
 from moejax.runs.records import read_run
 
 
@@ -23,8 +25,8 @@ class CheckSettings:
     """What is looked at."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Directory of a run, of a model that `moejax import` wrote, or of a checkpoint in Hugging
-    Face's format."""
+    """Directory of a run, of a model that `moejax import` or `moejax quantise` wrote, or of a
+    checkpoint in Hugging Face's format."""
     json: bool = False
     """Print what was found as JSON."""
 
@@ -42,7 +44,9 @@ def check_directory(settings: CheckSettings) -> None:
             raise CheckpointError(facts["refused"])
         return
     found = {place: describe_folder(root / place) for place in list_places(root)}
-    if not is_imported(root) and (damage := read_run(root).damage):
+    if is_quantised_model(root):
+        found["weights"] = f"quantised: {describe_mark(root)}"
+    elif not is_imported(root) and (damage := read_run(root).damage):
         found["records"] = f"damaged: {'; '.join(damage)}"
     print_found(found, settings.json)
     if any(words.startswith("damaged") for words in found.values()):
@@ -60,6 +64,8 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
 
 def list_places(path: Path) -> list[str]:
     """The folders with checksums inside a directory, checkpoints by their steps."""
+    if is_quantised_model(path):
+        return [".", QUANTISED]
     if is_imported(path):
         return [".", ARRAYS]
     steps = [p for p in path.glob("checkpoints/[0-9]*") if p.name.isdigit() and p.is_dir()]

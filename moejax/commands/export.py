@@ -22,6 +22,7 @@ from moejax.inference.kept_files import find_tokenizer
 from moejax.inference.opening import open_model
 from moejax.inference.released_model import is_checkpoint
 from moejax.inference.trained_run import is_run
+from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import device_mesh
 
 
@@ -53,6 +54,7 @@ class ExportSettings:
 def export_model(settings: ExportSettings) -> None:
     """Open and write, and say so. Raises ``UserError``."""
     source = settings.source
+    refuse_quantised(source, "exporting")
     check(
         is_run(source) or imported.is_imported(source),
         f"{source} is neither a run (config.json and checkpoints/) nor an imported model"

@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -46,6 +46,8 @@ class GenerateSettings(ModelSettings):
     window: int | None = None
     """Positions that a position sees, itself included, and the longest prompt in tokens; by default
     as many as the model was trained on."""
+    cache: Literal["float32", "bfloat16", "int8"] | None = None
+    """Type of the cache of keys and values; by default that of the activations."""
     batch_size: int = 32
     """Prompts that are continued together."""
     placement: Path | None = None
@@ -91,6 +93,7 @@ def generate(settings: GenerateSettings) -> None:
         tokenizer=model.tokenizer,
         ends=model.ends,
         window=settings.window or model.context,
+        cache=settings.cache,
     )
     ids = [model.begin(prompt, settings.special_tokens) for prompt in prompts]
     generator.check_prompts(ids)

@@ -64,6 +64,10 @@ COMMANDS: dict[str, Command | Group] = {
     "export": Command(
         "a trained model as a checkpoint of Hugging Face (RUN NEW)", "export:export_model"
     ),
+    "quantise": Command(
+        "a model with weights of 8 or 4 bits, to be run (MODEL OUT --weights int4)",
+        "quantise:quantise_model",
+    ),
     "upcycle": Command(
         "a routed model of a dense one that computes the same (DIR NEW)", "upcycle:upcycle_model"
     ),

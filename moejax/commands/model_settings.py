@@ -18,11 +18,17 @@ from moejax.data.documents import Documents
 from moejax.data.sources import open_documents, open_text
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
+from moejax.moe.quantise_params import Weights
+from moejax.moe.quantised import Kind
 from moejax.runtime import device_mesh
 from moejax.runtime.allocator import keep_freed_memory, return_freed_memory
 
 LONGEST = 2048
 """Positions of a piece of text, where nobody says."""
+
+
+WeightsFlag = Kind
+GroupFlag = int | Literal["channel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +43,31 @@ class ModelSettings:
     """The checkpoint; by default the last."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of activations and matrix products; by default that of training."""
+    weights: WeightsFlag | None = None
+    """Quantise a language model as it is read: its matrices, with those of experts, take 8 or 4
+    bits a number, the embedding 8; routers, norms and biases stay. Products are in --dtype."""
+    group: GroupFlag | None = None
+    """With --weights: how many numbers that are summed together share a scale; `channel`: all of
+    them. By default 32 for int4, where that divides them, and else all."""
     json: bool = False
     """Print one JSON object."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
-    NEEDS: ClassVar[tuple[Need, ...]] = (NOT_TRAINED,)
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        NOT_TRAINED,
+        Need(
+            ("group",),
+            lambda s: s.weights is not None,
+            "--weights int8, int4 or fp8",
+            "give that, too",
+            says="has no effect without",
+        ),
+    )
+
+    @property
+    def quantised(self) -> Weights | None:
+        """What --weights and --group ask for."""
+        return None if self.weights is None else Weights(kind=self.weights, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +132,14 @@ def open_any_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
         load_config_file(settings.config)
     mesh = device_mesh.make_mesh(settings.mesh)
     layout, path = settings.mesh, settings.path
-    model = open_model(path, mesh=mesh, layout=layout, dtype=settings.dtype, step=settings.step)
+    model = open_model(
+        path,
+        mesh=mesh,
+        layout=layout,
+        dtype=settings.dtype,
+        step=settings.step,
+        weights=settings.quantised,
+    )
     return_freed_memory()  # of the parts that were read; from here on all is used again
     keep_freed_memory()
     check(

@@ -15,15 +15,9 @@ from moejax.config.model import ModelConfig
 from moejax.hf.codecs import Source
 from moejax.hf.files import Tensor, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry, Rule
+from moejax.moe.placing import Like, place, place_block, read_as, set_shardings
 from moejax.runtime import partition
-from moejax.runtime.place_arrays import (
-    PART_BYTES,
-    Get,
-    is_whole,
-    place,
-    place_block,
-    take_layer,
-)
+from moejax.runtime.place_arrays import PART_BYTES, Get, is_whole, take_layer
 
 EXPONENTS: dict[int, tuple[type, Any]]
 EXPONENTS = {2: (np.uint16, np.uint16(0x7F80)), 4: (np.uint32, np.uint32(0x7F800000))}
@@ -35,31 +29,29 @@ Piece = tuple[Source, int | None]
 
 
 def lay_out(
-    like: dict[ArrayPath, jax.ShapeDtypeStruct], mesh: Mesh | None, layout: MeshConfig
-) -> dict[ArrayPath, jax.ShapeDtypeStruct]:
+    like: dict[ArrayPath, Like], mesh: Mesh | None, layout: MeshConfig
+) -> dict[ArrayPath, Like]:
     """Arrays with the shardings of parameters; without a mesh, all on the first device."""
+    tree = unflatten_dict(like)
     if mesh is None:
-        shardings = dict.fromkeys(like, SingleDeviceSharding(jax.devices()[0]))
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
     else:
-        tree = partition.tree_shardings(mesh, unflatten_dict(like), layout.fsdp)
-        shardings = flatten_dict(tree)
-    return {
-        path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[path])
-        for path, array in like.items()
-    }
+        shardings = partition.tree_shardings(mesh, tree, layout.fsdp)
+    laid = flatten_dict(set_shardings(tree, shardings))
+    return {path: laid[path] for path in like}
 
 
 def read_arrays(
     entries: list[Entry],
-    like: dict[ArrayPath, jax.ShapeDtypeStruct],
+    like: dict[ArrayPath, Like],
     sources: dict[str, Source],
     config: ModelConfig,
-) -> tuple[dict[ArrayPath, jax.Array], list[str]]:
+) -> tuple[dict[ArrayPath, Any], list[str]]:
     """All arrays of a model as ``like`` has them, and the names of the tensors with numbers that
     are not finite. The host never holds more than the experts of one layer, and where a device has
     all of them, not more than about ``PART_BYTES`` of these, or one.
     """
-    arrays: dict[ArrayPath, jax.Array] = {}
+    arrays: dict[ArrayPath, Any] = {}
     spoilt: dict[str, None] = {}
     total = sum(sources[name].nbytes for entry in entries for name in entry.names)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", delay=3) as progress:
@@ -80,15 +72,16 @@ def list_pieces(entry: Entry, sources: dict[str, Source]) -> list[Piece]:
 
 
 def _place_entry(
-    array: jax.Array | None,
-    whole: jax.ShapeDtypeStruct,
+    array: Any,
+    like: Like,
     entry: Entry,
     pieces: list[Piece],
     read: Callable[[list[Piece], jax.ShapeDtypeStruct, tuple[slice, ...]], np.ndarray],
-) -> jax.Array:
+) -> Any:
     """An array with what an entry has of it, some experts after the others."""
+    whole = read_as(like)
     if entry.index is None:
-        return _place_outside(whole, entry.rule.transpose, partial(read, pieces, whole))
+        return _place_outside(like, entry.rule.transpose, partial(read, pieces, whole))
     layer = take_layer(whole)
 
     def read_stacked(some: list[Piece], index: tuple[slice, ...]) -> np.ndarray:
@@ -96,27 +89,28 @@ def _place_entry(
 
     if not (entry.is_bank and is_whole(whole, 1)):
         get = partial(read_stacked, pieces)
-        return place_block(array, whole, (entry.index,), (1,), get)
+        return place_block(array, like, (entry.index,), (1,), get)
     expert_bytes = layer.size // len(pieces) * layer.dtype.itemsize
     step = max(1, PART_BYTES // max(1, expert_bytes))
     for first in range(0, len(pieces), step):
         some = pieces[first : first + step]
         get = partial(read_stacked, some)
-        array = place_block(array, whole, (entry.index, first), (1, len(some)), get)
+        array = place_block(array, like, (entry.index, first), (1, len(some)), get)
     assert array is not None  # as there are experts
     return array
 
 
-def _place_outside(whole: jax.ShapeDtypeStruct, transpose: bool, get: Get) -> jax.Array:
+def _place_outside(like: Like, transpose: bool, get: Get) -> Any:
     """An array that is in no layer, such as the embedding: some of its rows on disk after the
     others.
     """
+    whole = read_as(like)
     axis = len(whole.shape) - 1 if transpose else 0
     rows = whole.shape[axis]
     row_bytes = whole.size // rows * whole.dtype.itemsize
     step = max(1, PART_BYTES // row_bytes)
     if step >= rows or not all(is_whole(whole, a) for a in range(axis + 1)):
-        return place(whole, get)
+        return place(like, get)
 
     def read_moved(first: int, index: tuple[slice, ...]) -> np.ndarray:
         moved = slice(index[axis].start + first, index[axis].stop + first)
@@ -127,7 +121,7 @@ def _place_outside(whole: jax.ShapeDtypeStruct, transpose: bool, get: Get) -> ja
         start, sizes = [0] * (axis + 1), list(whole.shape[: axis + 1])
         start[axis], sizes[axis] = first, min(step, rows - first)
         block = partial(read_moved, first)
-        array = place_block(array, whole, tuple(start), tuple(sizes), block)
+        array = place_block(array, like, tuple(start), tuple(sizes), block)
     assert array is not None  # as there are rows
     return array
 

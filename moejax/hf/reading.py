@@ -35,12 +35,13 @@ from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import selection_bias_shape
 from moejax.moe.lying import lie_quantised
+from moejax.moe.quantise_params import Weights, check_spread, quantise_shape
+from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import device_mesh
 from moejax.runtime.place_arrays import PART_BYTES
-from moejax.runtime.room import check_room, count_bytes
+from moejax.runtime.room import ROOM, check_room, count_bytes
 
 DTYPES = ("float32", "bfloat16", "auto")
-ROOM = "bfloat16 takes half of float32 (--dtype), and on a mesh every device holds a part (--mesh)."
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def load(
     layout: MeshConfig | None = None,
     allow_not_finite: bool = True,
     next_tokens: bool = True,
+    weights: Weights | None = None,
 ) -> Pretrained:
     """Read a checkpoint: ``config.json`` and safetensors in one directory.
 
@@ -103,6 +105,9 @@ def load(
     makes float32 of all else; products are computed in it, too. On a ``mesh`` (see
     ``device_mesh.make_mesh``, with its ``layout``) every device gets its own part alone. The host
     never holds more than the experts of one layer. Nothing in the directory is executed.
+
+    With ``weights``, matrices are quantised as they are read. The model runs as before, but can be
+    neither trained nor exported.
 
     Weights that are not finite are named in a warning; with ``allow_not_finite=False`` they are an
     error.
@@ -113,6 +118,7 @@ def load(
     Raises ``UserError`` for whatever is missing, unknown, misshapen, damaged or not supported.
     """
     directory = Path(directory)
+    refuse_quantised(directory, "reading it as a checkpoint")
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
     found = survey(directory, next_tokens)
     layout = layout or MeshConfig()
@@ -121,9 +127,11 @@ def load(
     in_16_bits = types[("embedding_VD",)].itemsize == 2
     config = replace(found.config, dtype="bfloat16" if in_16_bits else "float32")
 
-    like = {path: jax.ShapeDtypeStruct(found.shapes[path], kind) for path, kind in types.items()}
+    shapes = {path: jax.ShapeDtypeStruct(found.shapes[path], kind) for path, kind in types.items()}
+    like = {path: quantise_shape(path[-1], shape, weights) for path, shape in shapes.items()}
     like = lay_out(like, mesh, layout)
-    check_room(count_bytes(like.values()), f"{directory}", ROOM)
+    check_spread(like, layout)
+    check_room(count_bytes(jax.tree.leaves(like)), f"{directory}", ROOM)
     _check_copies(found)
     arrays, spoilt = read_arrays(found.entries, like, found.sources, config)
     report_not_finite(spoilt, allow_not_finite)

@@ -29,6 +29,7 @@ from moejax.hf.files import INDEX, SINGLE
 from moejax.hf.quantise import choose_codec, count_bytes, list_plain, write_tensor
 from moejax.hf.tensors import ArrayPath, Entry
 from moejax.models.layer_runs import leave_out_next_tokens
+from moejax.moe.quantise_params import check_not_quantised
 from moejax.runtime.atomic_files import write_json
 from moejax.runtime.new_folders import lock_folder, make_folders, remove_empty
 from moejax.runtime.stop import last_act
@@ -82,6 +83,7 @@ def save(
     """
     directory = Path(directory)
     check(dtype in DTYPES, f"dtype {dtype!r}: there are {', '.join(DTYPES)}.")
+    check_not_quantised(params, f"{directory} is to be written")
     config = replace(config, vocab_size=params["embedding_VD"].shape[0])
     if not next_tokens:
         config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)

@@ -12,7 +12,7 @@ from moejax.config.model import ModelConfig
 from moejax.inference.inference_config import inference_config, inference_layout
 from moejax.inference.sampling import Draws, draw, make_keys
 from moejax.models.decoder import DecoderLM, make_cache
-from moejax.models.kv_cache import KVCache
+from moejax.models.kv_cache import CacheType, KVCache
 from moejax.moe.lying import lie
 from moejax.runtime import partition
 
@@ -21,7 +21,12 @@ Weights = tuple[dict, jax.Array | None, jax.Array | None]
 
 
 def make_step(
-    config: ModelConfig, vocab_size: int, layout: MeshConfig, mesh: Mesh, window: int | None = None
+    config: ModelConfig,
+    vocab_size: int,
+    layout: MeshConfig,
+    mesh: Mesh,
+    window: int | None = None,
+    kind: CacheType | None = None,
 ) -> Any:
     """``(weights, cache, token_BN, segment_BN, position_BN, draws) -> (cache, token_B1,
     position_B1)``, jitted: the cache with the tokens in it, written in place, the token after the
@@ -32,23 +37,25 @@ def make_step(
     return jax.jit(
         partial(_extend, model, window),
         donate_argnums=1,
-        out_shardings=(cache_shardings(config, mesh), everywhere, everywhere),
+        out_shardings=(cache_shardings(config, mesh, kind), everywhere, everywhere),
     )
 
 
-def make_empty_cache(config: ModelConfig, mesh: Mesh) -> Callable[[int, int], KVCache]:
-    """``(rows, slots) -> cache``, jitted."""
+def make_empty_cache(
+    config: ModelConfig, mesh: Mesh, kind: CacheType | None = None
+) -> Callable[[int, int], KVCache]:
+    """``(rows, slots) -> cache``, jitted; of numbers of this ``kind`` (see ``make_cache``)."""
     config = inference_config(config)
     return jax.jit(
-        lambda rows, slots: make_cache(config, rows, slots),
+        lambda rows, slots: make_cache(config, rows, slots, kind),
         static_argnums=(0, 1),
-        out_shardings=cache_shardings(config, mesh),
+        out_shardings=cache_shardings(config, mesh, kind),
     )
 
 
-def cache_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+def cache_shardings(config: ModelConfig, mesh: Mesh, kind: CacheType | None = None) -> Any:
     """How the cache of a model lies on a mesh."""
-    like = jax.eval_shape(lambda: make_cache(inference_config(config), 1, 1))
+    like = jax.eval_shape(lambda: make_cache(inference_config(config), 2, 2, kind))
     return partition.tree_shardings(mesh, like)
 
 

@@ -24,6 +24,7 @@ from moejax.inference.inference_config import check_can_generate
 from moejax.inference.prompts import check_prompts, pad_prompts, round_up
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.stopwatch import Stopwatch
+from moejax.models.kv_cache import CacheType
 from moejax.moe.lying import hold
 from moejax.runtime import device_mesh, partition
 
@@ -50,7 +51,8 @@ class Generator:
     learned nothing of longer distances. But rotary positions are relative, so with a window of N it
     goes on beyond N, and what left the window is still felt through the layers. Prompts may not be
     longer than the window. ``place_LER`` goes with parameters that have replicas
-    (``inference.replicate``). On several processes, all call it alike. Raises ``ConfigError`` for a
+    (``inference.replicate``). ``cache`` is the type of keys and values that are kept, by default
+    that of the activations. On several processes, all call it alike. Raises ``ConfigError`` for a
     router that cannot generate.
     """
 
@@ -66,6 +68,7 @@ class Generator:
         ends: frozenset[int],
         window: int | None = None,
         place_LER: jax.Array | None = None,
+        cache: CacheType | None = None,
     ) -> None:
         check_can_generate(config)
         check(window is None or window > 0, f"--window must be greater than 0, not {window}.")
@@ -74,8 +77,8 @@ class Generator:
         with jax.set_mesh(mesh):
             self._weights = (hold(params), bias_LE, place_LER)
         self._ends, self._window = ends, window
-        self._empty_cache = make_empty_cache(config, mesh)
-        self._run = make_step(config, self._vocab_size, layout, mesh, window)
+        self._empty_cache = make_empty_cache(config, mesh, cache)
+        self._run = make_step(config, self._vocab_size, layout, mesh, window, cache)
 
     def generate(
         self,

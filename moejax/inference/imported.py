@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.data import DataConfig
-from moejax.config.errors import CheckpointError
+from moejax.config.errors import CheckpointError, ConfigError
 from moejax.config.files import to_dict
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
@@ -25,10 +25,18 @@ from moejax.hf.configs import with_defaults
 from moejax.hf.files import read_json
 from moejax.hf.tensors import ArrayPath
 from moejax.hf.writing import copy_other_files, make_new_directory
+from moejax.moe.placing import Like
+from moejax.moe.quantise_params import (
+    Weights,
+    check_not_quantised,
+    check_spread,
+    quantise_shape,
+)
 from moejax.runs.checkpoint import first_line
 from moejax.runs.checksums import check_files, write_checksums
 from moejax.runs.stored_arrays import read_tree, read_types, save_in_parts
 from moejax.runtime.atomic_files import write_json
+from moejax.runtime.room import ROOM, check_room, count_bytes
 
 ARRAYS = "model"
 ORIGINAL = "huggingface.json"
@@ -56,6 +64,7 @@ def write_model(
     called in the end. Raises ``CheckpointError``.
     """
     check_plain("NEW", name)
+    check_not_quantised(params, f"{name} is to be trained from")
     make_new_directory(directory)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})
@@ -100,20 +109,27 @@ def read_weights(
     mesh: Mesh,
     layout: MeshConfig,
     dtype: FloatType | None,
+    weights: Weights | None = None,
 ) -> tuple[dict, jax.Array | None]:
     """The parameters and the selection bias of a model whose arrays have these shapes, on ``mesh``;
-    in ``dtype``, by default as they were written. Raises ``UserError``.
+    in ``dtype``, by default as they were written, and quantised if ``weights`` say so. Raises
+    ``UserError``.
     """
     try:
         check_files(directory / ARRAYS)
         written = read_types(directory / ARRAYS)
-        like = {}
+        like: dict[ArrayPath, Like] = {}
         for name, shape in shapes.items():
             bias = name == BIAS
             place = name if bias else ("params", *name)
             kind = "float32" if bias else dtype or written[place]
-            like[place] = jax.ShapeDtypeStruct(shape, kind)
-        tree = read_tree(directory / ARRAYS, unflatten_dict(lay_out(like, mesh, layout)))
+            like[place] = quantise_shape(name[-1], jax.ShapeDtypeStruct(shape, kind), weights)
+        like = lay_out(like, mesh, layout)
+        check_spread(like, layout)
+        check_room(count_bytes(jax.tree.leaves(like)), f"{directory}", ROOM)
+        tree = read_tree(directory / ARRAYS, unflatten_dict(like))
+    except ConfigError:
+        raise
     except Exception as error:  # TensorStore raises many kinds for a cut file
         raise CheckpointError(f"{directory} cannot be read: {first_line(error)}.") from error
     return tree["params"], tree.get("bias_LE")

@@ -1,10 +1,12 @@
 """A model that can be run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from moejax.config.checks import check
 from moejax.config.data import DataConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -53,3 +55,8 @@ class OpenModel:
         ids = np.concatenate([() if there else self.beginning, ids]).astype(np.int32)
         check_known(ids, self.vocab_size, self.tokenizer)
         return ids
+
+
+def check_no_step(path: Path, step: int | None) -> None:
+    """Raise ``ConfigError`` for a step: only runs have several checkpoints."""
+    check(step is None, f"--step {step}: {path} is no run, and has one state only.")

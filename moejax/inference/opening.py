@@ -12,8 +12,11 @@ from moejax.config.model import FloatType
 from moejax.hf.writing import UNFINISHED
 from moejax.inference.imported import is_imported
 from moejax.inference.open_model import OpenModel
+from moejax.inference.quantised_model import open_quantised
 from moejax.inference.released_model import is_checkpoint, open_checkpoint, open_imported
 from moejax.inference.trained_run import is_run, open_run
+from moejax.moe.quantise_params import Weights
+from moejax.runs.quantised_mark import is_quantised_model
 
 
 def open_model(
@@ -23,9 +26,11 @@ def open_model(
     layout: MeshConfig,
     dtype: FloatType | None = None,
     step: int | None = None,
+    weights: Weights | None = None,
 ) -> OpenModel:
     """The model in a directory, laid out on ``mesh`` as ``layout`` says, by default in the type in
-    which it was trained. ``step`` chooses a checkpoint of a run, by default the last.
+    which it was trained. ``step`` chooses a checkpoint of a run, by default the last. With
+    ``weights``, those of a language model are quantised as they are read.
 
     Raises ``UserError`` if there is no model, it cannot be read, or it does not fit the mesh.
     """
@@ -33,7 +38,7 @@ def open_model(
         raise RunError(f"there is no directory {path}: give that of a model.")
     for kind in KINDS:
         if kind.is_here(path):
-            return kind.open(path, mesh, layout, dtype, step)
+            return kind.open(path, mesh, layout, dtype, step, weights)
     if (path / "checkpoints").is_dir() and not (path / "config.json").exists():
         raise RunError(
             f"{path} has checkpoints, but no config.json, which says what model they are of. Put it"
@@ -53,12 +58,19 @@ class Kind:
 
     what: str
     is_here: Callable[[Path], bool]
-    open: Callable[[Path, Mesh, MeshConfig, FloatType | None, int | None], OpenModel]
+    open: Callable[
+        [Path, Mesh, MeshConfig, FloatType | None, int | None, Weights | None], OpenModel
+    ]
 
 
 KINDS = [
     Kind("a run of train.py (config.json and checkpoints/)", is_run, open_run),
     Kind("a model of moejax import (config.json and model/)", is_imported, open_imported),
+    Kind(
+        "a model of moejax quantise (config.json and quantised.json)",
+        is_quantised_model,
+        open_quantised,
+    ),
     Kind(
         "a checkpoint of Hugging Face (config.json with model_type, safetensors)",
         is_checkpoint,

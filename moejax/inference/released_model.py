@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from moejax.config.checks import check
 from moejax.config.errors import CheckpointError
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
@@ -19,15 +18,21 @@ from moejax.hf.files import read_json
 from moejax.hf.reading import array_shapes, load
 from moejax.inference import imported
 from moejax.inference.inference_config import check_layout
-from moejax.inference.open_model import OpenModel
+from moejax.inference.open_model import OpenModel, check_no_step
 from moejax.models.counts import cost
+from moejax.moe.quantise_params import Weights
 from moejax.runs.checksums import find_damage
 from moejax.runtime import device_fit
 from moejax.runtime.number_words import short
 
 
 def open_imported(
-    path: Path, mesh: Mesh, layout: MeshConfig, dtype: FloatType | None, step: int | None
+    path: Path,
+    mesh: Mesh,
+    layout: MeshConfig,
+    dtype: FloatType | None,
+    step: int | None,
+    weights: Weights | None = None,
 ) -> OpenModel:
     """A model that `moejax import` or `moejax upcycle` wrote."""
     check_no_step(path, step)
@@ -35,7 +40,8 @@ def open_imported(
         warnings.warn(f"{path}: {damage}.", stacklevel=2)
     config = read_config_json(path / "config.json").model
     check_layout(config, layout, mesh)
-    params, bias_LE = imported.read_weights(path, array_shapes(config), mesh, layout, dtype)
+    shapes = array_shapes(config)
+    params, bias_LE = imported.read_weights(path, shapes, mesh, layout, dtype, weights)
     config = config if dtype is None else replace(config, dtype=dtype)
     fields = imported.read_original(path)
     if fields is None:
@@ -53,18 +59,18 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def open_checkpoint(
-    path: Path, mesh: Mesh, layout: MeshConfig, dtype: FloatType | None, step: int | None
+    path: Path,
+    mesh: Mesh,
+    layout: MeshConfig,
+    dtype: FloatType | None,
+    step: int | None,
+    weights: Weights | None = None,
 ) -> OpenModel:
     """A checkpoint in Hugging Face's format, as it is."""
     check_no_step(path, step)
-    model = load(path, dtype or "auto", mesh=mesh, layout=layout)
+    model = load(path, dtype or "auto", mesh=mesh, layout=layout, weights=weights)
     device_fit.check_fsdp(model.config, layout, mesh)
     return describe_released(path, model.config, model.params, model.bias_LE, layout, model.hf)
-
-
-def check_no_step(path: Path, step: int | None) -> None:
-    """Raise ``ConfigError`` for a step: only runs have several checkpoints."""
-    check(step is None, f"--step {step}: {path} is no run, and has one state only.")
 
 
 def describe_released(

@@ -2,30 +2,31 @@
 
 import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError, RunError
 from moejax.config.files import read_config_json
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.mesh import MeshConfig
-from moejax.config.model import FloatType, ModelConfig
+from moejax.config.model import FloatType
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.inference_config import check_layout
 from moejax.inference.kept_files import adopt_edges, find_text, find_tokenizer
 from moejax.inference.open_model import OpenModel
-from moejax.models.by_kind import build
+from moejax.models.by_kind import cast_shapes, state_shapes
 from moejax.models.counts import cost
-from moejax.models.initial_params import init_params, selection_bias_shape
+from moejax.moe.placing import set_shardings
+from moejax.moe.quantise_params import Weights, check_spread, quantise_shapes
 from moejax.runs.checkpoint import read_parts
 from moejax.runs.history import KEY, explain_settings
 from moejax.runtime import partition
 from moejax.runtime.number_words import short
+from moejax.runtime.room import ROOM, check_room, count_bytes
 
 
 def is_run(path: Path) -> bool:
@@ -34,20 +35,28 @@ def is_run(path: Path) -> bool:
 
 
 def open_run(
-    path: Path, mesh: Mesh, layout: MeshConfig, dtype: FloatType | None, step: int | None
+    path: Path,
+    mesh: Mesh,
+    layout: MeshConfig,
+    dtype: FloatType | None,
+    step: int | None,
+    weights: Weights | None = None,
 ) -> OpenModel:
     """The model of a run, from its last checkpoint that can be read."""
     config, tokenizer = read_settings(path)
+    check(
+        weights is None or config.model.material.language,
+        f"{weights and weights.words}: {path} is a classifier of images, and only language models"
+        f" are quantised.",
+    )
     model_config = config.model if dtype is None else replace(config.model, dtype=dtype)
     check_layout(model_config, layout, mesh)
     V = choose_vocab_size(model_config, tokenizer) if tokenizer else count_classes(path)
     like = cast_shapes(state_shapes(replace(config, mesh=MeshConfig()), V), model_config)
-    shardings = partition.tree_shardings(mesh, like, layout.fsdp)
-    like = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        like,
-        shardings,
-    )
+    like["params"] = quantise_shapes(like["params"], weights)
+    like = set_shardings(like, partition.tree_shardings(mesh, like, layout.fsdp))
+    check_spread(like, layout)
+    check_room(count_bytes(jax.tree.leaves(like)), f"{path}", ROOM)
     step, parts, extra = read_parts(path / "checkpoints", like, step)
     if noted := extra.get(KEY):
         for words in explain_settings(path, step, noted):
@@ -104,33 +113,3 @@ def read_settings(path: Path) -> tuple[Config, Tokenizer | None]:
             f"the tokenizer that {path} was trained with is missing: {error} Or copy it to"
             f" {path / 'tokenizer' / 'tokenizer.json'}."
         ) from error
-
-
-def state_shapes(config: Config, vocab_size: int) -> dict:
-    """Shapes of the parts of a train state that a trained model needs."""
-    model = build(config.model, vocab_size)
-    parts = {"params": jax.eval_shape(partial(init_params, model, config))}
-    if (shape := selection_bias_shape(config.model)) is not None:
-        parts["bias_LE"] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return parts
-
-
-EXACT = (
-    *("w_router_DE", "sink_H", "log_rate_H", "step_bias_H"),
-    *("mix_query_WX", "mix_key_WX", "mix_value_WX"),
-)
-"""Parameters that a model computes with in float32, of those that lie spread over a mesh."""
-
-
-def cast_shapes(params: dict, config: ModelConfig) -> dict:
-    """Shapes of parameters in the types in which a model uses them. Matrices and their biases have
-    the type of the activations: the model would cast them at every step. What belongs to routers,
-    norms, softmaxes and memories is float32.
-    """
-
-    def cast(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = path[-1].key
-        casts = name in partition.PARAMETERS and name not in EXACT
-        return jax.ShapeDtypeStruct(leaf.shape, config.dtype if casts else leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)

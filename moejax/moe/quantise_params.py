@@ -13,11 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from moejax.config.checks import check
 from moejax.config.errors import ConfigError
+from moejax.config.mesh import MeshConfig
 from moejax.moe.quantised import Kind, Quantised, find_obstacle, is_quantised, quantise
 from moejax.runtime import partition
 
 EMBEDDING = "embedding_VD"
+SMALL = ("w_router_DE", "w_beta_DH", "w_step_DH")
+"""Matrices that stay: they decide where tokens go, and how much a memory keeps."""
 FINE = {"int8": (), "fp8": (), "int4": (32, 16, 8)}
 """The groups that are taken by default: the first that divides what is summed, else all of it."""
 
@@ -53,23 +57,16 @@ def choose_form(name: str, shape: tuple[int, ...], weights: Weights) -> Form | N
     if name == EMBEDDING:
         return Form("fp8" if weights.kind == "fp8" else "int8", None, -1)
     matrix = name.startswith("w_") and name in partition.PARAMETERS
-    if not matrix or name == "w_router_DE":
+    if not matrix or name in SMALL:
         return None
     size, group = shape[-2], weights.group
     if group is None:
         group = next((g for g in FINE[weights.kind] if size % g == 0), "channel")
     number = None if group == "channel" else group
     if reason := find_obstacle(size, weights.kind, number):
-        raise ConfigError(f"{weights.words}: in {name}, {reason}.{_advise(size, weights)}")
+        advice = "" if number is None else " Leave --group out, or give one that divides it."
+        raise ConfigError(f"{weights.words}: in {name}, {reason}.{advice}")
     return Form(weights.kind, number, -2)
-
-
-def _advise(size: int, weights: Weights) -> str:
-    if weights.group in (None, "channel"):
-        return ""
-    fitting = [g for g in (128, 64, 32, 16) if not find_obstacle(size, weights.kind, g)]
-    names = [*map(str, fitting), "channel"]
-    return f" Give --group {' or '.join(names)}."
 
 
 def quantise_params(params: dict, weights: Weights) -> dict:
@@ -97,15 +94,41 @@ def quantise_shapes(params: dict, weights: Weights | None) -> dict:
     )
 
 
+def check_spread(params: Any, layout: MeshConfig) -> None:
+    """Raise ``ConfigError`` for quantised parameters (or their shapes, with shardings) that a mesh
+    cannot hold: groups must be whole on each device.
+    """
+    for w in filter(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised)):
+        check(
+            not layout.fsdp,
+            "--mesh.fsdp gathers weights for use, but quantised ones are decoded where they lie:"
+            " leave it out.",
+        )
+        spec = getattr(w.codes.sharding, "spec", P())
+        axes = (*spec, *[None] * (w.ndim - len(spec)))
+        groups, axis = w.scales.shape[w.axis], axes[w.axis]
+        parts = layout.model if axis == "model" else 1
+        check(
+            (groups == 1 or groups % parts == 0) and w.codes.shape[w.axis] % parts == 0,
+            f"--mesh.model {parts} cannot spread {groups} groups of {w.group} numbers: give --group"
+            f" channel, which has one scale for all that is summed.",
+        )
+
+
 def has_quantised(params: Any) -> bool:
     """Whether something in a tree of parameters is quantised."""
     return any(map(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised)))
 
 
-def check_not_quantised(params: Any, what: str, instead: str) -> None:
-    """Raise ``ConfigError`` where ``what`` needs the weights themselves."""
-    if has_quantised(params):
-        raise ConfigError(f"{what}: these weights are quantised. {instead}")
+def check_not_quantised(params: Any, what: str) -> None:
+    """Raise ``ConfigError`` for quantised parameters where these are to be the weights themselves:
+    ``what`` says where.
+    """
+    check(
+        not has_quantised(params),
+        f"{what}, but its weights are quantised: open the model without --weights, or without"
+        f" `weights`.",
+    )
 
 
 def count_bits(params: Any) -> float:

@@ -136,10 +136,10 @@ def find_obstacle(size: int, kind: Kind, group: int | None) -> str | None:
     """Why a summed dimension of this size cannot be quantised so, or None."""
     if kind == "int4" and size % 2:
         return f"{size} numbers are summed, but int4 takes two to a byte: use int8"
-    if kind == "int4" and group is not None and group % 2:
-        return f"groups of {group}: int4 takes two numbers to a byte"
     if group is not None and (group < 1 or size % group):
         return f"groups of {group} do not divide the {size} numbers that are summed"
+    if kind == "int4" and group is not None and group % 2:
+        return f"int4 takes two numbers to a byte, so a group cannot have {group}"
     return None
 
 

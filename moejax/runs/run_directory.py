@@ -20,6 +20,7 @@ from moejax.runs.checksums import CHECKSUM, sum_json
 from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
+from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runs.run_layout import CHOICES, CLASSES, FOLDERS, LOAD, MAY_CHANGE
 from moejax.runs.same_model import is_same_model
 from moejax.runtime.atomic_files import write_json, write_text
@@ -89,6 +90,7 @@ class RunDirectory:
     @_owner_only
     def check(self, config: Config) -> None:
         """Refuse a config that would make another run of the one that has begun here."""
+        refuse_quantised(self.path, "a run in its directory")
         file = self.path / "config.json"
         begun = self.last_metrics("train") or any(self.checkpoints.glob("*"))
         if not begun or not file.exists():

@@ -19,7 +19,9 @@ import tensorstore as ts
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from moejax.runtime.place_arrays import PART_BYTES, is_whole, place, place_block
+from moejax.moe.placing import Like, place, place_block, read_as
+from moejax.moe.quantised import Quantised
+from moejax.runtime.place_arrays import PART_BYTES, is_whole
 
 ArrayPath = tuple[str, ...]
 """Where an array stands in the tree that was saved."""
@@ -59,8 +61,8 @@ def read_types(directory: Path) -> dict[ArrayPath, np.dtype]:
 
 def read_tree(directory: Path, like: dict[str, Any]) -> dict[str, Any]:
     """Arrays from a directory that Orbax wrote: those of ``like``, a tree of
-    ``jax.ShapeDtypeStruct`` with shardings, in its types. Beside them the host holds one part of
-    one array.
+    ``jax.ShapeDtypeStruct`` with shardings, in its types; where it has a ``Quantised`` of these,
+    quantised. Beside them the host holds one part of one array.
 
     Raises ``ValueError`` if an array is missing or of another shape, and what TensorStore raises
     for damaged files.
@@ -108,7 +110,7 @@ def _count_bytes(store: Any, numbers: int) -> int:
     return store.dtype.numpy_dtype.itemsize * numbers
 
 
-def _read_array(store: Any, like: jax.ShapeDtypeStruct, progress: tqdm) -> jax.Array:
+def _read_array(store: Any, like: Like, progress: tqdm) -> Any:
     def read(start: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
         moved = tuple(slice(s.start + n, s.stop + n) for s, n in zip(index, start, strict=True))
         return store[moved].read().result().astype(like.dtype, copy=False)
@@ -124,11 +126,10 @@ def _read_array(store: Any, like: jax.ShapeDtypeStruct, progress: tqdm) -> jax.A
     return array
 
 
-def _cut_blocks(
-    store: Any, like: jax.ShapeDtypeStruct
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _cut_blocks(store: Any, like: Like) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Where each block begins, and its sizes: whole stored chunks, so that none is read twice, cut
-    in at most two dimensions, which every device has whole.
+    in at most two dimensions, which every device has whole; not in what is summed, where the array
+    is to be quantised.
     """
     shape, chunk = like.shape, store.chunk_layout.read_chunk.shape
     sizes = list(shape)
@@ -141,10 +142,10 @@ def _cut_blocks(
         yield start, tuple(min(size, total - first) for first, size, total in ends)
 
 
-def _choose_axes(
-    shape: tuple[int, ...], chunk: tuple[int, ...], like: jax.ShapeDtypeStruct
-) -> list[int]:
+def _choose_axes(shape: tuple[int, ...], chunk: tuple[int, ...], like: Like) -> list[int]:
     """The first dimension, and the one in which the chunks are cut most."""
-    whole = [axis for axis in range(len(shape)) if is_whole(like, axis)]
+    summed = like.ndim + like.axis if isinstance(like, Quantised) else None
+    read = read_as(like)
+    whole = [axis for axis in range(len(shape)) if axis != summed and is_whole(read, axis)]
     inner = sorted((a for a in whole if a > 0), key=lambda a: chunk[a] / shape[a])
     return [axis for axis in whole if axis == 0] + inner[:1]

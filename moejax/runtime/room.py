@@ -12,6 +12,11 @@ from moejax.runtime.number_words import short
 
 GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux says what a container may have (control groups, version 2 and 1)."""
+ROOM = (
+    "bfloat16 takes half of float32 (--dtype), int8 or int4 less (--weights), and on a mesh every"
+    " device holds a part (--mesh)."
+)
+"""What to do where a model is too large to be run."""
 
 
 def read_host_memory() -> float | None:

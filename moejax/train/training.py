@@ -17,6 +17,7 @@ from moejax.inference.kept_files import keep_files
 from moejax.inference.opening import open_model
 from moejax.models.training_room import check_training_room
 from moejax.runs.checkpoint import Checkpoints
+from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import batch_rows
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
@@ -43,6 +44,9 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
     All processes of a job call it alike. Raises ``UserError`` with a message for the user, and
     ``Stopped`` after a signal. ``beside``: what is shown beside the time left.
     """
+    if config.run.init_from is not None:
+        began = Path(expand_home("--run.init-from", config.run.init_from))
+        refuse_quantised(began, "training from it")
     with enter(config, name) as environment:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
         boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None

@@ -119,9 +119,7 @@ def test_losses_and_acceptance_are_those_of_the_released_formulas(model, batch, 
     "changes",
     [
         {},
-        pytest.param({"optim.accumulate": 2}, marks=pytest.mark.slow),
-        pytest.param({"model.remat": "layer"}, marks=pytest.mark.slow),
-        pytest.param({"model.unroll": True}, marks=pytest.mark.slow),
+        pytest.param({"optim.accumulate": 2, "model.remat": "layer"}, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_are_those_of_the_released_formulas(model, batch, truth, tmp_path, changes):

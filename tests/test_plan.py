@@ -52,10 +52,10 @@ def wider(config, **model):
     return replace(config, model=replace(config.model, **sizes), data=data)
 
 
-@pytest.mark.parametrize("remat", ["none", "layer"])
-def test_a_step_is_what_the_compiler_counts(tiny, remat):
+@pytest.mark.parametrize(("remat", "next_tokens"), [("none", 1), ("layer", 0)])
+def test_a_step_is_what_the_compiler_counts(tiny, remat, next_tokens):
     """Its arithmetic within 5 %, and what lies in memory before and after it to the byte."""
-    config = wider(tiny, remat=remat)
+    config = wider(tiny, remat=remat, next_tokens=next_tokens)
     model, optimizer = DecoderLM(config.model, V), make_optimizer(config.optim)
     state = jax.eval_shape(functools.partial(init_state, model, optimizer, config))
     ids_BN = jax.ShapeDtypeStruct((8, 64), jnp.int32)

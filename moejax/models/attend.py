@@ -47,17 +47,23 @@ def _attend_forward(
     score_BJINM = jnp.einsum(
         "BNJIA,BMJA->BJINM", q_BNJIA, k_BMJA, preferred_element_type=jnp.float32
     )
-    score_BJINM = jnp.where(mask_B1NM[:, None], score_BJINM * scale, -1e30)
-    sunk_BJIN1 = None
-    if sink_H is None:
-        p_BJINM = jax.nn.softmax(score_BJINM)
-    else:
-        sink_BJIN1 = jnp.broadcast_to(sink_H.reshape(J, -1, 1, 1), (B, J, H // J, N, 1))
-        p_BJINM = jax.nn.softmax(jnp.concatenate([score_BJINM, sink_BJIN1], -1))
-        p_BJINM, sunk_BJIN1 = p_BJINM[..., :-1], p_BJINM[..., -1:]
+    p_BJINM, sunk_BJIN1 = normalise(score_BJINM, mask_B1NM, sink_H, scale)
     p_BJINM = p_BJINM.astype(v_BMJU.dtype)
     y_BNHU = jnp.einsum("BJINM,BMJU->BNJIU", p_BJINM, v_BMJU).reshape(B, N, H, -1)
     return y_BNHU, (q_BNJIA, k_BMJA, v_BMJU, p_BJINM, sunk_BJIN1, y_BNHU)
+
+
+def normalise(
+    score_BJINM: jax.Array, mask_B1NM: jax.Array, sink_H: jax.Array | None, scale: float
+) -> tuple[jax.Array, jax.Array | None]:
+    """The probabilities, and what sinks took of them."""
+    score_BJINM = jnp.where(mask_B1NM[:, None], score_BJINM * scale, -1e30)
+    if sink_H is None:
+        return jax.nn.softmax(score_BJINM), None
+    B, J, I, N, _ = score_BJINM.shape  # noqa: E741
+    sink_BJIN1 = jnp.broadcast_to(sink_H.reshape(J, -1, 1, 1), (B, J, I, N, 1))
+    p_BJINM = jax.nn.softmax(jnp.concatenate([score_BJINM, sink_BJIN1], -1))
+    return p_BJINM[..., :-1], p_BJINM[..., -1:]
 
 
 def _attend_backward(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attend import attend
+from moejax.models.attend_to_cache import attend_to_cache
 from moejax.models.context import Context
 from moejax.models.heads import add_bias, join_heads, project, split_heads
 from moejax.models.kv_cache import Cache, extend_cache
@@ -37,12 +38,15 @@ class Attention(nn.Module):
         q_BNHA = self._turn("query_norm", self._project("query", x_BND, H * A), H, context)
         k_BMJA = self._turn("key_norm", self._project("key", x_BND, J * A), J, context)
         v_BMJA = split_heads(self._project("value", x_BND, J * A), J)
-        if cache:
-            new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
-            cache, (k_BMJA, v_BMJA) = extend_cache(cache, new, layer, context["start"])
         sink_H = jnp.asarray(zeros(self, "sink_H", (H,))) if settings.sinks else None
         scale = settings.scale or A**-0.5
-        y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, context["mask_B1NM"], sink_H, scale)
+        rest = (context["mask_B1NM"], sink_H, scale)
+        if cache:
+            new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
+            cache, read = extend_cache(cache, new, layer, context["start"])
+            y_BNHA = attend_to_cache(q_BNHA, read, *rest)
+        else:
+            y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, *rest)
         y_BNHA = y_BNHA.astype(x_BND.dtype)  # the cache's may be another type
         bias = settings.bias == "all"
         return join_heads(self, y_BNHA, x_BND, bias, settings.output_gate), cache

@@ -10,8 +10,9 @@ Letters: A: width of a head; J: key/value heads; M: slots of the cache; R: width
 U: width of a value; W: positions that a short convolution looks at before the own; X: channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from moejax.runtime import device_mesh
 CacheType = Literal["float32", "bfloat16", "float16", "int8"]
 Cache = dict[str, jax.Array]
 """The arrays of several layers, with a leading L; ``{}`` where nothing is kept."""
+Read = Callable[[Any, int], list[jax.Array]]
+"""``(first, count) -> arrays [B, count, ...]``: so many slots of a layer from one on, which may be
+float32 where the cache is shorter."""
 
 
 @jax.tree_util.register_dataclass
@@ -95,17 +99,25 @@ def _memory_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def extend_cache(
     cache: Cache, new: Cache, layer: jax.Array | int, start: jax.Array
-) -> tuple[Cache, list[jax.Array]]:
-    """The cache with ``new`` [B, N, ...] in the slots from ``start`` of a layer, and all slots
-    [B, M, ...] of that layer, which may be float32 where the cache is shorter.
+) -> tuple[Cache, Read]:
+    """The cache with ``new`` [B, N, ...] in the slots from ``start`` of a layer, and what reads the
+    layer where it lies.
     """
     stored: Cache = {}
     for name, x in new.items():
         stored |= _shorten(name, x, cache[name].dtype)
     for name, x in stored.items():
         cache = put_in_cache(cache, name, x, layer, start)
-    of_layer = {name: take_from_cache(cache, name, layer) for name in stored}
-    return cache, [_lengthen(name, of_layer) for name in new]
+
+    def read(first: Any, count: int) -> list[jax.Array]:
+        def cut(x: jax.Array) -> jax.Array:
+            sizes = (1, x.shape[1], count, *x.shape[3:])
+            return jax.lax.dynamic_slice(x, (layer, 0, first, *[0] * (x.ndim - 3)), sizes)[0]
+
+        there = {name: cut(cache[name]) for name in stored}
+        return [_lengthen(name, there) for name in new]
+
+    return cache, read
 
 
 def take_from_cache(cache: Cache, name: str, layer: jax.Array | int) -> jax.Array:

@@ -4,6 +4,9 @@ Letters: A: width of a head; M: positions that are looked at; R: width of a late
 of a head's values; X: all heads side by side.
 """
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,9 +14,10 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attend import attend
+from moejax.models.attend_to_cache import attend_to_cache
 from moejax.models.context import Context
 from moejax.models.heads import join_heads, project, split_heads
-from moejax.models.kv_cache import Cache, extend_cache
+from moejax.models.kv_cache import Cache, Read, extend_cache
 from moejax.models.norm import RMSNorm
 from moejax.models.rotary import rotate
 from moejax.moe.parameters import weight
@@ -59,12 +63,11 @@ class LatentAttention(nn.Module):
         mask_B1NM = context["mask_B1NM"]
         if cache:
             new = {"c_LBMR": c_BMR, "key_LBM1A": key_BM1A}
-            cache, (c_BMR, key_BM1A) = extend_cache(cache, new, layer, context["start"])
+            cache, read = extend_cache(cache, new, layer, context["start"])
             q_BNHR = jnp.einsum("BNHA,RHA->BNHR", plain_BNHA, key_RHA)
             q_BNHX = jnp.concatenate([q_BNHR, turned_BNHA], -1)
-            c_BM1R = c_BMR[:, :, None]
-            k_BM1X = jnp.concatenate([c_BM1R, key_BM1A], -1)
-            y_BNHR = attend(q_BNHX, k_BM1X, c_BM1R, mask_B1NM, None, scale).astype(dtype)
+            y_BNHR = attend_to_cache(q_BNHX, partial(_read_heads, read), mask_B1NM, None, scale)
+            y_BNHR = y_BNHR.astype(dtype)
             y_BNHU = jnp.einsum("BNHR,RHU->BNHU", y_BNHR, value_RHU)
         else:
             k_BMHA = jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA)
@@ -84,3 +87,12 @@ class LatentAttention(nn.Module):
         c_BNR = project(self, "w_query_down_DR", x_BND, rank)
         c_BNR = RMSNorm(EPSILON, name="query_norm")(c_BNR)
         return project(self, "w_query_up_RX", c_BNR, X)
+
+
+def _read_heads(read: Read, first: Any, count: int) -> list[jax.Array]:
+    """Keys and values of the one head that all share: latent vectors with the rotated key, or
+    without.
+    """
+    c_BMR, key_BM1A = read(first, count)
+    c_BM1R = c_BMR[:, :, None]
+    return [jnp.concatenate([c_BM1R, key_BM1A], -1), c_BM1R]

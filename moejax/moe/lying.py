@@ -186,9 +186,11 @@ def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
 
 
 def sum_blocks(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
-    """``x @ w`` (float32), a block of rows of the matrix after the other."""
+    """``x @ w`` (float32), a block of rows of the matrix after the other. A block may be as large
+    as ``x``: each one costs the reading and writing of all sums.
+    """
     (M, Y), Z = x_MY.shape, w_YZ.shape[1]
-    rows = _fit_rows(w_YZ, max(BLOCK // Z, 1))
+    rows = _fit_rows(w_YZ, max(max(BLOCK, x_MY.size) // Z, 1))
 
     def add(i: jax.Array, y_MZ: jax.Array) -> jax.Array:
         x_MB = lax.dynamic_slice_in_dim(x_MY, i * rows, rows, 1)

@@ -20,13 +20,16 @@ from jax import lax
 from moejax.moe.experts import network
 from moejax.moe.kernels import few_rows
 from moejax.moe.kernels.rows import Rows, round_up, sum_choices, take
-from moejax.moe.lying import Lying
+from moejax.moe.lying import Lying, reads_in_place
 
 Params = dict[str, jax.Array]
 Sizes = tuple[int, ...]
 """Numbers of rows that a block may have, ascending."""
 
 LARGEST_BLOCK = 512
+FEW_AN_EXPERT = 64
+"""With up to so many rows an expert on average, at inference, products read its matrices block by
+block; with more, it is cut out, and converted, once."""
 
 
 def choose_block_sizes(rows: int, num_experts: int) -> Sizes:
@@ -60,9 +63,11 @@ def forward(
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
     block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
+    few = R <= FEW_AN_EXPERT * E and reads_in_place(few_rows.take_expert(bank, 0)["w_down_EFD"])
 
     def expert(e: jax.Array, y_RD: jax.Array) -> jax.Array:
-        params_e, (number, cut) = _take_expert(bank, e), blocks(e)
+        params_e: dict[str, Any] = (few_rows.take_expert if few else _take_expert)(bank, e)
+        number, cut = blocks(e)
 
         def run(token: jax.Array, weight: jax.Array) -> jax.Array:
             x = take(x_TD, token)

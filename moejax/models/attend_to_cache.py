@@ -1,0 +1,57 @@
+"""Softmax attention to keys and values that are read where they lie in a cache.
+
+On CPUs, XLA copies what is cut out of the cache in front of a product, and converts all of it where
+it is shorter than float32. So a large cache is read some slots at a time there.
+
+Letters: A: width of a head; I: query heads to each key/value head; J: key/value heads; M: slots of
+the cache; U: width of a head's values; X: slots that are read at a time.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moejax.models.attend import attend, normalise
+from moejax.models.kv_cache import Read
+from moejax.moe import lying
+from moejax.runtime import device_mesh
+
+
+def attend_to_cache(
+    q_BNHA: jax.Array, read: Read, mask_B1NM: jax.Array, sink_H: jax.Array | None, scale: float
+) -> jax.Array:
+    """``y_BNHU`` as by ``attend``, without a gradient; ``read`` gives keys and values of slots."""
+    M = mask_B1NM.shape[-1]
+    one_slot = jax.eval_shape(lambda: read(0, 1))
+    slot = max(math.prod(x.shape) for x in one_slot)
+    on_cpu = device_mesh.platform() == "cpu" and device_mesh.devices() == 1
+    if not on_cpu or M * slot < lying.SMALL:
+        return attend(q_BNHA, *read(0, M), mask_B1NM, sink_H, scale)
+    # A block is there twice: products turn it so that heads come first.
+    blocks = math.ceil(2 * M * slot / lying.BLOCK)
+    X = math.ceil(M / blocks)
+    (B, N, H, A), (_, _, J, U) = q_BNHA.shape, one_slot[1].shape
+    q_BNJIA = q_BNHA.reshape(B, N, J, -1, A).astype(jnp.float32)
+
+    def start(i: jax.Array) -> jax.Array:
+        return jnp.minimum(i * X, M - X)  # the last block may overlap with the one before
+
+    def put(i: jax.Array, score_BJINM: jax.Array) -> jax.Array:
+        k_BXJA, _ = read(start(i), X)
+        score_BJINX = jnp.einsum("BNJIA,BXJA->BJINX", q_BNJIA, k_BXJA.astype(jnp.float32))
+        return lax.dynamic_update_slice_in_dim(score_BJINM, score_BJINX, start(i), 4)
+
+    score_BJINM = jnp.zeros((B, J, H // J, N, M), jnp.float32)
+    score_BJINM = lax.fori_loop(0, blocks, put, score_BJINM)
+    p_BJINM, _ = normalise(score_BJINM, mask_B1NM, sink_H, scale)
+
+    def add(i: jax.Array, y_BNJIU: jax.Array) -> jax.Array:
+        _, v_BXJU = read(start(i), X)
+        p_BJINX = lax.dynamic_slice_in_dim(p_BJINM, start(i), X, 4)
+        p_BJINX = jnp.where(start(i) + jnp.arange(X) >= i * X, p_BJINX, 0)
+        return y_BNJIU + jnp.einsum("BJINX,BXJU->BNJIU", p_BJINX, v_BXJU.astype(jnp.float32))
+
+    y_BNJIU = lax.fori_loop(0, blocks, add, jnp.zeros((B, N, J, H // J, U), jnp.float32))
+    return y_BNJIU.reshape(B, N, H, U)

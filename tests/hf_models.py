@@ -6,6 +6,7 @@ fields of ``config.json``, written by ``tests/make_goldens.py FAMILY...``.
 """
 
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 from hf_cases import ALIASES, CASES, LEAST, RENAMED, shared
 from hf_cases.shared import V
 from safetensors.numpy import save_file
+
+from moejax.hf.families import FAMILIES
 
 GOLDENS = Path(__file__).parent / "goldens"
 N = 12
@@ -56,6 +59,9 @@ OTHERS: dict[str, Any] = {
 }
 """Values to try for fields whose defaults are no numbers, or which are in no class."""
 
+OF_WHAT_IS_LEFT_OUT = ("index_head_dim", "index_n_heads")
+"""Fields that matter to parts alone that we leave out."""
+
 
 def sizes_of(kind: str) -> dict[str, Any]:
     """The fields that every ``config.json`` of a family has: all others have defaults."""
@@ -95,11 +101,23 @@ def is_selection_bias(name: str) -> bool:
     return name.endswith(("correction_bias", "mlp.expert_bias"))
 
 
+def is_left_out(name: str, kind: str) -> bool:
+    """Whether a family's tensor on disk is no part of our model."""
+    return any(re.search(part.pattern, name) for part in FAMILIES[kind].left_out)
+
+
 def in_transformers(name: str) -> str:
     """What transformers' own model calls a tensor on disk."""
     for theirs, its in RENAMED.items():
         name = name.replace(theirs, its)
     return name
+
+
+def peer_class(kind: str) -> Any:
+    """The class in transformers of a family's models: not all are in its tables of classes."""
+    import transformers
+
+    return getattr(transformers, FAMILIES[kind].architecture)
 
 
 def values(name: str, shape: list[int]) -> np.ndarray:

@@ -11,24 +11,27 @@ import hf_models
 import numpy as np
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 
 def shapes_of(hf: dict, directory: Path) -> dict[str, list[int]]:
     """The tensors that transformers writes for a config."""
     (directory / "config.json").write_text(json.dumps(hf))
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory)).save_pretrained(
-        directory
+    made = hf_models.peer_class(hf["model_type"])._from_config(
+        AutoConfig.from_pretrained(directory)
     )
+    made.save_pretrained(directory)
     with safe_open(directory / "model.safetensors", "np") as file:
         return {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
 
 
-def outputs(directory: Path) -> dict[str, np.ndarray]:
+def outputs(directory: Path, kind: str) -> dict[str, np.ndarray]:
     """What transformers says of a model."""
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model = (
+        hf_models.peer_class(kind)
+        .from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
     ids = torch.tensor(hf_models.prompt(), dtype=torch.int64)
     model.generation_config.eos_token_id = None
     with torch.no_grad():
@@ -58,7 +61,9 @@ def fields_of(hf: dict) -> dict[str, dict]:
         def make(**changes) -> torch.nn.Module:
             (Path(place) / "config.json").write_text(json.dumps(hf | changes))
             config = AutoConfig.from_pretrained(place)
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+            return (
+                hf_models.peer_class(kind)._from_config(config, attn_implementation="eager").eval()
+            )
 
         ids, whole = torch.arange(3, 40)[None], make()
         for tensor in whole.parameters():
@@ -89,7 +94,7 @@ def write(kind: str) -> None:
     (hf_models.GOLDENS / f"{kind}.json").write_text(in_lines(known))
     with tempfile.TemporaryDirectory() as place:
         for case in cases:
-            out = outputs(hf_models.write(Path(place) / case, case))
+            out = outputs(hf_models.write(Path(place) / case, case), kind)
             said |= {f"{case}/{name}": value for name, value in out.items()}
             print(case, np.abs(out["logits_BNV"]).max(), out["loss"])
     np.savez_compressed(hf_models.GOLDENS / f"{kind}.npz", **said)

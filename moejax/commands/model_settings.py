@@ -8,6 +8,7 @@ import tyro
 from jax.sharding import Mesh
 
 from moejax.commands.mesh_needs import NOT_TRAINED
+from moejax.config.attention import check_length
 from moejax.config.checks import check, check_sizes
 from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
@@ -112,7 +113,9 @@ class TextSettings(ModelSettings):
 
     def length(self, model: OpenModel) -> int:
         """Positions of a piece of text."""
-        return self.sequence_length or min(model.context, LONGEST)
+        length = self.sequence_length or min(model.context, LONGEST)
+        check_length(model.config.attention, length, f"--sequence-length {length}")
+        return length
 
 
 def open_language_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:

@@ -39,7 +39,8 @@ def read_released(file: Path, flags: list[str], program: str, rows: int = 1) -> 
         model = read_config(fields)
     except UserError as error:
         raise UserError(f"--hf {file}: {error}") from error
-    data = DataConfig(sequence_length=LENGTH, batch_size=rows, eval_batch_size=rows)
+    length = min(LENGTH, model.attention.longest or LENGTH)
+    data = DataConfig(sequence_length=length, batch_size=rows, eval_batch_size=rows)
     config = Config(
         model=changed(model, {"dtype": "bfloat16", "remat": "layer"}),
         data=data,

@@ -98,6 +98,9 @@ class AttentionConfig:
     window_rope_theta: float | None = None
     """Base of the rotary positions of layers with a window, which are not stretched then; by
     default they are as in the others."""
+    longest: int | None = None
+    """The longest text that may be read, in tokens: beyond it a released model computes something
+    else, which is not here (DeepSeek-V3.2 chooses what it looks at)."""
     scale: float | None = None
     """Multiplies the scores; by default 1 / sqrt(width of a query head)."""
 
@@ -108,7 +111,7 @@ class AttentionConfig:
         check_sizes(
             at, self, "kv_rank", "query_rank", "rope_head_size", "value_head_size", "window"
         )
-        check_sizes(at, self, "rotary_size")
+        check_sizes(at, self, "rotary_size", "longest")
         check_positive(at, self, "scale", "window_rope_theta")
         check(self.full_every >= 0, f"--{at}.full-every must be at least 0, not {self.full_every}.")
         check(
@@ -142,3 +145,15 @@ class AttentionConfig:
             f"--{at}.rotary-size {self.rotary_size} is of grouped queries: in latent attention"
             f" (--{at}.kv-rank) give --{at}.rope-head-size.",
         )
+
+
+def check_length(settings: AttentionConfig, length: int, named: str) -> None:
+    """Raise ``ConfigError`` if a text of so many tokens, ``named`` so, is too long to be read."""
+    longest = settings.longest
+    check(
+        longest is None or length <= longest,
+        f"{named}: the model reads at most {longest:,} tokens (--model.attention.longest). Beyond"
+        f" them it was released with arithmetic that is not here: give no longer texts."
+        if longest
+        else "",
+    )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from moejax.config.attention import check_length
 from moejax.config.checks import check, check_types
 from moejax.config.data import DataConfig
 from moejax.config.distributed import DistributedConfig
@@ -60,6 +61,7 @@ class Config:
             f" the same weight, from which the router learns nothing: choose --model.moe.router"
             f" switch, or --model.moe.renormalise False.",
         )
+        check_length(self.model.attention, length, f"{whole} {length}")
         check_mesh(self.model, self.mesh)
 
     def _check_kind(self) -> None:

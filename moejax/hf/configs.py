@@ -92,7 +92,8 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
     config = from_dict(ModelConfig, unflatten_dict(ours, sep="."))
     kinds = hf.get("layer_types")
     if kinds is not None and layer_types not in family.translations:
-        read = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
+        full = family.full_attention
+        read = [full if w is None else "sliding_attention" for w in config.windows]
         check(
             kinds == read,
             f"layer_types is {shorten(kinds)}: all layers of {name} models are alike"
@@ -129,7 +130,7 @@ def write_config(
         ):
             return base
         kept = {field: said[field] for field in KEPT if field in said}
-        return base | _write_fields(config, FAMILIES[name], name) | kept
+        return _limit(base | _write_fields(config, FAMILIES[name], name) | kept, config)
     if config.next_tokens:
         reasons.append("  --next-tokens False leaves out what predicts further tokens.")
     raise ConfigError(
@@ -148,6 +149,16 @@ def _write_next_tokens(config: ModelConfig, family: Family, said: dict[str, Any]
     return written | {
         name: count for count in written.values() for name in NEXT_TOKENS if name in said
     }
+
+
+def _limit(written: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """A ``config.json`` that lets the model read no longer texts than it may, whatever its family
+    says of that.
+    """
+    longest, said = config.attention.longest, written["max_position_embeddings"]
+    if longest is not None and read_config(written).attention.longest is None:
+        return written | {"max_position_embeddings": min(longest, said or longest)}
+    return written
 
 
 def explain_misfit(config: ModelConfig, family: Family, name: str) -> str:

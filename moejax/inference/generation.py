@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from moejax.config.attention import check_length
 from moejax.config.checks import check
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -76,7 +77,7 @@ class Generator:
         self._mesh, self._tokenizer = mesh, tokenizer
         with jax.set_mesh(mesh):
             self._weights = (hold(params), bias_LE, place_LER)
-        self._ends, self._window = ends, window
+        self._ends, self._window, self._attention = ends, window, config.attention
         self._empty_cache = make_empty_cache(config, mesh, cache)
         self._run = make_step(config, self._vocab_size, layout, mesh, window, cache)
 
@@ -93,6 +94,12 @@ class Generator:
         are its text. Raises as ``check_prompts`` does.
         """
         self.check_prompts(prompts)
+        most = max(map(len, prompts))
+        check_length(
+            self._attention,
+            most + sampling.tokens,
+            f"a prompt of {most} tokens and --tokens {sampling.tokens}",
+        )
         with jax.set_mesh(self._mesh):
             spread = device_mesh.token_devices()
             rows = -(-min(batch_size, len(prompts)) // spread) * spread

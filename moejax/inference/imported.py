@@ -87,7 +87,7 @@ def make_fine_tuning_config(
     model: ModelConfig, directory: Path, tokenizer: str, layout: MeshConfig, longest: int
 ) -> Config:
     """Settings to go on training a model with: ordinary ones, to be overridden."""
-    length = min(1024, longest)
+    length = min(1024, longest, model.attention.longest or 1024)
     rows = 8 * max(1, layout.expert * (layout.data or 1))
     return Config(
         model=replace(model, dtype="float32" if model.dtype == "float32" else "bfloat16"),

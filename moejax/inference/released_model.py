@@ -85,6 +85,7 @@ def describe_released(
     has_tokenizer = (path / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(str(path)) if has_tokenizer else None
     assert config.vocab_size is not None  # as in every config.json of a model
+    context = with_defaults(fields)["max_position_embeddings"] or 2048
     price = cost(config, config.vocab_size, sequence_length=1)
     return OpenModel(
         config=config,
@@ -93,7 +94,7 @@ def describe_released(
         params=params,
         bias_LE=bias_LE,
         tokenizer=tokenizer,
-        context=with_defaults(fields)["max_position_embeddings"] or 2048,
+        context=min(context, config.attention.longest or context),
         beginning=tokenizer.edges.before_text if tokenizer else (),
         ends=tokenizer.edges.ends if tokenizer else frozenset(),
         description=f"{path}, {fields['model_type']}:"

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax.config.attention import check_length
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context, mask_positions
@@ -163,6 +164,8 @@ def make_context(
     """
     segments_BN, positions_BN = batch["segments"], batch["positions"]
     of_BM, at_BM, N = segments_BN, positions_BN, segments_BN.shape[1]
+    if cache is None:  # else what generates has looked at the length
+        check_length(config.attention, N, f"{N} positions")
     context: Context = {"real_BN": segments_BN > 0, "token_BN": batch["inputs"]}
     if "delta" in config.attention_kinds:
         before_B = None if cache is None else find_last(cache.segments_BM)

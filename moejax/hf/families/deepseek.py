@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and -V3, and Kimi K2: latent attention, shared experts."""
+"""DeepSeek-V2, -V3 and -V3.2, Kimi K2, GLM-5: latent attention, shared experts."""
 
 from moejax.hf.families.family import (
     DEEPSEEK_FIXED,
@@ -9,11 +9,13 @@ from moejax.hf.families.family import (
     GROUPS,
     LATENT_POSITIONS,
     LATENT_SIZES,
+    ONE_GROUP,
     SELECTION_BIAS,
     SIGMOID,
     SIZES,
     SPARSE,
     Family,
+    LeftOut,
 )
 from moejax.hf.fields import attention, experts, layers, positions
 
@@ -25,6 +27,21 @@ DEEPSEEK_GIVEN = GIVEN | {
     "qk_nope_head_dim": 128,
     "v_head_dim": 128,
 }
+
+INDEXED = {**SIZES, **SPARSE, **GROUPS, **LATENT_SIZES}
+INDEXED |= {"intermediate_size": "dense_hidden_size", "index_topk": "attention.longest"}
+"""Sparse attention (DeepSeek-V3.2): of so many tokens all are chosen, of more the best."""
+INDEXER = LeftOut(
+    r"\.self_attn\.indexer\.",
+    "the indexers of sparse attention: without them the model is the same for texts of at most"
+    " index_topk tokens, and longer ones are refused",
+)
+INDEXED_LAYERS = (
+    *LATENT_POSITIONS,
+    layers.mlp_layer_types(lambda hf: hf["first_k_dense_replace"]),
+    layers.next_tokens,
+)
+EXPERT_NAMES = ("n_routed_experts", "num_experts", "num_local_experts")
 
 V3 = Family(
     architecture="DeepseekV3ForCausalLM",
@@ -42,6 +59,39 @@ V3 = Family(
 FAMILIES: dict[str, Family] = {
     "deepseek_v3": V3,
     "kimi_k2": V3,  # another name
+    "deepseek_v32": Family(
+        architecture="DeepseekV32ForCausalLM",
+        fields=INDEXED,
+        defaults=DEEPSEEK_GIVEN
+        | {"norm_topk_prob": True, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4}
+        | {"n_shared_experts": 1, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5}
+        | {"max_position_embeddings": 163_840, "index_topk": 2048},
+        fixed=DEEPSEEK_FIXED | SIGMOID,
+        ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
+        translations=INDEXED_LAYERS,
+        tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
+        full_attention="indexed_attention",
+        left_out=(INDEXER,),
+        synonyms=(EXPERT_NAMES,),
+    ),
+    "glm_moe_dsa": Family(
+        architecture="GlmMoeDsaForCausalLM",
+        fields=INDEXED,
+        defaults=GIVEN
+        | ONE_GROUP
+        | {"kv_lora_rank": 512, "q_lora_rank": 2048, "qk_rope_head_dim": 64}
+        | {"qk_nope_head_dim": 192, "v_head_dim": 256, "rms_norm_eps": 1e-5}
+        | {"norm_topk_prob": True, "num_experts_per_tok": 8, "n_shared_experts": 1}
+        | {"first_k_dense_replace": 3, "routed_scaling_factor": 2.5}
+        | {"max_position_embeddings": 202_752, "index_topk": 2048},
+        fixed=DEEPSEEK_FIXED | SIGMOID,
+        ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
+        translations=INDEXED_LAYERS,
+        tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
+        full_attention="indexed_attention",
+        left_out=(INDEXER,),
+        synonyms=(EXPERT_NAMES,),
+    ),
     "deepseek_v2": Family(
         architecture="DeepseekV2ForCausalLM",
         fields=DEEPSEEK,

@@ -42,6 +42,8 @@ class Family:
     """Fields that are not taken over as they are."""
     tensors: tuple[Rule, ...]
     """Of one layer; only those that a model has."""
+    full_attention: str = "full_attention"
+    """What ``layer_types`` calls a layer that sees all positions."""
     left_out: tuple[LeftOut, ...] = ()
     """Tensors that are not read; a message says so."""
     synonyms: tuple[tuple[str, ...], ...] = (("num_experts", "num_local_experts"),)

@@ -47,7 +47,8 @@ def name_routed(routed: list[bool], said: str) -> Fields:
     layers = len(routed)
     numbers = [i for i, is_routed in enumerate(routed) if is_routed]
     lowest = numbers[0] if numbers else layers
-    every = numbers[1] - lowest if len(numbers) > 1 else lowest + 1
+    alone = 1 if lowest == layers - 1 else lowest + 1
+    every = numbers[1] - lowest if len(numbers) > 1 else alone
     first = lowest + 1 - every
     check(
         routed == [i >= first >= 0 and (i - first) % every == every - 1 for i in range(layers)],

@@ -13,6 +13,7 @@ import moejax.hf
 from moejax.commands import main
 from moejax.config import MeshConfig
 from moejax.config.errors import ConfigError
+from moejax.hf import arrays as reading_arrays
 from moejax.hf.accounts import INPUTS, list_entries
 from moejax.hf.configs import read_config
 from moejax.hf.files import open_tensors, read_tensor
@@ -54,6 +55,17 @@ def test_a_model_with_codes_is_the_model_without(name, models):
     """It is decoded in float32, and rounded once."""
     coded, plain = models(name)
     assert_same(moejax.hf.load(coded, "bfloat16"), moejax.hf.load(plain, "bfloat16"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp8", "mxfp4"])
+def test_a_matrix_is_read_in_parts(name, models, monkeypatch):
+    """As those of large models are, with codes and without."""
+    coded, plain = models(name)
+    whole = moejax.hf.load(plain)
+    monkeypatch.setattr(reading_arrays, "BLOCK_BYTES", 1000)
+    assert_same(moejax.hf.load(coded, "float32"), whole)
+    assert_same(moejax.hf.load(plain), whole)
 
 
 @pytest.mark.slow

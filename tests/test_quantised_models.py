@@ -57,8 +57,8 @@ def test_what_is_read_in_parts_is_quantised_like_the_whole(
     place: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Experts one by one, rows of the embedding and columns of the head some at a time."""
-    for module in (arrays, stored_arrays):
-        monkeypatch.setattr(module, "PART_BYTES", 256)
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(stored_arrays, "PART_BYTES", 256)
     wanted = quantise_params(open_one(places[place]).params, INT4)
     found = open_one(places[place], INT4)
     assert_equal(found.params, wanted)

@@ -146,8 +146,9 @@ def check_tensors(
     sources: dict[str, Source] = {}
     claimed: set[str] = set()
     wrong: dict[str, list[str]] = {}
-    for name, shape in ((name, entry.shape) for entry in wanted for name in entry.names):
-        parts = list_parts(name, shape, there, codec)
+    entries = {name: entry for entry in wanted for name in entry.names}
+    for name, entry in entries.items():
+        parts = list_parts(name, entry.shape, there, None if entry.rule.row else codec)
         claimed.update(part_name for part_name, _ in parts)
         found = [there.get(part_name) for part_name, _ in parts]
         whole = tuple(tensor for tensor in found if tensor is not None)
@@ -161,7 +162,7 @@ def check_tensors(
                 told = f"{part_name} {list(tensor.shape)} instead of {list(part.shape)}"
                 wrong.setdefault("misshapen", []).append(told)
         if codec is not None and len(parts) > 1:
-            sources[name] = Packed(codec, whole, shape)
+            sources[name] = Packed(codec, whole, entry.shape)
         elif whole:
             sources[name] = whole[0]
     left_out: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """Tensors on disk become arrays on devices: each device is given its own part alone."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,12 +17,15 @@ from moejax.hf.codecs import Source
 from moejax.hf.files import Tensor, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry, Rule
 from moejax.moe.placing import Like, place, place_block, read_as, set_shardings
+from moejax.moe.quantised import Quantised
 from moejax.runtime import partition
-from moejax.runtime.place_arrays import PART_BYTES, Get, is_whole, take_layer
+from moejax.runtime.place_arrays import Get, is_whole, take_layer
 
 EXPONENTS: dict[int, tuple[type, Any]]
 EXPONENTS = {2: (np.uint16, np.uint16(0x7F80)), 4: (np.uint32, np.uint32(0x7F800000))}
 """By the bytes of a number: bits as whole numbers, and those of the exponent."""
+BLOCK_BYTES = 16 << 20
+"""About how much of an array is on the host at once: less than an expert of the largest models."""
 PART = 1 << 16
 """Numbers that are looked at together."""
 Piece = tuple[Source, int | None]
@@ -48,8 +52,8 @@ def read_arrays(
     config: ModelConfig,
 ) -> tuple[dict[ArrayPath, Any], list[str]]:
     """All arrays of a model as ``like`` has them, and the names of the tensors with numbers that
-    are not finite. The host never holds more than the experts of one layer, and where a device has
-    all of them, not more than about ``PART_BYTES`` of these, or one.
+    are not finite. The host never holds more than the experts of one layer; where a device has all
+    of them, not more than about ``BLOCK_BYTES`` of these, or one expert.
     """
     arrays: dict[ArrayPath, Any] = {}
     spoilt: dict[str, None] = {}
@@ -78,20 +82,22 @@ def _place_entry(
     pieces: list[Piece],
     read: Callable[[list[Piece], jax.ShapeDtypeStruct, tuple[slice, ...]], np.ndarray],
 ) -> Any:
-    """An array with what an entry has of it, some experts after the others."""
+    """An array with what an entry has of it, some experts or rows after the others."""
     whole = read_as(like)
     if entry.index is None:
-        return _place_outside(like, entry.rule.transpose, partial(read, pieces, whole))
+        return _place_rows(array, like, entry, partial(read, pieces, whole))
     layer = take_layer(whole)
 
     def read_stacked(some: list[Piece], index: tuple[slice, ...]) -> np.ndarray:
         return read(some, layer, index[1:])[None]
 
-    if not (entry.is_bank and is_whole(whole, 1)):
+    if not entry.is_bank:
+        return _place_rows(array, like, entry, partial(read_stacked, pieces))
+    if not is_whole(whole, 1):
         get = partial(read_stacked, pieces)
         return place_block(array, like, (entry.index,), (1,), get)
     expert_bytes = layer.size // len(pieces) * layer.dtype.itemsize
-    step = max(1, PART_BYTES // max(1, expert_bytes))
+    step = max(1, BLOCK_BYTES // max(1, expert_bytes))
     for first in range(0, len(pieces), step):
         some = pieces[first : first + step]
         get = partial(read_stacked, some)
@@ -100,25 +106,29 @@ def _place_entry(
     return array
 
 
-def _place_outside(like: Like, transpose: bool, get: Get) -> Any:
-    """An array that is in no layer, such as the embedding: some of its rows on disk after the
+def _place_rows(array: Any, like: Like, entry: Entry, get: Get) -> Any:
+    """An array with what an entry has of it, which is no bank: some of the rows on disk after the
     others.
     """
     whole = read_as(like)
-    axis = len(whole.shape) - 1 if transpose else 0
+    lead = () if entry.index is None else (entry.index,)
+    axis = len(whole.shape) - 1 if entry.rule.transpose else len(lead)
     rows = whole.shape[axis]
-    row_bytes = whole.size // rows * whole.dtype.itemsize
-    step = max(1, PART_BYTES // row_bytes)
-    if step >= rows or not all(is_whole(whole, a) for a in range(axis + 1)):
-        return place(like, get)
+    row_bytes = math.prod(whole.shape[len(lead) :]) // rows * whole.dtype.itemsize
+    step = max(1, BLOCK_BYTES // row_bytes)
+    target, summed = like, None
+    if isinstance(like, Quantised):
+        target, summed = like.codes, like.ndim + like.axis
+    if step >= rows or axis == summed or not all(is_whole(target, a) for a in range(axis + 1)):
+        return place_block(array, like, lead, (1,), get) if lead else place(like, get)
 
     def read_moved(first: int, index: tuple[slice, ...]) -> np.ndarray:
         moved = slice(index[axis].start + first, index[axis].stop + first)
         return get((*index[:axis], moved, *index[axis + 1 :]))
 
-    array = None
     for first in range(0, rows, step):
         start, sizes = [0] * (axis + 1), list(whole.shape[: axis + 1])
+        start[: len(lead)], sizes[: len(lead)] = lead, [1] * len(lead)
         start[axis], sizes[axis] = first, min(step, rows - first)
         block = partial(read_moved, first)
         array = place_block(array, like, tuple(start), tuple(sizes), block)
@@ -168,7 +178,7 @@ def _read_piece(
     source, expert = piece
     if isinstance(source, Tensor):
         whole = read_tensor(source)
-        return rule.read(whole if expert is None else whole[expert], part, config)[index]
+        return rule.read(whole if expert is None else whole[expert], part, config, index)
     rows, width = source.stored
     if rule.transpose != source.codec.swapped:  # a row on disk is a column of ours
         columns = rule.list_columns(rows, part, config)[index[1]]

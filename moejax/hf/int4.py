@@ -59,7 +59,7 @@ class PackedInt4:
                 f" {[len(packed), width]}"
             )
         codes = np.ascontiguousarray(packed[rows]).astype("<i4", copy=False).view(np.uint8)
-        values = PAIRS[codes].reshape(len(rows), -1)[:, :width]
+        values = np.take(PAIRS, codes, axis=0).reshape(len(rows), -1)[:, :width]
         some = np.asarray(scales[rows]).astype(np.float32)
         return values * np.repeat(some, min(self.group, width), axis=1)[:, :width]
 

@@ -50,7 +50,7 @@ class Mxfp4:
     def decode(self, parts: list[np.ndarray], rows: np.ndarray, width: int) -> np.ndarray:
         """These rows of a matrix as it is stored, float32."""
         blocks, scales = (part[rows] for part in parts)
-        values = PAIRS[blocks].reshape(*scales.shape, GROUP)
+        values = np.take(PAIRS, blocks, axis=0).reshape(*scales.shape, GROUP)
         values *= np.take(POWERS, scales)[..., None]
         return values.reshape(len(rows), -1)[:, :width]
 

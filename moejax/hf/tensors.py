@@ -38,13 +38,16 @@ class Rule:
         """Whether there is a tensor for each expert."""
         return "{e}" in self.theirs
 
-    def read(self, tensor: np.ndarray, part: int, config: ModelConfig) -> np.ndarray:
-        """The ``part``-th array of ours from a tensor of theirs."""
+    def read(
+        self, tensor: np.ndarray, part: int, config: ModelConfig, index: tuple[slice, ...]
+    ) -> np.ndarray:
+        """What lies at ``index`` of the ``part``-th array of ours, from a tensor of theirs."""
         tensor = np.swapaxes(tensor, -1, -2) if self.transpose else tensor
         tensor = tensor[0] if self.row else tensor
         if self.columns is None:
-            return tensor
-        return tensor[..., self.list_columns(tensor.shape[-1], part, config)]
+            return tensor[index]
+        columns = self.list_columns(tensor.shape[-1], part, config)[index[-1]]
+        return tensor[index[:-1]][..., columns]
 
     def list_columns(self, width: int, part: int, config: ModelConfig) -> np.ndarray:
         """Which of ``width`` columns the ``part``-th array of ours has, in its order."""

@@ -15,13 +15,15 @@ from moejax.config.errors import UserError
 from moejax.config.idle import differences_that_matter, find_idle, warn_of_runs
 from moejax.config.needs import NEEDS
 from moejax.lab.study.definition import load_study_file
+from moejax.models.adapters import adapt
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.by_kind import build
+from moejax.models.initial_params import init_params
 from moejax.runtime import device_mesh
 from moejax.train.eval_step import eval_step
-from moejax.train.optimizer import make_optimizer, make_schedule
+from moejax.train.optimizer import make_optimizer
+from moejax.train.prepare import make_step
 from moejax.train.state import init_state
-from moejax.train.step import train_step
 
 ROOT = Path(__file__).parents[1]
 TEXT = changed(
@@ -56,6 +58,7 @@ GROUPS = {"model.moe.expert_groups": 2}
 SIGN = {"model.moe.balance.bias_update": "sign"}
 NO_LOSS = {"model.moe.balance.loss_weight": 0.0}
 SHARED = {"model.moe.shared_experts": 1}
+LORA = {"run.init_from": "x", "run.lora.rank": 2}
 
 # Where a setting changes the program of a run: its path, another value, and what else is set.
 MATTERS: list[tuple[str, object, dict]] = [
@@ -186,6 +189,10 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("optim.accumulate", 2, {}),
     ("run.steps", 40, {}),
     ("run.seed", 1, {}),
+    ("run.lora.rank", 2, {"run.init_from": "x"}),
+    ("run.lora.alpha", 3.0, LORA),
+    ("run.lora.on", "experts", LORA),
+    ("run.lora.routers", True, LORA),
 ]
 
 # Settings whose effect is not in the program, but in the batches, the files, the times of things,
@@ -311,6 +318,9 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("optim.decay_fraction", 0.5, {}, "give --optim.schedule wsd, too"),
     ("optim.next_token_weight", 0.5, {}, "give --model.next-tokens 1, too"),
     ("run.sample_prompt", "x", {"run.sample_tokens": 0}, "give --run.sample-tokens 400"),
+    ("run.lora.alpha", 3.0, {}, "give --run.lora.rank 16, say, too"),
+    ("optim.router_learning_rate", 0.1, LORA, "give --run.lora.routers True, too"),
+    ("model.moe.balance.bias_rate", 0.1, LORA | SIGN, "--run.lora.routers False"),
     ("mesh.chunks", 2, {"mesh.expert_parallel": "all_to_all"}, "give --mesh.expert 2 or more"),
     ("mesh.receive_factor", 2.0, {"mesh.expert_parallel": "ragged"}, "give --mesh.expert 2"),
     ("mesh.fsdp", True, {"mesh.data": 1}, "give --mesh.data 2 or more"),
@@ -382,24 +392,26 @@ PROGRAMS = ("evaluation", "begin", "step")
 def write_program(name: str, config: Config) -> str:
     """The text of a program of a run, before any compiling."""
     model = build(config.model, config.model.vocab_size or 11)
-    optimizer = make_optimizer(config.optim)
+    optimizer, lora = make_optimizer(config.optim), config.run.lora
     begin = partial(init_state, model, optimizer, config)
+    base = None
     with jax.set_mesh(device_mesh.make_mesh(config.mesh, jax.devices()[:1])):
         if name == "begin":
             return jax.jit(begin).lower().as_text()
         state = jax.eval_shape(begin)
+        if lora.rank is not None:
+            base = jax.eval_shape(partial(init_params, model, config))
         if name == "evaluation":
             held_out = batch_shapes(config, config.data.eval_batch_size)
-            evaluate = jax.jit(partial(eval_step, model=model))
-            return evaluate.lower(state.params, state.bias_LE, held_out).as_text()
-        step = partial(
-            train_step,
-            model=model,
-            optimizer=optimizer,
-            shape=make_schedule(config.optim, config.run.steps),
-            config=config,
-        )
-        return jax.jit(step).lower(state, batch_shapes(config, config.data.batch_size)).as_text()
+
+            def evaluate(base, *args):
+                return eval_step(*args, model=adapt(model, base, lora))
+
+            args = (base, state.params, state.bias_LE, held_out)
+            return jax.jit(evaluate).lower(*args).as_text()
+        step = jax.jit(make_step(config, model, optimizer))
+        batch = batch_shapes(config, config.data.batch_size)
+        return step.lower(base, state, batch).as_text()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import re
 import types
+from dataclasses import replace
 from functools import partial
 
 import chex
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from moejax.moe import experts
+from moejax.moe.adapted import Adapted, join, split
 from moejax.moe.kernels import block_loop, grouped_products, megablox
 from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
@@ -114,7 +116,7 @@ def by_products(products, activation, weigh):
     def run(params, x, weight, dy, rows):
         y, kept = grouped_products.forward(products, params, x, weight, rows, **static)
         grads = grouped_products.backward(
-            products, params, x, weight, rows, None, kept, dy, **static
+            products, params, params, x, weight, rows, None, kept, dy, **static
         )
         return (y, grads), kept
 
@@ -154,7 +156,7 @@ def test_the_loop_with_many_rows_an_expert(activation, biases, weigh):
     @jax.jit
     def run(params, x, weight, dy, rows):
         y = block_loop.forward(lie(params), x, weight, rows, **static)
-        return (y, block_loop.backward(lie(params), x, weight, rows, dy, **static)), {}
+        return (y, block_loop.backward(params, lie(params), x, weight, rows, dy, **static)), {}
 
     compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
 
@@ -177,12 +179,12 @@ def test_a_bank_is_read_in_its_stack(kind):
     static = {"activation": "swiglu", "weigh": "output"}
     if kind == "loop":
         y = block_loop.forward(lie_at(stacks, layer), x, weight, rows, **static)
-        grads = block_loop.backward(lie_at(stacks, layer), x, weight, rows, dy, **static)
+        grads = block_loop.backward(stacks, lie_at(stacks, layer), x, weight, rows, dy, **static)
     else:
         products = megablox.products(stacks, x, interpret=True)
         inputs = (stacks, x, weight, rows, layer)
         y, kept = grouped_products.forward(products, *inputs, **static)
-        grads = grouped_products.backward(products, *inputs, kept, dy, **static)
+        grads = grouped_products.backward(products, stacks, *inputs, kept, dy, **static)
     wanted = exact(params, x, weight, dy, choices()["mixed"], "swiglu", "output")
     scale = jax.tree.map(lambda a: np.abs(a).max(), wanted)
     divided = (jax.tree.map(lambda a, s: np.float64(a) / s, a, scale) for a in (wanted, (y, grads)))
@@ -356,3 +358,55 @@ def test_tiles_fit(shape, itemsize, gradient):
 )
 def test_tiles(shape, gradient, tile):
     assert choose_tile(Work(*shape, 2, gradient)) == tile
+
+
+def adapt(params, rank=3):
+    """A bank with adapters on its matrices, and the bank that computes the same without."""
+    rng = np.random.default_rng(2)
+    adapted = dict(params)
+    for name, w in params.items():
+        if name.startswith("w_"):
+            a = jnp.asarray(rng.normal(size=(*w.shape[:-1], rank)) / 4, jnp.float32)
+            b = jnp.asarray(rng.normal(size=(E, rank, w.shape[-1])) / 4, jnp.float32)
+            adapted[name] = Adapted(w, a, b, 0.5)
+    return adapted, {n: jnp.asarray(p) for n, p in adapted.items()}
+
+
+@pytest.mark.parametrize("kind", ["loop", "tpu", "tpu, in a stack"])
+def test_adapters_of_experts(kind):
+    """A bank with adapters gives what the sum of both gives, and their gradients, by the chain rule
+    from those of the sum; of what is frozen none is made.
+    """
+    params, x, weight, dy = make("swiglu", True)
+    adapted, whole = adapt(params)
+    rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    static = {"activation": "swiglu", "weigh": "output"}
+    wanted = {n: replace(p, w=None) if n[0] == "w" else None for n, p in adapted.items()}
+    trained, frozen = split(adapted, wanted)
+    if kind == "loop":
+        run = lambda t, x: grouped_feed_forward(join(t, frozen), x, weight, rows, *static.values())  # noqa: E731
+        y, pull = jax.vjp(run, trained, x)
+        found, dx = pull(dy)
+    else:
+        products = replace(megablox.products(adapted, x, interpret=True), unit=4)
+        layer = None if kind == "tpu" else jnp.int32(1)
+        given = adapted
+        if layer is not None:
+            given = jax.tree.map(lambda p: jnp.stack([p * np.nan, p]), adapted)
+        inputs = (given, x, weight, rows, layer)
+        y, kept = grouped_products.forward(products, *inputs, **static)
+        found, dx, _ = grouped_products.backward(products, wanted, *inputs, kept, dy, **static)
+    wanted_y, (dparams, wanted_dx, _) = exact(
+        whole, x, weight, dy, choices()["mixed"], "swiglu", "output"
+    )
+    np.testing.assert_allclose(y, wanted_y, atol=1e-5 * np.abs(wanted_y).max())
+    np.testing.assert_allclose(dx, wanted_dx, atol=1e-5 * np.abs(wanted_dx).max())
+    for name, p in adapted.items():
+        if name[0] == "b":
+            assert found[name] is None
+            continue
+        assert found[name].w is None
+        for part, of in ((found[name].a, "ebf,edf->edb"), (found[name].b, "edb,edf->ebf")):
+            other = p.b if part.shape == p.a.shape else p.a
+            right = 0.5 * np.einsum(of, np.float64(other), dparams[name])
+            np.testing.assert_allclose(part, right, atol=1e-5 * np.abs(right).max())

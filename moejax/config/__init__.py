@@ -23,6 +23,7 @@ from moejax.config.files import (
     to_dict,
 )
 from moejax.config.images import ImageConfig, ImageDataConfig
+from moejax.config.lora import LoraConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.moe import BalanceConfig, MoEConfig
@@ -39,6 +40,7 @@ __all__ = [
     "DistributedConfig",
     "ImageConfig",
     "ImageDataConfig",
+    "LoraConfig",
     "MeshConfig",
     "MoEConfig",
     "ModelConfig",

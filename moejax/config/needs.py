@@ -381,6 +381,18 @@ NEEDS: tuple[Need, ...] = (
         "give --model.next-tokens 1, too",
     ),
     Need(
+        _paths("run.lora", "alpha on routers"),
+        lambda c: c.run.lora.rank is not None,
+        "all parameters being trained",
+        "give --run.lora.rank 16, say, too",
+    ),
+    Need(
+        ("optim.router_learning_rate", *_paths(BALANCE, "bias_rate bias_centred")),
+        lambda c: c.run.lora.trains_routers,
+        "--run.lora.routers False, with which they stay as they are",
+        "give --run.lora.routers True, too",
+    ),
+    Need(
         ("optim.decay_fraction",),
         lambda c: c.optim.schedule == "wsd",
         "--optim.schedule {c.optim.schedule}",

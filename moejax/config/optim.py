@@ -70,7 +70,7 @@ class OptimConfig:
         """Which transformation a parameter of this name takes: muon, router, matrix or rest."""
         if name.startswith(("w_router_", "w_noise_", "w_shared_gate_")):
             return "router"
-        if not name.startswith("w_"):
+        if not name.startswith(("w_", "lora_")):
             return "rest"  # norms, biases and the embedding: no weight decay
         inside = name not in ("w_head_DV", "w_patch_XD")
         return "muon" if self.optimizer == "muon" and inside else "matrix"

@@ -1,6 +1,6 @@
 """Settings of how long to train, what to write, and where."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moejax.config.checks import (
     LARGEST,
@@ -11,6 +11,7 @@ from moejax.config.checks import (
     check_positive,
     check_types,
 )
+from moejax.config.lora import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class RunConfig:
     init_from: str | None = None
     """Directory of a model to begin from: one that `moejax import` wrote, a checkpoint in Hugging
     Face's format, or a run; by default parameters are drawn."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     steps: int = 1000
     """Optimizer steps."""
     seed: int = 0
@@ -58,6 +60,12 @@ class RunConfig:
         at = "run"
         check_types(at, self)
         check_paths(at, self, "directory", "init_from")
+        check(
+            self.lora.rank is None or self.init_from is not None,
+            f"--run.lora.rank {self.lora.rank} trains adapters of a model that is there: give"
+            f" --run.init-from, too (what `moejax import` wrote, a checkpoint of Hugging Face, or a"
+            f" run), or leave it out.",
+        )
         check(0 <= self.seed < 2**31, f"--run.seed must lie in [0, 2**31), not {self.seed}.")
         check_positive(at, self, "steps", "log_every", "eval_every", "eval_batches")
         check_positive(at, self, "part_every", "part_batches")

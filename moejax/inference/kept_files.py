@@ -84,15 +84,31 @@ def find_tokenizer(path: Path, config: Config) -> str:
     return expand_home("--data.tokenizer", config.data.tokenizer)
 
 
+def find_base(path: Path, config: Config) -> Path:
+    """Where the model is that the adapters of the run in ``path`` belong to; a relative place is
+    taken from the folder in which the run was trained, if there is nothing here.
+    """
+    assert config.run.init_from is not None  # as in every run with adapters
+    place = Path(expand_home("--run.init-from", config.run.init_from))
+    there = Path(_find_folder(path), place)
+    return there if there.is_dir() and not place.is_dir() else place
+
+
+def _find_folder(path: Path) -> str:
+    """The folder in which a run was last trained; empty if it is not known."""
+    try:
+        folder = json_files.read_json(path / "summary.json", MOST_TABLE_BYTES)["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # an older run
+    return folder if isinstance(folder, str) else ""
+
+
 def find_text(path: Path, data: DataConfig) -> DataConfig:
     """The settings of the text of the run in ``path``, where relative paths are taken from the
     folder in which it was trained, if they lead to anything there.
     """
-    try:
-        folder = json_files.read_json(path / "summary.json", MOST_TABLE_BYTES)["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return data  # an older run
-    if not isinstance(folder, str) or folder == os.getcwd():
+    folder = _find_folder(path)
+    if not folder or folder == os.getcwd():
         return data
 
     def anchor(given: str) -> str:

@@ -14,6 +14,17 @@ from moejax.data.check_tokens import check_known
 from moejax.data.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
+class Base:
+    """The model that adapters belong to."""
+
+    path: Path
+    digest: str | None
+    """Which model it is, by ``same_model.sum_arrays``; None if that is not known."""
+    scale: float
+    """What multiplies the product of an adapter."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenModel:
     """A model on a mesh, without what only training needs."""
@@ -40,6 +51,8 @@ class OpenModel:
     """The text or images that it was trained on, with a part held out; None if unknown."""
     rows: int = 64
     """Sequences, or images, in a batch, by default."""
+    base: Base | None = None
+    """While it is being opened: what ``params``, which then are adapters, belong to."""
 
     def begin(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """The tokens of a text that is to be continued, int32 [n]. With ``special_tokens``, names

@@ -1,7 +1,7 @@
 """A model from the directory that holds it, whatever wrote it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -15,8 +15,11 @@ from moejax.inference.open_model import OpenModel
 from moejax.inference.quantised_model import open_quantised
 from moejax.inference.released_model import is_checkpoint, open_checkpoint, open_imported
 from moejax.inference.trained_run import is_run, open_run
-from moejax.moe.quantise_params import Weights
+from moejax.models.adapters import attach, merge
+from moejax.models.by_kind import cast_params
+from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runs.quantised_mark import is_quantised_model
+from moejax.runs.same_model import check_base, sum_arrays
 
 
 def open_model(
@@ -38,7 +41,8 @@ def open_model(
         raise RunError(f"there is no directory {path}: give that of a model.")
     for kind in KINDS:
         if kind.is_here(path):
-            return kind.open(path, mesh, layout, dtype, step, weights)
+            opened = kind.open(path, mesh, layout, dtype, step, weights)
+            return opened if opened.base is None else put_into_base(path, opened, mesh, weights)
     if (path / "checkpoints").is_dir() and not (path / "config.json").exists():
         raise RunError(
             f"{path} has checkpoints, but no config.json, which says what model they are of. Put it"
@@ -50,6 +54,30 @@ def open_model(
     if (path / UNFINISHED).is_dir():
         reason = f"{path} is unfinished: give the command that was to write it again, or wait."
     raise RunError(reason)
+
+
+def put_into_base(
+    path: Path, adapters: OpenModel, mesh: Mesh, weights: Weights | None
+) -> OpenModel:
+    """Adapters and the model that they belong to, as one plain model, quantised as ``weights`` say.
+    ``path`` is the adapters'. Raises ``UserError`` if that model is not there, or is another one.
+    """
+    base, dtype = adapters.base, adapters.config.dtype
+    assert base is not None
+    if not base.path.is_dir():
+        raise RunError(
+            f"{path} has adapters of the model in {base.path}, and there is no such directory: put"
+            f" it back there."
+        )
+    if base.digest is not None:
+        check_base(path, str(base.path), sum_arrays(base.path), base.digest)
+    wide: FloatType | None = "float32" if dtype == "float32" else None
+    there = open_model(base.path, mesh=mesh, layout=adapters.layout, dtype=wide)
+    params = cast_params(there.params, adapters.config)
+    params = merge(attach(params, adapters.params, base.scale))
+    if weights is not None:
+        params = quantise_params(params, weights)
+    return replace(adapters, params=params, base=None)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,16 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.inference_config import check_layout
-from moejax.inference.kept_files import adopt_edges, find_text, find_tokenizer
-from moejax.inference.open_model import OpenModel
+from moejax.inference.kept_files import adopt_edges, find_base, find_text, find_tokenizer
+from moejax.inference.open_model import Base, OpenModel
+from moejax.models.adapters import adapter_shapes
 from moejax.models.by_kind import cast_shapes, state_shapes
 from moejax.models.counts import cost
 from moejax.moe.placing import set_shardings
 from moejax.moe.quantise_params import Weights, check_spread, quantise_shapes
 from moejax.runs.checkpoint import read_parts
 from moejax.runs.history import KEY, explain_settings
+from moejax.runs.same_model import BASE
 from moejax.runtime import partition
 from moejax.runtime.number_words import short
 from moejax.runtime.room import ROOM, check_room, count_bytes
@@ -53,7 +55,11 @@ def open_run(
     check_layout(model_config, layout, mesh)
     V = choose_vocab_size(model_config, tokenizer) if tokenizer else count_classes(path)
     like = cast_shapes(state_shapes(replace(config, mesh=MeshConfig()), V), model_config)
-    like["params"] = quantise_shapes(like["params"], weights)
+    lora = config.run.lora
+    if lora.rank is None:
+        like["params"] = quantise_shapes(like["params"], weights)
+    else:
+        like["params"] = adapter_shapes(like["params"], lora)
     like = set_shardings(like, partition.tree_shardings(mesh, like, layout.fsdp))
     check_spread(like, layout)
     check_room(count_bytes(jax.tree.leaves(like)), f"{path}", ROOM)
@@ -83,6 +89,7 @@ def open_run(
         f" {short(price.parameters_active, 'kMBT')} active a token",
         data=find_text(path, config.data),
         rows=OpenModel.rows if tokenizer else config.data.eval_batch_size,
+        base=None if lora.rank is None else Base(find_base(path, config), extra[BASE], lora.scale),
     )
 
 

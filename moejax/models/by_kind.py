@@ -44,6 +44,12 @@ EXACT = (
 """Parameters that a model computes with in float32, of those that lie spread over a mesh."""
 
 
+def cast_params(params: dict, config: ModelConfig) -> dict:
+    """Parameters in the types of ``cast_shapes``."""
+    like = cast_shapes(params, config)
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, like)
+
+
 def cast_shapes(params: dict, config: ModelConfig) -> dict:
     """Shapes of parameters in the types in which a model uses them. Matrices and their biases have
     the type of the activations: the model would cast them at every step. What belongs to routers,

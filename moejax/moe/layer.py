@@ -23,7 +23,8 @@ from moejax.moe.parallel import by_rows
 from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.parallel.replicas import choose_places
 from moejax.moe.parameters import Matrix, matrix, weight, zeros
-from moejax.moe.trained_bank import Trained
+from moejax.moe.quantised import is_quantised
+from moejax.moe.trained_bank import train_bank
 from moejax.moe.travel import Travel
 from moejax.routing import contract
 from moejax.routing.contract import Choice, RouterInput, TokenChoice
@@ -223,7 +224,7 @@ class MoELayer(nn.Module):
             }
             bank = {n: as_type(w, x_GSD.dtype) for n, w in made.items()}
             if stacked:
-                bank = {n: Trained(w, stacked[n]) for n, w in made.items()}
+                bank = train_bank(made, stacked)
             travel = travels(bank, x_GSD, capacity=slots)
             bank = fit_route(bank, travel, x_GSD.dtype)
             return ROUTES[travel.route](bank, x_GSD, choice, real_GS, travel=travel)
@@ -253,7 +254,11 @@ def fit_route(bank: dict[str, Any], travel: Travel, dtype: jnp.dtype) -> dict[st
     """The bank as its route wants it: only rows know to read it where it lies."""
     if travel.dispatch == "grouped" and not travel.layout.fsdp:
         return bank
-    return {name: w.astype(dtype) for name, w in bank.items()}
+
+    def fit(w: Any) -> Any:
+        return w if is_quantised(w) else w.astype(dtype)
+
+    return jax.tree.map(fit, bank, is_leaf=is_quantised)
 
 
 def multiply_exactly(x: jax.Array, w: Matrix) -> jax.Array:

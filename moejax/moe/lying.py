@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from moejax.moe.adapted import Adapted
 from moejax.moe.kernels.product import product
 from moejax.moe.quantised import Quantised, count_per_byte, dequantise, is_quantised
 from moejax.runtime import device_mesh
@@ -93,16 +94,16 @@ def lie_quantised(params: Any) -> Any:
     return lie(params) if quantised else params
 
 
-def lie_at(stacks: dict[str, Any], layer: Any) -> dict[str, "Lying"]:
+def lie_at(stacks: dict[str, Any], layer: Any) -> dict[str, Any]:
     """The parameters of a layer in stacks; without one, arrays where they lie."""
     index = () if layer is None else (layer,)
-    return {name: Lying(stack, index) for name, stack in stacks.items()}
+    return jax.tree.map(lambda stack: Lying(stack, index), stacks, is_leaf=is_quantised)
 
 
-def open_bank(params: dict[str, "Lying"]) -> tuple[dict[str, Any], Any]:
+def open_bank(params: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """The inverse of ``lie_at``: the stacks of a bank, and its layer or None."""
-    (layer,) = next(iter(params.values())).index or (None,)
-    return {name: p.stack for name, p in params.items()}, layer
+    (layer,) = jax.tree.leaves(params)[0].index or (None,)
+    return jax.tree.map(lambda p: p.stack, params), layer
 
 
 def widen(x: jax.Array | Quantised) -> jax.Array:
@@ -127,12 +128,23 @@ def take(w: Any, rows: jax.Array) -> jax.Array:
 
 
 def as_type(w: Any, dtype: Any) -> Any:
-    """A parameter in a type; one that is read where it lies gets it in its product."""
-    return w if isinstance(w, Lying) else w.astype(dtype)
+    """A parameter in a type; one that lies somewhere, or is quantised, gets it in its product."""
+
+    def change(p: Any) -> Any:
+        return p if isinstance(p, Lying) or is_quantised(p) else p.astype(dtype)
+
+    return jax.tree.map(change, w, is_leaf=is_quantised)
 
 
 def multiply(x_MY: jax.Array, w_YZ: Any) -> jax.Array:
-    """``x @ w`` in the type of ``x``, for an array or a matrix that is read where it lies."""
+    """``x @ w`` in the type of ``x``, for an array, a matrix that is read where it lies, an adapted
+    one, or a quantised one, which is decoded again for the gradient of ``x``.
+    """
+    if isinstance(w_YZ, Adapted):
+        more_MZ = multiply(multiply(x_MY, w_YZ.a) * w_YZ.scale, w_YZ.b)
+        return multiply(x_MY, w_YZ.w) + more_MZ
+    if isinstance(w_YZ, Quantised):
+        return jax.checkpoint(lambda x, w: multiply(x, dequantise(w, x.dtype)))(x_MY, w_YZ)
     if not isinstance(w_YZ, Lying):
         # Its gradient wants equal leading dimensions.
         return product(x_MY, w_YZ) if x_MY.ndim == w_YZ.ndim else x_MY @ w_YZ

@@ -4,15 +4,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax.moe.adapted import Adapted, map_parts
 from moejax.moe.lying import Lying
+from moejax.moe.quantised import Quantised
 from moejax.runtime import partition
 
-Matrix = jax.Array | Lying
-"""What products take: arrays, or at inference what lies in a stack."""
+Matrix = jax.Array | Lying | Adapted | Quantised
+"""What products take: arrays; at inference what lies in a stack; in a frozen model what has an
+adapter, or is quantised."""
 
 
 def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> Matrix:
     """A float32 matrix parameter (or bank of them), normal with variance 1 / fan-in."""
+    if isinstance(given := module.get_variable("params", name), Adapted | Quantised):
+        return given  # Linen would compare its parts with one array
     return module.param(name, nn.initializers.normal(shape[-2] ** -0.5), shape, jnp.float32)
 
 
@@ -20,10 +25,14 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jnp.dtyp
     """A matrix of a module that has a ``layout``, ready for ``multiply``: in this type, or where it
     lies.
     """
-    w = matrix(module, name, shape)
-    if isinstance(w, Lying) and not module.layout.fsdp:
-        return w
-    return partition.gather_weight(w.astype(dtype), name, module.layout.fsdp)
+    fsdp = module.layout.fsdp
+
+    def ready(name: str, w: Matrix) -> Matrix:
+        if isinstance(w, Quantised) or (isinstance(w, Lying) and not fsdp):
+            return w
+        return partition.gather_weight(w.astype(dtype), name, fsdp)
+
+    return map_parts(ready, name, matrix(module, name, shape))
 
 
 def zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> Matrix:

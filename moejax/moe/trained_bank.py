@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax.moe.lying import Lying, lie_at, open_bank
+from moejax.moe.quantised import is_quantised
 from moejax.runtime import device_mesh
 
-Arrays = dict[str, jax.Array]
+Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Trained:
     the activations. Who can't read them there takes the array.
     """
 
-    own: jax.Array
+    own: Any
     lying: Lying
 
     @property
@@ -35,13 +36,17 @@ class Trained:
         """That of what products read."""
         return self.lying.dtype
 
-    def astype(self, dtype: Any) -> jax.Array:
-        return self.own.astype(dtype)
+    def astype(self, dtype: Any) -> Any:
+        return self.own if is_quantised(self.own) else self.own.astype(dtype)
 
 
 def cast_stacks(stacks: Arrays, dtype: Any) -> Arrays:
     """The stacks of a bank's arrays as products read them: in this type, without a gradient."""
-    return {name: jax.lax.stop_gradient(p).astype(dtype) for name, p in stacks.items()}
+
+    def cast(p: Any) -> Any:
+        return p if is_quantised(p) else jax.lax.stop_gradient(p).astype(dtype)
+
+    return jax.tree.map(cast, stacks, is_leaf=is_quantised)
 
 
 def reads_stacks(dtype: Any, fsdp: bool) -> bool:
@@ -56,13 +61,13 @@ def part_bank(params: dict[str, Any]) -> tuple[Arrays, Arrays, Any]:
     """The arrays that have gradients, the stacks in which products read, and the layer: of a bank
     as arrays the first, of one that is ``Lying`` the others, of one that is ``Trained`` all.
     """
-    one = params["w_down_EFD"]
+    one = jax.tree.leaves(params)[0]
     if isinstance(one, Lying):
         return {}, *open_bank(params)
     if not isinstance(one, Trained):
         return params, {}, None
-    own = {n: p.own for n, p in params.items()}
-    return own, *open_bank({n: p.lying for n, p in params.items()})
+    own = jax.tree.map(lambda p: p.own, params)
+    return own, *open_bank(jax.tree.map(lambda p: p.lying, params))
 
 
 def join_bank(own: Arrays, stacks: Arrays, layer: Any) -> dict[str, Any]:
@@ -70,4 +75,9 @@ def join_bank(own: Arrays, stacks: Arrays, layer: Any) -> dict[str, Any]:
     if not stacks:
         return dict(own)
     lying = lie_at(stacks, layer)
-    return {n: Trained(own[n], p) for n, p in lying.items()} if own else dict(lying)
+    return train_bank(own, lying) if own else lying
+
+
+def train_bank(own: Arrays, lying: dict[str, Any]) -> dict[str, Any]:
+    """A bank as ``Trained``, of its arrays and of where they lie."""
+    return jax.tree.map(Trained, own, lying, is_leaf=is_quantised)

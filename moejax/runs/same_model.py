@@ -5,7 +5,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from moejax.config.errors import RunError
 from moejax.data.fingerprint import READ_OF_MORE, READ_WHOLE, read_blocks
+
+BASE = "base"
+"""The key of a checkpoint with adapters that says which model they belong to: ``sum_arrays``."""
 
 
 def is_same_model(one: Path, other: Path) -> bool:
@@ -14,12 +18,25 @@ def is_same_model(one: Path, other: Path) -> bool:
     """
     if os.path.realpath(one) == os.path.realpath(other):
         return True
-    digests = [_sum_arrays(path) for path in (one, other)]
+    digests = [sum_arrays(path) for path in (one, other)]
     return digests[0] is not None and digests[0] == digests[1]
 
 
-def _sum_arrays(path: Path) -> str | None:
-    """A digest of the files of a model's arrays; None if there are none."""
+def check_base(run: Path, base: str, now: str | None, then: str) -> None:
+    """Raise ``RunError`` if the model at ``base`` is not the one that the adapters of a run were
+    trained beside.
+    """
+    if now != then:
+        raise RunError(
+            f"{run} has adapters of the model that was at {base}, but now there is another. Put the"
+            f" old one back there."
+        )
+
+
+def sum_arrays(path: Path) -> str | None:
+    """A digest of the files of a model's arrays; None if there are none. Of large ones, only blocks
+    are read, as in ``is_same_model``.
+    """
     root, files = _find_arrays(path)
     named = sorted((file.relative_to(root).as_posix(), file) for file in files if file.is_file())
     if not named:

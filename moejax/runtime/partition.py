@@ -102,20 +102,26 @@ REPLICATED = (
     "ns_coeffs",
     "start",
 )
+ADAPTER = ("lora_a", "lora_b")
+"""What stands behind the name of a matrix in the path of a part of its adapter."""
 KNOWN = PARAMETERS | CACHE | dict.fromkeys(REPLICATED, ())
 
 
 def parameter_spec(name: str, fsdp: bool) -> P:
     """How the parameter (or the part of a cache or state) of this name lies on the mesh, leading
-    dimensions left out. Raises ``ValueError`` for a name that is in no table.
+    dimensions left out; of the name of a matrix, a slash, and ``lora_a`` or ``lora_b``, that part
+    of its adapter. Raises ``ValueError`` for a name that is in no table.
     """
+    name, _, part = name.partition("/")
     if name not in KNOWN:
         raise ValueError(
             f"nothing says how {name!r} lies on the mesh: add it to PARAMETERS in"
             f" moejax/runtime/partition.py, with an axis for each of its last dimensions, or to"
             f" REPLICATED there, if every device is to have all of it."
         )
-    axes = KNOWN[name]
+    axes: tuple = KNOWN[name]
+    if part:  # [..., D, rank] and [..., rank, F]
+        axes = (*axes[:-1], None) if part == "lora_a" else (*axes[:-2], None, *axes[-1:])
     spread = (TOKENS if "expert" not in axes else ("data",)) if fsdp else ()
 
     def resolve(axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
@@ -168,7 +174,9 @@ def tree_shardings(mesh: Mesh, tree: Any, fsdp: bool = False) -> Any:
         found = [getattr(key, "key", getattr(key, "name", None)) for key in path]
         names = [name for name in found if name is not None]
         known = [name for name in names if name in KNOWN]
-        spec = parameter_spec((known or names or ["an array without a name"])[-1], fsdp)
+        name = (known or names or ["an array without a name"])[-1]
+        part = f"/{names[-1]}" if names and names[-1] in ADAPTER else ""
+        spec = parameter_spec(name + part, fsdp)
         if leaf.ndim < len(spec):
             return NamedSharding(mesh, P())
         spec = P(*[None] * (leaf.ndim - len(spec)), *spec)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
@@ -12,12 +13,15 @@ from jax.sharding import Mesh
 import moejax
 from moejax.config.config import Config
 from moejax.config.files import flatten, to_dict
+from moejax.models.adapters import adapt, attach
 from moejax.models.by_kind import build
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh, partition
 from moejax.train.eval_step import eval_step
+from moejax.train.forward import Batch
 from moejax.train.optimizer import make_optimizer, make_schedule
+from moejax.train.reports import StepReport
 from moejax.train.state import TrainState, init_state
 from moejax.train.step import train_step
 from moejax.train.tasks import Task
@@ -53,6 +57,8 @@ class Programs:
     eval_step: Callable
     first_choices: Callable
     router_arrays: Callable
+    complete: Callable[[dict], dict]
+    """All parameters of the model, from those that are trained."""
 
 
 def make_learner(config: Config, vocab_size: int, mesh: Mesh) -> Learner:
@@ -64,39 +70,64 @@ def make_learner(config: Config, vocab_size: int, mesh: Mesh) -> Learner:
     return Learner(model=model, optimizer=optimizer, init=init, shardings=shardings)
 
 
-def make_programs(config: Config, learner: Learner, mesh: Mesh) -> Programs:
-    """The functions of a run; each is compiled when it is first called."""
-    shardings, model = learner.shardings, learner.model
+def make_step(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[[dict | None, TrainState, Batch], tuple[TrainState, StepReport]]:
+    """One update, of the parameters that stay as they are (or None), the state and a batch."""
+
+    def step(base: dict | None, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        return train_step(
+            state,
+            batch,
+            model=adapt(model, base, config.run.lora),
+            optimizer=optimizer,
+            shape=make_schedule(config.optim, config.run.steps),
+            config=config,
+        )
+
+    return step
+
+
+def make_programs(
+    config: Config, learner: Learner, mesh: Mesh, base: dict | None = None
+) -> Programs:
+    """The functions of a run; each is compiled when it is first called. With adapters, ``base`` are
+    the parameters that stay as they are; without, there are none.
+    """
+    shardings, lora = learner.shardings, config.run.lora
     batch_sharding = partition.activation_sharding(mesh, "batch_BN")
     everywhere = partition.activation_sharding(mesh, "everywhere")
     options = device_mesh.compiler_options(config.mesh, device_mesh.platform())
+
+    def evaluate(base: dict | None, *args: Any) -> Any:
+        return eval_step(*args, model=adapt(learner.model, base, lora))
+
+    def complete(params: dict) -> dict:
+        return params if base is None else attach(base, params, lora.scale)
+
+    compiled_step = jax.jit(
+        make_step(config, learner.model, learner.optimizer),
+        in_shardings=(None, shardings, batch_sharding),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=1,
+        compiler_options=options or None,
+    )
+    compiled_eval_step = jax.jit(
+        evaluate,
+        in_shardings=(None, shardings.params, shardings.bias_LE, batch_sharding),
+        out_shardings=(everywhere, None, everywhere),
+    )
+    compiled_arrays = jax.jit(partial(router_arrays, config=config.model), out_shardings=everywhere)
     return Programs(
-        step=jax.jit(
-            partial(
-                train_step,
-                model=model,
-                optimizer=learner.optimizer,
-                shape=make_schedule(config.optim, config.run.steps),
-                config=config,
-            ),
-            in_shardings=(shardings, batch_sharding),
-            out_shardings=(shardings, everywhere),
-            donate_argnums=0,
-            compiler_options=options or None,
-        ),
-        eval_step=jax.jit(
-            partial(eval_step, model=model),
-            in_shardings=(shardings.params, shardings.bias_LE, batch_sharding),
-            out_shardings=(everywhere, None, everywhere),
-        ),
+        step=partial(compiled_step, base),
+        eval_step=partial(compiled_eval_step, base),
         first_choices=jax.jit(
             lambda chosen_LBNE, rows, positions: chosen_LBNE[:, :rows, :positions],
             static_argnums=(1, 2),
             out_shardings=everywhere,
         ),
-        router_arrays=jax.jit(
-            partial(router_arrays, config=config.model), out_shardings=everywhere
-        ),
+        router_arrays=lambda params, bias_LE: compiled_arrays(complete(params), bias_LE),
+        complete=complete,
     )
 
 

@@ -12,6 +12,7 @@ from moejax.data.fingerprint import Mark, explain_change
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.history import KEY, explain_history, note_history
 from moejax.runs.run_directory import RunDirectory
+from moejax.runs.same_model import BASE, check_base
 from moejax.runtime.processes import Processes
 from moejax.train.state import TrainState
 from moejax.train.tally import Tally
@@ -30,12 +31,16 @@ class Saving:
     marks: list[Mark]
     """The fingerprint of the data: a run goes on with those very data."""
     processes: Processes
+    base: str | None = None
+    """Which model it is that adapters are trained beside (``same_model.sum_arrays``)."""
 
     def save(self, state: TrainState, tally: Tally, score: float | None) -> None:
         """Save in the background; ``score`` ranks the checkpoint among the best."""
         place = join_states(self.processes.gather(self.batches.get_state()))
         extra = tally.to_json() | {"text": self.description, "place": place}
         extra["marks"] = self.marks
+        if self.base is not None:
+            extra[BASE] = self.base
         if self.run.owner:
             extra[KEY] = note_history(self.run.path, to_dict(self.config))
         self.checkpoints.save(tally.step, state, extra, score)
@@ -52,6 +57,8 @@ class Saving:
         text, place = saved.pop("text"), saved.pop("place")
         marks = saved.pop("marks", None)  # older runs have none
         self._check_text(text, marks)
+        if self.base is not None:
+            check_base(self.run.path, str(self.config.run.init_from), self.base, saved.pop(BASE))
         if noted := saved.pop(KEY, None):
             self._check_history(step, noted)
         self.batches.set_state(place)

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from moejax.config.config import Config
+from moejax.models.adapters import begin_adapters
 from moejax.models.initial_params import init_params, selection_bias_shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; parameters are float32."""
+    """All that a step changes; parameters are float32. Of a frozen model with adapters (see
+    ``models.adapters``) what is trained.
+    """
 
     params: dict
     optimizer: optax.OptState
@@ -30,7 +33,10 @@ def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, config: Config
 ) -> TrainState:
     """The state before the first step, from ``config.run.seed``."""
-    return start_state(init_params(model, config), None, optimizer, config)
+    params, lora = init_params(model, config), config.run.lora
+    if lora.rank is not None:
+        params = begin_adapters(params, lora, jax.random.key(config.run.seed))
+    return start_state(params, None, optimizer, config)
 
 
 def start_state(

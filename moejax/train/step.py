@@ -46,7 +46,9 @@ def train_step(
     ) -> tuple[dict, optax.OptState, jax.Array | None]:
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
-        return params, optimizer_state, update_bias(bias_LE, sums, config.model.moe)
+        if config.run.lora.trains_routers:
+            bias_LE = update_bias(bias_LE, sums, config.model.moe)
+        return params, optimizer_state, bias_LE
 
     changing = (state.params, state.optimizer, state.bias_LE)
     params, optimizer_state, bias_LE = jax.lax.cond(

@@ -11,16 +11,19 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
-from moejax.config.paths import expand_home
+from moejax.config.model import FloatType
 from moejax.hf.configs import collect_computation, list_differences
 from moejax.inference.kept_files import keep_files
+from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
+from moejax.models.adapters import begin_adapters
 from moejax.models.training_room import check_training_room
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import batch_rows
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
+from moejax.train.base_model import Base, find_beginning, make_base
 from moejax.train.environment import enter
 from moejax.train.evaluation import Evaluation
 from moejax.train.finish import finish, say_result
@@ -61,7 +64,9 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
             if processes.first:
                 warn_of_decoding(config)
                 warn_of_constant_weights(config)
-            programs, journal = make_programs(config, learner, mesh), Journal(run, board)
+            base = read_base(config, learner, mesh)
+            frozen = None if base is None else base.params
+            programs, journal = make_programs(config, learner, mesh, frozen), Journal(run, board)
             saving = Saving(
                 config=config,
                 run=run,
@@ -70,8 +75,9 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
                 description=task.description,
                 marks=task.marks,
                 processes=processes,
+                base=None if base is None else base.digest,
             )
-            state, tally = restore_or_begin(config, learner, mesh, saving)
+            state, tally = restore_or_begin(config, learner, mesh, saving, base)
             run.write_config(config)
             keep_files(run, config, getattr(task, "tokenizer", None))
             announce(config, task, mesh, run, tally.step, name=name, command=command)
@@ -93,6 +99,7 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
                 return
             checkpoints.wait()  # without steps, it was killed after the last checkpoint
             environment.stop.end(ALL_SAVED)
+            state = dataclasses.replace(state, params=programs.complete(state.params))
             finish(config, task, measure, environment, state, tally)
 
 
@@ -113,25 +120,58 @@ def make_evaluation(
 
 
 def restore_or_begin(
-    config: Config, learner: Learner, mesh: Mesh, saving: Saving
+    config: Config, learner: Learner, mesh: Mesh, saving: Saving, base: Base | None
 ) -> tuple[TrainState, Tally]:
     """The state of the last readable checkpoint, on this mesh; or a new one."""
     if restored := saving.restore(learner.like):
         return restored
+    if base is not None:
+        return begin_beside(base, config, learner), Tally()
     if config.run.init_from is None:
         return jax.jit(learner.init, out_shardings=learner.shardings)(), Tally()
     return begin_from_model(config, learner, mesh), Tally()
 
 
+def read_base(config: Config, learner: Learner, mesh: Mesh) -> Base | None:
+    """The base of a run with adapters, on ``mesh``; None for other runs. Raises as
+    ``open_beginning`` does.
+    """
+    if config.run.lora.rank is None:
+        return None
+    in_float32 = config.model.dtype == "float32"
+    there = open_beginning(config, learner, mesh, "float32" if in_float32 else None)
+    return make_base(config, there)
+
+
+def begin_beside(base: Base, config: Config, learner: Learner) -> TrainState:
+    """The state before the first step of adapters."""
+
+    def start(params: dict, bias_LE: jax.Array | None) -> TrainState:
+        trained = begin_adapters(params, config.run.lora, jax.random.key(config.run.seed))
+        return start_state(trained, bias_LE, learner.optimizer, config)
+
+    return jax.jit(start, out_shardings=learner.shardings)(base.params, base.bias_LE)
+
+
 def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState:
     """The state before the first step, with the parameters of ``run.init_from`` in float32. Raises
-    ``ConfigError`` if that is another model, with the flags that would make this one like it.
+    as ``open_beginning`` does.
+    """
+    there = open_beginning(config, learner, mesh, "float32")
+    start = partial(start_state, optimizer=learner.optimizer, config=config)
+    begin = jax.jit(start, out_shardings=learner.shardings, donate_argnums=0)
+    return begin(there.params, there.bias_LE)
+
+
+def open_beginning(
+    config: Config, learner: Learner, mesh: Mesh, dtype: FloatType | None
+) -> OpenModel:
+    """The model of ``run.init_from``, in ``dtype``, by default in its own. Raises ``ConfigError``
+    if it is another model than the settings describe, with the flags that make them like it.
     """
     place = config.run.init_from
-    assert place is not None
     say(f"reading  {place}")
-    place = expand_home("--run.init-from", place)
-    there = open_model(Path(place), mesh=mesh, layout=config.mesh, dtype="float32")
+    there = open_model(find_beginning(config), mesh=mesh, layout=config.mesh, dtype=dtype)
     resolved = dataclasses.replace(config.model, vocab_size=learner.model.vocab_size)
     theirs = dataclasses.replace(there.config, vocab_size=there.vocab_size)
     differences = list_differences(collect_computation(theirs), collect_computation(resolved))
@@ -139,8 +179,6 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
         raise ConfigError(
             f"--run.init-from {place} is another model than the settings describe. It has"
             f" {', '.join(differences)}. Begin from its own settings: --config"
-            f" {shlex.quote(str(Path(place) / 'config.json'))}, if `moejax import` wrote it."
+            f" {shlex.quote(str(Path(str(place)) / 'config.json'))}, if `moejax import` wrote it."
         )
-    start = partial(start_state, optimizer=learner.optimizer, config=config)
-    begin = jax.jit(start, out_shardings=learner.shardings, donate_argnums=0)
-    return begin(there.params, there.bias_LE)
+    return there

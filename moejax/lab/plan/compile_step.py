@@ -14,14 +14,14 @@ from moejax.config.config import Config
 from moejax.config.errors import UserError
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.step_flops import muon_flops, step_flops
+from moejax.models import by_kind
 from moejax.models.batch_shapes import batch_shapes
-from moejax.models.by_kind import build
 from moejax.models.layer_runs import Run, cut_layers, with_repeats
 from moejax.runtime import device_fit, device_mesh, partition, targets
 from moejax.runtime.number_words import short
-from moejax.train.optimizer import make_optimizer, make_schedule
+from moejax.train.optimizer import make_optimizer
+from moejax.train.prepare import make_step
 from moejax.train.state import TrainState, init_state
-from moejax.train.step import train_step
 
 WITHOUT_LOOPS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 """Without this, a product of a gathered array becomes a loop that overlaps with the gathering, and
@@ -76,26 +76,23 @@ def compile_step(
     """Compile the training step for described devices. Raises ``OutOfMemory``, and ``UserError``
     with the compiler's message for any other error.
     """
-    step = functools.partial(
-        train_step,
-        model=build(config.model, vocab_size, config.mesh),
-        optimizer=make_optimizer(config.optim),
-        shape=make_schedule(config.optim, config.run.steps),
-        config=config,
-    )
+    model = by_kind.build(config.model, vocab_size, config.mesh)
+    step = make_step(config, model, make_optimizer(config.optim))
     with jax.set_mesh(grid):
-        state = state_shapes(config, vocab_size)
-        shardings = partition.tree_shardings(grid, state, config.mesh.fsdp)
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+        base, state = base_shapes(config, vocab_size), state_shapes(config, vocab_size)
+        shardings = partition.tree_shardings(grid, (base, state), config.mesh.fsdp)
+        base, state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            (base, state),
+            shardings,
         )
         rows = partition.activation_sharding(grid, "batch_BN")
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
             batch_shapes(config, config.data.batch_size),
         )
-        jitted = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-        traced = jitted.trace(state, batch)
+        jitted = jax.jit(step, out_shardings=(shardings[1], None), donate_argnums=1)
+        traced = jitted.trace(base, state, batch)
         try:
             ours = device_mesh.compiler_options(config.mesh, "tpu")
             return traced.lower(lowering_platforms=("tpu",)).compile(ours | (options or {}))
@@ -105,9 +102,17 @@ def compile_step(
             raise UserError(f"the compiler says: {error}") from error
 
 
+def base_shapes(config: Config, vocab_size: int) -> dict | None:
+    """The shapes and types of the parameters that stay as they are, beside adapters; or None."""
+    if config.run.lora.rank is None:
+        return None
+    params = by_kind.state_shapes(config, vocab_size)["params"]
+    return by_kind.cast_shapes(params, config.model)
+
+
 def state_shapes(config: Config, vocab_size: int) -> TrainState:
     """The shapes and types of the state of a run."""
-    model, optimizer = build(config.model, vocab_size), make_optimizer(config.optim)
+    model, optimizer = by_kind.build(config.model, vocab_size), make_optimizer(config.optim)
     return jax.eval_shape(functools.partial(init_state, model, optimizer, config))
 
 

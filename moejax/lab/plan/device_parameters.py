@@ -12,7 +12,7 @@ from moejax.config.config import Config
 from moejax.lab.plan.step_sizes import FLOAT
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import find_stack
-from moejax.runtime import device_mesh
+from moejax.runtime import device_mesh, partition
 from moejax.runtime.partition import TOKENS, parameter_spec
 
 
@@ -53,7 +53,9 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
         return math.prod(sizes[axis] for axis in axes if axis in of)
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
-        name, layer = path[-1].key, find_stack([key.key for key in path])
+        names = [key.key for key in path]
+        adapter = names[-1] in partition.ADAPTER
+        name, layer = "/".join(names[-2:]) if adapter else names[-1], find_stack(names)
         here, whole = (
             leaf.size / count_parts(name, config.mesh.fsdp),
             leaf.size / count_parts(name, False),
@@ -71,7 +73,9 @@ def _several(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def optimizer_bytes(config: Config, parameters: list[Parameter]) -> dict[str, float]:
-    """Bytes that the optimizer keeps on a device: AdamW keeps two moments, Muon one."""
+    """Bytes that the optimizer keeps on a device for what is trained: AdamW keeps two moments, Muon
+    one.
+    """
     found = {"muon": 0.0, "adamw": 0.0}
     for p in parameters:
         muon = config.optim.choose_transform(p.name) == "muon"

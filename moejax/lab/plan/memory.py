@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh
 
 from moejax.config.config import Config
 from moejax.lab.plan.device_parameters import (
+    Parameter,
     largest_layer,
     local_parameters,
     optimizer_bytes,
@@ -20,6 +21,8 @@ from moejax.lab.plan.device_parameters import (
 from moejax.lab.plan.layer_bytes import layer_workspace, workspace_if_saved
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, size_step
+from moejax.models.adapters import adapter_shapes
+from moejax.models.by_kind import cast_shapes
 from moejax.models.decoder import make_cache
 from moejax.runtime.partition import TOKENS, parameter_spec
 
@@ -54,16 +57,23 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     """
     with jax.sharding.use_abstract_mesh(grid):
         step = size_step(config, vocab_size)
-    parameters = local_parameters(config, parameter_shapes(config, vocab_size), grid)
+    shapes, lora = parameter_shapes(config, vocab_size), config.run.lora
+    parameters = local_parameters(config, shapes, grid)
+    trained, frozen = parameters, 0.0
+    if lora.rank is not None:
+        trained = local_parameters(config, adapter_shapes(shapes, lora), grid)
+        frozen = frozen_bytes(config, shapes, parameters)
     remat, B = config.model.remat, step.itemsize
-    layers = [p for p in parameters if p.layers]
+    layers = [p for p in trained if p.layers]
     rest = sum(p.gathered for p in parameters if p.name in ("w_head_DV", "w_merge_XD"))
     narrow = B if B < FLOAT else 0
-    weights = FLOAT * sum(p.size for p in parameters)
-    state = {"weights": weights}
-    state |= {f"optimizer, {k}": v for k, v in optimizer_bytes(config, parameters).items()}
-    copies = narrow * (sum(p.size for p in layers) + rest)
-    gathered = 2 * B * largest_layer(layers, "gathered") if config.mesh.fsdp else 0.0
+    weights = FLOAT * sum(p.size for p in trained)
+    state = {"frozen weights": frozen} if frozen else {}
+    state |= {"weights": weights}
+    state |= {f"optimizer, {k}": v for k, v in optimizer_bytes(config, trained).items()}
+    copies = narrow * (sum(p.size for p in layers) + (0 if frozen else rest))
+    in_layers = [p for p in parameters if p.layers]
+    gathered = 2 * B * largest_layer(in_layers, "gathered") if config.mesh.fsdp else 0.0
     added_up = FLOAT * largest_layer([p for p in layers if p.copies > 1], "size")
     saved = saved_bytes(config, step, remat)
     heads = 1 + config.model.next_tokens
@@ -71,7 +81,7 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     moments = {
         "logits": {"saved for backward": saved, "copies of weights": copies, "logits": logits},
         "backward": {
-            "gradients": FLOAT * sum(p.size for p in parameters if p.name != "embedding_VD"),
+            "gradients": FLOAT * sum(p.size for p in trained if p.name != "embedding_VD"),
             "gradients on their way": added_up,
             "copies of weights": copies,
             "gathered weights": gathered,
@@ -79,9 +89,15 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
             "residual stream, mask": step.T * (2 * step.D * B + step.N),
         }
         | (layer_workspace(config, step) if remat == "layer" else workspace_if_saved(config, step)),
-        "update": {"gradients": FLOAT * sum(p.size for p in parameters)},
+        "update": {"gradients": FLOAT * sum(p.size for p in trained)},
     }
     return Memory(state, {m: {k: v for k, v in has.items() if v} for m, has in moments.items()})
+
+
+def frozen_bytes(config: Config, shapes: dict, parameters: list[Parameter]) -> float:
+    """Bytes of parameters that stay as they are, in the types in which they are used."""
+    types = [leaf.dtype.itemsize for leaf in jax.tree.leaves(cast_shapes(shapes, config.model))]
+    return sum(p.size * size for p, size in zip(parameters, types, strict=True))
 
 
 def cache_bytes(config: Config, sequences: int, context: int, grid: AbstractMesh) -> float:

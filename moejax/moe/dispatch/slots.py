@@ -1,8 +1,11 @@
 """Experts on slots: what comes between filling and emptying them."""
 
+from functools import partial
+
 import jax
 
 from moejax.moe import experts
+from moejax.moe.adapted import map_parts
 from moejax.moe.parallel import all_to_all
 from moejax.moe.travel import Travel
 from moejax.runtime import partition
@@ -17,10 +20,14 @@ def compute(params: dict[str, jax.Array], x_GRD: jax.Array, travel: Travel) -> j
     if travel.exchange == "all_to_all":
         return all_to_all.compute(params, x_GRD, travel)
     E, (G, R, D) = params["w_down_EFD"].shape[0], x_GRD.shape
-    fsdp = travel.layout.fsdp
-    params = {name: partition.gather_weight(w, name, fsdp) for name, w in params.items()}
+    gather = partial(_gather, fsdp=travel.layout.fsdp)
+    params = {name: map_parts(gather, name, w) for name, w in params.items()}
     x_GRD = partition.pin(x_GRD, "tokens_GSD")
     x_EGCD = partition.pin(x_GRD.reshape(G, E, -1, D).swapaxes(0, 1), "slots_EGCD")
     y_EGCD = experts.bank(params, x_EGCD, travel.activation, travel.dropout)
     y_EGCD = partition.pin(y_EGCD, "slots_EGCD")
     return partition.pin(y_EGCD.swapaxes(0, 1).reshape(G, R, D), "tokens_GSD")
+
+
+def _gather(name: str, w: jax.Array, fsdp: bool) -> jax.Array:
+    return partition.gather_weight(w, name, fsdp)

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.moe.adapted import join, split
 from moejax.moe.experts import network
 from moejax.moe.kernels import few_rows
 from moejax.moe.kernels.rows import Rows, round_up, sum_choices, take
-from moejax.moe.lying import Lying, reads_in_place
+from moejax.moe.lying import reads_in_place
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 Sizes = tuple[int, ...]
 """Numbers of rows that a block may have, ascending."""
 
@@ -47,7 +48,7 @@ def choose_block_sizes(rows: int, num_experts: int) -> Sizes:
 
 
 def forward(
-    bank: dict[str, Lying],
+    bank: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
@@ -87,7 +88,8 @@ def forward(
 
 
 def backward(
-    bank: dict[str, Lying],
+    wanted: Params,
+    bank: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
@@ -97,23 +99,32 @@ def backward(
     weigh: str,
     sizes: Sizes | None = None,
 ) -> tuple[Params, jax.Array, jax.Array]:
-    """The gradients of ``bank``, ``x_TD`` and ``weight_TK``, from that of ``y_TD``."""
+    """The gradients of what is ``wanted`` (see ``adapted.split``) of ``bank``, of ``x_TD`` and of
+    ``weight_TK``, from that of ``y_TD``.
+    """
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
     block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
+    trained, frozen = split(bank, wanted)
 
-    def run(params_e: Params, token: jax.Array, weight: jax.Array, mine: jax.Array) -> tuple:
-        def compute(params_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
-            return network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+    def run(
+        params_e: tuple[Params, Params], token: jax.Array, weight: jax.Array, mine: jax.Array
+    ) -> tuple:
+        trained_e, frozen_e = params_e
 
-        _, pull = jax.vjp(compute, params_e, take(x_TD, token), weight)
+        def compute(trained_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
+            whole_e = join(trained_e, frozen_e)
+            return network(whole_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
+
+        _, pull = jax.vjp(compute, trained_e, take(x_TD, token), weight)
         dparams, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
         dparams = jax.tree.map(lambda d: d.astype(jnp.float32), dparams)
         return pad_rows(dx, block), pad_rows(dweight, block), dparams
 
     def expert(e: jax.Array, carry: tuple) -> tuple:
         *grads, dparams = carry
-        params_e, (number, cut) = _take_expert(bank, e), blocks(e)
+        params_e = (_take_expert(trained, e), _take_expert(frozen, e))
+        number, cut = blocks(e)
 
         def add_block(i: jax.Array, carry: tuple) -> tuple:
             *grads, dparams_e = carry
@@ -132,7 +143,7 @@ def backward(
     # XLA would merge equal constants into one buffer, and then copy it in every round: each buffer
     # begins with a zero of its own, which only the running program knows to be one.
     seeds = (jnp.minimum(take(rows.choice_R, jnp.int32(i % R)), 0) for i in itertools.count())
-    dparams = {name: _fill(p.shape, p.dtype, next(seeds)) for name, p in bank.items()}
+    dparams = jax.tree.map(lambda p: _fill(p.shape, p.dtype, next(seeds)), trained)
     dx_RD = _fill((R + block, x_TD.shape[1]), x_TD.dtype, next(seeds))
     dweight_R = _fill((R + block,), jnp.float32, next(seeds))
     carry = (dx_RD, dweight_R, dparams)
@@ -179,10 +190,10 @@ def pad_rows(x: jax.Array, rows: int) -> jax.Array:
     return jnp.pad(x, ((0, rows - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
 
 
-def _take_expert(bank: dict[str, Lying], e: jax.Array) -> Params:
+def _take_expert(bank: Params, e: jax.Array) -> Params:
     """The parameters of one expert."""
     parts = few_rows.take_expert(bank, e)
-    return {name: p.cut((0,) * p.ndim, p.shape) for name, p in parts.items()}
+    return jax.tree.map(lambda p: p.cut((0,) * p.ndim, p.shape), parts)
 
 
 def _write_block(

@@ -65,4 +65,4 @@ def forward(
 
 def take_expert(params: Params, e: jax.Array) -> Params:
     """One expert of a bank."""
-    return {name: p.at_index(e) for name, p in params.items()}
+    return jax.tree.map(lambda p: p.at_index(e), params)

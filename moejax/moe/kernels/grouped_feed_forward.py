@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moejax.moe.adapted import split
 from moejax.moe.kernels import block_loop, grouped_products
 from moejax.moe.kernels.by_platform import by_platform
 from moejax.moe.kernels.rows import Rows
@@ -15,7 +16,7 @@ from moejax.moe.lying import lie_at
 from moejax.moe.quantised import is_quantised
 from moejax.moe.trained_bank import part_bank
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 FILES = {"tpu": "megablox", "cuda": "mosaic_gpu"}
 """The platforms that have grouped products, and where."""
 LARGEST_BLOCK = 1024
@@ -40,7 +41,7 @@ def grouped_feed_forward(
 
     ``params`` may be ``Lying`` or ``Trained``: a bank in a stack of layers' banks, of which no more
     is read than the chosen experts. One that is ``Lying``, at inference, has no gradient, and may
-    be quantised.
+    be quantised. Matrices may be ``Adapted``; of what is not differentiated no gradient is made.
     """
     own, stacks, layer = part_bank(params)
     if own:
@@ -60,37 +61,36 @@ def _differentiable(
     activation: str,
     weigh: str,
 ) -> jax.Array:
-    return _forward(own, stacks, layer, x_TD, weight_TK, rows, activation, weigh)[0]
+    inputs = (stacks or own, x_TD, weight_TK, rows, layer)
+    return forward(*inputs, activation=activation, weigh=weigh)[0]
 
 
 Kept = dict[str, jax.Array]
 """The products in front of the activation, by name."""
 
 
-def _forward(
-    own: Params,
-    stacks: Params,
-    layer: Any,
-    x_TD: jax.Array,
-    weight_TK: jax.Array,
-    rows: Rows,
-    activation: str,
-    weigh: str,
-) -> tuple[jax.Array, tuple]:
-    inputs = (stacks or own, x_TD, weight_TK, rows, layer)
+def _forward(own: Params, stacks: Params, layer: Any, *more: Any) -> tuple[jax.Array, tuple]:
+    """Arrays come with a mark whether they are differentiated."""
+    *arrays, activation, weigh = more
+
+    def want(p: Any) -> jax.Array | None:
+        """An empty array of the type of the gradient, if one is wanted."""
+        return None if is_quantised(p) or not p.perturbed else jnp.zeros(0, p.value.dtype)
+
+    wanted = jax.tree.map(want, own, is_leaf=is_quantised)
+    inputs = jax.tree.map(lambda p: p.value, (stacks or own, *arrays, layer))
     y_TD, kept = forward(*inputs, activation=activation, weigh=weigh)
-    empty = {name: jnp.zeros(0, p.dtype) for name, p in own.items()}  # of the types of gradients
-    return y_TD, (empty, *inputs, kept)
+    return y_TD, (wanted, *inputs, kept)
 
 
 def _backward(activation: str, weigh: str, saved: tuple, dy_TD: jax.Array) -> tuple:
-    empty, *inputs = saved
-    grads, dx_TD, dweight_TK = backward(*inputs, dy_TD, activation=activation, weigh=weigh)
-    grads = {name: d.astype(empty[name].dtype) for name, d in grads.items()}
+    wanted, *_ = saved
+    grads, dx_TD, dweight_TK = backward(*saved, dy_TD, activation=activation, weigh=weigh)
+    grads = jax.tree.map(lambda w, d: d.astype(w.dtype), wanted, grads)
     return grads, None, None, dx_TD, dweight_TK, None
 
 
-_differentiable.defvjp(_forward, _backward)
+_differentiable.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def forward_shapes(
@@ -102,6 +102,7 @@ def forward_shapes(
 
 
 def backward_shapes(
+    wanted: Params,
     params: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
@@ -110,10 +111,11 @@ def backward_shapes(
     kept: Kept,
     dy_TD: jax.Array,
     **static: str,
-) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.Array, jax.Array]:
+) -> tuple[Params, jax.Array, jax.Array]:
     """What ``backward`` returns: of stacks, the gradient of one layer's."""
     skip = 0 if layer is None else 1
-    grads = {n: jax.ShapeDtypeStruct(p.shape[skip:], p.dtype) for n, p in params.items()}
+    trained, _ = split(params, wanted)
+    grads = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[skip:], p.dtype), trained)
     return grads, x_TD, weight_TK
 
 
@@ -127,6 +129,7 @@ def loop_forward(
 
 
 def loop_backward(
+    wanted: Params,
     params: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
@@ -138,7 +141,7 @@ def loop_backward(
 ) -> tuple[Params, jax.Array, jax.Array]:
     """By the loop."""
     bank = lie_at(params, layer)
-    return block_loop.backward(bank, x_TD, weight_TK, rows, dy_TD, **static)
+    return block_loop.backward(wanted, bank, x_TD, weight_TK, rows, dy_TD, **static)
 
 
 def find_products(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
@@ -147,7 +150,8 @@ def find_products(platform: str, params: Params, x: jax.Array) -> grouped_produc
     Their file, and with it Pallas, is imported when a platform is first asked for them. What is
     quantised the loop decodes, an expert at a time.
     """
-    if platform not in FILES or any(is_quantised(getattr(p, "stack", p)) for p in params.values()):
+    leaves = jax.tree.leaves(params, is_leaf=is_quantised)
+    if platform not in FILES or any(is_quantised(getattr(p, "stack", p)) for p in leaves):
         return None
     return import_module(f"moejax.moe.kernels.{FILES[platform]}").products(params, x)
 
@@ -155,13 +159,14 @@ def find_products(platform: str, params: Params, x: jax.Array) -> grouped_produc
 def prefer_products(platform: str, form: Callable, loop: Callable) -> Callable:
     """``form`` with the grouped products of a platform, or the loop where it has none."""
 
-    def run(params: Params, x_TD: jax.Array, *rest: Any, **static: str) -> Any:
+    def run(*args: Any, **static: str) -> Any:
+        at = next(i for i, arg in enumerate(args) if isinstance(arg, Rows))
+        params, x_TD = args[at - 3], args[at - 2]
         products = find_products(platform, params, x_TD)
         if products is None:
             # One size: a choice between several would wait for the host.
-            sizes = (choose_block_size(rest[1]),)
-            return loop(params, x_TD, *rest, **static, sizes=sizes)
-        return form(products, params, x_TD, *rest, **static)
+            return loop(*args, **static, sizes=(choose_block_size(args[at]),))
+        return form(products, *args, **static)
 
     return run
 

@@ -9,17 +9,19 @@ stand there, NaN included: they are replaced (by ``where``, never by multiplying
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moejax.moe import experts
+from moejax.moe.adapted import Adapted, join, split
 from moejax.moe.kernels.rows import Rows, copy_tokens, round_up, sum_copies
-from moejax.moe.lying import lie_at
+from moejax.moe.lying import Lying
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Products:
     gradient: Callable[..., jax.Array]
     """``(x_RD, dy_RF, size_E) -> dw_EDF``: exact zeros for experts without rows. All rows of the
     arguments are finite."""
+    unit: int = 1
+    """Widths must be multiples of it."""
 
 
 def count_rows(rows: int) -> int:
@@ -65,18 +69,20 @@ def forward(
     """``y_TD`` as in ``grouped_feed_forward``, and what ``backward`` needs beside the inputs."""
     made = {}
 
-    def product(x_RD: jax.Array, w_EDF: jax.Array, name: str) -> jax.Array:
+    def product(x_RD: jax.Array, w_EDF: jax.Array, name: str | None) -> jax.Array:
+        if name is None:
+            return products.product(x_RD, w_EDF, rows.size_E, False, None)
         made[name] = products.product(x_RD, w_EDF, rows.size_E, False, layer)
         return made[name]
 
-    y_TD = _run_network(
-        product, cut_biases(params, layer), x_TD, weight_TK, rows, activation, weigh
-    )
+    params, unit = cut_small(params, layer), products.unit
+    y_TD = _run_network(product, unit, params, x_TD, weight_TK, rows, activation, weigh)
     return y_TD, {name: y_RF for name, y_RF in made.items() if name != "down"}
 
 
 def backward(
     products: Products,
+    wanted: Params,
     params: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
@@ -88,25 +94,32 @@ def backward(
     activation: str,
     weigh: str,
 ) -> tuple[Params, jax.Array, jax.Array]:
-    """The gradients of ``params`` (of stacks, those of one layer's), ``x_TD`` and ``weight_TK``,
-    from that of ``y_TD``.
+    """The gradients of what is ``wanted`` (see ``adapted.split``) of ``params`` (of stacks, those
+    of one layer's), of ``x_TD`` and of ``weight_TK``, from that of ``y_TD``.
     """
-    matrices = {n: p for n, p in params.items() if n.startswith("w_")}
-    stacks = experts.strip_dimensions(matrices)
-    params = cut_biases(params, layer)
+    bases = {n: p.w if isinstance(p, Adapted) else p for n, p in params.items() if n[:2] == "w_"}
+    stacks = experts.strip_dimensions(bases)
+    params = cut_small(params, layer)
     if layer is not None:  # what gradients go to: only shape and type matter
-        params |= {n: jnp.zeros(p.shape[1:], p.dtype) for n, p in matrices.items()}
+        empty = {n: jnp.zeros(p.shape[1:], p.dtype) for n, p in bases.items()}
+        params |= {n: put_base(params[n], base) for n, base in empty.items()}
+    trained, frozen = split(params, wanted)
 
-    def product(x_RD: jax.Array, w_EDF: jax.Array, name: str) -> jax.Array:
+    def product(x_RD: jax.Array, w_EDF: jax.Array, name: str | None) -> jax.Array:
+        if name is None:
+            fixed = jax.lax.stop_gradient((x_RD, w_EDF))
+            y_RF = products.product(*fixed, rows.size_E, False, None)
+            return _reuse(products, x_RD, w_EDF, (fixed[1], None, rows.size_E), y_RF)
         # The last product's value has no part in any gradient.
         last = jnp.zeros((x_RD.shape[0], w_EDF.shape[-1]), x_RD.dtype)
         where = (stacks[f"w_{name}"], layer, rows.size_E)
         return _reuse(products, x_RD, w_EDF, where, kept.get(name, last))
 
-    def run(params: Params, x_TD: jax.Array, weight_TK: jax.Array) -> jax.Array:
-        return _run_network(product, params, x_TD, weight_TK, rows, activation, weigh)
+    def run(trained: Params, x_TD: jax.Array, weight_TK: jax.Array) -> jax.Array:
+        params, unit = join(trained, frozen), products.unit
+        return _run_network(product, unit, params, x_TD, weight_TK, rows, activation, weigh)
 
-    _, pull = jax.vjp(run, params, x_TD, weight_TK)
+    _, pull = jax.vjp(run, trained, x_TD, weight_TK)
     return pull(dy_TD)
 
 
@@ -125,34 +138,45 @@ def _reuse(
 
 
 def _reuse_forward(
-    products: Products, x_RD: jax.Array, w_EDF: jax.Array, where: Where, y_RF: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, Where]]:
-    return y_RF, (x_RD, where)
+    products: Products, x_RD: Any, w_EDF: Any, where: Any, y_RF: Any
+) -> tuple[jax.Array, tuple[jax.Array | None, Where]]:
+    """Arrays come with a mark whether they are differentiated; only a matrix that is needs x."""
+    x = x_RD.value if w_EDF.perturbed else None
+    return y_RF.value, (x, jax.tree.map(lambda p: p.value, where))
 
 
 def _reuse_backward(
-    products: Products, saved: tuple[jax.Array, Where], dy_RF: jax.Array
-) -> tuple[jax.Array, jax.Array, None, None]:
+    products: Products, saved: tuple[jax.Array | None, Where], dy_RF: jax.Array
+) -> tuple[jax.Array, jax.Array | None, None, None]:
     x_RD, (w, layer, size_E) = saved
     dx_RD = products.product(dy_RF, w, size_E, True, layer)
-    dw_EDF = products.gradient(x_RD, dy_RF, size_E)
     dx_RD = _keep_owned(_mark_owned(size_E, dx_RD.shape[0]), dx_RD)
-    return dx_RD, dw_EDF.astype(w.dtype), None, None
+    if x_RD is None:
+        return dx_RD, None, None, None
+    return dx_RD, products.gradient(x_RD, dy_RF, size_E).astype(w.dtype), None, None
 
 
-_reuse.defvjp(_reuse_forward, _reuse_backward)
+_reuse.defvjp(_reuse_forward, _reuse_backward, symbolic_zeros=True)
 
 
-def cut_biases(params: Params, layer: jax.Array | None) -> Params:
-    """A bank with the biases of a layer, where it is in a stack: they are small."""
+def cut_small(params: Params, layer: jax.Array | None) -> Params:
+    """A bank with the biases and the adapters of a layer, where it is in a stack."""
     if layer is None:
         return params
-    cut = lie_at(params, layer)
-    return {n: jnp.asarray(cut[n]) if n.startswith("b_") else p for n, p in params.items()}
+
+    def cut(part: Any) -> jax.Array:
+        return jnp.asarray(Lying(part, (layer,)))
+
+    found = {n: cut(p) for n, p in params.items() if n.startswith("b_")}
+    for name, p in params.items():
+        if isinstance(p, Adapted):
+            found[name] = replace(p, a=cut(p.a), b=cut(p.b))
+    return params | found
 
 
 def _run_network(
     product: Callable,
+    unit: int,
     params: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
@@ -160,7 +184,9 @@ def _run_network(
     activation: str,
     weigh: str,
 ) -> jax.Array:
-    """The feed-forward of ``experts`` on gathered rows: ``y_TD``."""
+    """The feed-forward of ``experts`` on gathered rows: ``y_TD``. ``product`` gets the name of a
+    matrix, or None for one of an adapter, whose rank is filled up to a multiple of ``unit``.
+    """
     R = count_rows(rows.choice_R.shape[0])
     owned_R = _mark_owned(rows.size_E, R)
     choice_R = jnp.pad(rows.choice_R, (0, R - rows.choice_R.shape[0]))
@@ -170,7 +196,13 @@ def _run_network(
     parts = experts.strip_dimensions(params)
 
     def affine(x_RD: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
-        y_RF = product(x_RD, parts[f"w_{name}"], name)
+        w = parts[f"w_{name}"]
+        if isinstance(w, Adapted):
+            a, b = fill_rank(w, unit)
+            less_RP = _keep_owned(owned_R, product(x_RD, a, None))
+            y_RF = product(x_RD, w.w, name) + product(less_RP * w.scale, b, None)
+        else:
+            y_RF = product(x_RD, w, name)
         if name != "down":  # of the last product's rows only those with a choice are read
             y_RF = _keep_owned(owned_R, y_RF)
         bias_EF = parts.get(f"b_{name}")
@@ -182,6 +214,17 @@ def _run_network(
     weight_R1 = copy_tokens(weight_TK.reshape(-1, 1), choice_R, row_TK.reshape(-1, 1))
     y_RD = experts.feed_forward(affine, x_RD, activation, weight_T1=weight_R1, weigh=weigh)
     return sum_copies(y_RD, token_R, row_TK)
+
+
+def put_base(w: Any, base: jax.Array) -> Any:
+    """``base`` in the place of a matrix, or of that which has an adapter."""
+    return replace(w, w=base) if isinstance(w, Adapted) else base
+
+
+def fill_rank(w: Adapted, unit: int) -> tuple[jax.Array, jax.Array]:
+    """Both parts of an adapter, with zeros up to a rank that is a multiple of ``unit``."""
+    more = (0, -w.b.shape[-2] % unit)
+    return jnp.pad(w.a, [(0, 0), (0, 0), more]), jnp.pad(w.b, [(0, 0), more, (0, 0)])
 
 
 def _spread_bias(bias_EF: jax.Array, rows: Rows, R: int) -> jax.Array:

@@ -92,7 +92,7 @@ def products(params: Params, x_TD: jax.Array, *, interpret: bool = False) -> Pro
     """The two products for these arguments, or None where the kernels have none of their type."""
     if x_TD.dtype not in (jnp.float32, jnp.bfloat16):
         return None
-    if any(p.dtype != x_TD.dtype for p in params.values()):
+    if any(p.dtype != x_TD.dtype for p in jax.tree.leaves(params)):
         return None
     return Products(partial(product, interpret=interpret), partial(gradient, interpret=interpret))
 

@@ -15,20 +15,23 @@ from moejax.moe.kernels.grouped_products import Params, Products
 
 MOST_EXPERTS = 256
 """The kernels compare a tile with every expert, one by one, and want at most 64."""
-STEPS = {"block_k": 64, "max_concurrent_steps": 4, "grid_block_n": 4}
+UNIT = 64
+STEPS = {"block_k": UNIT, "max_concurrent_steps": 4, "grid_block_n": 4}
 """Sums go 64 deep a step, and the blocks of four steps are in shared memory at a time."""
 
 
 def products(params: Params, x_TD: jax.Array) -> Products | None:
     """The two products for these arguments, or None where the kernels do not serve: they want
-    16-bit numbers of one type, widths that are multiples of 64, few experts, and a Hopper GPU.
+    16-bit numbers of one type, widths that are multiples of ``UNIT``, few experts, a Hopper GPU.
     """
     if not has_hopper() or x_TD.dtype not in (jnp.bfloat16, jnp.float16):
         return None
     matrices = [p for name, p in params.items() if name.startswith("w_")]
-    if any(p.dtype != x_TD.dtype or p.shape[-2] % 64 or p.shape[-1] % 64 for p in matrices):
+    if any(p.dtype != x_TD.dtype for p in jax.tree.leaves(matrices)):
         return None
-    return Products(product, gradient) if matrices[0].shape[-3] <= MOST_EXPERTS else None
+    if any(p.shape[-2] % UNIT or p.shape[-1] % UNIT for p in matrices):
+        return None
+    return Products(product, gradient, unit=UNIT) if matrices[0].shape[-3] <= MOST_EXPERTS else None
 
 
 def has_hopper() -> bool:

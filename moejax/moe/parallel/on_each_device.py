@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
+from moejax.moe.adapted import map_parts
 from moejax.moe.quantise_params import spread
 from moejax.moe.trained_bank import join_bank, part_bank
 from moejax.moe.travel import Travel
@@ -26,11 +27,9 @@ def run_on_each_device(
     if mesh.empty or mesh.size == 1:
         return function(params, *arrays, travel)
     layout = travel.layout
-    specs = {name: parameter_spec(name, layout.fsdp) for name in params}
     bank = own, stacks, layer = part_bank(params)
-    leading = [None] * (layer is not None)
-    # Of what is quantised, codes and scales lie in a way of their own.
-    of_stacks = {n: spread(stack, P(*leading, *specs[n])) for n, stack in stacks.items()}
+    specs = find_specs(own, layout.fsdp)
+    of_stacks = find_specs(stacks, layout.fsdp, *[None] * (layer is not None))
 
     def gather(w: jax.Array, spec: P) -> jax.Array:
         for dimension, axis in enumerate(spec):
@@ -40,7 +39,7 @@ def run_on_each_device(
 
     def run(bank: tuple, *arrays: object) -> tuple:
         own, stacks, layer = bank
-        own = {name: gather(w, specs[name]) for name, w in own.items()}
+        own = jax.tree.map(gather, own, specs)
         params = join_bank(own, stacks, layer)
         cut = [
             jax.tree.map(lambda x, i=i: _take_part(x, i, layout.chunks), arrays)
@@ -54,12 +53,23 @@ def run_on_each_device(
     # Kernels say nothing of which axes their results vary over, hence no check.
     mapped = jax.shard_map(
         run,
-        in_specs=(({n: specs[n] for n in own}, of_stacks, P()), *[tokens] * len(arrays)),
+        in_specs=((specs, of_stacks, P()), *[tokens] * len(arrays)),
         out_specs=(P("model", TOKENS), tokens),
         check_vma=False,
     )
     y, more = mapped(bank, *arrays)
     return y.sum(0), more
+
+
+def find_specs(params: dict[str, Any], fsdp: bool, *leading: None) -> dict[str, Any]:
+    """How the arrays of a bank lie, in stacks behind ``leading`` dimensions; of what is quantised,
+    codes and scales lie in a way of their own.
+    """
+
+    def find(name: str, w: Any) -> Any:
+        return spread(w, P(*leading, *parameter_spec(name, fsdp)))
+
+    return {name: map_parts(find, name, w) for name, w in params.items()}
 
 
 def _take_part(x: jax.Array, i: int, parts: int) -> jax.Array:

@@ -5,14 +5,10 @@ refused before anything is compiled. `moejax plan` has the whole account.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 
 from moejax.config.config import Config
-from moejax.models.adapters import adapter_shapes
-from moejax.models.by_kind import build
 from moejax.models.counts import parameters
-from moejax.models.initial_params import init_params
 from moejax.runtime.room import check_room, find_room
 
 FLOAT = 4
@@ -25,8 +21,7 @@ class Least:
     """Bytes on a device that are there at one moment at least."""
 
     state: float
-    """Parameters and optimizer; of a frozen model with adapters, the parameters as they are kept,
-    and what is trained beside them."""
+    """Parameters and optimizer; of a frozen model its parameters alone: adapters are small."""
     row: float
     """Each row of a batch, of those on the device."""
     rows: dict[str, float]
@@ -50,9 +45,8 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     devices = data * expert
     batch = config.data.batch_size // config.optim.accumulate
     numbers = sum(parameters(model, vocab_size).values())
-    state = FLOAT * (1 + moments) * numbers
-    if config.run.lora.rank is not None:
-        state = size * numbers + FLOAT * (1 + moments) * count_adapters(config, vocab_size)
+    frozen = config.run.lora.rank is not None
+    state = (size if frozen else FLOAT * (1 + moments)) * numbers
     return Least(
         state=state / spread,
         row=size * N * model.width + max(logits, scores) / split,
@@ -61,13 +55,6 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
             "--data.eval-batch-size": config.data.eval_batch_size / devices,
         },
     )
-
-
-def count_adapters(config: Config, vocab_size: int) -> int:
-    """Numbers that are trained beside a frozen model."""
-    model = build(config.model, vocab_size)
-    shapes = adapter_shapes(jax.eval_shape(lambda: init_params(model, config)), config.run.lora)
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def check_training_room(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> None:

@@ -48,8 +48,7 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
     ``Stopped`` after a signal. ``beside``: what is shown beside the time left.
     """
     if config.run.init_from is not None:
-        began = Path(expand_home("--run.init-from", config.run.init_from))
-        refuse_quantised(began, "training from it")
+        refuse_quantised(find_beginning(config), "training from it")
     with enter(config, name) as environment:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
         boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None

@@ -222,12 +222,17 @@ def hopper_products(few_cores):
 
 
 @pytest.mark.slow
-def test_the_forward_kernel_of_hopper(hopper_products):
+@pytest.mark.parametrize("layer", [None, 1])
+def test_the_forward_kernel_of_hopper(hopper_products, layer):
+    """Of a bank alone, and of the second of three layers' banks; those beside it are NaN."""
     params, x, weight, _ = make("swiglu", True, jnp.bfloat16, D=64, F=128)
     rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
     static = {"activation": "swiglu", "weigh": "output"}
     forward = partial(grouped_products.forward, hopper_products(params, x), **static)
-    y, kept = jax.jit(forward)(params, x.at[5].set(np.nan), weight, rows)
+    bank = params
+    if layer is not None:
+        bank = {n: jnp.stack([p * np.nan, p, p * np.nan]) for n, p in params.items()}
+    y, kept = jax.jit(forward)(bank, x.at[5].set(np.nan), weight, rows, layer)
     wanted, _ = exact(params, x, weight, x, choices()["mixed"], "swiglu", "output")
     np.testing.assert_allclose(np.float64(y) / wanted.max(), wanted / wanted.max(), atol=0.03)
     assert np.isnan(np.float32(kept["up"][int(rows.size_E.sum()) :])).any()
@@ -280,6 +285,20 @@ def test_a_program_for_hopper_takes_its_kernels(few_cores, monkeypatch):
     older = [types.SimpleNamespace(compute_capability="8.0")]
     monkeypatch.setattr(jax, "local_devices", lambda **_: older)
     assert "@mosaic_gpu" not in lowered("cuda")
+
+
+def test_a_program_for_hopper_reads_a_bank_in_its_stack(few_cores):
+    params, x, weight, _ = make("swiglu", False, jnp.bfloat16, D=128, F=192)
+    rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    stacks = {n: jnp.stack([p] * 3) for n, p in params.items()}
+
+    def run(stacks, x, layer):
+        return grouped_feed_forward(lie_at(stacks, layer), x, weight, rows, "swiglu")
+
+    traced = jax.jit(run).trace(stacks, x, jnp.int32(1))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu") == 3 and "dynamic_slice" not in text
+    assert f"tensor<{3 * E}x128x192xbf16>" in text
 
 
 def test_a_program_for_cpus_knows_nothing_of_kernels(monkeypatch):

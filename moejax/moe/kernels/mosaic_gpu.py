@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu.ragged_dot_mgpu import ragged_dot
 from jax.experimental.pallas.ops.gpu.transposed_ragged_dot_mgpu import transposed_ragged_dot
 
+from moejax.moe.kernels import mosaic_stack
 from moejax.moe.kernels.grouped_products import Params, Products
 
 MOST_EXPERTS = 256
@@ -49,15 +50,12 @@ def product(
     transposed: bool,
     layer: jax.Array | None,
 ) -> jax.Array:
-    """See ``Products.product``; in the type of ``x_RD``. The kernels compare a tile with all
-    experts, so a layer's bank is cut out of its stack.
-    """
+    """See ``Products.product``; in the type of ``x_RD``."""
+    F = w_EDF.shape[-2 if transposed else -1]
+    settings = choose_blocks(x_RD, size_E, F) | {"transpose_rhs": transposed}
     if layer is not None:
-        w_EDF = jax.lax.dynamic_index_in_dim(w_EDF, layer, 0, keepdims=False)
-    F = w_EDF.shape[1 if transposed else 2]
-    return ragged_dot(
-        x_RD, w_EDF, group_sizes=size_E, transpose_rhs=transposed, **choose_blocks(x_RD, size_E, F)
-    )
+        return mosaic_stack.product(x_RD, w_EDF, size_E, layer, **settings)
+    return ragged_dot(x_RD, w_EDF, group_sizes=size_E, **settings)
 
 
 def gradient(x_RD: jax.Array, dy_RF: jax.Array, size_E: jax.Array) -> jax.Array:

@@ -5,18 +5,33 @@ import re
 
 import hf_models
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from next_token_oracle import DeepSeek
 from safetensors.numpy import load_file, save_file
+from test_hf_counts import DEEPSEEK_V3
 
 import moejax.hf
-from moejax.config import Config, DataConfig, changed
+from moejax.commands.main import run
+from moejax.config import Config, DataConfig, MeshConfig, ModelConfig, MoEConfig, changed
 from moejax.config.errors import UserError
+from moejax.data.tokenizer import ByteTokenizer
 from moejax.hf.configs import read_config, write_config
+from moejax.hf.reading import array_shapes
+from moejax.hf.upcycle import upcycle, upcycle_config
+from moejax.inference.generation import Generator
+from moejax.models.counts import parameters
 from moejax.models.decoder import DecoderLM
-from moejax.train.forward import batch_sums
+from moejax.models.layer_runs import locate_layers
+from moejax.models.next_tokens import find_real, shift
+from moejax.runtime import device_mesh
+from moejax.train.forward import batch_sums, sum_ahead
 from moejax.train.gradients import gradients
+from moejax.train.objective import objective
+from moejax.train.reports import AheadSums, Sums
+from moejax.train.training import train
 
 CASE, LAYERS, MODULES = "deepseek_v3", 2, 2
 HF = hf_models.CASES[CASE] | {"num_hidden_layers": LAYERS, "num_nextn_predict_layers": MODULES}
@@ -115,18 +130,14 @@ def test_losses_and_acceptance_are_those_of_the_released_formulas(model, batch, 
     np.testing.assert_array_equal(routed.stats.tokens_B.sum(1), targets)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        pytest.param({"optim.accumulate": 2, "model.remat": "layer"}, marks=pytest.mark.slow),
-    ],
-)
-def test_gradients_are_those_of_the_released_formulas(model, batch, truth, tmp_path, changes):
-    """Along a random direction in tensors of every kind."""
+@pytest.mark.slow
+def test_gradients_are_those_of_the_released_formulas(model, batch, truth, tmp_path):
+    """Along a random direction in tensors of every kind, in micro-batches whose layers are computed
+    again.
+    """
     oracle, documents = truth
-    # A loop compiles in half the time.
-    config = settings(model.config, **{"model.unroll": False} | changes)
+    changes = {"optim.accumulate": 2, "model.remat": "layer", "model.unroll": False}
+    config = settings(model.config, **changes)
     decoder = DecoderLM(config.model, V)
     run = jax.jit(
         lambda params, batch: gradients(
@@ -150,6 +161,189 @@ def test_gradients_are_those_of_the_released_formulas(model, batch, truth, tmp_p
         oracle.w[name] = tensor
         got, want = np.vdot(gradient[name], direction), (ends[0] - ends[1]) / 2e-5
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+# By hand.
+
+
+def test_what_lies_ahead_ends_with_the_document():
+    """Two documents of three tokens and of two, and padding."""
+    tokens_BN = jnp.array([[10, 11, 12, 20, 21, 0]])
+    segments_BN = jnp.array([[1, 1, 1, 2, 2, 0]])
+    assert shift(tokens_BN).tolist() == [[11, 12, 20, 21, 0, 0]]
+    assert shift(tokens_BN, 7).tolist() == [[0] * 6]
+    assert find_real(segments_BN, 1).tolist() == [[True, True, False, True, False, False]]
+    assert find_real(segments_BN, 2).tolist() == [[True, False, False, False, False, False]]
+    assert not find_real(segments_BN, 3).any()
+
+
+def test_a_story_of_two_drafts():
+    """Three tokens and what they are followed by: 1, 0, 1. The model says 1, 1, 0; the module, of
+    the token after that, 1, 0: its first draft is what the model says later, its second is not,
+    though the model is wrong there as well. Both draw from two tokens with odds of 3 to 1.
+    """
+    odds = jnp.log(jnp.array([3.0, 1.0]))
+    says = lambda *best: jnp.stack([odds if b == 0 else odds[::-1] for b in best])[None]  # noqa: E731
+    batch = {"targets": jnp.array([[1, 0, 1]]), "segments": jnp.ones((1, 3), jnp.int32)}
+    module = says(1, 1, 0)
+    sums = sum_ahead(says(1, 1, 0), [module], batch, training=False, smoothing=0.0)
+    assert sums.targets_P.tolist() == [2] and sums.accepted_P.tolist() == [1]
+    # Wrong of the target 0, right of the target 1.
+    np.testing.assert_allclose(sums.nats_P, [np.log(4) + np.log(4 / 3)], rtol=1e-6)
+    assert sum_ahead(says(1, 1, 0), [module], batch, True, 0.0).accepted_P is None
+    assert sum_ahead(says(1, 1, 0), [], batch, True, 0.0) is None
+
+
+def test_the_loss_is_the_mean_over_modules_of_their_mean_over_targets():
+    """Of the whole batch, to which each part adds its share: also one that is as good as empty."""
+    zero = jnp.zeros(())
+
+    def add_up(nats, targets, ahead_nats, ahead_targets) -> Sums:
+        ahead = AheadSums(jnp.array(ahead_nats), jnp.array(ahead_targets), None)
+        return Sums(jnp.float32(nats), jnp.float32(targets), zero, None, ahead=ahead)
+
+    parts = [add_up(6.0, 4.0, [3.0, 2.0], [3.0, 1.0]), add_up(2.0, 4.0, [1.0, 0.0], [1.0, 0.0])]
+    whole = jax.tree.map(jnp.add, *parts)
+    moe = MoEConfig()
+    assert objective(whole, whole, moe) == 1.0
+    # 8 / 8 and half of the mean of 4 / 4 and 2 / 1.
+    assert objective(whole, whole, moe, 0.5) == 1.75
+    assert sum(objective(part, whole, moe, 0.5) for part in parts) == 1.75
+
+
+# The model.
+
+SMALL = ModelConfig(
+    num_layers=2,
+    width=16,
+    num_heads=2,
+    vocab_size=11,
+    unroll=False,
+    next_tokens=1,
+    moe=MoEConfig(num_experts=4, top_k=2, hidden_size=8, group_size=1),
+)
+
+
+def array_sizes(config) -> int:
+    return sum(int(np.prod(shape)) for shape in array_shapes(config).values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"next_tokens": 3, "norm_place": "sandwich"},
+        {"moe.every": 2},  # the last layer is routed
+        {"moe.every": 2, "num_layers": 3},  # it is dense
+        {"moe.every": 0, "tie_embeddings": True},
+        {"moe.shared_experts": 1, "moe.shared_gate": True},
+    ],
+)
+def test_the_block_is_as_the_last_layer_and_all_is_counted(changes):
+    config = changed(SMALL, changes)
+    assert sum(parameters(config, 11).values()) == array_sizes(config)
+    assert config.routed_blocks[-1] == config.routed_layers[-1]
+    shapes = array_shapes(config)
+    last, _ = locate_layers(changed(config, {"next_tokens": 0}))[-1]
+    of_last = {path[2:]: shape[1:] for path, shape in shapes.items() if path[:2] == last}
+    block = {p[2:]: s[1:] for p, s in shapes.items() if p[:2] == ("next_tokens", "block")}
+    assert block == of_last and block
+
+
+def test_the_size_of_deepseek_v3_on_disk_is_that_of_its_card():
+    """685 billion, with 14 billion of the module, which repeat the embedding and the head."""
+    model = read_config(DEEPSEEK_V3)
+    total, without = (
+        sum(parameters(config, model.vocab_size).values())
+        for config in (model, changed(model, {"next_tokens": 0}))
+    )
+    repeated = 2 * model.vocab_size * model.width
+    assert round((total + repeated) / 1e9) in (684, 685)
+    assert (total - without + repeated) / 1e9 == pytest.approx(14, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.next_tokens": -1}, "--model.next-tokens must be at least 0, not -1"),
+        ({"model.next_tokens": 17}, "--model.next-tokens must be at most 16, not 17"),
+        ({"model.next_tokens": 1.0}, "--model.next-tokens must be int, not 1.0"),
+        (
+            {"model.next_tokens": 4, "data.sequence_length": 4},
+            "--model.next-tokens 4 looks beyond the end of --data.sequence-length 4",
+        ),
+        ({"model.kind": "vit", "model.next_tokens": 1}, "--model.next-tokens is for texts"),
+        ({"optim.next_token_weight": -0.1}, "--optim.next-token-weight must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_named(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        changed(changed(Config(), {"model.moe.group_size": 1}), changes)
+
+
+def test_upcycling_makes_experts_of_the_network_of_the_module_too():
+    dense = changed(SMALL, {"moe.every": 0, "dense_hidden_size": 8})
+    rng = np.random.default_rng(0)
+    arrays = {
+        path: rng.normal(size=shape).astype(np.float32)
+        for path, shape in array_shapes(dense).items()
+    }
+    config = upcycle_config(dense, num_experts=4, top_k=2)
+    made = flatten_dict(upcycle(dense, unflatten_dict(arrays), config))
+    assert {path: x.shape for path, x in made.items()} == array_shapes(config)
+    at = ("next_tokens", "block")
+    for name, of in (("w_up_EDF", "w_up_DF"), ("w_down_EFD", "w_down_FD")):
+        for expert in made[*at, "moe", name][0]:
+            np.testing.assert_allclose(expert, arrays[*at, "feed_forward", of][0], rtol=1e-6)
+
+
+def test_generating_text_holds_no_module():
+    """Nor its row of the selection bias."""
+    config = changed(SMALL, {"vocab_size": 257, "moe.router": "deepseek_v3"})
+    arrays = {path: jnp.zeros(shape) for path, shape in array_shapes(config).items()}
+    bias_LE = arrays.pop(("bias_LE",))
+    made = Generator(
+        config,
+        MeshConfig(),
+        unflatten_dict(arrays),
+        bias_LE,
+        mesh=device_mesh.make_mesh(MeshConfig(), jax.devices()[:1]),
+        tokenizer=ByteTokenizer(),
+        ends=frozenset(),
+    )
+    params, kept_LE, _ = made._weights
+    assert params.keys() == {"embedding_VD", "final_norm", "layers_0", "w_head_DV"}
+    assert bias_LE.shape == (3, 4) and kept_LE.shape == (2, 4)
+
+
+def test_a_run_learns_to_look_ahead_and_says_so(tiny, tmp_path, capsys):
+    """Its loss falls, and it has a line; evaluations say how often drafts are accepted; and the
+    router of the module is among the layers' in the files of load.
+    """
+    (tmp_path / "text").write_text("abcdefgh" * 200)
+    config = changed(
+        tiny,
+        {"model.next_tokens": 1, "model.num_layers": 1, "data.source": "files"}
+        | {"data.files": str(tmp_path / "text"), "optim.learning_rate": 0.02}
+        | {"run.directory": str(tmp_path / "run"), "run.steps": 20, "run.eval_every": 20}
+        | {"run.checkpoint_every": 20, "run.log_every": 5, "run.sample_tokens": 0},
+    )
+    train(config, name="run", command="train")
+    assert "1 further token predicted" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["next_1_loss"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < losses[0] - 1
+    assert not any("next_1_accepted" in line for line in lines if line["split"] == "train")
+    (held_out,) = (line for line in lines if line["split"] == "validation")
+    assert 0 <= held_out["next_1_accepted"] <= 1 and held_out["next_1_loss"] > 0
+    load = np.load(sorted((tmp_path / "run" / "load").glob("*.npz"))[-1])
+    assert load["layers"].tolist() == [0, 1] and load["asked_LE"].shape == (2, 4)
+    assert load["asked_LE"][1].sum() < load["asked_LE"][0].sum()
+    words = ["eval", str(tmp_path / "run"), "--batches", "1"]
+    run([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["next_1_accepted"] == held_out["next_1_accepted"]
+    assert found["next_1_loss"] == pytest.approx(held_out["next_1_loss"], rel=1e-5)
 
 
 # Files.

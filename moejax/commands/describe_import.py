@@ -28,11 +28,17 @@ def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
         (
             f"model    {kind}: {short(price.parameters_total, 'kMBT')} parameters,"
             f" {short(price.parameters_active, 'kMBT')} active a token, all tensors accounted for",
+            *([_describe_modules(config.next_tokens)] if config.next_tokens else []),
             f"written  {target}",
             *([f"note     {fault}"] if fault else []),
             *(f"{'next' if not n else '':<9}{command}" for n, command in enumerate(commands)),
         )
     )
+
+
+def _describe_modules(modules: int) -> str:
+    what = "a module predicts" if modules == 1 else f"{modules} modules predict"
+    return f"ahead    {what} further tokens: `moejax eval` says how often they are right"
 
 
 def find_fault(target: Path, vocab_size: int) -> str:

@@ -46,7 +46,9 @@ def compile_decode(
     if vocab_size is None:
         raise ValueError("vocab_size: the settings have none, so give it.")
     mesh = mesh or device_mesh.make_mesh(config.mesh, jax.devices()[:1])
-    config = replace(config, model=inference_config(replace(config.model, dtype=dtype)))
+    config = replace(
+        config, model=inference_config(replace(config.model, dtype=dtype, next_tokens=0))
+    )
     with jax.set_mesh(mesh):
         state = decode_state(config, vocab_size, mesh, weights)
         cache = jax.eval_shape(make_empty_cache(config.model, mesh), rows, slots)

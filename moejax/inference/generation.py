@@ -26,6 +26,7 @@ from moejax.inference.prompts import check_prompts, pad_prompts, round_up
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.stopwatch import Stopwatch
 from moejax.models.kv_cache import CacheType
+from moejax.models.layer_runs import leave_out_next_tokens
 from moejax.moe.lying import hold
 from moejax.runtime import device_mesh, partition
 
@@ -73,6 +74,8 @@ class Generator:
     ) -> None:
         check_can_generate(config)
         check(window is None or window > 0, f"--window must be greater than 0, not {window}.")
+        # What predicts further tokens is not asked while text is generated.
+        config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
         self._vocab_size = params["embedding_VD"].shape[0]
         self._mesh, self._tokenizer = mesh, tokenizer
         with jax.set_mesh(mesh):

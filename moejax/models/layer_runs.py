@@ -183,6 +183,8 @@ def leave_out_next_tokens(
     """A model, its parameters and its selection bias without the modules that predict further
     tokens.
     """
+    if not config.next_tokens:
+        return config, params, bias_LE
     params = {name: x for name, x in params.items() if name != NEXT_TOKENS}
     bias_LE = None if bias_LE is None else bias_LE[: sum(config.routed_layers)]
     return replace(config, next_tokens=0), params, bias_LE

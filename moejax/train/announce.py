@@ -105,6 +105,8 @@ def _describe_experts(config: Config) -> str:
     experts = f"{routed} of {config.model.num_layers} layers routed"
     if routed:
         experts += f", {moe.num_experts} experts, {moe.top_k} a token ({moe.router})"
+    if ahead := config.model.next_tokens:
+        experts += f"; {ahead} further token{'s' * (ahead > 1)} predicted"
     return experts
 
 

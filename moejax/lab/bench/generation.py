@@ -73,7 +73,9 @@ def measure(
     """
     check_can_generate(config.model)
     dtype = bench.dtype or config.model.dtype
-    config = replace(config, model=replace(inference_config(config.model), dtype=dtype))
+    # What predicts further tokens is not asked while text is generated.
+    model = replace(inference_config(config.model), dtype=dtype, next_tokens=0)
+    config = replace(config, model=model)
     if bench.target is not None:
         devices = targets.describe_devices(bench.target)
     else:

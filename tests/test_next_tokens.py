@@ -26,6 +26,8 @@ from moejax.models.counts import parameters
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import locate_layers
 from moejax.models.next_tokens import find_real, shift
+from moejax.moe.lying import lie, lie_quantised
+from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runtime import device_mesh
 from moejax.train.forward import batch_sums, sum_ahead
 from moejax.train.gradients import gradients
@@ -295,6 +297,21 @@ def test_upcycling_makes_experts_of_the_network_of_the_module_too():
     for name, of in (("w_up_EDF", "w_up_DF"), ("w_down_EFD", "w_down_FD")):
         for expert in made[*at, "moe", name][0]:
             np.testing.assert_allclose(expert, arrays[*at, "feed_forward", of][0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_parameters_are_read_where_they_lie_as_well(model, batch):
+    """As of quantised models, whose parameters are no arrays."""
+
+    def sums(params) -> Sums:
+        return batch_sums(model.model, params, model.bias_LE, batch, None)[0]
+
+    want, got = jax.jit(sums)(model.params), jax.jit(lambda p: sums(lie(p)))(model.params)
+    np.testing.assert_allclose(got.ahead.nats_P, want.ahead.nats_P, rtol=1e-6)
+    np.testing.assert_array_equal(got.ahead.accepted_P, want.ahead.accepted_P)
+    codes = quantise_params(model.params, Weights(kind="int8"))
+    near = jax.jit(lambda p: sums(lie_quantised(p)))(codes)
+    np.testing.assert_allclose(near.ahead.nats_P, want.ahead.nats_P, rtol=0.02)
 
 
 def test_generating_text_holds_no_module():

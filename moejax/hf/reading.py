@@ -257,8 +257,7 @@ def _is_copy(one: Tensor, other: Source) -> bool:
     """Whether two tensors are plain and hold the same numbers, or the same bits; rows are looked at
     some after the others.
     """
-    plain = one.kind in WEIGHTS and isinstance(other, Tensor)
-    if not plain or one.shape != other.shape:
+    if one.kind not in WEIGHTS or not isinstance(other, Tensor) or one.shape != other.shape:
         return False
     rows, step = one.shape[0], max(1, PART_BYTES * one.shape[0] // max(1, one.nbytes))
     here, there = read_tensor(one), read_tensor(other)

@@ -134,6 +134,7 @@ class DecoderLM(nn.Module):
                 *(config, self.layout, states[0], embedded_BND, batch, context),
                 training=training,
                 own=above if config.routed_blocks[-1] else {},
+                params=self.variables["params"] if in_place else None,
             )
             routed = join_routed(routed, said)
             states += list(x_PBND)

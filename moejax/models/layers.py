@@ -246,12 +246,16 @@ def run_in_place(
 ) -> tuple[tuple[jax.Array, Cache], Any]:
     """One repeat of a unit with its parameters in their stacks: the body of a scan over repeats."""
     repeat, each, own = numbered
+    return unit.apply({"params": lay_at(params, repeat)}, carry, context, each, own)
+
+
+def lay_at(params: dict[str, Any], repeat: jax.Array) -> dict[str, Any]:
+    """The parameters of one repeat in their stacks."""
 
     def lay(p: Any) -> Lying:
         return (p if isinstance(p, Lying) else Lying(p)).at_index(repeat)
 
-    mine = jax.tree.map(lay, params, is_leaf=is_quantised)
-    return unit.apply({"params": mine}, carry, context, each, own)
+    return jax.tree.map(lay, params, is_leaf=is_quantised)
 
 
 def unrolls(config: ModelConfig, in_place: bool) -> bool:

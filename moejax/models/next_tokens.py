@@ -4,6 +4,9 @@ further ahead than the one before it (DeepSeek-V3, 2024, section 2.2).
 Letters: P: modules; X: the width of an embedding and of a hidden state, side by side.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context
 from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS, list_blocks
-from moejax.models.layers import Block, Own, settings_of_layers, unrolls
+from moejax.models.layers import Block, Own, lay_at, settings_of_layers, unrolls
 from moejax.models.norm import make_norm
 from moejax.moe.balance import Routed
 from moejax.moe.lying import multiply
@@ -89,23 +92,36 @@ def look_ahead(
     *,
     training: bool,
     own: Own,
+    params: Mapping[str, Any] | None = None,
 ) -> tuple[jax.Array, Routed | None]:
     """All modules, as submodules of the one that calls: the states for the output head,
     ``x_PBND``, and what their routers say, with a leading P. ``x_BND`` is the state that the model
     itself hands to its head, ``embedded_BND`` its tokens' embedding; ``own`` is what each routed
-    module has for itself, with a leading P.
+    module has for itself, with a leading P. ``params`` are the model's parameters where they are
+    read where they lie.
     """
-    P, unroll = config.next_tokens, unrolls(config, False)
+    P, unroll = config.next_tokens, unrolls(config, params is not None)
     each = {name: jnp.full(P, numbers[-1]) for name, numbers in settings_of_layers(config).items()}
     each["layer"] = jnp.zeros(P, jnp.int32)  # which is where a cache would have it
-    run = nn.scan(
-        NextToken,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "router": True},
-        in_axes=(nn.broadcast, nn.broadcast, 0, 0),
-        length=P,
-        unroll=P if unroll else 1,
-    )(config, layout, training, P > 1 and not unroll, name=NEXT_TOKENS)
     segments_BN = batch["segments"]
     carry = (x_BND, embedded_BND, batch["inputs"], segments_BN)
-    return run(carry, context, segments_BN, each, own)[1]
+    settings = (config, layout, training, P > 1 and not unroll)
+    if params is None:
+        scan = nn.scan(
+            NextToken,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "router": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
+            length=P,
+            unroll=P if unroll else 1,
+        )
+        run = scan(*settings, name=NEXT_TOKENS)
+        return run(carry, context, segments_BN, each, own)[1]
+    alone = NextToken(*settings, parent=None)
+
+    def step(carry: Carry, numbered: tuple[jax.Array, Own, Own]) -> Any:
+        mine = lay_at(params[NEXT_TOKENS], numbered[0])
+        return alone.apply({"params": mine}, carry, context, segments_BN, *numbered[1:])
+
+    numbered = (jnp.arange(P), each, own)
+    return jax.lax.scan(step, carry, numbered, unroll=P if unroll else 1)[1]

@@ -65,17 +65,18 @@ def sum_ahead(
     """
     if not further:
         return None
-    found: dict[str, list[jax.Array]] = {"nats_P": [], "targets_P": [], "accepted_P": []}
+    nats, targets, accepted = [], [], []
     own_BN = None if training else logits_BNV.argmax(-1)
     for count, ahead_BNV in enumerate(further, start=1):
         real_BN = find_real(batch["segments"], count)
         nats_BN = cross_entropy(ahead_BNV, shift(batch["targets"], count), smoothing)
-        found["nats_P"].append(jnp.where(real_BN, nats_BN, 0).sum())
-        found["targets_P"].append(real_BN.sum(dtype=jnp.float32))
+        nats.append(jnp.where(real_BN, nats_BN, 0).sum())
+        targets.append(real_BN.sum(dtype=jnp.float32))
         if own_BN is not None:
             same_BN = real_BN & (ahead_BNV.argmax(-1) == shift(own_BN, count))
-            found["accepted_P"].append(same_BN.sum(dtype=jnp.float32))
-    return AheadSums(**{name: jnp.stack(sums) if sums else None for name, sums in found.items()})
+            accepted.append(same_BN.sum(dtype=jnp.float32))
+    accepted_P = jnp.stack(accepted) if accepted else None
+    return AheadSums(jnp.stack(nats), jnp.stack(targets), accepted_P)
 
 
 def cross_entropy(

@@ -32,6 +32,8 @@ SMALL = 1 << 18
 """With fewer numbers than this, a matrix is cut out: it stays in fast memory anyhow."""
 BLOCK = 1 << 18
 """Numbers of a block of weights, or of sums, that fast memory holds."""
+LARGE_BLOCK = 1 << 22
+"""On other platforms, numbers that are decoded at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +151,13 @@ def multiply(x_MY: jax.Array, w_YZ: Any) -> jax.Array:
         # Its gradient wants equal leading dimensions.
         return product(x_MY, w_YZ) if x_MY.ndim == w_YZ.ndim else x_MY @ w_YZ
     whole = not w_YZ.index and not w_YZ.is_coded
-    if not reads_in_place(w_YZ) or whole:
+    x = x_MY.reshape(-1, x_MY.shape[-1])
+    in_place = reads_in_place(w_YZ)
+    if whole or not (in_place or _decodes_in_blocks(len(x), w_YZ)):
         return x_MY @ w_YZ.astype(x_MY.dtype)
-    x = x_MY.reshape(-1, x_MY.shape[-1]).astype(jnp.float32)
-    y = (sum_rows if len(x) <= FEW_ROWS else sum_blocks)(x, w_YZ)
+    x, block = x.astype(jnp.float32), BLOCK if in_place else LARGE_BLOCK
+    in_rows = in_place and len(x) <= FEW_ROWS
+    y = sum_rows(x, w_YZ) if in_rows else sum_blocks(x, w_YZ, block)
     return y.reshape(*x_MY.shape[:-1], -1).astype(x_MY.dtype)
 
 
@@ -162,6 +167,15 @@ def reads_in_place(w: Lying) -> bool:
     """
     on_cpu = device_mesh.platform() == "cpu" and device_mesh.devices() == 1
     return on_cpu and math.prod(w.shape) >= SMALL
+
+
+def _decodes_in_blocks(rows: int, w: Lying) -> bool:
+    """Whether a product decodes a quantised matrix in blocks on one TPU or GPU: where all of it
+    would be large, and the sums are smaller.
+    """
+    alone = device_mesh.platform() != "cpu" and device_mesh.devices() == 1
+    large = math.prod(w.shape) > LARGE_BLOCK and rows <= w.shape[0]
+    return alone and large and is_quantised(w.stack)
 
 
 def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
@@ -197,12 +211,12 @@ def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
     return _fill_columns(columns, M, Z, X)
 
 
-def sum_blocks(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
-    """``x @ w`` (float32), a block of rows of the matrix after the other. A block may be as large
-    as ``x``: each one costs the reading and writing of all sums.
+def sum_blocks(x_MY: jax.Array, w_YZ: Lying, block: int) -> jax.Array:
+    """``x @ w`` (float32), a block of rows of the matrix after the other, of about ``block``
+    numbers, or as many as ``x`` has: each one costs the reading and writing of all sums.
     """
     (M, Y), Z = x_MY.shape, w_YZ.shape[1]
-    rows = _fit_rows(w_YZ, max(max(BLOCK, x_MY.size) // Z, 1))
+    rows = _fit_rows(w_YZ, max(max(block, x_MY.size) // Z, 1))
 
     def add(i: jax.Array, y_MZ: jax.Array) -> jax.Array:
         x_MB = lax.dynamic_slice_in_dim(x_MY, i * rows, rows, 1)

@@ -15,10 +15,11 @@ from moejax.config.errors import UserError
 from moejax.config.idle import differences_that_matter, find_idle, warn_of_runs
 from moejax.config.needs import NEEDS
 from moejax.lab.study.definition import load_study_file
-from moejax.models.adapters import adapt
+from moejax.models.adapters import adapt, find_weights
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.by_kind import build
 from moejax.models.initial_params import init_params
+from moejax.moe.quantise_params import EMBEDDING, quantise_shapes
 from moejax.runtime import device_mesh
 from moejax.train.eval_step import eval_step
 from moejax.train.optimizer import make_optimizer
@@ -193,6 +194,7 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("run.lora.alpha", 3.0, LORA),
     ("run.lora.on", "experts", LORA),
     ("run.lora.routers", True, LORA),
+    ("run.lora.base", "int4", LORA),
 ]
 
 # Settings whose effect is not in the program, but in the batches, the files, the times of things,
@@ -400,7 +402,9 @@ def write_program(name: str, config: Config) -> str:
             return jax.jit(begin).lower().as_text()
         state = jax.eval_shape(begin)
         if lora.rank is not None:
+            weights = find_weights(lora)
             base = jax.eval_shape(partial(init_params, model, config))
+            base |= quantise_shapes({n: p for n, p in base.items() if n != EMBEDDING}, weights)
         if name == "evaluation":
             held_out = batch_shapes(config, config.data.eval_batch_size)
 

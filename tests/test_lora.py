@@ -25,13 +25,16 @@ from moejax.models.attention import Attention
 from moejax.models.decoder import DecoderLM, make_context
 from moejax.models.initial_params import init_params
 from moejax.models.latent_attention import LatentAttention
-from moejax.moe.adapted import Adapted
+from moejax.moe.adapted import Adapted, as_array
 from moejax.moe.layer import FeedForward, MoELayer
+from moejax.moe.quantise_params import Weights, quantise_params
+from moejax.moe.quantised import Quantised
 from moejax.runtime import batch_rows, device_mesh, partition
 from moejax.train.gradients import gradients
 from moejax.train.prepare import Learner, make_programs
 from moejax.train.state import init_state, start_state
 
+KEY = jax.random.key(0)
 LORA = LoraConfig(rank=2, alpha=3.0)
 MOE = {"num_experts": 8, "shared_experts": 1, "capacity_factor": 1.25, "first_dense": 1}
 GROUPED = {"model.moe": MOE | {"dispatch": "gather"}, "model.num_layers": 2}
@@ -96,7 +99,7 @@ def test_what_adapters_add(tiny, batch, kind):
     np.testing.assert_array_equal(run(base, first)[0], plain(base)[0])
     logits, found = run(base, moved)
     attached = attach(jax.tree.map(jnp.copy, base), moved, LORA.scale)
-    whole, dwhole = plain(merge(attached))
+    whole, dwhole = plain(merge(attached, "float32"))
     np.testing.assert_allclose(logits, whole, atol=1e-4 * np.abs(whole).max())
     assert np.abs(whole - plain(base)[0]).max() > 0.01
     assert jax.tree.structure(found) == jax.tree.structure(moved)
@@ -139,10 +142,36 @@ def test_every_kind_of_layer(tiny, batch):
         )
         attached = attach(base, moved, LORA.scale)
         got, plain = run(attached), run(base)
-        want = run(merge(attached))
+        want = run(merge(attached, "float32"))
         scale = np.abs(want).max()
         np.testing.assert_allclose(got, want, atol=1e-5 * scale, err_msg=name)
         assert np.abs(plain - want).max() > 0.01 * scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_base_is_never_a_whole_model_in_float(tiny, batch, kind):
+    """It gives what its decoded weights give, with no stack of them, forward or backward."""
+    config = changed(settings(tiny, kind), {"model.num_layers": 4, "model.moe.hidden_size": 10})
+    model, base, _, moved = drawn(config)
+    layers = {name: p for name, p in base.items() if name != "embedding_VD"}
+    held = base | quantise_params(layers, Weights(kind="int8"))
+
+    @jax.jit
+    def loss(trained, base):
+        return gradients(adapt(model, base, LORA), trained, None, batch, KEY, config)
+
+    compiled = loss.lower(moved, held).compile()
+    decoded = jax.tree.map(
+        lambda p: as_array(p, "float32"), held, is_leaf=lambda p: isinstance(p, Quantised)
+    )
+    for one, other in zip(
+        jax.tree.leaves(compiled(moved, held)), jax.tree.leaves(loss(moved, decoded)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(np.abs(other).max(), 1e-6))
+    for path, p in flatten_dict(base).items():
+        if p.ndim > 2 and find_place(path):
+            stack = f"f32[{','.join(map(str, p.shape))}]"
+            assert p.shape[0] == 1 or stack not in compiled.as_text(), (path, stack)
 
 
 def test_which_parameters_have_adapters(tiny):

@@ -1,6 +1,7 @@
 """Settings of low-rank adapters, which fine-tune a model that itself stays as it is."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from moejax.config.checks import check, check_positive, check_sizes, check_types
 
@@ -20,6 +21,9 @@ class LoraConfig:
     on: str = ",".join(PLACES)
     """Which matrices have adapters, with commas between: `attention`, `experts` (each routed expert
     its own), `dense` (dense and shared feed-forward networks)."""
+    base: Literal["full", "int8", "int4", "fp8"] = "full"
+    """How the frozen matrices are kept: in the type of the activations, or in 8 or 4 bits (QLoRA,
+    Dettmers et al. 2023), decoded where they are used."""
     routers: bool = False
     """Train the routers themselves, with their selection bias; else they stay as they are."""
 

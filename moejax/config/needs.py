@@ -381,7 +381,7 @@ NEEDS: tuple[Need, ...] = (
         "give --model.next-tokens 1, too",
     ),
     Need(
-        _paths("run.lora", "alpha on routers"),
+        _paths("run.lora", "alpha on base routers"),
         lambda c: c.run.lora.rank is not None,
         "all parameters being trained",
         "give --run.lora.rank 16, say, too",

@@ -12,6 +12,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.data.check_tokens import check_known
 from moejax.data.tokenizer import Tokenizer
+from moejax.moe.quantise_params import Weights
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Base:
     """Which model it is, by ``same_model.sum_arrays``; None if that is not known."""
     scale: float
     """What multiplies the product of an adapter."""
+    weights: Weights | None = None
+    """How it was quantised while the adapters were trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from moejax.inference.quantised_model import open_quantised
 from moejax.inference.released_model import is_checkpoint, open_checkpoint, open_imported
 from moejax.inference.trained_run import is_run, open_run
 from moejax.models.adapters import attach, merge
-from moejax.models.by_kind import cast_params
+from moejax.models.by_kind import read_frozen
 from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runs.quantised_mark import is_quantised_model
 from moejax.runs.same_model import check_base, sum_arrays
@@ -72,9 +72,11 @@ def put_into_base(
     if base.digest is not None:
         check_base(path, str(base.path), sum_arrays(base.path), base.digest)
     wide: FloatType | None = "float32" if dtype == "float32" else None
-    there = open_model(base.path, mesh=mesh, layout=adapters.layout, dtype=wide)
-    params = cast_params(there.params, adapters.config)
-    params = merge(attach(params, adapters.params, base.scale))
+    there = open_model(
+        base.path, mesh=mesh, layout=adapters.layout, dtype=wide, weights=base.weights
+    )
+    params = read_frozen(there.params, adapters.config)
+    params = merge(attach(params, adapters.params, base.scale), dtype)
     if weights is not None:
         params = quantise_params(params, weights)
     return replace(adapters, params=params, base=None)

@@ -18,7 +18,7 @@ from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.inference_config import check_layout
 from moejax.inference.kept_files import adopt_edges, find_base, find_text, find_tokenizer
 from moejax.inference.open_model import Base, OpenModel
-from moejax.models.adapters import adapter_shapes
+from moejax.models.adapters import adapter_shapes, find_weights
 from moejax.models.by_kind import cast_shapes, state_shapes
 from moejax.models.counts import cost
 from moejax.moe.placing import set_shardings
@@ -89,8 +89,14 @@ def open_run(
         f" {short(price.parameters_active, 'kMBT')} active a token",
         data=find_text(path, config.data),
         rows=OpenModel.rows if tokenizer else config.data.eval_batch_size,
-        base=None if lora.rank is None else Base(find_base(path, config), extra[BASE], lora.scale),
+        base=None if lora.rank is None else describe_base(path, config, extra[BASE]),
     )
+
+
+def describe_base(path: Path, config: Config, digest: str | None) -> Base:
+    """The model that the adapters of a run belong to."""
+    lora = config.run.lora
+    return Base(find_base(path, config), digest, lora.scale, find_weights(lora))
 
 
 def count_classes(path: Path) -> int:

@@ -7,7 +7,6 @@ adapter ``{"lora_a", "lora_b"}``, and routers, if they are trained, as they are.
 Letters: P: rank of an adapter.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from moejax.config.errors import ConfigError
 from moejax.config.lora import LoraConfig
 from moejax.moe.adapted import A, Adapted, B
+from moejax.moe.quantise_params import Weights
+from moejax.moe.quantised import Quantised, dequantise, is_quantised
 
 Path = tuple[str, ...]
 ROUTERS = ("w_router_", "b_router_", "w_noise_", "router_scale", "w_shared_gate_")
@@ -97,25 +98,33 @@ def attach(params: dict[str, Any], trained: dict[str, Any], scale: float) -> dic
     return made
 
 
-def map_adapted(function: Callable[[Adapted], Any], params: dict[str, Any]) -> dict[str, Any]:
-    """A tree with a function's value in the place of each adapted matrix."""
+def merge(params: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """``attach``'s parameters as those of a plain model: what was quantised in ``dtype``, all else
+    in the type that it has. They take the place of the matrices that they are made of, which are
+    gone.
+    """
 
     def change(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Adapted) else leaf
+        if isinstance(leaf, Adapted):
+            kind = dtype if is_quantised(leaf.w) else leaf.w.dtype
+            add_up = _add_up if is_quantised(leaf.w) else _add_up_in_place
+            return add_up(leaf.w, (leaf.a, leaf.b), leaf.scale, kind)
+        return dequantise(leaf, dtype) if is_quantised(leaf) else leaf
 
-    return jax.tree.map(change, params, is_leaf=lambda leaf: isinstance(leaf, Adapted))
-
-
-def merge(params: dict[str, Any]) -> dict[str, Any]:
-    """``attach``'s parameters as those of a plain model, each in the type that it has. They take
-    the place of the matrices that they are made of, which are gone.
-    """
-    return map_adapted(lambda p: _add_up(p.w, (p.a, p.b), p.scale), params)
+    return jax.tree.map(change, params, is_leaf=lambda p: isinstance(p, Adapted | Quantised))
 
 
-@partial(jax.jit, static_argnums=2, donate_argnums=0)
-def _add_up(w: jax.Array, adapter: tuple[jax.Array, jax.Array], scale: float) -> jax.Array:
-    return Adapted(w, *adapter, scale).add_up()
+@partial(jax.jit, static_argnums=(2, 3))
+def _add_up(w: Any, adapter: tuple[jax.Array, jax.Array], scale: float, dtype: Any) -> jax.Array:
+    return Adapted(w, *adapter, scale).astype(dtype)
+
+
+_add_up_in_place = jax.jit(_add_up, static_argnums=(2, 3), donate_argnums=0)
+
+
+def find_weights(lora: LoraConfig) -> Weights | None:
+    """How the frozen matrices are quantised; None if they are not."""
+    return None if lora.base == "full" else Weights(kind=lora.base)
 
 
 @dataclass(frozen=True)

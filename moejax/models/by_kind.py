@@ -1,6 +1,7 @@
 """The model of a config, and the shapes of its parameters."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from moejax.config.model import ModelConfig
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import init_params, selection_bias_shape
+from moejax.moe.adapted import as_array
+from moejax.moe.quantise_params import EMBEDDING
+from moejax.moe.quantised import is_quantised
 from moejax.runtime import partition
 
 MODELS: dict[str, type[DecoderLM] | type[ImageClassifier]] = {
@@ -44,10 +48,17 @@ EXACT = (
 """Parameters that a model computes with in float32, of those that lie spread over a mesh."""
 
 
-def cast_params(params: dict, config: ModelConfig) -> dict:
-    """Parameters in the types of ``cast_shapes``."""
+def read_frozen(params: dict, config: ModelConfig) -> dict:
+    """Parameters as they lie beside adapters: in the types of ``cast_shapes``, or quantised if they
+    came so, but for the embedding, of which rows are taken.
+    """
     like = cast_shapes(params, config)
-    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, like)
+
+    def cast(leaf: Any, shape: jax.ShapeDtypeStruct) -> Any:
+        return leaf if is_quantised(leaf) else leaf.astype(shape.dtype)
+
+    table = as_array(params[EMBEDDING], config.dtype)
+    return jax.tree.map(cast, params | {EMBEDDING: table}, like, is_leaf=is_quantised)
 
 
 def cast_shapes(params: dict, config: ModelConfig) -> dict:
@@ -61,4 +72,4 @@ def cast_shapes(params: dict, config: ModelConfig) -> dict:
         casts = name in partition.PARAMETERS and name not in EXACT
         return jax.ShapeDtypeStruct(leaf.shape, config.dtype if casts else leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(cast, params, is_leaf=is_quantised)

@@ -20,6 +20,7 @@ from moejax.models.heads import join_heads, project, split_heads
 from moejax.models.kv_cache import Cache, Read, extend_cache
 from moejax.models.norm import RMSNorm
 from moejax.models.rotary import rotate
+from moejax.moe.adapted import as_array
 from moejax.moe.parameters import weight
 
 EPSILON = 1e-6
@@ -54,9 +55,7 @@ class LatentAttention(nn.Module):
         both_BNX = project(self, "w_latent_DX", x_BND, R + turned)
         c_BMR = RMSNorm(EPSILON, name="latent_norm")(both_BNX[..., :R])
         key_BM1A = rotate(both_BNX[..., None, R:], context["cos"], context["sin"])
-        up_RX = jnp.asarray(weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype)).astype(
-            dtype
-        )
+        up_RX = as_array(weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype), dtype)
         up_RHX = up_RX.reshape(R, H, plain + U)
         key_RHA, value_RHU = up_RHX[..., :plain], up_RHX[..., plain:]
 

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moejax.moe.quantised import dequantise, is_quantised
+
 A, B = "lora_a", "lora_b"
 """The two parts of an adapter by name, also in the names of ``partition.parameter_spec``."""
 
@@ -48,7 +50,7 @@ class Adapted:
 
     def add_up(self) -> jax.Array:
         """W + scale A B as one array: summed up in float32, in the type of W."""
-        w, a, b = (jnp.asarray(part).astype(jnp.float32) for part in (self.w, self.a, self.b))
+        w, a, b = (as_array(part, jnp.float32) for part in (self.w, self.a, self.b))
         more = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST) * self.scale
         return (w + more).astype(self.dtype)
 
@@ -58,6 +60,11 @@ class Adapted:
 
     def __jax_array__(self) -> jax.Array:
         return self.add_up()
+
+
+def as_array(w: Any, dtype: Any) -> jax.Array:
+    """A parameter, whatever stands for it, as one array."""
+    return dequantise(w, dtype) if is_quantised(w) else jnp.asarray(w).astype(dtype)
 
 
 def map_parts(function: Callable[[str, Any], Any], name: str, w: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 from moejax.config.config import Config
 from moejax.config.paths import expand_home
 from moejax.inference.open_model import OpenModel
-from moejax.models.by_kind import cast_params
+from moejax.models.by_kind import read_frozen
 from moejax.runs.same_model import sum_arrays
 
 
@@ -17,7 +17,7 @@ class Base:
     """The frozen model beside adapters."""
 
     params: dict
-    """Matrices in the type of the activations, the rest in float32."""
+    """See ``by_kind.read_frozen``."""
     bias_LE: jax.Array | None
     digest: str | None
     """Which model it is: ``same_model.sum_arrays``."""
@@ -26,7 +26,7 @@ class Base:
 def make_base(config: Config, there: OpenModel) -> Base:
     """The base of a run with adapters, from the model of ``run.init_from``."""
     return Base(
-        params=cast_params(there.params, config.model),
+        params=read_frozen(there.params, config.model),
         bias_LE=there.bias_LE,
         digest=sum_arrays(find_beginning(config)),
     )

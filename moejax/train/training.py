@@ -16,8 +16,9 @@ from moejax.hf.configs import collect_computation, list_differences
 from moejax.inference.kept_files import keep_files
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
-from moejax.models.adapters import begin_adapters
+from moejax.models.adapters import begin_adapters, find_weights
 from moejax.models.training_room import check_training_room
+from moejax.moe.quantise_params import Weights
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import batch_rows
@@ -138,7 +139,8 @@ def read_base(config: Config, learner: Learner, mesh: Mesh) -> Base | None:
     if config.run.lora.rank is None:
         return None
     in_float32 = config.model.dtype == "float32"
-    there = open_beginning(config, learner, mesh, "float32" if in_float32 else None)
+    dtype: FloatType | None = "float32" if in_float32 else None
+    there = open_beginning(config, learner, mesh, dtype, find_weights(config.run.lora))
     return make_base(config, there)
 
 
@@ -163,14 +165,21 @@ def begin_from_model(config: Config, learner: Learner, mesh: Mesh) -> TrainState
 
 
 def open_beginning(
-    config: Config, learner: Learner, mesh: Mesh, dtype: FloatType | None
+    config: Config,
+    learner: Learner,
+    mesh: Mesh,
+    dtype: FloatType | None,
+    weights: Weights | None = None,
 ) -> OpenModel:
-    """The model of ``run.init_from``, in ``dtype``, by default in its own. Raises ``ConfigError``
-    if it is another model than the settings describe, with the flags that make them like it.
+    """The model of ``run.init_from``, in ``dtype``, by default in its own, or quantised. Raises
+    ``ConfigError`` if it is another model than the settings describe, with the flags that make them
+    like it.
     """
     place = config.run.init_from
     say(f"reading  {place}")
-    there = open_model(find_beginning(config), mesh=mesh, layout=config.mesh, dtype=dtype)
+    there = open_model(
+        find_beginning(config), mesh=mesh, layout=config.mesh, dtype=dtype, weights=weights
+    )
     resolved = dataclasses.replace(config.model, vocab_size=learner.model.vocab_size)
     theirs = dataclasses.replace(there.config, vocab_size=there.vocab_size)
     differences = list_differences(collect_computation(theirs), collect_computation(resolved))

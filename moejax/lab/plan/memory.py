@@ -21,10 +21,13 @@ from moejax.lab.plan.device_parameters import (
 from moejax.lab.plan.layer_bytes import layer_workspace, workspace_if_saved
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, size_step
-from moejax.models.adapters import adapter_shapes
+from moejax.models.adapters import adapter_shapes, find_weights
 from moejax.models.by_kind import cast_shapes
 from moejax.models.decoder import make_cache
+from moejax.moe.quantise_params import EMBEDDING, quantise_shapes
+from moejax.moe.quantised import is_quantised
 from moejax.runtime.partition import TOKENS, parameter_spec
+from moejax.runtime.room import count_bytes
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,12 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
 
 def frozen_bytes(config: Config, shapes: dict, parameters: list[Parameter]) -> float:
     """Bytes of parameters that stay as they are, in the types in which they are used."""
-    types = [leaf.dtype.itemsize for leaf in jax.tree.leaves(cast_shapes(shapes, config.model))]
-    return sum(p.size * size for p, size in zip(parameters, types, strict=True))
+    weights = find_weights(config.run.lora)
+    like = cast_shapes(shapes, config.model)
+    like |= quantise_shapes({n: p for n, p in like.items() if n != EMBEDDING}, weights)
+    leaves = jax.tree.leaves(like, is_leaf=is_quantised)
+    sizes = [count_bytes(jax.tree.leaves(leaf)) / leaf.size for leaf in leaves]
+    return sum(p.size * size for p, size in zip(parameters, sizes, strict=True))
 
 
 def cache_bytes(config: Config, sequences: int, context: int, grid: AbstractMesh) -> float:

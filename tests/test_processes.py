@@ -6,11 +6,14 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from subprocess import Popen
 from types import SimpleNamespace
 
+import chex
+import hf_models
 import numpy as np
 import pytest
 from test_run import (  # noqa: F401
@@ -24,7 +27,9 @@ from test_run import (  # noqa: F401
 )
 
 from moejax.config import Config, DistributedConfig
+from moejax.runs.checksums import find_damage
 from moejax.runs.run_directory import RunDirectory
+from moejax.runs.stored_arrays import list_arrays, open_arrays
 from moejax.runtime.batch_rows import process_rows
 from moejax.runtime.processes import joins
 
@@ -54,15 +59,21 @@ def pair(config: Config, folder: Path, *flags: str, second: tuple = ()) -> list[
     """Two processes on this machine, with four devices each; what they compile is kept. The second
     one may have flags of its own.
     """
+    words = command(config, folder, *flags)
+    return [
+        started([*words, *meet, *own], folder)
+        for meet, own in zip(meetings(), [(), second], strict=True)
+    ]
+
+
+def meetings() -> list[list[str]]:
+    """The flags by which each of two processes finds the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meet = ["--distributed.coordinator-address", f"127.0.0.1:{port}"]
     meet += ["--distributed.num-processes", "2", "--distributed.process-id"]
-    words = command(config, folder, *flags)
-    return [
-        started([*words, *meet, str(index), *own], folder) for index, own in enumerate([(), second])
-    ]
+    return [[*meet, str(index)] for index in (0, 1)]
 
 
 def slurm_pair(config: Config, folder: Path) -> list[Popen]:  # noqa: F811
@@ -265,3 +276,29 @@ def fake_mesh(processes: list, names: tuple[str, ...] = ("data", "expert")) -> S
 def test_the_rows_of_a_process_are_those_of_its_devices(mesh, rows):
     for process, own in enumerate(rows):
         assert process_rows(mesh, 8, process).tolist() == list(own)
+
+
+@pytest.mark.slow
+def test_two_processes_import_as_one_does(tmp_path):
+    """Each reads what its devices hold: of the experts, one half."""
+    source = hf_models.write(tmp_path / "source", "qwen3_moe")
+    flags = ["--mesh.expert", "2"]
+    words = [sys.executable, "-m", "moejax", "import", str(source)]
+    together = [
+        started([*words, str(tmp_path / "two"), *flags, *meet], tmp_path, JAX_NUM_CPU_DEVICES="1")
+        for meet in meetings()
+    ]
+    alone = started([*words, str(tmp_path / "one"), *flags], tmp_path, JAX_NUM_CPU_DEVICES="2")
+    (code, said, errors), (other_code, other_said, other_errors) = ends(together)
+    assert code == other_code == 0, errors + other_errors
+    assert "qwen3_moe" in said and not other_said
+    assert ends([alone])[0][0] == 0
+    assert find_damage(tmp_path / "two") is None
+    names = [{p.name for p in (tmp_path / n).iterdir()} for n in ("one", "two")]
+    assert names[0] == names[1]
+    one, two = (
+        {path: store.read().result() for path, store in open_arrays(folder, paths).items()}
+        for folder in (tmp_path / "one" / "model", tmp_path / "two" / "model")
+        for paths in [list_arrays(folder)]
+    )
+    chex.assert_trees_all_equal(one, two)

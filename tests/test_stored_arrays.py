@@ -79,7 +79,7 @@ def test_any_way_to_the_directory_is_taken(tmp_path, monkeypatch, way):
 
 def test_a_layer_of_a_stack_can_be_read_alone(tmp_path, small_parts):
     save(TREE, tmp_path / "saved")
-    (store,) = stored_arrays._open_arrays(tmp_path / "saved", [("stack", "w_LEDF")]).values()
+    (store,) = stored_arrays.open_arrays(tmp_path / "saved", [("stack", "w_LEDF")]).values()
     assert store.chunk_layout.read_chunk.shape[0] == 1
 
 

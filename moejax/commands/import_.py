@@ -9,12 +9,14 @@ import tyro
 from moejax import hf
 from moejax.commands.describe_import import describe_import
 from moejax.commands.mesh_needs import ONLY_WRITTEN
+from moejax.config.distributed import DistributedConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.needs import Need
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.runtime import device_mesh
+from moejax.runtime.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +34,29 @@ class ImportSettings:
     next_tokens: tyro.conf.FlagConversionOff[bool] = True
     """Keep the layers that predict further tokens (MTP), where the files have them."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Several processes that import together: each reads what its devices hold."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = (ONLY_WRITTEN,)
 
 
 def import_model(settings: ImportSettings) -> None:
-    """Read, check and write, and say so. Raises ``UserError``."""
-    with new_directory(settings.target) as place:
-        model = _convert(settings, place)
+    """Read, check and write, and say so; of several processes, the first says it. Raises
+    ``UserError``.
+    """
+    with Processes(settings.distributed) as processes:
+        if not processes.first:
+            _convert(settings, Path(processes.agree("")), processes)
+            return
+        with new_directory(settings.target) as place:
+            model = _convert(settings, Path(processes.agree(str(place))), processes)
     print(describe_import(*model, settings.target), flush=True)
 
 
-def _convert(settings: ImportSettings, place: Path) -> tuple[str, ModelConfig]:
-    """Returns the family and the settings."""
+def _convert(
+    settings: ImportSettings, place: Path, processes: Processes
+) -> tuple[str, ModelConfig]:
+    """Returns the family and the settings, when all processes have written their parts."""
     mesh = device_mesh.make_mesh(settings.mesh)
     model = hf.load(
         settings.source,
@@ -63,5 +75,7 @@ def _convert(settings: ImportSettings, place: Path) -> tuple[str, ModelConfig]:
         hf=model.hf,
         files_from=settings.source,
         name=settings.target,
+        first=processes.first,
     )
+    processes.barrier()
     return model.hf["model_type"], model.config

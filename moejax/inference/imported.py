@@ -58,22 +58,28 @@ def write_model(
     hf: dict[str, Any],
     files_from: Path,
     name: Path,
+    first: bool = True,
 ) -> None:
     """Write a model, its tokenizer, and ``config.json``: the settings of a run that goes on
     training it. ``hf`` is the ``config.json`` that it came with; ``name`` is what the directory is
-    called in the end. Raises ``CheckpointError``.
+    called in the end. Of several processes, each writes the parts of its own devices, and the
+    ``first`` all else. Raises ``CheckpointError``.
     """
     check_plain("NEW", name)
     check_not_quantised(params, f"{name} is to be trained from")
-    make_new_directory(directory)
+    if first:
+        make_new_directory(directory)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     tree = {"params": params} | ({} if bias_LE is None else {"bias_LE": bias_LE})
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save((directory / ARRAYS).absolute(), args=save_in_parts(tree))
-        write_checksums(directory / ARRAYS)
+        if first:
+            write_checksums(directory / ARRAYS)
     except Exception as error:  # a full disk shows as OSError, ValueError, XlaRuntimeError, ...
         raise CheckpointError(f"cannot write {directory}: {first_line(error)}.") from error
+    if not first:
+        return
     copy_other_files(files_from, directory)
     write_json(directory / ORIGINAL, hf)
     tokenizer = name / "tokenizer.json" if (directory / "tokenizer.json").is_file() else "bytes"

@@ -55,7 +55,7 @@ def restore_like(like: Any) -> ocp.args.PyTreeRestore:
 
 def read_types(directory: Path) -> dict[ArrayPath, np.dtype]:
     """The types of all arrays in a directory that Orbax wrote, by path."""
-    stores = _open_arrays(directory, list_arrays(directory))
+    stores = open_arrays(directory, list_arrays(directory))
     return {path: store.dtype.numpy_dtype for path, store in stores.items()}
 
 
@@ -71,7 +71,7 @@ def read_tree(directory: Path, like: dict[str, Any]) -> dict[str, Any]:
     there = list_arrays(directory)
     if missing := [".".join(path) for path in wanted if path not in there]:
         raise ValueError(f"{missing[0]} is missing")
-    stores = _open_arrays(directory, list(wanted))
+    stores = open_arrays(directory, list(wanted))
     for path, leaf in wanted.items():
         if tuple(stores[path].shape) != leaf.shape:
             shape = list(stores[path].shape)
@@ -95,7 +95,7 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "_METADATA").read_text(encoding="utf-8"))
 
 
-def _open_arrays(directory: Path, paths: list[ArrayPath]) -> dict[ArrayPath, Any]:
+def open_arrays(directory: Path, paths: list[ArrayPath]) -> dict[ArrayPath, Any]:
     """Arrays, opened but not read."""
     driver = "zarr3" if _read_metadata(directory).get("use_zarr3") else "zarr"
     base = {"driver": "file", "path": f"{directory.resolve()}/"}

@@ -63,6 +63,6 @@ def forward(
     return sum_choices(y_RD, rows.row_TK).astype(x_TD.dtype)
 
 
-def take_expert(params: Params, e: jax.Array) -> Params:
+def take_expert(params: Params, e: Any) -> Params:
     """One expert of a bank."""
     return jax.tree.map(lambda p: p.at_index(e), params)

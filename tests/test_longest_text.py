@@ -9,7 +9,7 @@ import pytest
 
 import moejax.hf
 from moejax.commands.model_settings import TextSettings
-from moejax.commands.released_config import read_released
+from moejax.commands.released_config import read_fields, read_released
 from moejax.config import Config, ConfigError, DataConfig, MeshConfig, RunConfig
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.hf.configs import read_config, write_config
@@ -76,7 +76,7 @@ def test_what_is_not_said_is_short_enough(short, tmp_path):
     assert text_of(short, None) == N - 1
     written = make_fine_tuning_config(short.config, tmp_path, "bytes", MeshConfig(), 4096)
     assert written.data.sequence_length == N - 1
-    read = read_released(short.directory, [], "moejax plan")
+    read = read_released(short.directory, read_fields(short.directory), [], "moejax plan")
     assert read.data.sequence_length == N - 1
 
 

@@ -67,7 +67,8 @@ def read_model(
 ) -> tuple[Config, dict[str, Any] | None]:
     """The config, and the config.json that it was read from."""
     if settings.hf is not None:
-        return read_released(settings.hf, flags, PROGRAM), read_fields(settings.hf)
+        fields = read_fields(settings.hf)
+        return read_released(settings.hf, fields, flags, PROGRAM), fields
     config, _ = read_config(settings.config, flags, PROGRAM)
     check(
         config.model.material.language,

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from moejax.commands.command_line import ConfigFile, read_config
-from moejax.commands.released_config import read_released
+from moejax.commands.released_config import read_fields, read_released
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check, check_positive
 from moejax.config.needs import Need
@@ -83,7 +83,8 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
         config, _ = read_config(settings.config, flags, "moejax plan")
     else:
         assert settings.hf is not None  # as there is no --config
-        config = read_released(settings.hf, flags, "moejax plan", settings.devices or 1)
+        fields, rows = read_fields(settings.hf), settings.devices or 1
+        config = read_released(settings.hf, fields, flags, "moejax plan", rows)
     model = config.model
     check(
         model.material.language,

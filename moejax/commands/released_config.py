@@ -30,11 +30,12 @@ def read_fields(file: Path) -> dict[str, Any]:
     return fields
 
 
-def read_released(file: Path, flags: list[str], program: str, rows: int = 1) -> Config:
-    """A released model, trained on ``rows`` sequences at once in bfloat16, changed by flags. Raises
-    ``UserError``.
+def read_released(
+    file: Path, fields: dict[str, Any], flags: list[str], program: str, rows: int = 1
+) -> Config:
+    """A released model by the ``fields`` of its file, trained on ``rows`` sequences at once in
+    bfloat16, changed by flags. Raises ``UserError``.
     """
-    fields = read_fields(file)
     try:
         model = read_config(fields)
     except UserError as error:

@@ -252,6 +252,11 @@ def minimax_m2(t):
     return experts, s[experts] / s[experts].sum(), s / s.sum()
 
 
+def flint(t):
+    """Flint's code: top k of sigmoid, over their sum; without a bias as MiniMax-M2."""
+    return minimax_m2(t)
+
+
 def ernie4_5(t):
     """ERNIE 4.5's code: top k of softmax + bias, the unbiased scores over max(sum, 1e-12)."""
     s = softmax(t.logits)
@@ -315,6 +320,7 @@ TOKENS_CHOOSE = {
     "deepseek_v3": deepseek_v3,
     "glm4_moe": glm4_moe,
     "minimax_m2": minimax_m2,
+    "flint": flint,
     "ernie4_5": ernie4_5,
     "base": base,
     "sinkhorn": sinkhorn,

@@ -22,6 +22,7 @@ from moejax.runtime import device_mesh
 # One of each family; the other shapes are in test_hf_parity.py.
 QUICK = ("mixtral_window_tied", "qwen2_moe_k1_every_second", "qwen3_moe", "olmoe_k1")
 QUICK += ("deepseek_v2_lite_yarn", "deepseek_v3", "gpt_oss", "granitemoe_scales", "llama")
+QUICK += ("afmoe",)  # with windows, parts without positions, a gate, and norms on both sides
 
 
 @pytest.fixture(scope="session")

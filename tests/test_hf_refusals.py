@@ -112,8 +112,8 @@ def test_every_tensor_is_accounted_for(change, parts, here):
         ("qwen3_moe", {"mlp_only_layers": [1]}, ("mlp_only_layers [1]",)),
         (
             "qwen2_moe",
-            {"shared_expert_intermediate_size": 30},
-            ("shared_expert_intermediate_size 30", "multiple"),
+            {"shared_expert_intermediate_size": 0},
+            ("shared_expert_intermediate_size is 0", "at least 1"),
         ),
         ("olmoe", {"clip_qkv": 8.0}, ("clip_qkv is 8.0", "None")),
         ("deepseek_v2", {"topk_method": "best"}, ("topk_method 'best'", "group_limited_greedy")),

@@ -77,6 +77,7 @@ CASES = {
     "deepseek_v3, no groups": case("deepseek_v3", 3, biased=True, alias=True),
     "glm4_moe": case("glm4_moe", biased=True, alias=True, expert_groups=3, kept_expert_groups=2),
     "minimax_m2": case("minimax_m2", biased=True, alias=True),
+    "flint": case("flint", alias=True),
     "ernie4_5": case("ernie4_5", biased=True),
     "identity and null experts": case("olmoe", expert_groups=3, identity_experts=2, null_experts=1),
     "base": case("base", 1),

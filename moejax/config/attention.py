@@ -77,7 +77,8 @@ class AttentionConfig:
     qk_norm_over: Literal["head", "width"] = "head"
     """With --model.qk-norm: over each head, or over all of them together (OLMoE)."""
     qk_norm_place: Literal["before_rotation", "after_rotation"] = "before_rotation"
-    """With --model.qk-norm: on queries and keys without positions, or with them (Hunyuan)."""
+    """With --model.qk-norm: on queries and keys without positions, or with them (Hunyuan), which
+    then tell more than how far apart two are."""
     output_gate: bool = False
     """Multiply what heads find, number by number, by a sigmoid of a product of the layer's input
     (Qiu et al. 2025), before it is multiplied back to the model's width."""

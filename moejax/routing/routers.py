@@ -134,6 +134,9 @@ ROUTERS: dict[str, Router] = {
     "deepseek_v3": _tokens_choose("DeepSeek-V3 (2024), Eq. 12-16", **DEEPSEEK_V3, weight_scale=2.5),
     "glm4_moe": _tokens_choose("GLM-4.5 (2025), section 2.1", **DEEPSEEK_V3, weight_scale=2.5),
     "minimax_m2": _tokens_choose("MiniMax-M2 (2025), its released code", **DEEPSEEK_V3),
+    "flint": _tokens_choose(
+        "Flint (RecursiveSI 2026), its released code", score="sigmoid", renormalise=True
+    ),
     "ernie4_5": _tokens_choose(
         "ERNIE 4.5 (Baidu 2025), its released code", renormalise=True, always_biased=True
     ),

@@ -1,4 +1,6 @@
-"""DeepSeek-V2, -V3 and -V3.2, Kimi K2, GLM-5: latent attention, shared experts."""
+"""DeepSeek-V2, -V3 and -V3.2, Kimi K2, GLM-5, A.X-K1: latent attention, shared experts."""
+
+from dataclasses import replace
 
 from moejax.hf.families.family import (
     DEEPSEEK_FIXED,
@@ -18,6 +20,7 @@ from moejax.hf.families.family import (
     LeftOut,
 )
 from moejax.hf.fields import attention, experts, layers, positions
+from moejax.hf.tensors import Rule
 
 DEEPSEEK = {**SIZES, **SPARSE, **DENSE_FIRST, **LATENT_SIZES}
 DEEPSEEK_GIVEN = GIVEN | {
@@ -55,6 +58,9 @@ V3 = Family(
     translations=(*LATENT_POSITIONS, layers.next_tokens),
     tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
 )
+
+OUTPUT_NORM = "post_mlp_layernorm.weight"
+NOT_THEIRS = ("first_k_dense_replace", "num_nextn_predict_layers")
 
 FAMILIES: dict[str, Family] = {
     "deepseek_v3": V3,
@@ -102,5 +108,20 @@ FAMILIES: dict[str, Family] = {
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v2"},
         translations=(positions.latent_rope, attention.one_head_each, experts.group_method),
         tensors=DEEPSEEK_TENSORS,
+    ),
+    # With a norm on what routed layers give.
+    "axk1": replace(
+        V3,
+        architecture="AXK1ForCausalLM",
+        fields={field: path for field, path in V3.fields.items() if field not in NOT_THEIRS},
+        defaults={field: value for field, value in V3.defaults.items() if field not in NOT_THEIRS}
+        | {"max_position_embeddings": 32_768},
+        ours=V3.ours | {"norm_place": "pre_and_experts"},
+        translations=(
+            *LATENT_POSITIONS,
+            layers.mlp_layer_types(lambda hf: hf.get("first_k_dense_replace", 1)),
+        ),
+        tensors=(*V3.tensors, Rule(OUTPUT_NORM, "feed_forward_output_norm/scale_D")),
+        left_out=(LeftOut(rf"\.{OUTPUT_NORM}$", "norms that dense layers do not use", False),),
     ),
 }

@@ -116,6 +116,13 @@ def network_rules(theirs: str, ours: str, dims: tuple[str, str] = ("DF", "FD")) 
 
 DENSE = network_rules("mlp", "feed_forward")
 ROUTER = (Rule("mlp.gate.weight", "moe/w_router_DE", transpose=True),)
+SPARSE_BLOCK = (
+    Rule("block_sparse_moe.gate.weight", "moe/w_router_DE", transpose=True),
+    Rule("block_sparse_moe.experts.{e}.w1.weight", "moe/w_gate_EDF", transpose=True),
+    Rule("block_sparse_moe.experts.{e}.w3.weight", "moe/w_up_EDF", transpose=True),
+    Rule("block_sparse_moe.experts.{e}.w2.weight", "moe/w_down_EFD", transpose=True),
+)
+"""Mixtral's router and experts."""
 EXPERTS = network_rules("mlp.experts.{e}", "moe", ("EDF", "EFD"))
 SHARED = network_rules("mlp.shared_experts", "moe/shared")
 SELECTION_BIAS = (Rule("mlp.gate.e_score_correction_bias", "bias_LE"),)
@@ -186,3 +193,11 @@ SIGMOID = {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "n
 DEEPSEEK_OURS = NO_LOSS | {"qk_norm": False}
 LATENT_POSITIONS = (positions.latent_rope, attention.one_head_each, attention.rotary_head)
 DEEPSEEK_TENSORS = (*NORMS, *LATENT, *DENSE, *ROUTER, *EXPERTS, *SHARED)
+QWEN = {
+    **SIZES,
+    **LOSS,
+    **CHOICES,
+    "intermediate_size": "dense_hidden_size",
+    "moe_intermediate_size": "moe.hidden_size",
+    "num_experts": "moe.num_experts",
+}

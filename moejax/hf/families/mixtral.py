@@ -8,11 +8,11 @@ from moejax.hf.families.family import (
     GROUPED_QUERIES,
     LITTLE_LOSS,
     NORMS,
+    SPARSE_BLOCK,
     SWIGLU,
     Family,
 )
 from moejax.hf.fields import attention
-from moejax.hf.tensors import Rule
 
 FAMILIES: dict[str, Family] = {
     "mixtral": Family(
@@ -28,10 +28,7 @@ FAMILIES: dict[str, Family] = {
         tensors=(
             *NORMS,
             *GROUPED_QUERIES[:4],
-            Rule("block_sparse_moe.gate.weight", "moe/w_router_DE", transpose=True),
-            Rule("block_sparse_moe.experts.{e}.w1.weight", "moe/w_gate_EDF", transpose=True),
-            Rule("block_sparse_moe.experts.{e}.w3.weight", "moe/w_up_EDF", transpose=True),
-            Rule("block_sparse_moe.experts.{e}.w2.weight", "moe/w_down_EFD", transpose=True),
+            *SPARSE_BLOCK,
         ),
     ),
 }

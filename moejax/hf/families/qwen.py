@@ -2,18 +2,16 @@
 
 from moejax.hf.families.family import (
     ALWAYS,
-    CHOICES,
     DENSE,
     EXPERTS,
     GIVEN,
     GROUPED,
     GROUPED_QUERIES,
     LITTLE_LOSS,
-    LOSS,
     NO_WINDOW,
     NORMS,
+    QWEN,
     ROUTER,
-    SIZES,
     SWIGLU,
     Family,
     network_rules,
@@ -21,14 +19,6 @@ from moejax.hf.families.family import (
 from moejax.hf.fields import attention, experts, layers
 from moejax.hf.tensors import Rule
 
-QWEN = {
-    **SIZES,
-    **LOSS,
-    **CHOICES,
-    "intermediate_size": "dense_hidden_size",
-    "moe_intermediate_size": "moe.hidden_size",
-    "num_experts": "moe.num_experts",
-}
 QWEN_GIVEN = (
     GIVEN
     | LITTLE_LOSS
@@ -54,7 +44,12 @@ FAMILIES: dict[str, Family] = {
         | {"num_key_value_heads": 16, "num_experts_per_tok": 4, "qkv_bias": True},
         fixed=SWIGLU | NO_WINDOW,
         ours=ALWAYS | {"qk_norm": False, "moe.router": "qwen2_moe", "moe.shared_gate": True},
-        translations=(*GROUPED, attention.qkv_bias, layers.routed_layers, experts.shared_expert),
+        translations=(
+            *GROUPED,
+            attention.qkv_bias,
+            layers.routed_layers,
+            experts.shared_width("shared_expert_intermediate_size"),
+        ),
         tensors=(
             *NORMS,
             *GROUPED_QUERIES[:7],

@@ -5,22 +5,17 @@ from moejax.config.model import ModelConfig
 from moejax.hf.fields.translation import Fields, Translation
 
 
-def _read_shared_expert(hf: Fields) -> Fields:
-    width, each = hf["shared_expert_intermediate_size"], hf["moe_intermediate_size"]
-    check(
-        width > 0 and width % each == 0,
-        f"shared_expert_intermediate_size {width} must be a multiple of moe_intermediate_size"
-        f" {each}.",
-    )
-    return {"moe.shared_experts": width // each}
+def shared_width(field: str, each: str = "moe_intermediate_size", least: int = 1) -> Translation:
+    """A field with the width of the shared experts together; 0, if that is allowed, means none."""
 
+    def read(hf: Fields) -> Fields:
+        width, size = hf[field], hf[each]
+        check(width >= least, f"{field} is {shorten(width)}: it must be at least {least}.")
+        if width % size == 0:
+            return {"moe.shared_experts": width // size}
+        return {"moe.shared_experts": 1, "moe.shared_hidden_size": width}
 
-shared_expert = Translation(
-    _read_shared_expert,
-    lambda model: {
-        "shared_expert_intermediate_size": model.moe.shared_experts * model.moe.hidden_size
-    },
-)
+    return Translation(read, lambda model: {field: model.moe.shared_width})
 
 
 def _read_group_method(hf: Fields) -> Fields:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from moejax.config.checks import check, shorten
+from moejax.config.model import ModelConfig
 from moejax.hf.fields.translation import Fields, Translation
 
 
@@ -40,6 +41,36 @@ layer_types = Translation(
         ],
     },
 )
+
+
+def attention_kinds(default: Callable[[Fields], list[bool]], positions: bool) -> Translation:
+    """Which layers see all positions, where there is no list by ``default``; whether those have
+    rotary ``positions``, as the others do.
+    """
+
+    def read(hf: Fields) -> Fields:
+        said, size = hf.get("layer_types"), hf["sliding_window"]
+        check(
+            positions or type(size) is int,
+            f"sliding_window is {shorten(size)}: it must be a whole number.",
+        )
+        if said is None:
+            said = ["full_attention" if full else "sliding_attention" for full in default(hf)]
+        ours = _read_layer_types(hf | {"layer_types": said})
+        return ours | ({} if positions else {"attention.rotary_in": "window"})
+
+    def write(model: ModelConfig) -> Fields:
+        fields = layer_types.write(model)
+        turned = any(rotation is not None for rotation in model.rotations)
+        if fields["sliding_window"] is None and not turned:
+            fields["sliding_window"] = NO_WINDOW_IS_USED
+        return fields
+
+    return Translation(read, write)
+
+
+NO_WINDOW_IS_USED = 4096
+"""Of models in which no layer has one, but the file must say a number."""
 
 
 def name_routed(routed: list[bool], said: str) -> Fields:

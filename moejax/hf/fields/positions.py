@@ -7,6 +7,8 @@ from moejax.config.model import ModelConfig
 from moejax.hf.fields.translation import Fields, Translation
 from moejax.models.rotary import yarn_magnitude
 
+SHARE = "partial_rotary_factor"
+
 
 def _rope_fields(hf: Fields) -> tuple[str, Fields]:
     """The type of the rotary positions, and their fields, wherever they stand. Where both names are
@@ -19,12 +21,22 @@ def _rope_fields(hf: Fields) -> tuple[str, Fields]:
     )
     theta = found.get("rope_theta") or hf.get("rope_theta")
     found = {name: value for name, value in found.items() if value is not None}
-    partial = found.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
-    check(partial == 1, f"partial_rotary_factor is {partial}: only 1 is supported.")
     return found.get("rope_type") or found.get("type") or "default", found | {"rope_theta": theta}
 
 
+def _find_share(hf: Fields) -> float:
+    """Which share of a head is rotated."""
+    return _rope_fields(hf)[1].get(SHARE) or hf.get(SHARE) or 1.0
+
+
 def _read_rope(hf: Fields) -> Fields:
+    """Of whole heads."""
+    share = _find_share(hf)
+    check(share == 1, f"{SHARE} is {share}: only 1 is supported.")
+    return _read_scaling(hf)
+
+
+def _read_scaling(hf: Fields) -> Fields:
     kind, found = _rope_fields(hf)
     plain = {"rope_theta": float(found["rope_theta"])}
     if kind == "default":
@@ -85,6 +97,63 @@ def _write_rope(model: ModelConfig) -> Fields:
 
 
 rope = Translation(_read_rope, _write_rope)
+
+
+def _read_part(hf: Fields) -> Fields:
+    """Of the beginning of each head, a share of it."""
+    heads, share = hf["num_attention_heads"], _find_share(hf)
+    width = hf.get("head_dim") or hf["hidden_size"] // heads
+    check(
+        0 < share <= 1 and int(width * share) > 0,
+        f"{SHARE} is {shorten(share)}: it must be a share of the {width} numbers of a head.",
+    )
+    part = {"attention.rotary_size": int(width * share)} if share < 1 else {}
+    return _read_scaling(hf) | part
+
+
+def _write_part(model: ModelConfig) -> Fields:
+    fields, width, part = _write_rope(model), model.plain_head_size, model.rotary_size
+    share = part / width
+    if int(width * share) < part:  # as readers cut it down to a whole number
+        share = math.nextafter(share, 1)
+    fields["rope_parameters"][SHARE] = share
+    if fields["rope_scaling"]:
+        fields["rope_scaling"] = fields["rope_scaling"] | {SHARE: share}
+    return fields | {SHARE: share}
+
+
+part_rope = Translation(_read_part, _write_part)
+
+
+def _read_by_kind(hf: Fields) -> Fields:
+    """Layers with a window, and those that see all positions, have their own."""
+    found = hf["rope_parameters"]
+    kinds = hf.get("layer_types") or ["full_attention"]
+    check(
+        isinstance(found, dict) and all(isinstance(found.get(kind), dict) for kind in kinds),
+        f"rope_parameters {shorten(found)} must have an object for each kind of layer, such as"
+        f" full_attention.",
+    )
+    each = {kind: _read_rope(hf | {"rope_parameters": found[kind]}) for kind in set(kinds)}
+    full, window = each.get("full_attention"), each.get("sliding_attention")
+    if window is None or full is None or window == full:
+        return full or window or {}
+    check(
+        set(window) == {"rope_theta"},
+        f"rope_parameters {shorten(found)}: positions of sliding_attention may have their own"
+        f" rope_theta, but not be stretched in a way of their own.",
+    )
+    return full | {"attention.window_rope_theta": window["rope_theta"]}
+
+
+def _write_by_kind(model: ModelConfig) -> Fields:
+    full = _write_rope(model)["rope_parameters"]
+    theta = model.attention.window_rope_theta
+    window = full if theta is None else {"rope_theta": theta, "rope_type": "default"}
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": window}}
+
+
+rope_by_kind = Translation(_read_by_kind, _write_by_kind)
 
 
 def _read_latent_rope(hf: Fields) -> Fields:

@@ -186,6 +186,7 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("optim.beta2", 0.5, {}),
     ("optim.label_smoothing", 0.1, {}),
     ("optim.next_token_weight", 0.7, {"model.next_tokens": 1}),
+    ("optim.next_token_late_weight", 0.1, {"model.next_tokens": 1}),
     ("optim.clip_norm", None, {}),
     ("optim.accumulate", 2, {}),
     ("run.steps", 40, {}),

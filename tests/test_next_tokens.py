@@ -15,7 +15,15 @@ from test_hf_counts import DEEPSEEK_V3
 
 import moejax.hf
 from moejax.commands.main import run
-from moejax.config import Config, DataConfig, MeshConfig, ModelConfig, MoEConfig, changed
+from moejax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    changed,
+)
 from moejax.config.errors import UserError
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.hf.configs import read_config, write_config
@@ -31,7 +39,7 @@ from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runtime import device_mesh
 from moejax.train.forward import batch_sums, sum_ahead
 from moejax.train.gradients import gradients
-from moejax.train.objective import objective
+from moejax.train.objective import objective, weigh_ahead_loss
 from moejax.train.reports import AheadSums, Sums
 from moejax.train.training import train
 
@@ -211,6 +219,14 @@ def test_the_loss_is_the_mean_over_modules_of_their_mean_over_targets():
     # 8 / 8 and half of the mean of 4 / 4 and 2 / 1.
     assert objective(whole, whole, moe, 0.5) == 1.75
     assert sum(objective(part, whole, moe, 0.5) for part in parts) == 1.75
+
+
+def test_the_coefficient_may_change_in_the_last_third():
+    optim = OptimConfig(next_token_weight=0.3)
+    assert weigh_ahead_loss(optim, 29, 30) == 0.3
+    optim = OptimConfig(next_token_weight=0.3, next_token_late_weight=0.1)
+    found = [float(weigh_ahead_loss(optim, step, 30)) for step in (0, 19, 20, 29)]
+    np.testing.assert_allclose(found, [0.3, 0.3, 0.1, 0.1], rtol=1e-6)
 
 
 # The model.

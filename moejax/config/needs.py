@@ -375,7 +375,7 @@ NEEDS: tuple[Need, ...] = (
         "give --optim.optimizer muon, too",
     ),
     Need(
-        ("optim.next_token_weight",),
+        _paths("optim", "next_token_weight next_token_late_weight"),
         lambda c: c.model.next_tokens > 0,
         "--model.next-tokens 0, which predicts the next token alone",
         "give --model.next-tokens 1, too",

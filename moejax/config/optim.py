@@ -41,6 +41,8 @@ class OptimConfig:
     next_token_weight: float = 0.3
     """With --model.next-tokens: the coefficient (lambda) of the mean loss of the modules that
     predict further tokens. DeepSeek-V3 has 0.3, and 0.1 in the last third of its training."""
+    next_token_late_weight: float | None = None
+    """The same coefficient in the last third of the steps; by default it stays."""
     label_smoothing: float = 0.0
     """In training, the share of the target probability that is spread evenly over all classes (or
     the vocabulary)."""
@@ -55,7 +57,7 @@ class OptimConfig:
         check_positive(at, self, "learning_rate", "muon_learning_rate", "router_learning_rate")
         check_positive(at, self, "clip_norm", "accumulate", "muon_iterations")
         check_not_negative(at, self, "weight_decay", "warmup_fraction", "final_fraction")
-        check_not_negative(at, self, "next_token_weight")
+        check_not_negative(at, self, "next_token_weight", "next_token_late_weight")
         for name in ("beta1", "beta2", "label_smoothing"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{flag(at, name)} must lie in [0, 1), not {value}.")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from moejax.config.config import Config
 from moejax.train.forward import Batch, batch_sums
-from moejax.train.objective import objective
+from moejax.train.objective import objective, weigh_ahead_loss
 from moejax.train.reports import Sums
 
 
@@ -20,13 +20,16 @@ def gradients(
     batch: Batch,
     key: jax.Array,
     config: Config,
+    step: jax.Array | int = 0,
 ) -> tuple[dict, Sums]:
-    """The gradient of the batch's objective and its sums, in ``optim.accumulate`` parts.
+    """The gradient of the batch's objective in this ``step`` and its sums, in ``optim.accumulate``
+    parts.
 
     The auxiliary losses need the sums of the *whole* batch, which a first forward pass over the
     parts adds up (its price: a third more arithmetic). Each part draws its own random numbers.
     """
-    smoothing, weight = config.optim.label_smoothing, config.optim.next_token_weight
+    smoothing = config.optim.label_smoothing
+    weight = weigh_ahead_loss(config.optim, step, config.run.steps)
 
     def loss(
         params: dict, part: Batch, key: jax.Array, whole: Sums | None

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.moe import MoEConfig
+from moejax.config.optim import OptimConfig
 from moejax.moe import balance
 from moejax.moe.balance import RouterStats
 from moejax.train.reports import Sums
@@ -73,7 +74,17 @@ def ahead_loss(sums: Sums, whole: Sums) -> jax.Array:
     return (sums.ahead.nats_P / jnp.maximum(whole.ahead.targets_P, 1)).mean()
 
 
-def objective(sums: Sums, whole: Sums, moe: MoEConfig, next_token_weight: float = 0.0) -> jax.Array:
+def weigh_ahead_loss(optim: OptimConfig, step: jax.Array | int, steps: int) -> jax.Array | float:
+    """The coefficient of ``ahead_loss`` in this step of so many: DeepSeek-V3's lambda."""
+    if optim.next_token_late_weight is None:
+        return optim.next_token_weight
+    late = step >= round(2 * steps / 3)
+    return jnp.where(late, optim.next_token_late_weight, optim.next_token_weight)
+
+
+def objective(
+    sums: Sums, whole: Sums, moe: MoEConfig, next_token_weight: jax.Array | float = 0.0
+) -> jax.Array:
     """The loss that is minimised: cross-entropy a token, plus each routed layer's losses, and
     ``next_token_weight`` times ``ahead_loss``.
 

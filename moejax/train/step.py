@@ -36,7 +36,7 @@ def train_step(
     signals_B = batch.get("signals_B")
     batch = {name: array for name, array in batch.items() if name != "signals_B"}
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-    grads, sums = gradients(model, state.params, state.bias_LE, batch, key, config)
+    grads, sums = gradients(model, state.params, state.bias_LE, batch, key, config, state.step)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.nats)
     rate = shape(state.step)

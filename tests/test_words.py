@@ -36,7 +36,7 @@ def study(**settings) -> None:
             "--model.moe.every False True, by layer",
         ),
         (
-            lambda: write_config(changed(MODEL, {"moe.router": "deepseek_v3", "qk_norm": False})),
+            lambda: write_config(changed(MODEL, {"moe.router": "deepseek_v3"}), family="mixtral"),
             "--model.moe.router with score sigmoid",
         ),
     ],

@@ -19,6 +19,7 @@ from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.inference.kept_files import find_tokenizer
+from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
 from moejax.inference.released_model import is_checkpoint
 from moejax.inference.trained_run import is_run
@@ -74,12 +75,31 @@ def export_model(settings: ExportSettings) -> None:
 
 def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
     """Returns the family that it was written as."""
-    source = settings.source
     mesh = device_mesh.make_mesh(settings.mesh)
-    opened = open_model(source, mesh=mesh, layout=settings.mesh)
-    original = _original(source, run)
+    opened = open_model(settings.source, mesh=mesh, layout=settings.mesh)
+    return write_checkpoint(
+        place,
+        settings.source,
+        run,
+        opened,
+        family=settings.family,
+        dtype=settings.dtype,
+        quantise=settings.quantise,
+        next_tokens=settings.next_tokens,
+    )
+
+
+def write_checkpoint(
+    place: Path, source: Path, run: Config | None, opened: OpenModel, **how: Any
+) -> str:
+    """Write a model that was opened from ``source``, with its tokenizer; ``how`` is as in
+    ``hf.save``. ``run``: its settings, None for a checkpoint of Hugging Face. Returns the family
+    that it was written as.
+    """
+    original = read_json(source / "config.json") if run is None else _original(source, run)
     more: dict[str, Any] = {}
     if original is None:
+        assert run is not None  # as others have an original
         more["max_position_embeddings"] = run.data.sequence_length
     family = hf.save(
         place,
@@ -87,14 +107,11 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
         opened.params,
         opened.bias_LE,
         hf=original,
-        family=settings.family,
-        dtype=settings.dtype,
-        files_from=source if imported.is_imported(source) else None,
+        files_from=None if is_run(source) else source,
         more=more,
-        quantise=settings.quantise,
-        next_tokens=settings.next_tokens,
+        **how,
     )
-    if is_run(source):
+    if run is not None and is_run(source):
         assert opened.tokenizer is not None  # as in every run on text
         given, released = find_tokenizer(source, run), original is not None
         write_tokenizer(place, given, opened.tokenizer.edges, released=released)

@@ -68,6 +68,10 @@ COMMANDS: dict[str, Command | Group] = {
         "a model with weights of 8 or 4 bits, to be run (MODEL OUT --weights int4)",
         "quantise:quantise_model",
     ),
+    "prune": Command(
+        "a routed model with fewer experts, and what it lost (MODEL OUT --keep 0.5 --by reap)",
+        "prune:prune_model",
+    ),
     "upcycle": Command(
         "a routed model of a dense one that computes the same (DIR NEW)", "upcycle:upcycle_model"
     ),

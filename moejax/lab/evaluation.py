@@ -1,6 +1,6 @@
 """A trained model on batches of text or images: what it gives, in figures and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,20 +49,33 @@ def sum_batches(
     model: OpenModel, config: ModelConfig, mesh: Mesh, batches: Sequence[Batch]
 ) -> Totals:
     """The sums over all batches, with a bar that shows how far it is."""
+    return make_evaluation(model, config, mesh)(model.params, model.bias_LE, batches)
+
+
+def make_evaluation(
+    model: OpenModel, config: ModelConfig, mesh: Mesh
+) -> Callable[[dict, jax.Array | None, Sequence[Batch]], Totals]:
+    """``(params, bias_LE, batches) -> `` the sums over all batches, for any parameters of a model
+    like this one: compiled once.
+    """
     built = build(config, model.vocab_size, inference_layout(model.layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")
     step = jax.jit(
         lambda params, *rest: eval_step(lie_quantised(params), *rest, model=built)[0],
         out_shardings=everywhere,
     )
-    totals = None
-    with jax.set_mesh(mesh):
-        for batch in tqdm(batches, disable=None, unit="batch", leave=False):
-            sums = step(model.params, model.bias_LE, batch_rows.place_batch(mesh, batch))
-            totals = add_totals(totals, sum_batch(sums))
-    if totals is None:
-        raise ConfigError("the text gives no tokens: nothing can be evaluated on it.")
-    return totals
+
+    def evaluate(params: dict, bias_LE: jax.Array | None, batches: Sequence[Batch]) -> Totals:
+        totals = None
+        with jax.set_mesh(mesh):
+            for batch in tqdm(batches, disable=None, unit="batch", leave=False):
+                sums = step(params, bias_LE, batch_rows.place_batch(mesh, batch))
+                totals = add_totals(totals, sum_batch(sums))
+        if totals is None:
+            raise ConfigError("the text gives no tokens: nothing can be evaluated on it.")
+        return totals
+
+    return evaluate
 
 
 def describe_figures(figures: dict[str, Any], config: ModelConfig) -> str:

@@ -1,4 +1,7 @@
-"""`moejax prune`: a routed model with fewer experts."""
+"""`moejax prune`: a routed model with fewer experts.
+
+Letters: Y: experts that are kept.
+"""
 
 import itertools
 import json

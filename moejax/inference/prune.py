@@ -1,6 +1,7 @@
 """A model with some of its experts, and the router's columns for these alone.
 
-Letters: R: repeats of a block; Y: experts that are kept.
+Letters: Q: groups of experts; R: repeats of a block; Y: experts that are kept; Z: experts without
+computation.
 """
 
 from dataclasses import replace

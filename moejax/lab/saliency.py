@@ -53,7 +53,7 @@ def sum_experts(
     decoder = DecoderLM(config, model.vocab_size, inference_layout(model.layout))
 
     def run(params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]) -> jax.Array:
-        with nn.intercept_methods(_measure):
+        with nn.intercept_methods(measure):
             found: Any = decoder.apply({"params": params}, batch, False, bias_LE)
         return found[1].chosen_LBNE
 
@@ -67,7 +67,7 @@ def sum_experts(
     return sums_L3E
 
 
-def _measure(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+def measure(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
     """Around each routed layer: in the place of the experts that tokens chose, the sums."""
     found = next_function(*args, **kwargs)
     layer = context.module

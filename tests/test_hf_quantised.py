@@ -1,5 +1,6 @@
 """Checkpoints with codes: read as the same model without, written back, and refused if damaged."""
 
+import importlib.util
 import json
 
 import hf_models
@@ -172,3 +173,34 @@ def test_check_says_what_is_left_out(tmp_path, capsys):
     assert facts["left_out"] == {INPUTS: 1}
     main.run(["check", str(here)])
     assert f"left out  1 tensor: {INPUTS}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "accelerate"))), reason="transformers"
+)
+@pytest.mark.parametrize("name", ["fp8", "mxfp4"])
+def test_transformers_computes_the_same_with_what_was_written(name, tmp_path, monkeypatch):
+    """Its own decoder of fp8 takes blocks that divide all sizes only."""
+    import torch
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+
+    monkeypatch.setattr(hf_quantised, "BLOCK", (4, 4))
+    told = hf_quantised.CONFIGS[name] | ({"weight_block_size": [4, 4]} if name == "fp8" else {})
+    here = hf_quantised.write(tmp_path / "in", name, quantization_config=told)
+    model = moejax.hf.load(here, "float32")
+    moejax.hf.save(
+        tmp_path / "out", model.config, model.params, model.bias_LE, hf=model.hf, quantise=name
+    )
+    kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[name]
+    theirs, told = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out",
+        dtype=torch.float32,
+        quantization_config=kind(dequantize=True),
+        output_loading_info=True,
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"], told
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(hf_models.prompt().astype(np.int64))).logits.numpy()
+    logits_BNV = model.apply(model.params, hf_models.prompt())
+    np.testing.assert_allclose(logits_BNV, want, atol=1e-4, rtol=0)

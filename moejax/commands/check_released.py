@@ -19,7 +19,7 @@ from moejax.models.counts import cost
 from moejax.runtime.number_words import count, short
 from moejax.runtime.room import find_room
 
-ALWAYS = ("import", "generate", "eval", "train", "specialisation", "export")
+ALWAYS = ("import", "generate", "eval", "train", "specialisation", "quantise", "export")
 BYTES = "kMGTPE"
 
 

@@ -116,7 +116,8 @@ def _place_rows(array: Any, like: Like, entry: Entry, get: Get) -> Any:
     rows = whole.shape[axis]
     row_bytes = math.prod(whole.shape[len(lead) :]) // rows * whole.dtype.itemsize
     step = max(1, BLOCK_BYTES // row_bytes)
-    target, summed = like, None
+    target: Any = like
+    summed: int | None = None
     if isinstance(like, Quantised):
         target, summed = like.codes, like.ndim + like.axis
     if step >= rows or axis == summed or not all(is_whole(target, a) for a in range(axis + 1)):

@@ -73,7 +73,7 @@ def _find_packed(told: dict[str, Any]) -> Codec:
         len(weights) == 1 and isinstance(weights[0], dict),
         f"config_groups is {shorten(groups)}: one group with weights is read. {READ}",
     )
-    rule: dict[str, Any] = weights[0]
+    rule: dict[str, Any] = weights[0] or {}
     for field, wanted in (
         ("num_bits", 4),
         ("type", "int"),

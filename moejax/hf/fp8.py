@@ -4,6 +4,8 @@
 
 The codes q are float8_e4m3fn; blocks at the edges may be smaller. (deepseek-ai/DeepSeek-V3,
 README_WEIGHTS.md and inference/fp8_cast_bf16.py; transformers, integrations/finegrained_fp8.py.)
+
+Letters: G: blocks; M: weights in a block.
 """
 
 import math

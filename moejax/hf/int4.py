@@ -5,6 +5,8 @@ K2-Thinking.
 
 Eight codes lie in a number of 32 bits, code k in its bits 4k to 4k + 3. (compressed-tensors,
 compressors/pack_quantized.)
+
+Letters: G: groups of weights with one scale; M: weights in a group.
 """
 
 import math

@@ -56,7 +56,7 @@ def choose_codec(
         check(
             width % codec.group == 0,
             f"--quantise {name}: {entry.names[0]} is {width} wide, which groups of {codec.group} do"
-            f" not divide.",
+            f" not divide." + " fp8 takes all widths." * (name == "int4"),
         )
     return codec
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hf_cases import ALIASES, CASES, LEAST, RENAMED, shared
+from hf_cases import ALIASES, CASES, LEAST, RENAMED, ZERO_CENTRED, shared
 from hf_cases.shared import V
 from safetensors.numpy import save_file
 
@@ -120,9 +120,11 @@ def peer_class(kind: str) -> Any:
     return getattr(transformers, FAMILIES[kind].architecture)
 
 
-def values(name: str, shape: list[int]) -> np.ndarray:
-    """A tensor drawn from its name."""
+def values(name: str, shape: list[int], kind: str = "") -> np.ndarray:
+    """A tensor of a family, drawn from its name."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if kind in ZERO_CENTRED and name.endswith("norm.weight") and "linear_attn" not in name:
+        return (0.2 * rng.normal(size=shape)).astype(np.float32)
     if is_selection_bias(name):
         return rng.uniform(0, 0.2, shape).astype(np.float32)
     if len(shape) == 1 and "norm" in name:
@@ -132,7 +134,8 @@ def values(name: str, shape: list[int]) -> np.ndarray:
 
 def tensors(case: str) -> dict[str, np.ndarray]:
     """All tensors of a model."""
-    return {name: values(name, shape) for name, shape in shapes(case).items()}
+    kind = CASES[case]["model_type"]
+    return {name: values(name, shape, kind) for name, shape in shapes(case).items()}
 
 
 def write(directory: Path, case: str, **changes: Any) -> Path:

@@ -1,7 +1,7 @@
 """Which tensor on disk is which array of ours: every one of both, or a message that names it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ from moejax.hf.codecs import Codec, Packed, Source, is_unused, list_parts
 from moejax.hf.families import FAMILIES
 from moejax.hf.families.family import NEXT_TOKEN_COPIES, NEXT_TOKENS, WHOLE
 from moejax.hf.files import Tensor
-from moejax.hf.tensors import ArrayPath, Entry
+from moejax.hf.tensors import ArrayPath, Entry, Rule
 from moejax.models import layer_runs
 from moejax.models.layer_runs import locate_layers
 
@@ -29,13 +29,18 @@ DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
 def list_entries(
-    family: str, config: ModelConfig, shapes: dict[ArrayPath, tuple[int, ...]]
+    family: str,
+    config: ModelConfig,
+    shapes: dict[ArrayPath, tuple[int, ...]],
+    there: Iterable[str] = (),
 ) -> list[Entry]:
-    """All tensors of a model, in the order of its layers. ``shapes`` are those of our arrays.
+    """All tensors of a model, in the order of its layers. ``shapes`` are those of our arrays;
+    ``there`` are the names on disk, where the family has tensors in more than one form.
 
     Raises ``CheckpointError`` for an array that the family has no tensor for.
     """
-    found = list(_generate_entries(family, config, shapes))
+    rules = FAMILIES[family].choose_rules(there)
+    found = list(_generate_entries(rules, config, shapes))
     claimed = {path for entry in found for path in entry.paths}
     left = sorted("/".join(path) for path in set(shapes) - claimed)
     if left:
@@ -44,14 +49,14 @@ def list_entries(
 
 
 def _generate_entries(
-    family: str, config: ModelConfig, shapes: dict[ArrayPath, tuple[int, ...]]
+    rules: tuple[Rule, ...], config: ModelConfig, shapes: dict[ArrayPath, tuple[int, ...]]
 ) -> Iterator[Entry]:
     for rule in WHOLE:
         path = tuple(rule.names[0].split("/"))
         if path in shapes:
             yield Entry(rule, (rule.theirs,), (path,), None, rule.shape([shapes[path]]))
     yield from _generate_next_tokens(config, shapes)
-    rules, routed = FAMILIES[family].tensors, 0
+    routed = 0
     for layer, (above, repeat) in enumerate(locate_layers(config)):
         for rule in rules:
             bias = rule.ours == BIAS[0]
@@ -111,6 +116,7 @@ def count_tensors(family: str, config: ModelConfig, hf: dict[str, Any], codec: C
     rules = FAMILIES[family].tensors
     experts = sum(rule.is_per_expert for rule in rules) * config.moe.num_experts
     layers = config.num_layers + (hf.get("num_nextn_predict_layers") or 0)
+    layers += len(FAMILIES[family].left_out)  # each at most as large as a layer
     parts = 1 if codec is None else 1 + len(codec.suffixes)
     more = len(NEXT_TOKENS) + len(NEXT_TOKEN_COPIES)
     return (len(WHOLE) + layers * (len(rules) + experts + more)) * parts

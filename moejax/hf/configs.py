@@ -13,7 +13,8 @@ from moejax.config.model import MOST_LAYERS, ModelConfig
 from moejax.hf.codecs import find_codec
 from moejax.hf.families import FAMILIES
 from moejax.hf.families.family import Family
-from moejax.hf.fields.layers import layer_types, next_tokens, no_next_tokens
+from moejax.hf.fields.layers import KINDS, layer_types, next_tokens, no_next_tokens
+from moejax.hf.text_part import take_text_config
 from moejax.routing import token_choice
 
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -26,7 +27,7 @@ OPTIONAL_SIZES = ("max_position_embeddings", "num_nextn_predict_layers")
 
 def find_family(hf: dict[str, Any]) -> str:
     """The family that a ``config.json`` names. Raises ``ConfigError`` if it is none of ours."""
-    kind: Any = hf.get("model_type")
+    kind: Any = take_text_config(hf).get("model_type")
     check(
         kind in FAMILIES,
         f"model_type {shorten(kind)} is not supported. There are: {', '.join(FAMILIES)}.",
@@ -36,9 +37,9 @@ def find_family(hf: dict[str, Any]) -> str:
 
 def with_defaults(hf: dict[str, Any]) -> dict[str, Any]:
     """A ``config.json``, with what its family means by a field that is not there."""
+    family, hf = FAMILIES[find_family(hf)], take_text_config(hf)
     # Some tools write null where they mean the family's own positions.
     said = {field: x for field, x in hf.items() if x is not None or field != "rope_parameters"}
-    family = FAMILIES[find_family(hf)]
     for names in (*family.synonyms, NEXT_TOKENS):
         there = {field: hf[field] for field in names if field in hf}
         told = ", but ".join(f"{field} is {shorten(value)}" for field, value in there.items())
@@ -52,7 +53,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
 
     Raises ``ConfigError`` that names the field for what is missing or not supported.
     """
-    name = find_family(hf)
+    name, hf = find_family(hf), take_text_config(hf)
     family = FAMILIES[name]
     for field, wanted in family.fixed.items():
         found = hf.get(field, wanted)
@@ -92,8 +93,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
     config = from_dict(ModelConfig, unflatten_dict(ours, sep="."))
     kinds = hf.get("layer_types")
     if kinds is not None and layer_types not in family.translations:
-        full = family.full_attention
-        read = [full if w is None else "sliding_attention" for w in config.windows]
+        read = [(KINDS | {"full": family.full_attention})[kind] for kind in config.attention_kinds]
         check(
             kinds == read,
             f"layer_types is {shorten(kinds)}: all layers of {name} models are alike"
@@ -208,11 +208,9 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
     """What a model computes when it is used, by flag: with defaults resolved, and without what
     matters in training alone.
     """
-    attention, found = config.attention, {}
-    for name in ("num_layers", "width", "num_heads", "vocab_size", "activation", "norm_epsilon"):
-        found[name] = getattr(config, name)
-    for name in ("tie_embeddings", "embedding_scale", "residual_scale", "rope_theta", "qk_norm"):
-        found[name] = getattr(config, name)
+    names = "num_layers width num_heads vocab_size activation norm_epsilon zero_centred_norm"
+    names += " tie_embeddings embedding_scale residual_scale rope_theta qk_norm"
+    attention, found = config.attention, {name: getattr(config, name) for name in names.split()}
     plain = config.norm_place == "pre_and_experts" and not any(config.routed_layers)
     found |= {
         "norm_place": "pre" if plain else config.norm_place,
@@ -228,6 +226,8 @@ def collect_computation(config: ModelConfig) -> dict[str, Any]:
         "attention.bias": attention.bias,
         "attention.sinks": attention.sinks,
         "attention.window": config.windows,
+        "attention.kinds": config.attention_kinds,
+        "delta": config.delta_sizes if "delta" in config.attention_kinds else None,
         "attention.rotary_in": tuple(rotation is not None for rotation in config.rotations),
         "attention.scale": attention.scale or config.query_head_size**-0.5,
         "moe.every": config.routed_layers,

@@ -15,7 +15,7 @@ from moejax.hf.files import TYPES
 from moejax.hf.fp8 import Fp8Blocks
 from moejax.hf.tensors import Entry
 
-NEVER = ("w_router_DE", "w_shared_gate_D1", "w_merge_XD")
+NEVER = ("w_router_DE", "w_shared_gate_D1", "w_merge_XD", "w_beta_DH", "w_step_DH")
 """Our matrices in a layer that are not quantised."""
 
 

@@ -32,6 +32,7 @@ from moejax.hf.files import (
     read_tensor,
 )
 from moejax.hf.tensors import ArrayPath, Entry
+from moejax.hf.text_part import take_text_config, take_text_tensors
 from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import selection_bias_shape
 from moejax.moe.lying import lie_quantised
@@ -172,13 +173,15 @@ def survey(directory: Path, next_tokens: bool = True) -> Survey:
     that predict further tokens or without. Raises ``UserError``.
     """
     files = find_files(directory)
-    hf = read_json(directory / "config.json")
+    whole = read_json(directory / "config.json")
     try:
+        hf = take_text_config(whole)
         family, config = find_family(hf), read_config(hf)
         codec = find_codec(hf.get("quantization_config"))
     except ConfigError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
     tensors = open_tensors(*files, accounts.count_tensors(family, config, hf, codec))
+    tensors = take_text_tensors(whole, tensors)
     accounts.check_numbers(family, config, tensors)
     rename_scales(tensors, codec)
     if config.tie_embeddings and EMBEDDING not in tensors and HEAD in tensors:
@@ -186,7 +189,7 @@ def survey(directory: Path, next_tokens: bool = True) -> Survey:
     if not (next_tokens and accounts.has_next_tokens(config, tensors)):
         config = replace(config, next_tokens=0)
     shapes = array_shapes(config)
-    entries = accounts.list_entries(family, config, shapes)
+    entries = accounts.list_entries(family, config, shapes, tensors)
     sources, left_out = accounts.check_tensors(entries, tensors, with_defaults(hf), config, codec)
     return Survey(hf, family, config, codec, tensors, entries, sources, left_out, shapes)
 

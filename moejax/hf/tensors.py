@@ -27,6 +27,8 @@ class Rule:
     """A key of ``COLUMNS``."""
     row: bool = False
     """A matrix of one row on disk, and a vector here."""
+    channels: bool = False
+    """The weights of a convolution of channels: [X, 1, W] on disk, [W, X] here."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,6 +46,7 @@ class Rule:
         """What lies at ``index`` of the ``part``-th array of ours, from a tensor of theirs."""
         tensor = np.swapaxes(tensor, -1, -2) if self.transpose else tensor
         tensor = tensor[0] if self.row else tensor
+        tensor = tensor[:, 0].T if self.channels else tensor
         if self.columns is None:
             return tensor[index]
         columns = self.list_columns(tensor.shape[-1], part, config)[index[-1]]
@@ -64,12 +67,14 @@ class Rule:
             for array, columns in zip(arrays, COLUMNS[self.columns](config, width), strict=True):
                 tensor[..., columns] = array
         tensor = tensor[None] if self.row else tensor
+        tensor = tensor.T[:, None] if self.channels else tensor
         return np.swapaxes(tensor, -1, -2) if self.transpose else tensor
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of their tensor, from those of ours."""
         shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         shape = (1, *shape) if self.row else shape
+        shape = (shape[1], 1, shape[0]) if self.channels else shape
         return (*shape[:-2], shape[-1], shape[-2]) if self.transpose else shape
 
 
@@ -89,7 +94,7 @@ class Entry:
     @property
     def is_bank(self) -> bool:
         """Whether it has experts: a tensor for each of them, or all matrices in one tensor."""
-        return self.rule.is_per_expert or len(self.shape) > 2
+        return self.rule.is_per_expert or (len(self.shape) > 2 and not self.rule.channels)
 
 
 def _split_pairs(size: int) -> np.ndarray:
@@ -112,9 +117,50 @@ def order_latent_columns(config: ModelConfig, width: int) -> list[np.ndarray]:
     return [np.concatenate([np.arange(latent), pairs])]
 
 
+def order_gated_queries(config: ModelConfig, width: int) -> list[np.ndarray]:
+    """The queries of all heads, and their gates: on disk each head has both."""
+    size = config.query_head_size
+    heads = np.arange(0, width, 2 * size)[:, None]
+    return [(heads + first + np.arange(size)).reshape(-1) for first in (0, size)]
+
+
+def order_delta_groups(config: ModelConfig, width: int) -> list[np.ndarray]:
+    """Queries, keys, values and gates of a layer with a memory: on disk each key head has all of
+    its own.
+    """
+    J, H, A, U, _ = config.delta_sizes
+    return _split_groups(J, [A, A, H // J * U, H // J * U])
+
+
+def order_delta_numbers(config: ModelConfig, width: int) -> list[np.ndarray]:
+    """What is made a beta of each head, and what a step, likewise."""
+    J, H, *_ = config.delta_sizes
+    return _split_groups(J, [H // J, H // J])
+
+
+def order_delta_parts(config: ModelConfig, width: int) -> list[np.ndarray]:
+    """All queries, all keys, and all values of a layer with a memory."""
+    J, H, A, U, _ = config.delta_sizes
+    return _split_groups(1, [J * A, J * A, H * U])
+
+
+def _split_groups(groups: int, sizes: list[int]) -> list[np.ndarray]:
+    """Where the parts of these sizes stand of which each group has all, by part."""
+    ends = np.cumsum([0, *sizes])
+    first = np.arange(groups)[:, None] * ends[-1]
+    return [
+        (first + np.arange(start, end)).reshape(-1)
+        for start, end in zip(ends[:-1], ends[1:], strict=True)
+    ]
+
+
 COLUMNS: dict[str, Callable[[ModelConfig, int], list[np.ndarray]]] = {
     "queries": order_query_columns,
     "latent_and_key": order_latent_columns,
+    "query_and_gate": order_gated_queries,
+    "delta_groups": order_delta_groups,
+    "delta_numbers": order_delta_numbers,
+    "delta_parts": order_delta_parts,
     "alternating": lambda config, width: [np.arange(0, width, 2), np.arange(1, width, 2)],
     "halves": lambda config, width: [np.arange(width // 2), np.arange(width // 2, width)],
 }

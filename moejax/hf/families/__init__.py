@@ -23,6 +23,7 @@ from moejax.hf.families import (
     mixtral,
     olmoe,
     qwen,
+    qwen_next,
     solar,
 )
 from moejax.hf.families.family import Family
@@ -30,6 +31,7 @@ from moejax.hf.families.family import Family
 FAMILIES: dict[str, Family] = {
     **mixtral.FAMILIES,
     **qwen.FAMILIES,
+    **qwen_next.FAMILIES,
     **olmoe.FAMILIES,
     **deepseek.FAMILIES,
     **glm.FAMILIES,

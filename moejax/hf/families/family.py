@@ -3,6 +3,7 @@
 Letters: X: all heads side by side, or an embedding and a hidden state.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,21 @@ class Family:
     """Of one layer; only those that a model has."""
     full_attention: str = "full_attention"
     """What ``layer_types`` calls a layer that sees all positions."""
+    alternatives: tuple[Rule, ...] = ()
+    """Other tensors that some files have for the same arrays; they are read, and not written."""
     left_out: tuple[LeftOut, ...] = ()
     """Tensors that are not read; a message says so."""
     synonyms: tuple[tuple[str, ...], ...] = (("num_experts", "num_local_experts"),)
     """Names that are in use for one field."""
+
+    def choose_rules(self, names: Iterable[str] = ()) -> tuple[Rule, ...]:
+        """``tensors``, or what the files with tensors of these names have in their place."""
+        ends = tuple(f".{rule.theirs}" for rule in self.alternatives)
+        if not ends or not any(name.endswith(ends) for name in names):
+            return self.tensors
+        claimed = {ours for rule in self.alternatives for ours in rule.names}
+        kept = (rule for rule in self.tensors if not claimed & set(rule.names))
+        return (*kept, *self.alternatives)
 
 
 WHOLE = (
@@ -201,3 +213,9 @@ QWEN = {
     "moe_intermediate_size": "moe.hidden_size",
     "num_experts": "moe.num_experts",
 }
+QWEN_GIVEN = (
+    GIVEN
+    | LITTLE_LOSS
+    | {"norm_topk_prob": False, "max_position_embeddings": 32_768}
+    | {"decoder_sparse_step": 1, "mlp_only_layers": []}
+)

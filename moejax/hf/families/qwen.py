@@ -4,13 +4,12 @@ from moejax.hf.families.family import (
     ALWAYS,
     DENSE,
     EXPERTS,
-    GIVEN,
     GROUPED,
     GROUPED_QUERIES,
-    LITTLE_LOSS,
     NO_WINDOW,
     NORMS,
     QWEN,
+    QWEN_GIVEN,
     ROUTER,
     SWIGLU,
     Family,
@@ -18,13 +17,6 @@ from moejax.hf.families.family import (
 )
 from moejax.hf.fields import attention, experts, layers
 from moejax.hf.tensors import Rule
-
-QWEN_GIVEN = (
-    GIVEN
-    | LITTLE_LOSS
-    | {"norm_topk_prob": False, "max_position_embeddings": 32_768}
-    | {"decoder_sparse_step": 1, "mlp_only_layers": []}
-)
 
 FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(

@@ -73,6 +73,52 @@ NO_WINDOW_IS_USED = 4096
 """Of models in which no layer has one, but the file must say a number."""
 
 
+KINDS = {"full": "full_attention", "window": "sliding_attention", "delta": "linear_attention"}
+"""What ``layer_types`` calls our kinds of layers."""
+
+
+def _read_memories(hf: Fields) -> Fields:
+    """Which layers have a memory; where there is no list, all but every n-th one."""
+    layers, said = hf["num_hidden_layers"], hf.get("layer_types")
+    if said is None:
+        every = hf.get("full_attention_interval", 4)
+        check(
+            type(every) is int and every > 0,
+            f"full_attention_interval is {shorten(every)}: it must be a whole number greater than"
+            f" 0.",
+        )
+        said = [KINDS["delta" if (i + 1) % every else "full"] for i in range(layers)]
+    ours = {KINDS[kind]: kind for kind in ("full", "delta")}
+    check(
+        len(said) == layers and all(kind in ours for kind in said),
+        f"layer_types {shorten(said)} must name full_attention or linear_attention for each of the"
+        f" {layers} layers.",
+    )
+    kinds = [ours[kind] for kind in said]
+    if "delta" not in kinds:
+        return {}
+    return {"attention.kinds": _find_pattern(kinds) or ("delta",)}
+
+
+MEMORY_SIZES = {
+    "linear_num_key_heads": "key_heads",
+    "linear_num_value_heads": "value_heads",
+    "linear_key_head_dim": "key_size",
+    "linear_value_head_dim": "value_size",
+    "linear_conv_kernel_dim": "convolution",
+}
+memories = Translation(
+    lambda hf: (
+        _read_memories(hf) | {f"delta.{name}": hf[field] for field, name in MEMORY_SIZES.items()}
+    ),
+    lambda model: {
+        "layer_types": [KINDS[kind] for kind in model.attention_kinds],
+        **{field: getattr(model.delta_sizes, name) for field, name in MEMORY_SIZES.items()},
+    },
+)
+"""Which layers have a memory, and its sizes."""
+
+
 def name_routed(routed: list[bool], said: str) -> Fields:
     """Our settings for which layers are routed, as a file ``said`` it. Raises ``ConfigError``."""
     layers = len(routed)

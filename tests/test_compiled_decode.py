@@ -205,13 +205,13 @@ def test_on_a_tpu_quantised_weights_are_decoded_in_parts() -> None:
 @pytest.mark.slow
 def test_on_a_tpu_no_bank_is_copied() -> None:
     """Compiled ahead of time for one chip of v5e: no array as large as one matrix of a bank is
-    written, and the peak is at most 1.1 times weights and cache.
+    written, nor a layer's part of the cache, and the peak is at most 1.1 times weights and cache.
     """
     pytest.importorskip("libtpu")
     grid = device_mesh.make_mesh(MeshConfig(), targets.describe_devices("v5e:1x1"))
     config = Config(model=changed(OLMOE, {"num_layers": 2}))
-    compiled = compile_decode(config, 1, "bfloat16", 256, mesh=grid)
+    compiled = compile_decode(config, 1, "bfloat16", 8192, mesh=grid)
     memory = compiled.memory_analysis()
     assert memory.peak_memory_in_bytes <= 1.1 * memory.argument_size_in_bytes
-    (largest, *_), *_ = targets.list_largest_buffers(compiled.as_text())
-    assert largest < 64 * 2048 * 1024 * 2
+    sizes = [size for size, *_ in targets.list_largest_buffers(compiled.as_text(), 50)]
+    assert sizes[0] < 64 * 2048 * 1024 * 2 and 8192 * 2048 * 2 not in sizes

@@ -488,6 +488,15 @@ def test_the_number_has_two_names():
     assert (zero["num_nextn_predict_layers"], zero["num_mtp_layers"]) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    "kind", ["deepseek_v3", "kimi_k2", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"]
+)
+def test_the_families_with_released_layers_of_these_names_keep_them(kind):
+    hf = hf_models.sizes_of(kind) | {"model_type": kind, "num_nextn_predict_layers": 1}
+    assert read_config(hf).next_tokens == 1
+    assert read_config(hf | {"num_nextn_predict_layers": 0}).next_tokens == 0
+
+
 def test_a_family_without_such_layers_says_how_to_write_it():
     mixtral = read_config(hf_models.CASES["mixtral"])
     with pytest.raises(UserError, match="--model.next-tokens 1") as caught:

@@ -39,7 +39,7 @@ FAMILIES: dict[str, Family] = {
         fixed=SWIGLU,
         ours=NO_LOSS | {"moe.router": "deepseek_v3"},
         translations=(positions.part_rope, attention.heads, attention.query_key_value_bias)
-        + (layers.no_next_tokens,),
+        + (layers.next_tokens,),
         tensors=(
             *NORMS,
             *GROUPED_QUERIES[:7],

@@ -21,9 +21,6 @@ from moejax.hf.families import FAMILIES
 GOLDENS = Path(__file__).parent / "goldens"
 N = 12
 
-ROUTED = [
-    name for name, hf in CASES.items() if hf["model_type"] not in ("llama", "mistral", "qwen3")
-]
 FIRST = list({hf["model_type"]: hf for hf in reversed(CASES.values())}.values())
 """One case of each family."""
 NEUTRAL = ("model_type", "architectures", "transformers_version", "return_dict", "problem_type")

@@ -14,13 +14,18 @@ from moejax.models.decoder import make_cache
 from moejax.runtime import device_mesh
 
 
-def all_but_slow(*quick: str) -> list:
-    """All shapes, those not named here in the slow tests alone."""
-    cases = hf_models.CASES
+def one_of_each(place: int, *quick: str) -> list:
+    """The shapes that are named here, and in the slow tests one of each family: the first (0), or
+    the last (-1).
+    """
+    by_family: dict[str, list[str]] = {}
+    for name, hf in hf_models.CASES.items():
+        by_family.setdefault(hf["model_type"], []).append(name)
+    cases = dict.fromkeys([*quick, *(names[place] for names in by_family.values())])
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in cases]
 
 
-@pytest.mark.parametrize("case", all_but_slow("mixtral_window_tied"))
+@pytest.mark.parametrize("case", one_of_each(-1, "mixtral_window_tied"))
 def test_greedy_text_is_that_of_transformers(case, tmp_path):
     """Token for token, in a batch and alone."""
     layout = MeshConfig(data=1)
@@ -49,7 +54,7 @@ def test_greedy_text_is_that_of_transformers(case, tmp_path):
 
 # One of each form of attention.
 @pytest.mark.parametrize(
-    "case", all_but_slow("mixtral_window_tied", "olmoe_k1", "deepseek_v3_yarn", "gpt_oss")
+    "case", one_of_each(0, "mixtral_window_tied", "olmoe_k1", "deepseek_v3_yarn", "gpt_oss")
 )
 def test_decoding_equals_the_forward_pass_at_every_position(case, tmp_path):
     """Prompts of three lengths side by side, read at once and then token by token."""

@@ -73,7 +73,7 @@ def evaluate(settings: EvalSettings) -> None:
     started = time.monotonic()
     lost = LostText()
     if language:
-        batches, about = batch_text(settings, model, length, rows, lost)
+        batches, about = batch_text(settings, model, length, rows, lost, settings.batches)
     else:
         batches, about = batch_images(settings, model, rows)
     figures = {
@@ -88,10 +88,15 @@ def evaluate(settings: EvalSettings) -> None:
 
 
 def batch_text(
-    settings: EvalSettings, model: OpenModel, length: int, rows: int, lost: LostText
+    settings: TextSettings,
+    model: OpenModel,
+    length: int,
+    rows: int,
+    lost: LostText,
+    limit: int | None,
 ) -> tuple[list[Batch], str]:
-    """The batches of text to evaluate on, and one line about them. ``lost`` counts what they lack
-    of the text.
+    """At most ``limit`` batches of text to run a model on, and one line about them. ``lost`` counts
+    what they lack of the text.
     """
     documents, about = open_settings_text(settings, model)
     assert model.tokenizer is not None  # as in every language model that is opened here
@@ -100,7 +105,7 @@ def batch_text(
         model.tokenizer,
         DataConfig(sequence_length=length),
         batch_size=rows,
-        limit=settings.batches,
+        limit=limit,
         lost=lost,
     )
     for batch in batches:

@@ -120,7 +120,7 @@ def _prune(settings: PruneSettings, model: OpenModel, mesh: Mesh, kept: int) -> 
     length, rows = settings.length(model), settings.batch_size or model.rows
     check_batch(config, length, rows, mesh)
     lost = LostText()
-    batches, about = batch_text(settings, model, length, rows, lost)
+    batches, about = batch_text(settings, model, length, rows, lost, settings.batches)
     check(
         len(batches) > 1,
         f"the text gives {len(batches)} batch of {rows} sequences of {length} positions: pruning"

@@ -17,6 +17,8 @@ from moejax.inference.compile_decode import decode_state
 from moejax.lab.bench.decode_sizes import active_bytes, largest_share, mean_share, weight_bytes
 from moejax.lab.bench.generation import GenerationBench, describe_times, measure, report
 from moejax.lab.bench.generation_times import Timed, draw_params, time_in_turn
+from moejax.moe.quantise_params import Weights
+from moejax.moe.quantised import dequantise
 from moejax.runtime.device_mesh import make_mesh
 
 WITHOUT_TORCH = not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"))
@@ -74,6 +76,19 @@ def test_weights_that_are_drawn_keep_the_size_of_what_they_multiply(params):
     w_LEDF = made["layers_0"]["block_0"]["moe"]["w_up_EDF"]
     assert float(jnp.var(w_LEDF)) == pytest.approx(1 / D, rel=0.1)
     assert bool((made["final_norm"]["scale_D"] == 1).all())
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_quantised_weights_are_counted_and_drawn_as_codes(params, kind):
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    like = decode_state(Config(model=TINY), V, mesh, Weights(kind=kind))["params"]
+    short, whole = weight_bytes(like), weight_bytes(params)
+    assert short < (0.3 if kind == "int4" else 0.4) * whole
+    assert 0 < active_bytes(TINY, like, 1, 0.5) < short
+    w_LEDF = draw_params(like)["layers_0"]["block_0"]["moe"]["w_up_EDF"]
+    numbers = dequantise(w_LEDF)
+    assert numbers.shape == params["layers_0"]["block_0"]["moe"]["w_up_EDF"].shape
+    assert 0.01 / D < float(jnp.var(numbers)) < 2 / D
 
 
 def test_arms_take_turns_and_the_first_round_does_not_count():

@@ -38,6 +38,13 @@ class GenerationSettings(ConfigFile):
             "--compiled or --target, which time nothing",
             "leave it out",
         ),
+        Need(
+            ("bench.group",),
+            lambda s: s.bench.weights is not None,
+            "--weights int8, int4 or fp8",
+            "give that, too",
+            says="has no effect without",
+        ),
     )
 
     def __post_init__(self) -> None:

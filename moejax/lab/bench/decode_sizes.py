@@ -31,7 +31,7 @@ def active_bytes(model: ModelConfig, params: dict[str, Any], rows: int, share: f
     """
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = [key.key for key in path]
+        names = [key.key for key in path if hasattr(key, "key")]  # also of codes and scales
         if names[-1] == "embedding_VD" and not model.tie_embeddings:
             total += rows * _size(leaf) / leaf.shape[0]
         else:

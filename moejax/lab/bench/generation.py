@@ -24,6 +24,8 @@ from moejax.lab.bench.generation_times import (
     draw_params,
     time_in_turn,
 )
+from moejax.moe.quantise_params import Weights, check_spread
+from moejax.moe.quantised import Kind
 from moejax.runtime import device_mesh, targets
 from moejax.runtime.number_words import short
 from moejax.runtime.program_bytes import count_bytes
@@ -43,6 +45,10 @@ class GenerationBench:
     """Tokens to generate after each."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and products; by default that of the model."""
+    weights: Kind | None = None
+    """Weights of 8 or 4 bits, as in `moejax generate`."""
+    group: int | Literal["channel"] | None = None
+    """With --weights: how many numbers that are summed together share a scale."""
     rounds: int = 3
     """Times that each is measured."""
     compiled: bool = False
@@ -63,6 +69,16 @@ class GenerationBench:
             not (self.peers and (self.compiled or self.target)),
             "--peers measures times: leave --compiled and --target out.",
         )
+        check(
+            not (self.peers and self.weights),
+            f"--peers compares with the same weights, which transformers does not have in"
+            f" {self.weights}: leave --weights out.",
+        )
+
+    @property
+    def quantised(self) -> Weights | None:
+        """What --weights and --group ask for."""
+        return None if self.weights is None else Weights(kind=self.weights, group=self.group)
 
 
 def measure(
@@ -82,10 +98,12 @@ def measure(
         devices = jax.devices()[: max(1, config.mesh.expert * config.mesh.model)]
     mesh = device_mesh.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
-        state = decode_state(config, vocab_size, mesh)
+        state = decode_state(config, vocab_size, mesh, bench.quantised)
+    check_spread(state["params"], config.mesh)
     result: dict[str, Any] = {
         "platform": bench.target or jax.default_backend(),
         "dtype": dtype,
+        "weights": bench.quantised.words if bench.quantised else None,
         "prompt_tokens": bench.prompt_tokens,
         "tokens": bench.tokens,
         "weight_bytes": weight_bytes(state["params"]),
@@ -106,7 +124,13 @@ def compile_all(
     batches = []
     for rows in bench.batch:
         compiled = compile_decode(
-            config, rows, config.model.dtype, slots, vocab_size=vocab_size, mesh=mesh
+            config,
+            rows,
+            config.model.dtype,
+            slots,
+            vocab_size=vocab_size,
+            mesh=mesh,
+            weights=bench.quantised,
         )
         memory = compiled.memory_analysis()
         batches.append(
@@ -197,7 +221,10 @@ def describe_times(
 
 def report(result: dict[str, Any]) -> str:
     """The figures, line by line."""
-    head = f"{result['platform']}, {result['dtype']}, weights {_bytes(result['weight_bytes'])}"
+    how = (result["weights"] or "").removeprefix("--weights ")
+    head = (
+        f"{result['platform']}, {result['dtype']}, weights {how} {_bytes(result['weight_bytes'])}"
+    )
     if result.get("compiled"):
         lines = [
             head,

@@ -16,6 +16,7 @@ from moejax.inference.decode_step import make_empty_cache, make_step
 from moejax.inference.prompts import round_up
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.moe.lying import hold
+from moejax.moe.quantised import LARGEST, Quantised, is_quantised
 
 COPIED_BYTES = 256 << 20
 """The size of the array whose copying is timed."""
@@ -119,13 +120,25 @@ def draw_params(like: dict[str, Any]) -> dict[str, Any]:
     """Random weights for parameters of these shapes, types and shardings: matrices that keep the
     size of what they multiply, scales of 1, biases of 0.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-    made = []
+    leaves, tree = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantised)
+    made: list[Any] = []
     for number, (path, leaf) in enumerate(leaves):
-        draw = partial(_draw, path[-1].key, leaf.shape, leaf.dtype)
         key = jax.random.key(number, impl="unsafe_rbg")
-        made.append(jax.block_until_ready(jax.jit(draw, out_shardings=leaf.sharding)(key)))
+        draw = partial(_draw, path[-1].key, leaf.shape, leaf.dtype)
+        if isinstance(leaf, Quantised):
+            draw = partial(_draw_codes, leaf)
+        where = jax.tree.map(lambda x: x.sharding, leaf)
+        made.append(jax.block_until_ready(jax.jit(draw, out_shardings=where)(key)))
     return jax.tree.unflatten(tree, made)
+
+
+def _draw_codes(like: Quantised, key: jax.Array) -> Quantised:
+    """Random codes, of fp8 those that are numbers, and equal scales."""
+    codes = jax.random.bits(key, like.codes.shape, jnp.uint8) & jnp.uint8(0xF7)
+    scale = (3 / like.shape[like.axis]) ** 0.5 / LARGEST[like.kind]
+    scales = jnp.full(like.scales.shape, scale, like.scales.dtype)
+    codes = jax.lax.bitcast_convert_type(codes, like.codes.dtype)
+    return Quantised(codes, scales, like.kind, like.axis)
 
 
 def _draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array) -> jax.Array:

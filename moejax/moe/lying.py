@@ -188,7 +188,7 @@ def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
     at_once = _fit_rows(w_YZ, min(most, group))
 
     def columns(first: Any) -> jax.Array:
-        def add(row: jax.Array, i: jax.Array, y_MX: jax.Array) -> jax.Array:
+        def add(row: Any, i: Any, y_MX: jax.Array) -> jax.Array:
             row += i * at_once
             x_MB = lax.dynamic_slice_in_dim(x_MY, row, at_once, 1)
             if isinstance(stack, Quantised):
@@ -199,7 +199,8 @@ def sum_rows(x_MY: jax.Array, w_YZ: Lying) -> jax.Array:
                 y_MX += x_MB[:, j, None] * w_1X
             return y_MX
 
-        def add_group(g: jax.Array, y_MX: jax.Array) -> jax.Array:
+        def add_group(g: Any, y_MX: jax.Array) -> jax.Array:
+            assert isinstance(stack, Quantised)
             more_MX = _repeat(group // at_once, partial(add, g * group), nothing_MX)
             return y_MX + more_MX * stack.cut_scales((*w_YZ.index, g * group, first), (1, X))
 

@@ -24,7 +24,7 @@ Kind = Literal["int8", "int4", "fp8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 """The largest code of a kind."""
-INT4_PARTS = (6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)
+INT4_PARTS = (7.0, 7.5, 8.0, 8.5)
 """The largest number of a group over these is tried as its scale."""
 
 

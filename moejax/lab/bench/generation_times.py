@@ -124,7 +124,7 @@ def draw_params(like: dict[str, Any]) -> dict[str, Any]:
     made: list[Any] = []
     for number, (path, leaf) in enumerate(leaves):
         key = jax.random.key(number, impl="unsafe_rbg")
-        draw = partial(_draw, path[-1].key, leaf.shape, leaf.dtype)
+        draw: Any = partial(_draw, path[-1].key, leaf.shape, leaf.dtype)
         if isinstance(leaf, Quantised):
             draw = partial(_draw_codes, leaf)
         where = jax.tree.map(lambda x: x.sharding, leaf)

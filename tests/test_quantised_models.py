@@ -95,6 +95,8 @@ REFUSED = [
     (["quantise", "KEPT", "NEW"], "quantising needs the weights themselves"),
     (["export", "KEPT", "NEW"], "exporting needs the weights themselves"),
     (["import", "KEPT", "NEW"], "reading it as a checkpoint needs the weights themselves"),
+    (["prune", "KEPT", "NEW"], "pruning needs the weights themselves"),
+    (["prune", "IMPORTED", "NEW", "--weights", "int8"], "pruning needs the weights themselves"),
     (["upcycle", "KEPT", "NEW"], "reading it as a checkpoint needs the weights themselves"),
     (["train", "--config", "configs/quickstart.py", "--run.init-from", "KEPT"],
      "training from it needs the weights themselves"),

@@ -75,6 +75,11 @@ class PruneSettings(TextSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(
+            self.weights is None,
+            f"--weights {self.weights}: pruning needs the weights themselves. Leave it out, and"
+            f" quantise what is written: moejax quantise OUT OUT-{self.weights}.",
+        )
         check_positive("", self, "batches")
         check_not_negative("", self, "seed", "compare")
 

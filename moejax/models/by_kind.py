@@ -1,4 +1,7 @@
-"""The model of a config, and the shapes of its parameters."""
+"""The model of a config, and the shapes of its parameters.
+
+Letters: W: positions that a convolution looks at; X: all heads side by side.
+"""
 
 from functools import partial
 from typing import Any

@@ -16,6 +16,7 @@ from moejax.inference.replicate import replicate
 from moejax.inference.sampling import Sampling, draw
 from moejax.models.decoder import DecoderLM, make_cache
 from moejax.moe.parallel.placement import place
+from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runtime import device_mesh, partition
 
 V = 257
@@ -302,6 +303,17 @@ def test_a_mesh_gives_the_text_of_one_device(one, params, layout):
     assert ids_of(there) == ids_of(one)
     drawn = {"temperature": 1, "tokens": 5}
     assert ids_of(there, **drawn) == ids_of(one, **drawn)
+
+
+@pytest.mark.slow
+def test_quantised_weights_give_the_same_text_on_a_mesh(params):
+    """Experts and their hidden width spread; scales of a whole dimension are on every device."""
+    layout = MeshConfig(data=2, expert=2, model=2)
+    short = quantise_params(params, Weights(kind="int4", group="channel"))
+    grid = device_mesh.make_mesh(layout)
+    spread = jax.device_put(short, partition.tree_shardings(grid, short))
+    there = generator(TINY, spread, 8, layout=layout, window=24)
+    assert ids_of(there) == ids_of(generator(TINY, short, window=24))
 
 
 def test_the_cache_lies_spread_over_the_mesh(params):

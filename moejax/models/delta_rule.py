@@ -2,7 +2,8 @@
 size that is read, corrected and written at every position.
 
 Letters: A: width of a query or key; I: value heads to each key head; J: key heads; M: positions of
-a chunk that are looked at; P: positions of a chunk; U: width of a value; X: chunks of a sequence.
+a chunk that are looked at; P: positions of a chunk; U: width of a value; W: a value and a key side
+by side; X: chunks of a sequence.
 """
 
 from typing import NamedTuple

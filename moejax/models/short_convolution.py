@@ -1,6 +1,7 @@
 """A causal convolution over a few positions, for each channel alone.
 
-Letters: W: positions that an output looks at, itself included; X: channels.
+Letters: M: positions with those before them; W: positions that an output looks at, itself included;
+X: channels.
 """
 
 import jax

@@ -6,6 +6,8 @@ which therefore computes no product twice; ``jax.checkpoint`` around a layer tra
 
 Rows past those of the last expert belong to nobody. Kernels leave them unwritten, so anything may
 stand there, NaN included: they are replaced (by ``where``, never by multiplying) before arithmetic.
+
+Letters: P: rank of adapters.
 """
 
 from collections.abc import Callable

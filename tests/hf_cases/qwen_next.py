@@ -19,7 +19,7 @@ CASES = {
     | {"linear_num_key_heads": 3, "linear_num_value_heads": 3},
     "qwen3_5_moe": TEXT,
     "qwen3_5_moe_longer_pattern": TEXT
-    | {"num_hidden_layers": 5, "full_attention_interval": 3, "linear_num_value_heads": 2}
+    | {"num_hidden_layers": 4, "full_attention_interval": 3, "linear_num_value_heads": 2}
     | {
         "rope_parameters": {
             "rope_theta": 1e5,

@@ -99,8 +99,11 @@ def is_selection_bias(name: str) -> bool:
 
 
 def is_left_out(name: str, kind: str) -> bool:
-    """Whether a family's tensor on disk is no part of our model."""
-    return any(re.search(part.pattern, name) for part in FAMILIES[kind].left_out)
+    """Whether a family's tensor on disk is no part of our model, in any layer."""
+    family, in_layer = FAMILIES[kind], re.sub(r"^model\.layers\.\d+\.", "", name)
+    if any(rule.theirs == in_layer for rule in family.tensors):
+        return False
+    return any(re.search(part.pattern, name) for part in family.left_out)
 
 
 def in_transformers(name: str) -> str:

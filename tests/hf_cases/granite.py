@@ -14,7 +14,6 @@ CASES = {
     "granitemoeshared_scales": SHARED
     | {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}
     | {"tie_word_embeddings": True, "shared_intermediate_size": 32},
-    "granitemoeshared_none": SHARED | {"shared_intermediate_size": 0, "attention_bias": True},
 }
 LEAST = dict.fromkeys(("granitemoe", "granitemoeshared"), {"num_local_experts": 64})
 RENAMED = {

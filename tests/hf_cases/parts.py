@@ -22,22 +22,16 @@ CASES = {
     | {"rope_scaling": YARN | {"partial_rotary_factor": 0.67}, "tie_word_embeddings": True}
     | {"norm_topk_prob": False, "first_k_dense_replace": 2},
     "minimax_m2": MINIMAX,
-    "minimax_m2_whole_heads": MINIMAX | {"rotary_dim": 12, "num_experts_per_tok": 2},
     "minimax_m2_tied": MINIMAX
     | {"tie_word_embeddings": True, "partial_rotary_factor": 0.5, "num_key_value_heads": 4},
     "flex_olmo": FLEX,
     "flex_olmo_normalised": FLEX | {"norm_topk_prob": True, "attention_bias": True},
-    "flex_olmo_k2_tied": FLEX
-    | {"num_experts_per_tok": 2, "tie_word_embeddings": True, "num_key_value_heads": 4},
     "axk1": AXK1,
     "axk1_yarn": AXK1 | {"rope_scaling": YARN, "n_shared_experts": 1, "first_k_dense_replace": 2},
-    "axk1_no_groups_tied": AXK1
-    | {"n_group": 1, "topk_group": 1, "tie_word_embeddings": True, "first_k_dense_replace": 0},
     "hunyuan_v1_moe": HUNYUAN,
     "hunyuan_v1_moe_lists": HUNYUAN
     | {"moe_topk": [2, 2], "attention_bias": True}
     | {"rope_scaling": {"type": "dynamic", "alpha": 100.0, "factor": 1.0}},
-    "hunyuan_v1_moe_tied": HUNYUAN | {"tie_word_embeddings": True, "num_key_value_heads": 4},
 }
 LEAST = {
     "glm4_moe": {"n_routed_experts": 64, "moe_intermediate_size": 16},

@@ -17,9 +17,6 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 CASES = {
     "exaone_moe": EXAONE,
-    "exaone_moe_groups": EXAONE
-    | {"n_group": 2, "topk_group": 1, "num_shared_experts": 2, "routed_scaling_factor": 1.0}
-    | {"first_k_dense_replace": 2, "num_experts_per_tok": 2, "layer_types": [FULL, SLIDING, FULL]},
     "exaone_moe_all_full": EXAONE | {"layer_types": [FULL] * 3, "tie_word_embeddings": True},
     "mellum": MELLUM,
     "mellum_stretched": MELLUM
@@ -30,18 +27,12 @@ CASES = {
             SLIDING: {"rope_type": "default", "rope_theta": 30.0},
         }
     },
-    "mellum_all_full_tied": MELLUM
-    | {"layer_types": [FULL] * 3, "tie_word_embeddings": True, "attention_bias": True},
     "flint": FLINT,
     "flint_every_second": FLINT
     | {"decoder_sparse_step": 2, "mlp_only_layers": [], "num_hidden_layers": 4}
     | {"layer_types": [SLIDING] * 3 + [FULL], "shared_expert_intermediate_size": 16}
     | {"norm_topk_prob": False, "attention_bias": True},
-    "flint_all_full_tied": FLINT | {"layer_types": [FULL] * 3, "tie_word_embeddings": True},
     "afmoe": AFMOE,
-    "afmoe_one_kind": AFMOE
-    | {"layer_types": [SLIDING] * 3, "num_dense_layers": 2, "mup_enabled": False}
-    | {"num_shared_experts": 1, "num_experts_per_tok": 2},
     "afmoe_tied": AFMOE
     | {"tie_word_embeddings": True, "attention_bias": True, "num_dense_layers": 0}
     | {"rope_scaling": YARN, "layer_types": [SLIDING, FULL, FULL]},

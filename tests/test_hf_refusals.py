@@ -300,6 +300,27 @@ def test_tied_weights_may_lie_under_the_name_of_the_head(case, tmp_path):
     np.testing.assert_array_equal(moejax.hf.load(here).params["embedding_VD"], want)
 
 
+def test_a_selection_bias_that_released_files_have_not_is_0(tmp_path):
+    """A.X-K1's; they have norms of dense layers' output instead, which nothing uses."""
+    here, tensors = hf_models.write(tmp_path / "axk1", "axk1"), hf_models.tensors("axk1")
+    kept = {name: x for name, x in tensors.items() if not hf_models.is_selection_bias(name)}
+    kept["model.layers.0.post_mlp_layernorm.weight"] = np.ones(32, np.float32)
+    save_file(kept, here / "model.safetensors")
+    np.testing.assert_array_equal(moejax.hf.load(here).bias_LE, np.zeros((2, 8)))
+    some = kept | {
+        n: x for n, x in tensors.items() if n.endswith("2.mlp.gate.e_score_correction_bias")
+    }
+    save_file(some, here / "model.safetensors")
+    assert "missing: model.layers.1.mlp.gate.e_score_correction_bias" in refused(here)
+    there, tensors = (
+        hf_models.write(tmp_path / "v3", "deepseek_v3"),
+        hf_models.tensors("deepseek_v3"),
+    )
+    kept = {name: x for name, x in tensors.items() if not hf_models.is_selection_bias(name)}
+    save_file(kept, there / "model.safetensors")
+    assert "missing: model.layers.1.mlp.gate.e_score_correction_bias" in refused(there)
+
+
 def test_there_must_be_a_directory_and_a_known_type(tmp_path):
     assert "there is no directory" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

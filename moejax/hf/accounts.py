@@ -103,6 +103,12 @@ def add_copies(entries: list[Entry], config: ModelConfig) -> list[Entry]:
     return entries + copies
 
 
+def lacks_bias(family: str, there: dict[str, Tensor]) -> bool:
+    """Whether the files have no selection bias, and need not have it."""
+    names = [rule.theirs for rule in FAMILIES[family].tensors if rule.ours == BIAS[0]]
+    return FAMILIES[family].may_lack_bias and not any(n.endswith(tuple(names)) for n in there)
+
+
 def has_next_tokens(config: ModelConfig, there: dict[str, Tensor]) -> bool:
     """Whether the files have any of the layers that predict further tokens: many have not, though
     their config.json speaks of them.

@@ -139,6 +139,9 @@ def load(
     for reason in sorted(set(found.left_out.values()) - {accounts.TWICE}):
         print(f"left out: {reason}", file=sys.stderr)
     bias_LE = arrays.pop(BIAS, None)
+    if bias_LE is None and (shape := selection_bias_shape(config)) is not None:
+        none = lay_out({BIAS: jax.ShapeDtypeStruct(shape, np.float32)}, mesh, layout)[BIAS]
+        bias_LE = jnp.zeros(shape, np.float32, device=none.sharding)
     return Pretrained(config, unflatten_dict(arrays), bias_LE, found.hf, directory, mesh, layout)
 
 
@@ -189,6 +192,8 @@ def survey(directory: Path, next_tokens: bool = True) -> Survey:
     if not (next_tokens and accounts.has_next_tokens(config, tensors)):
         config = replace(config, next_tokens=0)
     shapes = array_shapes(config)
+    if accounts.lacks_bias(family, tensors):
+        shapes.pop(BIAS, None)
     entries = accounts.list_entries(family, config, shapes, tensors)
     sources, left_out = accounts.check_tensors(entries, tensors, with_defaults(hf), config, codec)
     return Survey(hf, family, config, codec, tensors, entries, sources, left_out, shapes)

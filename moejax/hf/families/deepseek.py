@@ -123,5 +123,6 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(*V3.tensors, Rule(OUTPUT_NORM, "feed_forward_output_norm/scale_D")),
         left_out=(LeftOut(rf"\.{OUTPUT_NORM}$", "norms that dense layers do not use", False),),
+        may_lack_bias=True,
     ),
 }

@@ -49,6 +49,9 @@ class Family:
     """Other tensors that some files have for the same arrays; they are read, and not written."""
     left_out: tuple[LeftOut, ...] = ()
     """Tensors that are not read; a message says so."""
+    may_lack_bias: bool = False
+    """Whether released files may have no selection bias, though the model adds one: then it is 0.
+    """
     synonyms: tuple[tuple[str, ...], ...] = (("num_experts", "num_local_experts"),)
     """Names that are in use for one field."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import hf_models
@@ -14,12 +15,22 @@ from safetensors.numpy import load_file
 import moejax.hf
 from moejax.commands.export import ExportSettings, export_model
 from moejax.commands.import_ import ImportSettings, import_model
+from moejax.commands.merge import MergeSettings, merge_adapters
 from moejax.commands.upcycle import UpcycleSettings, upcycle_model
-from moejax.config import Config, ConfigError, DataConfig, MeshConfig, RunConfig, load_config_file
-from moejax.config.errors import UserError
+from moejax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    RunConfig,
+    changed,
+    load_config_file,
+)
+from moejax.config.errors import RunError, UserError
 from moejax.data.tokenizer import ByteTokenizer, load_tokenizer, make_byte_tokenizer_files
 from moejax.hf.reading import Pretrained
 from moejax.inference.opening import open_model
+from moejax.runs.stored_arrays import list_arrays
 from moejax.runtime import device_mesh
 from moejax.train.training import train
 
@@ -189,3 +200,54 @@ def test_wrong_commands_say_what_to_do(command, message, tmp_path):
     functions = {"Import": import_model, "Export": export_model, "Upcycle": upcycle_model}
     with pytest.raises(UserError, match=message):
         functions[type(settings).__name__.removesuffix("Settings")](settings)
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_opened_and_merged(there, tmp_path, capsys):
+    """A run with adapters beside a quantised base, opened, merged, and exported as adapters, is one
+    model; and it knows its base.
+    """
+    base = tmp_path / "base"
+    shutil.copytree(there, base)
+    config = fine_tuning(there, tmp_path / "run")
+    lora = {"rank": 2, "on": "attention,experts", "base": "int8"}
+    config = changed(config, {"run.lora": lora, "run.init_from": str(base)})
+    train(config, name="run", command="test")
+    train(config, name="run", command="test")  # restores it, and finds nothing to do
+    names = {path[-1] for path in list_arrays(tmp_path / "run/checkpoints/2/state")}
+    assert {"lora_a", "lora_b"} <= names and "embedding_VD" not in names
+    tuned = opened(tmp_path / "run")
+    merge_adapters(MergeSettings(source=tmp_path / "run", target=tmp_path / "merged"))
+    merged = opened(tmp_path / "merged")
+    assert tuned.context and "merged: " in capsys.readouterr().out
+    for a, b in zip(jax.tree.leaves(tuned.params), jax.tree.leaves(merged.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(
+        tuned.params["embedding_VD"], opened(there).params["embedding_VD"]
+    )
+    settings = ExportSettings(source=tmp_path / "run", target=tmp_path / "peft", adapters=True)
+    export_model(settings)
+    found, plain = opened(tmp_path / "peft"), opened(there)
+    np.testing.assert_array_equal(tuned.params["embedding_VD"], plain.params["embedding_VD"])
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain.params))
+    moved = 0.0
+    for a, b, c in zip(
+        *map(jax.tree.leaves, (found.params, tuned.params, plain.params)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=size / 100)  # the base was quantised
+        moved = max(moved, np.abs(a - c).max())
+    assert moved > 0
+    with pytest.raises(ConfigError, match="moejax merge .*peft .* --base MODEL"):
+        import_model(ImportSettings(source=tmp_path / "peft", target=tmp_path / "no"))
+    with pytest.raises(ConfigError, match="has no adapters"):
+        export_model(dataclasses.replace(settings, source=there, target=tmp_path / "no"))
+    shutil.rmtree(base)
+    with pytest.raises(RunError, match="there is no such directory"):
+        opened(tmp_path / "run")
+    shutil.copytree(tmp_path / "merged", base)
+    for use in (
+        lambda: opened(tmp_path / "run"),
+        lambda: train(config, name="run", command="test"),
+    ):
+        with pytest.raises(RunError, match="now there is another"):
+            use()

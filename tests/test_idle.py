@@ -19,7 +19,7 @@ from moejax.models.adapters import adapt, find_weights
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.by_kind import build
 from moejax.models.initial_params import init_params
-from moejax.moe.quantise_params import EMBEDDING, quantise_shapes
+from moejax.moe.quantise_params import quantise_shapes
 from moejax.runtime import device_mesh
 from moejax.train.eval_step import eval_step
 from moejax.train.optimizer import make_optimizer
@@ -405,7 +405,7 @@ def write_program(name: str, config: Config) -> str:
         if lora.rank is not None:
             weights = find_weights(lora)
             base = jax.eval_shape(partial(init_params, model, config))
-            base |= quantise_shapes({n: p for n, p in base.items() if n != EMBEDDING}, weights)
+            base = quantise_shapes(base, weights)
         if name == "evaluation":
             held_out = batch_shapes(config, config.data.eval_batch_size)
 

@@ -12,9 +12,9 @@ from moejax.config.checks import check
 from moejax.config.errors import CheckpointError, RunError
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
+from moejax.hf.files import is_checkpoint
 from moejax.inference.imported import ARRAYS, is_imported
 from moejax.inference.quantised_model import ARRAYS as QUANTISED
-from moejax.inference.released_model import is_checkpoint
 from moejax.runs.checksums import FILE, find_damage
 from moejax.runs.quantised_mark import describe_mark, is_quantised_model
 from moejax.runs.records import read_run

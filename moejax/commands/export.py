@@ -1,6 +1,6 @@
 """`moejax export`: a trained model as a checkpoint of Hugging Face."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,16 +13,16 @@ from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
-from moejax.config.paths import expand_home
-from moejax.hf.files import read_json
+from moejax.hf.peft import list_shapes, write_adapter
 from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.inference.kept_files import find_tokenizer
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
-from moejax.inference.released_model import is_checkpoint
-from moejax.inference.trained_run import is_run
+from moejax.inference.original_config import find_original, make_original
+from moejax.inference.trained_run import is_run, open_run
+from moejax.models.by_kind import state_shapes
 from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import device_mesh
 
@@ -45,6 +45,8 @@ class ExportSettings:
     routers), `mxfp4` (the experts of gpt-oss), `int4` of compressed-tensors (experts)."""
     next_tokens: tyro.conf.FlagConversionOff[bool] = True
     """Keep the modules that predict further tokens (MTP), if the model has such."""
+    adapters: tyro.conf.FlagConversionOff[bool] = False
+    """Of a run with --run.lora.rank: the adapters alone, in PEFT's format."""
     config: Path | None = None
     """A Python file that is run first: the config of the run, if it has a router of its own."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
@@ -68,6 +70,10 @@ def export_model(settings: ExportSettings) -> None:
         run.model.material.language,
         f"{source} is a classifier of images: only language models are exported.",
     )
+    check(
+        not settings.adapters or run.run.lora.rank is not None,
+        f"--adapters True: {source} has no adapters: leave it out.",
+    )
     with new_directory(settings.target) as place:
         family = _convert(settings, run, place)
     print(f"written  {settings.target}, as {family}{_note(run)}", flush=True)
@@ -76,6 +82,8 @@ def export_model(settings: ExportSettings) -> None:
 def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
     """Returns the family that it was written as."""
     mesh = device_mesh.make_mesh(settings.mesh)
+    if settings.adapters:
+        return _write_adapters(settings, run, place)
     opened = open_model(settings.source, mesh=mesh, layout=settings.mesh)
     return write_checkpoint(
         place,
@@ -96,7 +104,7 @@ def write_checkpoint(
     ``hf.save``. ``run``: its settings, None for a checkpoint of Hugging Face. Returns the family
     that it was written as.
     """
-    original = read_json(source / "config.json") if run is None else _original(source, run)
+    original = find_original(source)
     more: dict[str, Any] = {}
     if original is None:
         assert run is not None  # as others have an original
@@ -118,18 +126,17 @@ def write_checkpoint(
     return family
 
 
-def _original(source: Path, run: Config) -> dict[str, Any] | None:
-    """The ``config.json`` that a model, or the model that a run began from, came with."""
-    if imported.is_imported(source):
-        return imported.read_original(source)
-    if run.run.init_from is None:
-        return None
-    if (source / imported.ORIGINAL).is_file():  # older runs have no copy
-        return imported.read_original(source)
-    began = Path(expand_home("--run.init-from", run.run.init_from))
-    if is_checkpoint(began):
-        return read_json(began / "config.json")
-    return imported.read_original(began)
+def _write_adapters(settings: ExportSettings, run: Config, place: Path) -> str:
+    """Returns the family that they were written for."""
+    source, mesh = settings.source, device_mesh.make_mesh(settings.mesh)
+    opened = open_run(source, mesh, settings.mesh, None, None, None)
+    assert opened.base is not None  # as the run has adapters
+    config = replace(opened.config, vocab_size=opened.vocab_size)
+    family = settings.family or make_original(source, opened)["model_type"]
+    parts, base = state_shapes(run, opened.vocab_size), opened.base
+    shapes = list_shapes(parts["params"], parts.get("bias_LE"))
+    write_adapter(place, family, config, shapes, opened.params, base.scale, str(base.path))
+    return f"adapters in PEFT's format of {family}"
 
 
 def _note(run: Config) -> str:

@@ -72,6 +72,10 @@ COMMANDS: dict[str, Command | Group] = {
         "a routed model with fewer experts, and what it lost (MODEL OUT --keep 0.5 --by reap)",
         "prune:prune_model",
     ),
+    "merge": Command(
+        "adapters and the model that they were trained beside, as one plain model (RUN NEW)",
+        "merge:merge_adapters",
+    ),
     "upcycle": Command(
         "a routed model of a dense one that computes the same (DIR NEW)", "upcycle:upcycle_model"
     ),

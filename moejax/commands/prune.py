@@ -26,11 +26,11 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import read_config_json
 from moejax.config.needs import Need
 from moejax.data.lost_text import LostText
+from moejax.hf.files import is_checkpoint
 from moejax.hf.writing import new_directory
 from moejax.inference.inference_config import inference_config
 from moejax.inference.open_model import OpenModel
 from moejax.inference.prune import choose_kept, count_kept, prune
-from moejax.inference.released_model import is_checkpoint
 from moejax.lab.evaluation import make_evaluation, sum_batches
 from moejax.lab.saliency import By, score_experts, sum_experts
 from moejax.models.counts import cost

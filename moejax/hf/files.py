@@ -60,6 +60,12 @@ def read_json(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     return found
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint in Hugging Face's format, whole or not."""
+    file = path / "config.json"
+    return file.is_file() and "model_type" in read_json(file)
+
+
 def open_tensors(files: list[Path], listed: dict[str, Path], wanted: int) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, from the heads of what ``find_files`` found. ``wanted``:
     about how many there should be; a head that is far too long for these is not read.

@@ -113,7 +113,7 @@ def save(
                 made = dict(_make_tensors(entry, arrays, types, config, codec))
                 tensors |= made
                 bar.update(sum(tensor.nbytes for tensor in made.values()))
-            _save_shard(tensors, directory / name)
+            save_tensors(tensors, directory / name)
             files |= dict.fromkeys(tensors, name)
     if count > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
@@ -199,7 +199,7 @@ def copy_other_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _save_shard(tensors: dict[str, np.ndarray], file: Path) -> None:
+def save_tensors(tensors: dict[str, np.ndarray], file: Path) -> None:
     try:
         file.touch()  # with the rights of any new file; the library's own are its owner's alone
         rights = stat.S_IMODE(file.stat().st_mode)

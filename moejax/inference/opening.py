@@ -4,22 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from moejax.config.errors import RunError
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType
+from moejax.hf.files import is_checkpoint, read_json
+from moejax.hf.peft import SETTINGS, is_adapter, list_shapes, read_adapter
 from moejax.hf.writing import UNFINISHED
 from moejax.inference.imported import is_imported
-from moejax.inference.open_model import OpenModel
+from moejax.inference.open_model import OpenModel, check_no_step
+from moejax.inference.original_config import make_original
 from moejax.inference.quantised_model import open_quantised
-from moejax.inference.released_model import is_checkpoint, open_checkpoint, open_imported
+from moejax.inference.released_model import open_checkpoint, open_imported
 from moejax.inference.trained_run import is_run, open_run
 from moejax.models.adapters import attach, merge
 from moejax.models.by_kind import read_frozen
 from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runs.quantised_mark import is_quantised_model
 from moejax.runs.same_model import check_base, sum_arrays
+from moejax.runtime import partition
 
 
 def open_model(
@@ -82,6 +87,45 @@ def put_into_base(
     return replace(adapters, params=params, base=None)
 
 
+def find_adapters_base(path: Path) -> Path:
+    """The model that adapters in PEFT's format name, from here or beside them. Raises ``RunError``
+    if it is no directory.
+    """
+    name = str(read_json(path / SETTINGS).get("base_model_name_or_path"))
+    places = [Path(name), path / name]
+    if found := next((place for place in places if place.is_dir()), None):
+        return found
+    raise RunError(
+        f"{path} has adapters of the model {name}, and there is no such directory. Say where it is:"
+        f" `moejax merge {path} OUT --base MODEL`."
+    )
+
+
+def open_adapter(
+    path: Path,
+    mesh: Mesh,
+    layout: MeshConfig,
+    dtype: FloatType | None,
+    step: int | None,
+    weights: Weights | None,
+    base: Path | None = None,
+) -> OpenModel:
+    """Adapters in PEFT's format and the model that they belong to, as one plain model."""
+    check_no_step(path, step)
+    base = base or find_adapters_base(path)
+    there = open_model(base, mesh=mesh, layout=layout, dtype=dtype)
+    config = replace(there.config, vocab_size=there.vocab_size)
+    family = make_original(base, there)["model_type"]
+    shapes = list_shapes(there.params, there.bias_LE)
+    adapters, scale = read_adapter(path, family, config, shapes)
+    placed = jax.device_put(adapters, partition.tree_shardings(mesh, adapters, layout.fsdp))
+    params = merge(attach(there.params, placed, scale), config.dtype)
+    if weights is not None:
+        params = quantise_params(params, weights)
+    words = f"{there.description}, with the adapters of {path}"
+    return replace(there, config=config, params=params, description=words)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of directory that holds a model."""
@@ -101,6 +145,7 @@ KINDS = [
         is_quantised_model,
         open_quantised,
     ),
+    Kind("adapters in PEFT's format (adapter_config.json)", is_adapter, open_adapter),
     Kind(
         "a checkpoint of Hugging Face (config.json with model_type, safetensors)",
         is_checkpoint,

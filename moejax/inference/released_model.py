@@ -14,7 +14,6 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType, ModelConfig
 from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.configs import with_defaults
-from moejax.hf.files import read_json
 from moejax.hf.reading import array_shapes, load
 from moejax.inference import imported
 from moejax.inference.inference_config import check_layout
@@ -50,12 +49,6 @@ def open_imported(
             f" again."
         )
     return describe_released(path, config, params, bias_LE, layout, fields)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a checkpoint in Hugging Face's format, whole or not."""
-    file = path / "config.json"
-    return file.is_file() and "model_type" in read_json(file)
 
 
 def open_checkpoint(

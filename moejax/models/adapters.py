@@ -123,8 +123,10 @@ _add_up_in_place = jax.jit(_add_up, static_argnums=(2, 3), donate_argnums=0)
 
 
 def find_weights(lora: LoraConfig) -> Weights | None:
-    """How the frozen matrices are quantised; None if they are not."""
-    return None if lora.base == "full" else Weights(kind=lora.base)
+    """How the frozen matrices are quantised; None if they are not. Of the embedding rows are taken:
+    it stays.
+    """
+    return None if lora.base == "full" else Weights(kind=lora.base, embedding=False)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from moejax.config.model import ModelConfig
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import init_params, selection_bias_shape
-from moejax.moe.adapted import as_array
-from moejax.moe.quantise_params import EMBEDDING
 from moejax.moe.quantised import is_quantised
 from moejax.runtime import partition
 
@@ -53,15 +51,14 @@ EXACT = (
 
 def read_frozen(params: dict, config: ModelConfig) -> dict:
     """Parameters as they lie beside adapters: in the types of ``cast_shapes``, or quantised if they
-    came so, but for the embedding, of which rows are taken.
+    came so.
     """
     like = cast_shapes(params, config)
 
     def cast(leaf: Any, shape: jax.ShapeDtypeStruct) -> Any:
         return leaf if is_quantised(leaf) else leaf.astype(shape.dtype)
 
-    table = as_array(params[EMBEDDING], config.dtype)
-    return jax.tree.map(cast, params | {EMBEDDING: table}, like, is_leaf=is_quantised)
+    return jax.tree.map(cast, params, like, is_leaf=is_quantised)
 
 
 def cast_shapes(params: dict, config: ModelConfig) -> dict:

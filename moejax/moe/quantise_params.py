@@ -34,6 +34,8 @@ class Weights:
     group: int | Literal["channel"] | None = None
     """How many numbers that are summed together share a scale; `channel` means all of them. By
     default 32 for int4, where that divides them, and else all."""
+    embedding: bool = True
+    """Whether the embedding is quantised, too."""
 
     @property
     def words(self) -> str:
@@ -55,6 +57,8 @@ def choose_form(name: str, shape: tuple[int, ...], weights: Weights) -> Form | N
     the group does not divide what is summed.
     """
     if name == EMBEDDING:
+        if not weights.embedding:
+            return None
         return Form("fp8" if weights.kind == "fp8" else "int8", None, -1)
     matrix = name.startswith("w_") and name in partition.PARAMETERS
     if not matrix or name in SMALL:

@@ -24,7 +24,7 @@ from moejax.lab.plan.step_sizes import FLOAT, size_step
 from moejax.models.adapters import adapter_shapes, find_weights
 from moejax.models.by_kind import cast_shapes
 from moejax.models.decoder import make_cache
-from moejax.moe.quantise_params import EMBEDDING, quantise_shapes
+from moejax.moe.quantise_params import quantise_shapes
 from moejax.moe.quantised import is_quantised
 from moejax.runtime.partition import TOKENS, parameter_spec
 from moejax.runtime.room import count_bytes
@@ -101,8 +101,7 @@ def frozen_bytes(config: Config, shapes: dict, parameters: list[Parameter]) -> f
     """Bytes of parameters that stay as they are, in the types in which they are used."""
     weights = find_weights(config.run.lora)
     like = cast_shapes(shapes, config.model)
-    like |= quantise_shapes({n: p for n, p in like.items() if n != EMBEDDING}, weights)
-    leaves = jax.tree.leaves(like, is_leaf=is_quantised)
+    leaves = jax.tree.leaves(quantise_shapes(like, weights), is_leaf=is_quantised)
     sizes = [count_bytes(jax.tree.leaves(leaf)) / leaf.size for leaf in leaves]
     return sum(p.size * size for p, size in zip(parameters, sizes, strict=True))
 

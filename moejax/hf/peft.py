@@ -1,7 +1,7 @@
 """Adapters in the format of PEFT, in and out: ``adapter_config.json``, and safetensors in which a
 matrix is named as in the model's own files, every expert's alone.
 
-Letters: P: rank of an adapter.
+Letters: A: as in the names on disk, the first part of an adapter; P: its rank.
 """
 
 import math
@@ -199,7 +199,8 @@ def read_settings(directory: Path) -> tuple[int, float]:
                 f"{file}: {name} {shorten(said[name])} is not supported; it must be"
                 f" {shorten(value)}."
             )
-    rank, alpha = said.get("r"), said.get("lora_alpha")
+    rank: Any = said.get("r")
+    alpha: Any = said.get("lora_alpha")
     if type(rank) is not int or rank < 1:
         raise CheckpointError(f"{file}: r {shorten(rank)} must be a whole number above 0.")
     if type(alpha) not in (int, float) or not math.isfinite(alpha):

@@ -46,7 +46,8 @@ class Adapted:
 
     def at_index(self, *index: Any) -> "Adapted":
         """The part at an index, of parts that know of such."""
-        return Adapted(*(part.at_index(*index) for part in (self.w, self.a, self.b)), self.scale)
+        w, a, b = (part.at_index(*index) for part in (self.w, self.a, self.b))
+        return Adapted(w, a, b, self.scale)
 
     def add_up(self) -> jax.Array:
         """W + scale A B as one array: summed up in float32, in the type of W."""

@@ -1,5 +1,7 @@
 """How layers declare their parameters: float32, drawn alike, and ready for products."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ adapter, or is quantised."""
 
 def matrix(module: nn.Module, name: str, shape: tuple[int, ...]) -> Matrix:
     """A float32 matrix parameter (or bank of them), normal with variance 1 / fan-in."""
-    if isinstance(given := module.get_variable("params", name), Adapted | Quantised):
+    given: Any = module.get_variable("params", name)
+    if isinstance(given, Adapted | Quantised):
         return given  # Linen would compare its parts with one array
     return module.param(name, nn.initializers.normal(shape[-2] ** -0.5), shape, jnp.float32)
 
@@ -35,6 +38,6 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], dtype: jnp.dtyp
     return map_parts(ready, name, matrix(module, name, shape))
 
 
-def zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> Matrix:
+def zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array | Lying:
     """A float32 parameter that begins at zero."""
     return module.param(name, nn.initializers.zeros, shape, jnp.float32)

@@ -169,7 +169,7 @@ def cut_small(params: Params, layer: jax.Array | None) -> Params:
     def cut(part: Any) -> jax.Array:
         return jnp.asarray(Lying(part, (layer,)))
 
-    found = {n: cut(p) for n, p in params.items() if n.startswith("b_")}
+    found: Params = {n: cut(p) for n, p in params.items() if n.startswith("b_")}
     for name, p in params.items():
         if isinstance(p, Adapted):
             found[name] = replace(p, a=cut(p.a), b=cut(p.b))

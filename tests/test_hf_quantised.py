@@ -134,7 +134,7 @@ def test_a_codec_is_written_where_the_family_has_a_layout_for_it(codec, case, pa
 @pytest.mark.parametrize("name", CASES)
 def test_check_says_what_a_checkpoint_is(name, models, capsys):
     """From the heads alone; in words and as JSON."""
-    coded, plain = models(name)
+    coded, _ = models(name)
     main.run(["check", str(coded)])
     words = capsys.readouterr().out
     told = {"fp8": "fp8 in blocks of 16 x 12", "mxfp4": "mxfp4 in groups of 32"}.get(name)
@@ -146,10 +146,7 @@ def test_check_says_what_a_checkpoint_is(name, models, capsys):
     assert name in facts["export_quantised"]
     parts = {"fp8": 2, "mxfp4": 2, "int4": 3}[name]
     assert facts["tensors"] == facts["types"]["F32"] + parts * facts["quantised_weights"]
-    main.run(["check", str(plain), "--json"])
-    other = json.loads(capsys.readouterr().out)
-    assert other["quantised"] is None and other["parameters"] == facts["parameters"]
-    assert other["memory"]["float32"] == facts["memory"]["float32"] > facts["memory"]["auto"]
+    assert facts["memory"]["float32"] > facts["memory"]["auto"] > facts["memory"]["bfloat16"]
 
 
 def test_check_says_why_a_checkpoint_is_refused(models, capsys, tmp_path, refused):
@@ -168,9 +165,6 @@ def test_check_says_what_is_left_out(tmp_path, capsys):
     tensors, _ = hf_quantised.draw("fp8")
     name = "model.layers.0.self_attn.o_proj.activation_scale"
     hf_quantised.save(tensors | {name: np.ones((), np.float32)}, here)
-    main.run(["check", str(here), "--json"])
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["left_out"] == {INPUTS: 1}
     main.run(["check", str(here)])
     assert f"left out  1 tensor: {INPUTS}" in capsys.readouterr().out
 

@@ -85,20 +85,21 @@ HEADS = [
 
 @pytest.fixture(scope="module")
 def models():
-    """Of each codec: tensors, settings, codec and entries."""
+    """Of each codec: tensors, fields, settings, codec, entries and shapes."""
     found = {}
     for name in hf_quantised.CASES:
         fields = hf_models.CASES[hf_quantised.CASES[name]] | hf_quantised.changes_of(name)
         config = replace(read_config(fields), next_tokens=0)
-        entries = list_entries(fields["model_type"], config, array_shapes(config))
+        shapes = array_shapes(config)
+        entries = list_entries(fields["model_type"], config, shapes)
         codec = find_codec(fields["quantization_config"])
-        found[name] = hf_quantised.draw(name)[0], fields, config, codec, entries
+        found[name] = hf_quantised.draw(name)[0], fields, config, codec, entries, shapes
     return found
 
 
 def find_sources(name, change, models, tmp_path):
     """What lies where, after a change."""
-    tensors, fields, config, codec, entries = models[name]
+    tensors, fields, config, codec, entries, _ = models[name]
     tensors = dict(tensors)
     change(tensors)
     hf_quantised.save(tensors, tmp_path)
@@ -130,8 +131,7 @@ def test_parts_that_do_not_fit_are_named(name, change, part, models, tmp_path):
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), BF16], ids=str)
 def test_codes_that_are_not_finite_are_named(name, change, at, dtype, models, tmp_path):
     sources = find_sources(name, change, models, tmp_path)
-    config, entries = models[name][2], models[name][4]
-    shapes = array_shapes(config)
+    _, _, config, _, entries, shapes = models[name]
     spoilt: dict[str, None] = {}
     for entry in entries:
         pieces = list_pieces(entry, sources)
@@ -198,7 +198,7 @@ def test_damaged_files_are_named(harm, tmp_path, refused):
 
 def test_a_weight_may_be_in_another_file_than_its_scale(models, tmp_path):
     """And a scale may have one of its other names."""
-    tensors, fields, config, codec, entries = models["fp8"]
+    tensors, fields, config, codec, entries, _ = models["fp8"]
     tensors = {n.replace("weight_scale_inv", "scale"): x for n, x in tensors.items()}
     files = {}
     for number, end in enumerate((".weight", ".scale", "correction_bias")):

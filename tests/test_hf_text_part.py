@@ -107,3 +107,31 @@ def test_what_a_release_cannot_mean_is_named(released, change, words):
     (released / "config.json").write_text(json.dumps(hf))
     with pytest.raises(CheckpointError, match=re.escape(words)):
         survey(released)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.", ""])
+def test_the_text_model_of_kimi_k25_is_read_alone(prefix, tmp_path, capsys):
+    """As released, and as transformers writes it; what sees images is left out."""
+    alone = hf_models.write(tmp_path / "alone", "deepseek_v3_as_kimi_k2")
+    want, case = moejax.hf.load(alone), "deepseek_v3_as_kimi_k2"
+    text = hf_models.CASES[case] | {"model_type": "kimi_k2"}
+    hf = {"model_type": "kimi_k25", "text_config": text, "vision_config": {"hidden_size": 3}}
+    place = tmp_path / "whole"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(hf))
+    tensors = {
+        prefix + name if prefix else name.replace("model.", "model.language_model.", 1): x
+        for name, x in hf_models.tensors(case).items()
+    }
+    tensors |= {"vision_tower.encoder.weight": np.zeros(3, np.float32)}
+    tensors |= {"mm_projector.linear_1.bias": np.zeros(3, np.float32)}
+    save_file(tensors, place / "model.safetensors")
+    read = moejax.hf.load(place)
+    assert "left out: what sees images" in capsys.readouterr().err
+    assert read.config == want.config and read.hf["model_type"] == "kimi_k2"
+    for one, other in zip(jax.tree.leaves(read.params), jax.tree.leaves(want.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    tensors["surprise.weight"] = tensors.pop("mm_projector.linear_1.bias")
+    save_file(tensors, place / "model.safetensors")
+    with pytest.raises(CheckpointError, match="unknown: surprise.weight"):
+        moejax.hf.load(place)

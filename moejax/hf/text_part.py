@@ -19,12 +19,19 @@ class TextPart:
     family: str
     """The ``model_type`` that it has alone."""
     architecture: str
-    prefix: str
-    """What its tensors' names begin with, where they begin with ``model.`` alone."""
+    prefixes: dict[str, str]
+    """What its tensors' names begin with there, and what instead where it is alone."""
 
 
 TEXT_PARTS = {
-    "qwen3_5_moe": TextPart("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", "model.language_model."),
+    "qwen3_5_moe": TextPart(
+        "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", {"model.language_model.": "model."}
+    ),
+    "kimi_k25": TextPart(
+        "kimi_k2",
+        "DeepseekV3ForCausalLM",
+        {"language_model.": "", "model.language_model.": "model."},
+    ),
 }
 """By the release's own ``model_type``."""
 
@@ -49,7 +56,9 @@ def take_text_tensors(hf: dict[str, Any], tensors: dict[str, T]) -> dict[str, T]
     part = TEXT_PARTS.get(str(hf.get("model_type")))
     if part is None:
         return tensors
-    return {
-        name.replace(part.prefix, "model.", 1) if name.startswith(part.prefix) else name: tensor
-        for name, tensor in tensors.items()
-    }
+    found = {}
+    for name, tensor in tensors.items():
+        begins = next((prefix for prefix in part.prefixes if name.startswith(prefix)), None)
+        own = name if begins is None else part.prefixes[begins] + name.removeprefix(begins)
+        found[own] = tensor
+    return found

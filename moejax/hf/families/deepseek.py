@@ -45,6 +45,12 @@ INDEXED_LAYERS = (
     layers.next_tokens,
 )
 EXPERT_NAMES = ("n_routed_experts", "num_experts", "num_local_experts")
+IMAGES = LeftOut(
+    r"^(model\.)?(vision_tower|mm_projector|multi_modal_projector)\.",
+    "what sees images",
+    needed=False,
+)
+"""Of Kimi K2.5."""
 
 V3 = Family(
     architecture="DeepseekV3ForCausalLM",
@@ -64,7 +70,7 @@ NOT_THEIRS = ("first_k_dense_replace", "num_nextn_predict_layers")
 
 FAMILIES: dict[str, Family] = {
     "deepseek_v3": V3,
-    "kimi_k2": V3,  # another name
+    "kimi_k2": replace(V3, left_out=(IMAGES,)),  # another name
     "deepseek_v32": Family(
         architecture="DeepseekV32ForCausalLM",
         fields=INDEXED,

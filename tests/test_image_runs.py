@@ -174,6 +174,8 @@ def test_eval_gives_what_the_run_has_measured(run, capsys):
         (("eval", "RUN", "--batch-size", "3"), "--batch-size 3 cannot be spread"),
         (("generate", "RUN", "--prompt", "x"), "is a classifier of images: `moejax eval`"),
         (("specialisation", "RUN"), "is a classifier of images: `moejax eval`"),
+        (("eval", "RUN", "--weights", "int8"), "only language models are quantised"),
+        (("quantise", "RUN", "OUT"), "only language models are quantised"),
         (("export", "RUN", "OUT"), "only language models are exported"),
         (("plan", "cost", "--config", ROOT / "configs/digits.py"), "a plan is of a language model"),
     ],

@@ -429,3 +429,19 @@ def test_adapters_of_experts(kind):
             other = p.b if part.shape == p.a.shape else p.a
             right = 0.5 * np.einsum(of, np.float64(other), dparams[name])
             np.testing.assert_allclose(part, right, atol=1e-5 * np.abs(right).max())
+
+
+def test_a_program_for_tpus_has_gradients_of_adapters_alone():
+    """Two of each of the three matrices, and none of the matrices themselves."""
+    params, x, weight, dy = make("swiglu", False, jnp.bfloat16, D=128, F=192)
+    adapted = jax.tree.map(lambda p: p.astype(jnp.bfloat16), adapt(params)[0])
+    trained, frozen = split(adapted, {n: replace(p, w=None) for n, p in adapted.items()})
+
+    def gradient(trained, frozen, x, expert_TK):
+        rows = sort_rows(expert_TK, E)
+        run = lambda t, x: grouped_feed_forward(join(t, frozen), x, weight, rows, "swiglu")  # noqa: E731
+        return jax.vjp(run, trained, x)[1](dy)
+
+    traced = jax.jit(gradient).trace(trained, frozen, x, jnp.asarray(choices()["mixed"], jnp.int32))
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert len(re.findall(r"call @tgmm", text)) == 6

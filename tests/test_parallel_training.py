@@ -320,6 +320,12 @@ def latent(tiny: Config) -> Config:
     return changed(deepseek(tiny), {"model.attention": attention, "model.qk_norm": False})
 
 
+def memory(tiny: Config) -> Config:
+    """Layers with a memory, and a gate on what heads find in the others."""
+    attention = AttentionConfig(kinds=("delta", "full"), output_gate=True)
+    return changed(tiny, {"model.attention": attention})
+
+
 def gpt_oss(tiny: Config) -> Config:
     """Whatever can have a bias has one."""
     attention = AttentionConfig(bias="all", sinks=True)
@@ -350,7 +356,7 @@ def test_a_device_holds_its_part_of_parameters_and_of_their_moments(
 
 
 def test_every_parameter_that_is_spread_is_in_one_of_these_models(tiny):
-    kinds = (deepseek, latent, gpt_oss, ahead)
+    kinds = (deepseek, latent, gpt_oss, ahead, memory)
     names = {name for kind in kinds for name in numbers_of(abstract_state(kind(tiny)))}
     assert names == {*partition.PARAMETERS, "rest"}
 

@@ -140,7 +140,9 @@ def load(
         print(f"left out: {reason}", file=sys.stderr)
     bias_LE = arrays.pop(BIAS, None)
     if bias_LE is None and (shape := selection_bias_shape(config)) is not None:
-        none = lay_out({BIAS: jax.ShapeDtypeStruct(shape, np.float32)}, mesh, layout)[BIAS]
+        (none,) = jax.tree.leaves(
+            lay_out({BIAS: jax.ShapeDtypeStruct(shape, np.float32)}, mesh, layout)
+        )
         bias_LE = jnp.zeros(shape, np.float32, device=none.sharding)
     return Pretrained(config, unflatten_dict(arrays), bias_LE, found.hf, directory, mesh, layout)
 

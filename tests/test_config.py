@@ -35,7 +35,10 @@ def meeting(**changes) -> DistributedConfig:
         (lambda: RunConfig(steps=None), "--run.steps must be int, not None"),
         (lambda: RunConfig(seed=2**63), "--run.seed must lie in"),
         (lambda: Config(model=3), "--model must be ModelConfig, not 3"),
-        (lambda: MoEConfig(router="top_k", top_k=1), "choose --model.moe.router switch"),
+        (
+            lambda: Config(model=ModelConfig(moe=MoEConfig(router="top_k", top_k=1))),
+            "choose --model.moe.router switch",
+        ),
         (lambda: ModelConfig(width=100, num_heads=3), "--model.width 100 is not divisible"),
         (lambda: ModelConfig(num_heads=4, num_kv_heads=3), "not divisible by --model.num-kv-heads"),
         (lambda: ModelConfig(head_size=5), "even head size, not 5"),

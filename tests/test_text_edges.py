@@ -337,7 +337,8 @@ def test_an_import_says_what_is_wrong_with_the_tokenizer(tmp_path):
 def test_no_bits_per_byte_of_text_that_is_lost():
     figures = {"model": "m", "data": "d", "batches": 1, "sequence_length": 8, "seconds": 1.0}
     figures |= {"perplexity": 2.0, "tokens": 4, "text_bytes": 400, "bits_per_byte": 1.5}
-    text = describe_figures(figures | {"lost_fraction": 0.0}, None)
+    text = describe_figures(figures | {"lost_fraction": 0.0}, ModelConfig())
     assert "bits/byte  1.5000 (400 bytes)" in text
-    text = describe_figures(figures | {"bits_per_byte": None, "lost_fraction": 0.125}, None)
+    lost = {"bits_per_byte": None, "lost_fraction": 0.125}
+    text = describe_figures(figures | lost, ModelConfig())
     assert "bits/byte  none: the tokenizer loses 12.50% of the 400 bytes of text" in text

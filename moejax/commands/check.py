@@ -15,6 +15,7 @@ from moejax.config.paths import expand_home
 from moejax.hf.files import is_checkpoint
 from moejax.inference.imported import ARRAYS, is_imported
 from moejax.inference.quantised_model import ARRAYS as QUANTISED
+from moejax.inference.trained_run import is_run
 from moejax.runs.checksums import FILE, find_damage
 from moejax.runs.quantised_mark import describe_mark, is_quantised_model
 from moejax.runs.records import read_run
@@ -37,7 +38,7 @@ def check_directory(settings: CheckSettings) -> None:
     done with it. Raises ``CheckpointError`` with the reason if it cannot be imported.
     """
     root = Path(expand_home("DIR", str(settings.path)))
-    if not is_imported(root) and is_checkpoint(root):
+    if not is_imported(root) and not is_run(root) and is_checkpoint(root):
         facts = check_released(root)
         print_found(facts if settings.json else describe_released(facts), settings.json)
         if facts["refused"] is not None:

@@ -549,6 +549,8 @@ def test_a_run_goes_on_without_the_flag_that_did_nothing():
         ("specialisation RUN --data stdlib --split test", "--split test has no effect without"),
         ("eval RUN --seating priority", "give --capacity-factor, too"),
         ("bench gpu --tiny --tokens 512", "--tokens 512 has no effect with --tiny"),
+        ("export RUN A --adapters True --quantise fp8", "--quantise fp8 has no effect with --adap"),
+        ("export RUN A --adapters True --dtype float32", "export the whole model, without --adap"),
     ],
 )
 def test_a_flag_of_a_subcommand_without_effect_is_refused(words, said):

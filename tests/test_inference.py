@@ -23,6 +23,7 @@ from moejax.config import (
     Config,
     ConfigError,
     DataConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     MoEConfig,
@@ -31,8 +32,11 @@ from moejax.config import (
 )
 from moejax.config.errors import RunError, UserError
 from moejax.data.tokenizer import ByteTokenizer
+from moejax.hf.peft import list_shapes, write_adapter
 from moejax.inference.inference_config import inference_config
 from moejax.inference.opening import open_model
+from moejax.inference.original_config import make_original
+from moejax.models.adapters import adapter_shapes
 from moejax.models.decoder import DecoderLM
 from moejax.routing.routers import ROUTERS
 from moejax.runtime import device_mesh
@@ -279,6 +283,39 @@ def test_a_placement_that_does_not_fit_is_refused(run, placement, change, messag
             *("generate", run, "--prompt", "a", "--mesh.expert", 4, "--placement", placement),
         )
     assert str(refused.value).startswith(f"--placement {placement}")
+
+
+def test_adapters_of_a_run_are_merged_into_it(run, tmp_path, said):
+    """A run knows its tokenizer, its settings have no size of the vocabulary, and its groups are of
+    many tokens; what comes out is opened and exported as any model.
+    """
+    mesh, layout = device_mesh.make_mesh(MeshConfig()), MeshConfig()
+    model = open_model(run, mesh=mesh, layout=layout)
+    family = make_original(run, model)["model_type"]
+    shapes = list_shapes(model.params, model.bias_LE)
+    adapters = jax.tree.map(
+        lambda p: np.ones(p.shape, "f4"), adapter_shapes(model.params, LoraConfig(rank=1))
+    )
+    (tmp_path / "peft").mkdir()
+    write_adapter(tmp_path / "peft", family, model.config, shapes, adapters, 0.5, str(run))
+    assert f"{family}, merged" in said("merge", tmp_path / "peft", tmp_path / "merged").out
+    merged = open_model(tmp_path / "merged", mesh=mesh, layout=layout)
+    assert merged.config == model.config and merged.tokenizer is not None
+    block, old = (m.params["layers_0"]["block_0"]["moe"] for m in (merged, model))
+    np.testing.assert_allclose(block["w_up_EDF"], old["w_up_EDF"] + 0.5, atol=1e-6)
+    assert f"as {family}" in said("export", tmp_path / "merged", tmp_path / "out").out
+
+
+def test_a_run_that_no_family_can_hold_is_not_pruned_in_vain(copy, tmp_path, monkeypatch):
+    settings = json.loads((copy / "config.json").read_text())
+    settings["model"]["embedding_scale"] = 2.0
+    (copy / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("moejax.commands.prune._prune", None)
+    with (
+        pytest.warns(UserWarning, match="embedding_scale 2.0, but checkpoint 8"),
+        pytest.raises(ConfigError, match="no family of Hugging Face's models can hold this one"),
+    ):
+        moejax("prune", copy, tmp_path / "new")
 
 
 def test_prompts_come_from_flags_and_lines(monkeypatch, tmp_path):

@@ -498,4 +498,4 @@ def test_a_family_without_such_layers_says_how_to_write_it():
     mixtral = read_config(hf_models.CASES["mixtral"])
     with pytest.raises(UserError, match="--model.next-tokens 1") as caught:
         write_config(changed(mixtral, {"next_tokens": 1}))
-    assert "--next-tokens False leaves out what predicts further tokens" in str(caught.value)
+    assert "`moejax export --next-tokens False` leaves out what" in str(caught.value)

@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from moejax.config import AttentionConfig, LoraConfig, ModelConfig, MoEConfig
+from moejax.commands.main import run
+from moejax.config import AttentionConfig, ConfigError, LoraConfig, ModelConfig, MoEConfig
 from moejax.config.errors import CheckpointError
 from moejax.hf.peft import (
     ARRAYS,
@@ -141,6 +142,22 @@ def test_bad_files(tmp_path, message):
     with pytest.raises(CheckpointError, match=message) as error:
         read_adapter(tmp_path, "mixtral", config, shapes)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("command", ["quantise", "prune", "export", "upcycle", "import"])
+def test_what_needs_the_whole_model_says_how_to_make_it(command, tmp_path):
+    (tmp_path / SETTINGS).write_text("{}")
+    with pytest.raises(
+        ConfigError, match="has adapters, and not .*: `moejax merge .* --base MODEL"
+    ):
+        run([command, str(tmp_path), str(tmp_path / "new")])
+
+
+def test_check_says_what_they_are(tmp_path, capsys):
+    write(tmp_path)
+    run(["check", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "of rank 3, multiplied by 2" in said and f"moejax merge {tmp_path} NEW" in said
 
 
 def test_layers_without_adapters_have_zeros(tmp_path):

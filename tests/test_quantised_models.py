@@ -95,6 +95,8 @@ REFUSED = [
     (["quantise", "KEPT", "NEW"], "quantising needs the weights themselves"),
     (["export", "KEPT", "NEW"], "exporting needs the weights themselves"),
     (["import", "KEPT", "NEW"], "reading it as a checkpoint needs the weights themselves"),
+    (["merge", "KEPT", "NEW"], "merging needs the weights themselves"),
+    (["merge", "ADAPTERS", "NEW", "--base", "KEPT"], "merging needs the weights themselves"),
     (["prune", "KEPT", "NEW"], "pruning needs the weights themselves"),
     (["prune", "IMPORTED", "NEW", "--weights", "int8"], "pruning needs the weights themselves"),
     (["upcycle", "KEPT", "NEW"], "reading it as a checkpoint needs the weights themselves"),
@@ -116,6 +118,8 @@ def test_what_cannot_be_is_refused(
     words: list[str], message: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
     names = {"KEPT": places["kept"], "IMPORTED": places["imported"], "NEW": tmp_path / "new"}
+    names["ADAPTERS"] = tmp_path
+    (tmp_path / "adapter_config.json").write_text("{}")
     for name, path in names.items():
         words = [word.replace(name, str(path)) for word in words]
     with pytest.raises(UserError) as caught:

@@ -1,6 +1,7 @@
 """`moejax check`: is what lies on disk still what was written, and what is a released model?"""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from moejax.config.errors import CheckpointError, RunError
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
 from moejax.config.paths import expand_home
 from moejax.hf.files import is_checkpoint
+from moejax.hf.peft import SETTINGS, is_adapter, read_settings
 from moejax.inference.imported import ARRAYS, is_imported
 from moejax.inference.quantised_model import ARRAYS as QUANTISED
 from moejax.inference.trained_run import is_run
@@ -26,8 +28,8 @@ class CheckSettings:
     """What is looked at."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Directory of a run, of a model that `moejax import` or `moejax quantise` wrote, or of a
-    checkpoint in Hugging Face's format."""
+    """Directory of a run, of a model that `moejax import` or `moejax quantise` wrote, of a
+    checkpoint in Hugging Face's format, or of adapters in PEFT's."""
     json: bool = False
     """Print what was found as JSON."""
 
@@ -38,6 +40,9 @@ def check_directory(settings: CheckSettings) -> None:
     done with it. Raises ``CheckpointError`` with the reason if it cannot be imported.
     """
     root = Path(expand_home("DIR", str(settings.path)))
+    if is_adapter(root) and not is_run(root):
+        print_found(describe_adapters(root), settings.json)
+        return
     if not is_imported(root) and not is_run(root) and is_checkpoint(root):
         facts = check_released(root)
         print_found(facts if settings.json else describe_released(facts), settings.json)
@@ -52,6 +57,16 @@ def check_directory(settings: CheckSettings) -> None:
     print_found(found, settings.json)
     if any(words.startswith("damaged") for words in found.values()):
         raise SystemExit(1)
+
+
+def describe_adapters(root: Path) -> dict[str, Any]:
+    """What is said of adapters in PEFT's format. Raises ``CheckpointError`` for other kinds."""
+    rank, scale = read_settings(root)
+    return {
+        "adapters": f"in PEFT's format, of rank {rank}, multiplied by {scale:g}",
+        "base": str(read_json(root / SETTINGS).get("base_model_name_or_path")),
+        "next": f"moejax merge {shlex.quote(str(root))} NEW --base MODEL",
+    }
 
 
 def print_found(found: dict[str, Any], as_json: bool) -> None:

@@ -83,7 +83,7 @@ def _describe_survey(path: Path, found: Survey) -> dict[str, Any]:
         "left_out": dict(Counter(found.left_out.values())),
         "memory": memory,
         "fits_here": room is None or memory["auto"] <= room[0],
-        "can": [*ALWAYS, *(["upcycle"] if not any(found.config.routed_layers) else [])],
+        "can": [*ALWAYS, "prune" if any(found.config.routed_layers) else "upcycle"],
         "export_quantised": _list_exports(found),
         "note": find_fault(path, vocab_size) or None,
     }

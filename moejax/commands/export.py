@@ -1,6 +1,6 @@
 """`moejax export`: a trained model as a checkpoint of Hugging Face."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
-from moejax.hf.peft import list_shapes, write_adapter
+from moejax.hf.peft import list_shapes, refuse_adapters, write_adapter
 from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
@@ -51,13 +51,22 @@ class ExportSettings:
     """A Python file that is run first: the config of the run, if it has a router of its own."""
     mesh: tyro.conf.FlagConversionOff[MeshConfig] = field(default_factory=MeshConfig)
 
-    NEEDS: ClassVar[tuple[Need, ...]] = (ONLY_WRITTEN,)
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        ONLY_WRITTEN,
+        Need(
+            ("dtype", "quantise", "next_tokens"),
+            lambda s: not s.adapters,
+            "--adapters True, which writes no weights of the model",
+            "export the whole model, without --adapters",
+        ),
+    )
 
 
 def export_model(settings: ExportSettings) -> None:
     """Open and write, and say so. Raises ``UserError``."""
     source = settings.source
     refuse_quantised(source, "exporting")
+    refuse_adapters(source)
     check(
         is_run(source) or imported.is_imported(source),
         f"{source} is neither a run (config.json and checkpoints/) nor an imported model"
@@ -131,11 +140,10 @@ def _write_adapters(settings: ExportSettings, run: Config, place: Path) -> str:
     source, mesh = settings.source, device_mesh.make_mesh(settings.mesh)
     opened = open_run(source, mesh, settings.mesh, None, None, None)
     assert opened.base is not None  # as the run has adapters
-    config = replace(opened.config, vocab_size=opened.vocab_size)
     family = settings.family or make_original(source, opened)["model_type"]
     parts, base = state_shapes(run, opened.vocab_size), opened.base
     shapes = list_shapes(parts["params"], parts.get("bias_LE"))
-    write_adapter(place, family, config, shapes, opened.params, base.scale, str(base.path))
+    write_adapter(place, family, opened.config, shapes, opened.params, base.scale, str(base.path))
     return f"adapters in PEFT's format of {family}"
 
 

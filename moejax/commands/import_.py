@@ -9,12 +9,11 @@ import tyro
 from moejax import hf
 from moejax.commands.describe_import import describe_import
 from moejax.commands.mesh_needs import ONLY_WRITTEN
-from moejax.config.checks import check
 from moejax.config.distributed import DistributedConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.needs import Need
-from moejax.hf.peft import is_adapter
+from moejax.hf.peft import refuse_adapters
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
 from moejax.runtime import device_mesh
@@ -46,11 +45,7 @@ def import_model(settings: ImportSettings) -> None:
     """Read, check and write, and say so; of several processes, the first says it. Raises
     ``UserError``.
     """
-    check(
-        not is_adapter(settings.source),
-        f"{settings.source} has adapters, and not the model that they belong to: `moejax merge"
-        f" {settings.source} {settings.target} --base MODEL` adds them to it.",
-    )
+    refuse_adapters(settings.source, settings.target)
     with Processes(settings.distributed) as processes:
         if not processes.first:
             _convert(settings, Path(processes.agree("")), processes)

@@ -23,6 +23,7 @@ from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import find_adapters_base, open_adapter, open_model
 from moejax.inference.original_config import make_original
 from moejax.inference.trained_run import is_run
+from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import device_mesh
 from moejax.runtime.atomic_files import write_json
 
@@ -48,6 +49,8 @@ class MergeSettings:
 def merge_adapters(settings: MergeSettings) -> None:
     """Open, merge and write, and say so. Raises ``UserError``."""
     source, theirs = settings.source, is_adapter(settings.source)
+    for path in filter(None, (source, settings.base)):
+        refuse_quantised(path, "merging")
     check(
         theirs or is_run(source),
         f"{source} is neither a run (config.json and checkpoints/) nor adapters in PEFT's format"

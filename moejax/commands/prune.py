@@ -26,11 +26,14 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import read_config_json
 from moejax.config.needs import Need
 from moejax.data.lost_text import LostText
+from moejax.hf.configs import write_config
 from moejax.hf.files import is_checkpoint
+from moejax.hf.peft import refuse_adapters
 from moejax.hf.writing import new_directory
 from moejax.inference.inference_config import inference_config
 from moejax.inference.open_model import OpenModel
-from moejax.inference.prune import choose_kept, count_kept, prune
+from moejax.inference.original_config import find_original
+from moejax.inference.prune import choose_kept, count_kept, prune, prune_config
 from moejax.lab.evaluation import make_evaluation, sum_batches
 from moejax.lab.saliency import By, score_experts, sum_experts
 from moejax.models.counts import cost
@@ -104,11 +107,14 @@ def prune_model(settings: PruneSettings) -> None:
     """Choose, prune, write, and say what was lost. Raises ``UserError``."""
     source = settings.path
     refuse_quantised(source, "pruning")
+    refuse_adapters(source)
     model, mesh = open_language_model(settings)
     config, params, bias_LE = leave_out_next_tokens(model.config, model.params, model.bias_LE)
     model = replace(model, config=config, params=params, bias_LE=bias_LE)
     try:
         kept = count_kept(config, settings.keep)
+        # Before anything is measured: a family must be able to hold what comes out.
+        write_config(prune_config(config, kept), find_original(source))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     run = None if is_checkpoint(source) else read_config_json(source / "config.json")

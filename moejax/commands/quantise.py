@@ -14,6 +14,7 @@ from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.hf.files import read_json
+from moejax.hf.peft import refuse_adapters
 from moejax.hf.writing import new_directory
 from moejax.inference.imported import is_imported, make_fine_tuning_config
 from moejax.inference.open_model import OpenModel
@@ -53,6 +54,7 @@ def quantise_model(settings: QuantiseSettings) -> None:
         load_config_file(settings.config)
     source = settings.source
     refuse_quantised(source, "quantising")
+    refuse_adapters(source)
     weights = Weights(kind=settings.weights, group=settings.group)
     with new_directory(settings.target) as place:
         mesh = device_mesh.make_mesh(MeshConfig(data=1), jax.devices()[:1])

@@ -12,6 +12,7 @@ from moejax.commands.describe_import import describe_import
 from moejax.config.checks import check
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.hf.peft import refuse_adapters
 from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
@@ -49,6 +50,7 @@ def upcycle_model(settings: UpcycleSettings) -> None:
     """Read, upcycle and write, and say so. Raises ``UserError``."""
     check(settings.noise >= 0, f"--noise must be at least 0, not {settings.noise}.")
     check(0 <= settings.seed < 2**31, f"--seed must lie in [0, 2**31), not {settings.seed}.")
+    refuse_adapters(settings.source)
     with new_directory(settings.target) as place:
         model = _convert(settings, place)
     print(describe_import(*model, settings.target), flush=True)

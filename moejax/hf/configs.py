@@ -132,7 +132,9 @@ def write_config(
         kept = {field: said[field] for field in KEPT if field in said}
         return _limit(base | _write_fields(config, FAMILIES[name], name) | kept, config)
     if config.next_tokens:
-        reasons.append("  --next-tokens False leaves out what predicts further tokens.")
+        reasons.append(
+            "  `moejax export --next-tokens False` leaves out what predicts further tokens."
+        )
     raise ConfigError(
         "no family of Hugging Face's models can hold this one:\n" + "\n".join(reasons)
     )

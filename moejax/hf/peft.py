@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from moejax.config.checks import shorten
+from moejax.config.checks import check, shorten
 from moejax.config.errors import CheckpointError
 from moejax.config.model import ModelConfig
 from moejax.hf import accounts
@@ -147,6 +147,17 @@ def name_targets(modules: list[Module], adapted: list[Module]) -> list[str]:
 def is_adapter(path: Path) -> bool:
     """Whether a directory holds adapters in this format."""
     return (path / SETTINGS).is_file()
+
+
+def refuse_adapters(path: Path, new: str | Path = "NEW") -> None:
+    """Raise ``ConfigError`` if ``path`` holds adapters in this format, where the whole model is
+    needed; ``new`` is where to merge them into it.
+    """
+    check(
+        not is_adapter(path),
+        f"{path} has adapters, and not the model that they belong to: `moejax merge {path} {new}"
+        f" --base MODEL` adds them to it.",
+    )
 
 
 def read_adapter(

@@ -33,7 +33,8 @@ class OpenModel:
     """A model on a mesh, without what only training needs."""
 
     config: ModelConfig
-    """As it was trained; ``inference_config`` makes it ready to be run."""
+    """As it was trained, and of a language model with the size of its vocabulary;
+    ``inference_config`` makes it ready to be run."""
     layout: MeshConfig
     vocab_size: int
     params: dict

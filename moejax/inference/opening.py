@@ -114,7 +114,7 @@ def open_adapter(
     check_no_step(path, step)
     base = base or find_adapters_base(path)
     there = open_model(base, mesh=mesh, layout=layout, dtype=dtype)
-    config = replace(there.config, vocab_size=there.vocab_size)
+    config = there.config
     family = make_original(base, there)["model_type"]
     shapes = list_shapes(there.params, there.bias_LE)
     adapters, scale = read_adapter(path, family, config, shapes)
@@ -123,7 +123,7 @@ def open_adapter(
     if weights is not None:
         params = quantise_params(params, weights)
     words = f"{there.description}, with the adapters of {path}"
-    return replace(there, config=config, params=params, description=words)
+    return replace(there, params=params, description=words)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,12 @@ def choose_kept(score_LE: np.ndarray, kept: int, groups: int = 1) -> np.ndarray:
     return np.sort((best_LQY + first_Q1).reshape(L, -1))
 
 
+def prune_config(config: ModelConfig, kept: int) -> ModelConfig:
+    """The settings with so many experts in each routed layer."""
+    moe = replace(config.moe, num_experts=kept)
+    return replace(config, moe=moe, dense_hidden_size=config.dense_hidden)
+
+
 def prune(
     config: ModelConfig, params: dict, bias_LE: jax.Array | None, expert_LY: np.ndarray
 ) -> tuple[ModelConfig, dict, jax.Array | None]:
@@ -84,9 +90,7 @@ def prune(
                 moe[name] = _take_last(moe[name], column_LC[own])
             params = set_stack(params, stack, block | {"moe": moe})
     bias_LE = None if bias_LE is None else _take_last(bias_LE, column_LC)
-    moe_config = replace(config.moe, num_experts=expert_LY.shape[1])
-    pruned = replace(config, moe=moe_config, dense_hidden_size=config.dense_hidden)
-    return pruned, params, bias_LE
+    return prune_config(config, expert_LY.shape[1]), params, bias_LE
 
 
 def _take_last(array: jax.Array, column_RC: np.ndarray) -> jax.Array:

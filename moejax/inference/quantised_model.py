@@ -134,7 +134,7 @@ def open_quantised(
         tokenizer.edges = read_edges(path / EDGES)
     bits = count_bits(tree["params"])
     return OpenModel(
-        config=model,
+        config=replace(model, vocab_size=said["vocab_size"]),
         layout=layout,
         vocab_size=said["vocab_size"],
         params=tree["params"],

@@ -16,7 +16,7 @@ from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.configs import with_defaults
 from moejax.hf.reading import array_shapes, load
 from moejax.inference import imported
-from moejax.inference.inference_config import check_layout
+from moejax.inference.inference_config import check_layout, inference_config
 from moejax.inference.open_model import OpenModel, check_no_step
 from moejax.models.counts import cost
 from moejax.moe.quantise_params import Weights
@@ -39,7 +39,7 @@ def open_imported(
         warnings.warn(f"{path}: {damage}.", stacklevel=2)
     config = read_config_json(path / "config.json").model
     check_layout(config, layout, mesh)
-    shapes = array_shapes(config)
+    shapes = array_shapes(inference_config(config))  # as groups may be larger than what it traces
     params, bias_LE = imported.read_weights(path, shapes, mesh, layout, dtype, weights)
     config = config if dtype is None else replace(config, dtype=dtype)
     fields = imported.read_original(path)

@@ -76,7 +76,7 @@ def open_run(
         )
     price = cost(config.model, V, config.positions)
     return OpenModel(
-        config=model_config,
+        config=replace(model_config, vocab_size=V) if tokenizer else model_config,
         layout=layout,
         vocab_size=V,
         params=parts["params"],

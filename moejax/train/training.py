@@ -181,8 +181,7 @@ def open_beginning(
         find_beginning(config), mesh=mesh, layout=config.mesh, dtype=dtype, weights=weights
     )
     resolved = dataclasses.replace(config.model, vocab_size=learner.model.vocab_size)
-    theirs = dataclasses.replace(there.config, vocab_size=there.vocab_size)
-    differences = list_differences(collect_computation(theirs), collect_computation(resolved))
+    differences = list_differences(collect_computation(there.config), collect_computation(resolved))
     if differences:
         raise ConfigError(
             f"--run.init-from {place} is another model than the settings describe. It has"

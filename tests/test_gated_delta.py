@@ -23,6 +23,7 @@ from moejax.models.by_kind import cast_shapes
 from moejax.models.counts import cost, forward_flops
 from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.layer_runs import cut_layers, locate_layers, with_repeats
+from moejax.models.layers import settings_of_layers
 from moejax.moe.lying import lie
 from moejax.runtime import device_mesh, partition
 
@@ -212,6 +213,13 @@ def test_what_memories_are_computed_with_stays_float32(params):
 def test_sizes_that_cannot_be_are_named(delta, words):
     with pytest.raises(ConfigError, match=words):
         replace(TINY, delta=replace(TINY.delta, **delta))
+
+
+def test_a_window_is_nothing_to_a_model_of_such_layers_alone():
+    config = replace(ALONE, attention=replace(ALONE.attention, window=8))
+    assert settings_of_layers(config) == settings_of_layers(ALONE) == {}
+    full = replace(TINY, attention=AttentionConfig(kinds=("delta", "window"), window=8))
+    assert settings_of_layers(full)["window"][1::2] == [8, 8]
 
 
 def test_heads_that_a_mesh_cannot_share_out_are_named():

@@ -84,6 +84,9 @@ REFUSED = [
     ["upcycle", "codes", "new/model"],
     [*TRAIN, "--run.init-from", "codes"],
     [*TRAIN, "--run.directory", "codes"],
+    [*TRAIN, "--run.directory", "whole"],
+    [*TRAIN, "--run.directory", "adapters"],
+    [*TRAIN, "--run.directory", "imported"],
     ["upcycle", "/nowhere", "new/model"],
     ["upcycle", "model", "new/model"],
     ["upcycle", "whole", "new/model"],
@@ -129,6 +132,10 @@ def place(tmp_path_factory) -> Path:
     (here / "codes").mkdir()
     mark = {"weights": {"kind": "int4", "group": None}, "source": "run"}
     (here / "codes" / "quantised.json").write_text(json.dumps(mark))
+    (here / "adapters").mkdir()
+    (here / "adapters" / "adapter_config.json").write_text("{}")
+    (here / "imported" / "model").mkdir(parents=True)
+    (here / "imported" / "config.json").write_text(json.dumps(to_dict(SETTINGS)))
     (here / "run" / "checkpoints").mkdir(parents=True)
     (here / "run" / "config.json").write_text(json.dumps(to_dict(SETTINGS)))
     return here

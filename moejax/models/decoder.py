@@ -186,6 +186,6 @@ def make_context(
     context["cos"], context["sin"] = rotary(positions_BN, config)
     mask_B1NM, distance_B1NM = mask_positions(segments_BN, positions_BN, of_BM, at_BM)
     context["mask_B1NM"] = mask_B1NM if reach is None else mask_B1NM & (distance_B1NM < reach)
-    if config.attention.window is not None:
+    if "window" in config.attention_kinds:
         context["distance_B1NM"] = distance_B1NM
     return context, cache

@@ -147,7 +147,7 @@ def settings_of_layers(config: ModelConfig) -> dict[str, list[int]]:
     positions they see, and which of the model's rotary positions they have.
     """
     found = {}
-    if config.attention.window is not None:
+    if "window" in config.attention_kinds:
         found["window"] = [2**30 if window is None else window for window in config.windows]
     rotations, numbers = number_rotations(config)
     if len(rotations) > 1:

@@ -21,7 +21,7 @@ from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
 from moejax.runs.quantised_mark import refuse_quantised
-from moejax.runs.run_layout import CHOICES, CLASSES, FOLDERS, LOAD, MAY_CHANGE
+from moejax.runs.run_layout import CHOICES, CLASSES, FOLDERS, LOAD, MAY_CHANGE, OF_MODELS
 from moejax.runs.same_model import is_same_model
 from moejax.runtime.atomic_files import write_json, write_text
 
@@ -93,6 +93,8 @@ class RunDirectory:
         refuse_quantised(self.path, "a run in its directory")
         file = self.path / "config.json"
         begun = self.last_metrics("train") or any(self.checkpoints.glob("*"))
+        if not begun:
+            self._refuse_model()
         if not begun or not file.exists():
             return
         try:
@@ -103,6 +105,16 @@ class RunDirectory:
                 f" settings, too."
             ) from error
         self.compare(old, config)
+
+    def _refuse_model(self) -> None:
+        """A run that begins would write over the ``config.json`` of a model that is kept here."""
+        there = [path.name for pattern in OF_MODELS for path in self.path.glob(pattern)]
+        if there:
+            raise RunError(
+                f"--run.directory {self.path} holds a model ({min(there)}), whose config.json a run"
+                f" would write over: give another one. --run.init-from {self.path} begins from the"
+                f" model."
+            )
 
     def compare(self, old: Config, config: Config) -> None:
         """Raise ``RunError`` for settings other than the ``old`` ones of this run, but for those

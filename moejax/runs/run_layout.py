@@ -36,3 +36,6 @@ MAY_CHANGE = frozenset(
     }
 )
 """Settings that a run may change when it goes on; all others would make it another run."""
+
+OF_MODELS = ("*.safetensors", "adapter_config.json", "model/")
+"""What no run has: files of released models and of adapters, and the arrays of imported models."""

@@ -322,6 +322,7 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("optim.next_token_weight", 0.5, {}, "give --model.next-tokens 1, too"),
     ("run.sample_prompt", "x", {"run.sample_tokens": 0}, "give --run.sample-tokens 400"),
     ("run.lora.alpha", 3.0, {}, "give --run.lora.rank 16, say, too"),
+    ("run.lora.routers", True, LORA | {"model.moe.every": 0}, "take --model.moe.every 1"),
     ("optim.router_learning_rate", 0.1, LORA, "give --run.lora.routers True, too"),
     ("model.moe.balance.bias_rate", 0.1, LORA | SIGN, "--run.lora.routers False"),
     ("mesh.chunks", 2, {"mesh.expert_parallel": "all_to_all"}, "give --mesh.expert 2 or more"),

@@ -98,6 +98,7 @@ REFUSED = [
     (["merge", "KEPT", "NEW"], "merging needs the weights themselves"),
     (["merge", "ADAPTERS", "NEW", "--base", "KEPT"], "merging needs the weights themselves"),
     (["prune", "KEPT", "NEW"], "pruning needs the weights themselves"),
+    (["export", "CHECKPOINT", "NEW"], "NEW` makes such a model of it"),
     (["prune", "IMPORTED", "NEW", "--weights", "int8"], "pruning needs the weights themselves"),
     (["upcycle", "KEPT", "NEW"], "reading it as a checkpoint needs the weights themselves"),
     (["train", "--config", "configs/quickstart.py", "--run.init-from", "KEPT"],
@@ -118,7 +119,7 @@ def test_what_cannot_be_is_refused(
     words: list[str], message: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
     names = {"KEPT": places["kept"], "IMPORTED": places["imported"], "NEW": tmp_path / "new"}
-    names["ADAPTERS"] = tmp_path
+    names |= {"ADAPTERS": tmp_path, "CHECKPOINT": places["checkpoint"]}
     (tmp_path / "adapter_config.json").write_text("{}")
     for name, path in names.items():
         words = [word.replace(name, str(path)) for word in words]

@@ -13,6 +13,7 @@ from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
 from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
+from moejax.hf.files import is_checkpoint
 from moejax.hf.peft import list_shapes, refuse_adapters, write_adapter
 from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import new_directory
@@ -70,7 +71,9 @@ def export_model(settings: ExportSettings) -> None:
     check(
         is_run(source) or imported.is_imported(source),
         f"{source} is neither a run (config.json and checkpoints/) nor an imported model"
-        f" (config.json and model/).",
+        f" (config.json and model/)."
+        + f" `moejax import {source} NEW` makes such a model of it."
+        * is_checkpoint(source),
     )
     if settings.config is not None:
         load_config_file(settings.config)

@@ -387,6 +387,12 @@ NEEDS: tuple[Need, ...] = (
         "give --run.lora.rank 16, say, too",
     ),
     Need(
+        ("run.lora.routers",),
+        _is_routed,
+        "--model.moe.every 0, which makes every layer dense",
+        "take --model.moe.every 1",
+    ),
+    Need(
         ("optim.router_learning_rate", *_paths(BALANCE, "bias_rate bias_centred")),
         lambda c: c.run.lora.trains_routers,
         "--run.lora.routers False, with which they stay as they are",

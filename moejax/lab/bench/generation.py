@@ -221,10 +221,8 @@ def describe_times(
 
 def report(result: dict[str, Any]) -> str:
     """The figures, line by line."""
-    how = (result["weights"] or "").removeprefix("--weights ")
-    head = (
-        f"{result['platform']}, {result['dtype']}, weights {how} {_bytes(result['weight_bytes'])}"
-    )
+    how = (result["weights"] or "").replace("--weights", "weights") or "weights"
+    head = f"{result['platform']}, {result['dtype']}, {how} {_bytes(result['weight_bytes'])}"
     if result.get("compiled"):
         lines = [
             head,

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moejax.models.unit_triangular import solve_unit_lower
+
 CHUNK = 64
 """Positions of a chunk, as in the authors' code."""
 
@@ -105,9 +107,7 @@ def in_chunks(
     # What each position would write to an empty memory, and what it finds in the one before.
     k_XBJIPA = (beta_XBJIP * decay.from_start_XBJIP)[..., None] * k_XBJPA[:, :, :, None]
     both_XBJIPW = jnp.concatenate([beta_XBJIP[..., None] * v_XBJIPU, k_XBJIPA], -1)
-    solved_XBJIPW = jax.scipy.linalg.solve_triangular(
-        system_XBJIPM * below_PM, both_XBJIPW, lower=True, unit_diagonal=True
-    )
+    solved_XBJIPW = solve_unit_lower(system_XBJIPM * below_PM, both_XBJIPW)
     seen_XBJIPM = jnp.einsum("XBJPA,XBJMA->XBJPM", q_XBJPA, k_XBJPA)[:, :, :, None]
     each = _Chunk(
         q_XBJPA[:, :, :, None] * decay.from_start_XBJIP[..., None],

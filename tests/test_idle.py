@@ -101,7 +101,7 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.attention.kinds", ("window", "full"), {"model.attention.window": 4}),
     ("model.attention.kinds", ("full",), {"model.attention.window": 4}),
     ("model.attention.kinds", ("delta", "full"), {}),
-    ("model.delta.key_heads", 2, MEMORY | {"model.delta.value_heads": 8}),
+    ("model.delta.key_heads", 4, MEMORY | {"model.delta.value_heads": 8}),
     ("model.delta.value_heads", 8, MEMORY),
     ("model.delta.key_size", 8, MEMORY),
     ("model.delta.value_size", 8, MEMORY),

@@ -172,8 +172,8 @@ def test_nothing_is_compiled_twice(config, monkeypatch):
     for steps in (6, 8):  # the second goes on from a checkpoint
         train(with_run(config, steps=steps, eval_every=2, log_every=2), name="tiny", command="")
     for job in jobs:
-        assert job.step._cache_size() == 1
-        assert job.eval_step._cache_size() == 1
+        assert job.step.func._cache_size() == 1
+        assert job.eval_step.func._cache_size() == 1
 
 
 @pytest.mark.slow

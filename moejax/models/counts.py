@@ -43,7 +43,9 @@ def delta_rule_products(model: ModelConfig, sequence_length: int) -> int:
     """Multiply-adds of a position in the products of ``delta_rule.in_chunks``."""
     J, H, A, U, _ = model.delta_sizes
     M = min(CHUNK, sequence_length)
-    return 2 * J * M * A + H * (M * M + M * U + 3 * A * U)
+    padded = 1 << (M - 1).bit_length()
+    inverse = padded * (padded * padded - 1) // (3 * M)  # see ``unit_triangular``
+    return 2 * J * M * A + H * (M * M + inverse + M * (U + A) + M * U + 3 * A * U)
 
 
 def attention_products(model: ModelConfig) -> int:

@@ -31,7 +31,7 @@ gc.set_threshold(50_000, 20, 20)
 
 def pytest_addoption(parser):
     """How long tests/test_campaign.py goes on, and with which random numbers."""
-    parser.addoption("--campaign-runs", type=int, default=2, help="runs to kill; others follow")
+    parser.addoption("--campaign-runs", type=int, default=1, help="runs to kill; others follow")
     parser.addoption("--campaign-seed", type=int, default=0, help="of moments and damage")
 
 

@@ -431,16 +431,13 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize(("target", "devices"), [("v5e:1x1", 1), ("v5e:2x4", 8)])
-def test_the_step_of_the_notebook_fits_a_chip(target, devices):
-    command = [sys.executable, "-c", COMPILE, target, "--config", "configs/quickstart.py"]
-    command += flags("tpu", devices)
+def test_the_step_of_the_notebook_fits_eight_chips():
+    """Of one chip, tests/test_plan_compile.py says so."""
+    command = [sys.executable, "-c", COMPILE, "v5e:2x4", "--config", "configs/quickstart.py"]
+    command += flags("tpu", 8)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["mesh"] == {"data": max(1, devices // 4), "expert": min(4, devices), "model": 1}
+    assert found["mesh"] == {"data": 2, "expert": 4, "model": 1}
     assert found["peak"] < 0.01 * found["memory"]  # as its third section says
-    if devices == 1:
-        assert not any(found["collectives"].values())
-    else:
-        assert found["collectives"]["all-to-all"] and not found["collectives"]["all-gather"]
+    assert found["collectives"]["all-to-all"] and not found["collectives"]["all-gather"]

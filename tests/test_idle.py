@@ -340,9 +340,8 @@ WRITTEN_OTHERWISE = {
     ("model.moe.balance.scope", "sequence"),
     ("model.moe.balance.convention", "hf"),
     ("model.rope.factor", 0.5),
-    # A rotation by 0 is written, too.
+    # Heads are split and joined once more.
     ("model.attention.qk_norm_place", "after_rotation"),
-    ("model.attention.rotary_size", 2),
 }
 
 

@@ -18,7 +18,7 @@ from moejax.config import ConfigError, ModelConfig, MoEConfig
 from moejax.data.tokenizer import make_byte_tokenizer_files
 from moejax.hf.reading import make_batch
 from moejax.inference.prune import choose_kept, count_kept, prune
-from moejax.lab.saliency import measure, score_experts
+from moejax.lab.saliency import Measure, score_experts
 from moejax.models.decoder import DecoderLM
 from moejax.moe.experts import bank_shapes, network
 from moejax.moe.layer import MoELayer
@@ -91,7 +91,7 @@ def test_a_layer_by_hand():
     x_BND = rng.normal(size=(8, 3, 6)).astype(np.float32)
     real_BN = np.ones((8, 3), bool)
     real_BN[2, 1] = False
-    with nn.intercept_methods(measure):
+    with nn.intercept_methods(Measure()):
         apply = jax.jit(lambda p: layer.apply({"params": p}, x_BND, real_BN, training=False))
         _, _, sums_3E = apply(own)
     want_3E = np.zeros((3, 4))

@@ -15,7 +15,6 @@ from moejax.config.errors import UserError
 from moejax.hf import arrays
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
-from moejax.moe.placing import set_shardings
 from moejax.moe.quantise_params import (
     Weights,
     check_spread,
@@ -25,6 +24,7 @@ from moejax.moe.quantise_params import (
 from moejax.moe.quantised import Quantised
 from moejax.runs import stored_arrays
 from moejax.runtime import device_mesh, partition, room
+from moejax.runtime.partition import set_shardings
 
 ONE = MeshConfig(data=1)
 INT4 = Weights(kind="int4")

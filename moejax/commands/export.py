@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import tyro
+from jax.sharding import Mesh
 
 from moejax import hf
 from moejax.commands.mesh_needs import ONLY_WRITTEN
@@ -95,7 +96,7 @@ def _convert(settings: ExportSettings, run: Config, place: Path) -> str:
     """Returns the family that it was written as."""
     mesh = device_mesh.make_mesh(settings.mesh)
     if settings.adapters:
-        return _write_adapters(settings, run, place)
+        return _write_adapters(settings, run, place, mesh)
     opened = open_model(settings.source, mesh=mesh, layout=settings.mesh)
     return write_checkpoint(
         place,
@@ -138,9 +139,9 @@ def write_checkpoint(
     return family
 
 
-def _write_adapters(settings: ExportSettings, run: Config, place: Path) -> str:
+def _write_adapters(settings: ExportSettings, run: Config, place: Path, mesh: Mesh) -> str:
     """Returns the family that they were written for."""
-    source, mesh = settings.source, device_mesh.make_mesh(settings.mesh)
+    source = settings.source
     opened = open_run(source, mesh, settings.mesh, None, None, None)
     assert opened.base is not None  # as the run has adapters
     family = settings.family or make_original(source, opened)["model_type"]

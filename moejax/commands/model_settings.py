@@ -27,8 +27,6 @@ from moejax.runtime.allocator import keep_freed_memory, return_freed_memory
 LONGEST = 2048
 """Positions of a piece of text, where nobody says."""
 
-
-WeightsFlag = Kind
 GroupFlag = int | Literal["channel"]
 
 
@@ -44,7 +42,7 @@ class ModelSettings:
     """The checkpoint; by default the last."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of activations and matrix products; by default that of training."""
-    weights: WeightsFlag | None = None
+    weights: Kind | None = None
     """Quantise a language model as it is read: its matrices, with those of experts, take 8 or 4
     bits a number, the embedding 8; routers, norms and biases stay. Products are in --dtype."""
     group: GroupFlag | None = None

@@ -8,7 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from moejax.commands.model_settings import GroupFlag, WeightsFlag
+from moejax.commands.model_settings import GroupFlag
 from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
@@ -22,7 +22,7 @@ from moejax.inference.opening import open_model
 from moejax.inference.quantised_model import write_quantised
 from moejax.inference.trained_run import is_run
 from moejax.moe.quantise_params import Weights, count_bits
-from moejax.moe.quantised import is_quantised
+from moejax.moe.quantised import Kind, is_quantised
 from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import device_mesh
 from moejax.runtime.number_words import short
@@ -36,7 +36,7 @@ class QuantiseSettings:
     """The directory of a run, of an imported model, or of a checkpoint of Hugging Face."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New directory."""
-    weights: WeightsFlag = "int4"
+    weights: Kind = "int4"
     """What the matrices become, with those of experts; the embedding takes 8 bits, and routers,
     norms and biases stay."""
     group: GroupFlag | None = None

@@ -6,6 +6,7 @@ anything is compiled or written.
 """
 
 from moejax.config.attention import AttentionConfig, RopeConfig
+from moejax.config.balance import BalanceConfig
 from moejax.config.change import changed
 from moejax.config.checks import check, check_not_negative, check_positive, check_types, flag
 from moejax.config.config import Config
@@ -26,17 +27,17 @@ from moejax.config.images import ImageConfig, ImageDataConfig
 from moejax.config.lora import LoraConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.config.moe import BalanceConfig, MoEConfig
+from moejax.config.moe import MoEConfig
 from moejax.config.optim import OptimConfig
 from moejax.config.run import RunConfig
 
 __all__ = [
     "AttentionConfig",
-    "DeltaConfig",
     "BalanceConfig",
     "Config",
     "ConfigError",
     "DataConfig",
+    "DeltaConfig",
     "DistributedConfig",
     "ImageConfig",
     "ImageDataConfig",

@@ -150,11 +150,9 @@ class AttentionConfig:
 
 def check_length(settings: AttentionConfig, length: int, named: str) -> None:
     """Raise ``ConfigError`` if a text of so many tokens, ``named`` so, is too long to be read."""
-    longest = settings.longest
+    longest = settings.longest or length
     check(
-        longest is None or length <= longest,
+        length <= longest,
         f"{named}: the model reads at most {longest:,} tokens (--model.attention.longest). Beyond"
-        f" them it was released with arithmetic that is not here: give no longer texts."
-        if longest
-        else "",
+        f" them it was released with arithmetic that is not here: give no longer texts.",
     )

@@ -19,8 +19,9 @@ class LoraConfig:
     alpha: float | None = None
     """What adapters add is multiplied by this over the rank; by default the rank."""
     on: str = ",".join(PLACES)
-    """Which matrices have adapters, with commas between: `attention`, `experts` (each routed expert
-    its own), `dense` (dense and shared feed-forward networks)."""
+    """Which matrices have adapters, with commas between: `attention` (not layers with a memory in
+    its place), `experts` (each routed expert its own), `dense` (dense and shared feed-forward
+    networks)."""
     base: Literal["full", "int8", "int4", "fp8"] = "full"
     """How the frozen matrices are kept: in the type of the activations, or in 8 or 4 bits (QLoRA,
     Dettmers et al. 2023), decoded where they are used."""

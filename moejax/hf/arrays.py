@@ -16,7 +16,7 @@ from moejax.config.model import ModelConfig
 from moejax.hf.codecs import Source
 from moejax.hf.files import Tensor, read_tensor
 from moejax.hf.tensors import ArrayPath, Entry, Rule
-from moejax.moe.placing import Like, place, place_block, read_as, set_shardings
+from moejax.moe.placing import Like, place, place_block, read_as
 from moejax.moe.quantised import Quantised
 from moejax.runtime import partition
 from moejax.runtime.place_arrays import Get, is_whole, take_layer
@@ -41,7 +41,7 @@ def lay_out(
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
     else:
         shardings = partition.tree_shardings(mesh, tree, layout.fsdp)
-    laid = flatten_dict(set_shardings(tree, shardings))
+    laid = flatten_dict(partition.set_shardings(tree, shardings))
     return {path: laid[path] for path in like}
 
 

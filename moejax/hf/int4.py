@@ -18,11 +18,11 @@ import numpy as np
 
 from moejax.config.errors import CheckpointError
 from moejax.hf.fit_scales import find_close, fit_scales
+from moejax.hf.nibbles import join_pairs, pair_values
 from moejax.hf.parts import Part
 
 VALUES = np.arange(16, dtype=np.float32) - 8
-PAIRS = np.stack([np.tile(VALUES, 16), np.repeat(VALUES, 16)], axis=1)
-"""What the two codes in a byte mean."""
+PAIRS = pair_values(VALUES)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PackedInt4:
         codes = (values_GM + 8).astype(np.uint8).reshape(rows, -1)[:, :width]
         filled = np.full((rows, 8 * math.ceil(width / 8)), 0, np.uint8)
         filled[:, :width] = codes
-        packed = (filled[:, 0::2] | filled[:, 1::2] << 4).view("<i4").astype(np.int32)
+        packed = join_pairs(filled).view("<i4").astype(np.int32)
         return [packed, scale_G.reshape(rows, groups), np.array([rows, width], np.int64)]
 
     def write_config(self, plain: list[str]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ import ml_dtypes
 import numpy as np
 
 from moejax.hf.fp8 import POWERS
+from moejax.hf.nibbles import join_pairs, pair_values
 from moejax.hf.parts import Part
 
 GROUP = 32
 LARGEST = 6.0
 """The largest number of 4 bits (E2M1)."""
 VALUES = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
-PAIRS = np.stack([np.tile(VALUES, 16), np.repeat(VALUES, 16)], axis=1)
-"""What the two codes in a byte mean."""
+PAIRS = pair_values(VALUES)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Mxfp4:
         exponent = np.where(fraction > 0, exponent - (fraction == 0.5), -127).clip(-127, 127)
         quotients = np.ldexp(weights, -exponent[..., None]).clip(-LARGEST, LARGEST)
         codes = quotients.astype(ml_dtypes.float4_e2m1fn).view(np.uint8) & 15
-        blocks = codes[..., 0::2] | codes[..., 1::2] << 4
-        return [blocks, (exponent + 127).astype(np.uint8)]
+        return [join_pairs(codes), (exponent + 127).astype(np.uint8)]
 
     def write_config(self, plain: list[str]) -> dict[str, Any]:
         """The ``quantization_config``; ``plain`` are the modules that have no codes."""

@@ -72,6 +72,4 @@ def decode_state(
     state = state_shapes(config, vocab_size)
     state["params"] = quantise_shapes(cast_shapes(state["params"], config.model), weights)
     shardings = partition.tree_shardings(mesh, state, config.mesh.fsdp)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-    )
+    return partition.set_shardings(state, shardings)

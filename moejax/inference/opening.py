@@ -80,11 +80,19 @@ def put_into_base(
     there = open_model(
         base.path, mesh=mesh, layout=adapters.layout, dtype=wide, weights=base.weights
     )
-    params = read_frozen(there.params, adapters.config)
-    params = merge(attach(params, adapters.params, base.scale), dtype)
-    if weights is not None:
-        params = quantise_params(params, weights)
+    frozen = read_frozen(there.params, adapters.config)
+    params = add_adapters(frozen, adapters.params, base.scale, dtype, weights)
     return replace(adapters, params=params, base=None)
+
+
+def add_adapters(
+    params: dict, adapters: dict, scale: float, dtype: FloatType, weights: Weights | None
+) -> dict:
+    """The parameters of a plain model, from those of a base and its adapters; quantised if
+    ``weights`` say so.
+    """
+    merged = merge(attach(params, adapters, scale), dtype)
+    return merged if weights is None else quantise_params(merged, weights)
 
 
 def find_adapters_base(path: Path) -> Path:
@@ -119,9 +127,7 @@ def open_adapter(
     shapes = list_shapes(there.params, there.bias_LE)
     adapters, scale = read_adapter(path, family, config, shapes)
     placed = jax.device_put(adapters, partition.tree_shardings(mesh, adapters, layout.fsdp))
-    params = merge(attach(there.params, placed, scale), config.dtype)
-    if weights is not None:
-        params = quantise_params(params, weights)
+    params = add_adapters(there.params, placed, scale, config.dtype, weights)
     words = f"{there.description}, with the adapters of {path}"
     return replace(there, params=params, description=words)
 

@@ -13,9 +13,8 @@ import numpy as np
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.models.layer_runs import get_stack, set_stack, stack_layers
-from moejax.moe.experts import bank_shapes
+from moejax.moe.experts import take_bank
 
-BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
 COLUMNS = ("w_router_DE", "b_router_E", "w_noise_DE")
 """What has a number for all that a router chooses among, in its last dimension."""
 
@@ -84,8 +83,8 @@ def prune(
             block, own = get_stack(params, stack), list(stack.routed)
             moe = dict(block["moe"])
             repeat_R1 = np.arange(len(own))[:, None]
-            for name in [name for name in BANK if name in moe]:
-                moe[name] = moe[name][repeat_R1, expert_LY[own]]
+            for name, bank in take_bank(moe).items():
+                moe[name] = bank[repeat_R1, expert_LY[own]]
             for name in [name for name in COLUMNS if name in moe]:
                 moe[name] = _take_last(moe[name], column_LC[own])
             params = set_stack(params, stack, block | {"moe": moe})

@@ -26,7 +26,6 @@ from moejax.inference.inference_config import check_layout
 from moejax.inference.kept_files import EDGES, find_text, find_tokenizer
 from moejax.inference.open_model import OpenModel, check_no_step
 from moejax.models.by_kind import cast_shapes, state_shapes
-from moejax.moe.placing import set_shardings
 from moejax.moe.quantise_params import Weights, check_spread, count_bits, quantise_shapes
 from moejax.moe.quantised import Quantised, is_quantised
 from moejax.runs.checkpoint import first_line
@@ -116,7 +115,7 @@ def open_quantised(
     check_layout(model, layout, mesh)
     like = state_shapes(replace(config, mesh=MeshConfig()), said["vocab_size"])
     like["params"] = quantise_shapes(cast_shapes(like["params"], model), written)
-    like = set_shardings(like, partition.tree_shardings(mesh, like, layout.fsdp))
+    like = partition.set_shardings(like, partition.tree_shardings(mesh, like, layout.fsdp))
     check_spread(like, layout)
     check_room(
         count_bytes(jax.tree.leaves(like)), str(path), "On a mesh every device holds a part."

@@ -12,12 +12,10 @@ from jax.sharding import Mesh
 from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.models.layer_runs import get_stack, set_stack, stack_layers
-from moejax.moe.experts import bank_shapes
+from moejax.moe.experts import take_bank
 from moejax.moe.parallel.placement import Placement
 from moejax.moe.parallel.replicas import list_places
 from moejax.runtime import partition
-
-BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
 
 
 def replicate(
@@ -55,7 +53,7 @@ def check_devices(plan: Placement, mesh: Mesh) -> None:
 def _place_bank(block: dict, expert_RP: np.ndarray, mesh: Mesh | None, fsdp: bool) -> dict:
     """A block of R repeats with its experts in their places."""
     repeat_R1 = np.arange(expert_RP.shape[0])[:, None]
-    bank = {name: block["moe"][name] for name in BANK if name in block["moe"]}
+    bank = take_bank(block["moe"])
     shardings: dict[str, Any] = dict.fromkeys(bank)
     if mesh is not None:
         shardings = partition.tree_shardings(mesh, bank, fsdp)

@@ -21,7 +21,6 @@ from moejax.inference.open_model import Base, OpenModel
 from moejax.models.adapters import adapter_shapes, find_weights
 from moejax.models.by_kind import cast_shapes, state_shapes
 from moejax.models.counts import cost
-from moejax.moe.placing import set_shardings
 from moejax.moe.quantise_params import Weights, check_spread, quantise_shapes
 from moejax.runs.checkpoint import read_parts
 from moejax.runs.history import KEY, explain_settings
@@ -60,7 +59,7 @@ def open_run(
         like["params"] = quantise_shapes(like["params"], weights)
     else:
         like["params"] = adapter_shapes(like["params"], lora)
-    like = set_shardings(like, partition.tree_shardings(mesh, like, layout.fsdp))
+    like = partition.set_shardings(like, partition.tree_shardings(mesh, like, layout.fsdp))
     check_spread(like, layout)
     check_room(count_bytes(jax.tree.leaves(like)), f"{path}", ROOM)
     step, parts, extra = read_parts(path / "checkpoints", like, step)

@@ -20,9 +20,9 @@ from moejax.inference.inference_config import inference_layout
 from moejax.inference.open_model import OpenModel
 from moejax.models.decoder import DecoderLM
 from moejax.moe.choose_travel import choose_travel
-from moejax.moe.experts import bank_shapes
-from moejax.moe.layer import ROUTES, MoELayer, fit_route, multiply_exactly
-from moejax.routing.contract import RouterInput, TokenChoice, spread
+from moejax.moe.experts import take_bank
+from moejax.moe.layer import ROUTES, MoELayer, fit_route
+from moejax.routing.contract import Choice, RouterInput, TokenChoice, spread
 from moejax.runtime import batch_rows, partition
 
 By = Literal["reap", "load", "norm", "random"]
@@ -53,7 +53,7 @@ def sum_experts(
     decoder = DecoderLM(config, model.vocab_size, inference_layout(model.layout))
 
     def run(params: dict, bias_LE: jax.Array | None, batch: dict[str, jax.Array]) -> jax.Array:
-        with nn.intercept_methods(measure):
+        with nn.intercept_methods(Measure()):
             found: Any = decoder.apply({"params": params}, batch, False, bias_LE)
         return found[1].chosen_LBNE
 
@@ -67,35 +67,36 @@ def sum_experts(
     return sums_L3E
 
 
-def measure(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+class Measure:
     """Around each routed layer: in the place of the experts that tokens chose, the sums."""
-    found = next_function(*args, **kwargs)
-    layer = context.module
-    if not isinstance(layer, MoELayer) or context.method_name != "__call__":
-        return found
-    y_BND, stats, _ = found
-    return y_BND, stats, _sum_of_layer(layer, args[0], args[1], kwargs.get("bias_E"))
+
+    def __init__(self) -> None:
+        self._sums: list[jax.Array] = []
+
+    def __call__(self, next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        """What ``flax.linen.intercept_methods`` wants."""
+        found = next_function(*args, **kwargs)
+        if not isinstance(context.module, MoELayer):
+            return found
+        if context.method_name == "_experts":  # which the layer itself calls with what it chose
+            self._sums.append(_sum_of_layer(context.module, *args[:3]))
+        if context.method_name != "__call__":
+            return found
+        y_BND, stats, _ = found
+        return y_BND, stats, self._sums.pop()
 
 
 def _sum_of_layer(
-    layer: MoELayer, x_BND: jax.Array, real_BN: jax.Array, bias_E: jax.Array | None
+    layer: MoELayer, choice: Choice, x_GSD: jax.Array, inputs: RouterInput
 ) -> jax.Array:
-    """``sums_3E`` of one layer: its router chooses again, and each choice is run by itself."""
-    moe, router, params = layer.config, layer.config.built_router, layer.variables["params"]
-    S, E, D = moe.group_size, moe.num_experts, x_BND.shape[-1]
-    real_GS = real_BN.reshape(-1, S)
-    x_GSD = jnp.where(real_BN[..., None], x_BND, 0).reshape(-1, S, D)
-    logits_GSE = multiply_exactly(x_GSD.astype(jnp.float32), params["w_router_DE"])
-    if router.linear_bias:
-        logits_GSE += params["b_router_E"]
-    inputs = RouterInput(
-        logits_GSE=logits_GSE, real_GS=real_GS, top_k=moe.top_k, capacity=S, bias_E=bias_E
-    )
-    choice = router.choose(inputs)
+    """``sums_3E`` of one layer: each choice of a token is run by itself."""
+    moe, real_GS, E = layer.config, inputs.real_GS, layer.config.num_experts
     assert isinstance(choice, TokenChoice)
-    names = bank_shapes(layer.activation, E, D, moe.hidden_size, moe.expert_bias)
-    bank = {name: params[name].astype(x_GSD.dtype) for name in names}
-    travel = choose_travel(moe, layer.layout, bank, x_GSD, activation=layer.activation, capacity=S)
+    bank = take_bank(layer.variables["params"])
+    bank = {name: p.astype(x_GSD.dtype) for name, p in bank.items()}
+    travel = choose_travel(
+        moe, layer.layout, bank, x_GSD, activation=layer.activation, capacity=moe.group_size
+    )
     bank = fit_route(bank, travel, x_GSD.dtype)
     sums_3E = jnp.zeros((3, E))
     for k in range(moe.top_k):

@@ -65,11 +65,11 @@ class ImageClassifier(nn.Module):
         context: Context = {"real_BN": real_BN, "token_BN": None}
         if config.kind == "mlp":
             return context
-        still = jnp.ones((1, 1, 1, 2, config.rotary_size // 2), jnp.float32)
+        no_angles = jnp.zeros((1, 1, 1, 2, 0), jnp.float32)
         return context | {
             "mask_B1NM": jnp.ones((1, 1, N, N), bool),
-            "cos": still,
-            "sin": jnp.zeros_like(still),
+            "cos": no_angles,
+            "sin": no_angles,
         }
 
 

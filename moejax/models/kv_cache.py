@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.model import ModelConfig
-from moejax.moe.lying import to_bits, widen
+from moejax.moe.float_bits import to_bits, widen_bits
 from moejax.runtime import device_mesh
 
 CacheType = Literal["float32", "bfloat16", "float16", "int8"]
@@ -147,7 +147,7 @@ def _shorten(name: str, x: jax.Array, dtype: jnp.dtype) -> Cache:
 def _lengthen(name: str, cache: Cache) -> jax.Array:
     """The numbers that were kept."""
     if cache[name].dtype != jnp.int8:
-        return widen(cache[name])
+        return widen_bits(cache[name])
     return cache[name].astype(jnp.float32) * cache[_name_scale(name)]
 
 

@@ -29,7 +29,7 @@ from moejax.models.norm import make_norm
 from moejax.models.rotary import number_rotations
 from moejax.moe import lying
 from moejax.moe.balance import Routed
-from moejax.moe.experts import bank_shapes
+from moejax.moe.experts import take_bank
 from moejax.moe.layer import FeedForward, MoELayer
 from moejax.moe.lying import Lying, lie_at
 from moejax.moe.quantised import is_quantised
@@ -230,11 +230,11 @@ def stack_banks(
     """
     if not reads_stacks(config.dtype, layout.fsdp):
         return {}
-    names = bank_shapes(config.activation, 1, 1, 1, config.moe.expert_bias)
-    banks = {
-        block: {name: p["moe"][name] for name in names} for block, p in params.items() if "moe" in p
+    return {
+        block: cast_stacks(take_bank(p["moe"]), config.dtype)
+        for block, p in params.items()
+        if "moe" in p
     }
-    return {block: cast_stacks(bank, config.dtype) for block, bank in banks.items()}
 
 
 def run_in_place(

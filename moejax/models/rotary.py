@@ -18,10 +18,12 @@ Rotation = tuple[float, RopeConfig] | None
 
 def rotary(positions_BN: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """Cosines and signed sines ``[B, N, 1, 2, A/2]`` (float32) of each position's angles; where
-    layers differ in them, with a leading dimension: see ``number_rotations``.
+    layers differ in them, with a leading dimension: see ``number_rotations``. Where no layer has
+    rotary positions there are no angles, A is 0.
     """
     rotations, _ = number_rotations(config)
-    tables = [_table(positions_BN, rotation, config.rotary_size) for rotation in rotations]
+    size = 0 if rotations == [None] else config.rotary_size
+    tables = [_table(positions_BN, rotation, size) for rotation in rotations]
     if len(tables) == 1:
         return tables[0]
     cos, sin = (jnp.stack(parts) for parts in zip(*tables, strict=True))
@@ -49,8 +51,11 @@ def _table(positions_BN: jax.Array, rotation: Rotation, size: int) -> tuple[jax.
 
 def rotate(x_BNHA: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turn each pair (x_i, x_{i + A/2}) of a head by its position's angle; where there are angles
-    for a part of the head alone, which is its beginning, A is the width of that part.
+    for a part of the head alone, which is its beginning, A is the width of that part. Without
+    angles they stay as they are.
     """
+    if not cos.shape[-1]:
+        return x_BNHA
     part_BNHA = x_BNHA[..., : 2 * cos.shape[-1]]
     pairs = part_BNHA.astype(jnp.float32).reshape(*part_BNHA.shape[:-1], 2, -1)
     turned = pairs * cos + jnp.flip(pairs, -2) * sin

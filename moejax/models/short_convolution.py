@@ -14,8 +14,9 @@ def convolve(
     """``y_BNX`` (float32): each channel's W last inputs in its document, times ``w_WX``; the last
     row is the position's own.
 
-    ``fresh_BN`` is where documents begin (``delta_rule.find_fresh``). ``last_BWX`` are the W - 1
-    inputs before the first (zeros where there were none); by default none.
+    ``fresh_BN`` is where documents begin (``delta_rule.find_fresh``); padding stands before or
+    after a document, not inside it. ``last_BWX`` are the W - 1 inputs before the first (zeros
+    where there were none); by default none.
     """
     W, N, X = w_WX.shape[0], x_BNX.shape[1], x_BNX.shape[2]
     if last_BWX is None:

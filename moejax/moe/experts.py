@@ -47,6 +47,15 @@ def bank_shapes(
     return found
 
 
+BANK = tuple(bank_shapes("swiglu", 1, 1, 1, bias=True))
+"""The names of all arrays that a bank may have."""
+
+
+def take_bank(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of the bank among the parameters of a routed layer."""
+    return {name: params[name] for name in BANK if name in params}
+
+
 def network(
     params: Mapping[str, Any],
     x_TD: jax.Array,

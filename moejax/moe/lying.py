@@ -22,8 +22,15 @@ import numpy as np
 from jax import lax
 
 from moejax.moe.adapted import Adapted
+from moejax.moe.float_bits import widen_bits
 from moejax.moe.kernels.product import product
-from moejax.moe.quantised import Quantised, count_per_byte, dequantise, is_quantised
+from moejax.moe.quantised import (
+    Quantised,
+    count_per_byte,
+    dequantise,
+    has_quantised,
+    is_quantised,
+)
 from moejax.runtime import device_mesh
 
 FEW_ROWS = 8
@@ -92,8 +99,7 @@ def lie(params: Any) -> Any:
 
 def lie_quantised(params: Any) -> Any:
     """Parameters as a model applies them: where they lie, if some are quantised."""
-    quantised = any(map(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised)))
-    return lie(params) if quantised else params
+    return lie(params) if has_quantised(params) else params
 
 
 def lie_at(stacks: dict[str, Any], layer: Any) -> dict[str, Any]:
@@ -110,16 +116,7 @@ def open_bank(params: dict[str, Any]) -> tuple[dict[str, Any], Any]:
 
 def widen(x: jax.Array | Quantised) -> jax.Array:
     """Bits of bfloat16, or what is quantised, as float32; else the array."""
-    if isinstance(x, Quantised):
-        return dequantise(x)
-    if x.dtype != jnp.uint16:
-        return x
-    return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
-
-
-def to_bits(x: jax.Array) -> jax.Array:
-    """The bits of an array, in bfloat16."""
-    return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return dequantise(x) if isinstance(x, Quantised) else widen_bits(x)
 
 
 def take(w: Any, rows: jax.Array) -> jax.Array:

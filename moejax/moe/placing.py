@@ -25,15 +25,6 @@ def read_as(like: Like) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=SingleDeviceSharding(device))
 
 
-def set_shardings(tree: Any, shardings: Any) -> Any:
-    """Shapes with shardings, from two trees alike."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )
-
-
 def place(like: Like, get: Get) -> Any:
     """As ``place_arrays.place``."""
     if not isinstance(like, Quantised):

@@ -16,7 +16,14 @@ from jax.sharding import PartitionSpec as P
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
-from moejax.moe.quantised import Kind, Quantised, find_obstacle, is_quantised, quantise
+from moejax.moe.quantised import (
+    Kind,
+    Quantised,
+    find_obstacle,
+    has_quantised,
+    is_quantised,
+    quantise,
+)
 from moejax.runtime import partition
 
 EMBEDDING = "embedding_VD"
@@ -117,11 +124,6 @@ def check_spread(params: Any, layout: MeshConfig) -> None:
             f"--mesh.model {parts} cannot spread {groups} groups of {w.group} numbers: give --group"
             f" channel, which has one scale for all that is summed.",
         )
-
-
-def has_quantised(params: Any) -> bool:
-    """Whether something in a tree of parameters is quantised."""
-    return any(map(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised)))
 
 
 def check_not_quantised(params: Any, what: str) -> None:

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.moe.float_bits import widen_bits
+
 Kind = Literal["int8", "int4", "fp8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
@@ -157,6 +159,11 @@ def is_quantised(w: Any) -> bool:
     return isinstance(w, Quantised)
 
 
+def has_quantised(params: Any) -> bool:
+    """Whether something in a tree of parameters is quantised."""
+    return any(map(is_quantised, jax.tree.leaves(params, is_leaf=is_quantised)))
+
+
 def count_per_byte(kind: Kind) -> int:
     """Codes in a byte."""
     return 2 if kind == "int4" else 1
@@ -233,6 +240,4 @@ def _halve(byte: jax.Array, half: Any) -> jax.Array:
 
 def _widen(scales: jax.Array) -> jax.Array:
     """Scales as float32."""
-    if scales.dtype == jnp.uint16:
-        return lax.bitcast_convert_type(scales.astype(jnp.uint32) << 16, jnp.float32)
-    return scales.astype(jnp.float32)
+    return widen_bits(scales).astype(jnp.float32)

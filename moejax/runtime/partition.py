@@ -165,6 +165,15 @@ _gather.defvjp(
 )
 
 
+def set_shardings(tree: Any, shardings: Any) -> Any:
+    """Shapes with shardings, from two trees alike."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def tree_shardings(mesh: Mesh, tree: Any, fsdp: bool = False) -> Any:
     """The shardings of parameters, of a cache, or of any state that repeats their names (optimizer
     moments). Raises ``ValueError`` for a leaf none of whose names is known.

@@ -42,11 +42,7 @@ class Learner:
     @property
     def like(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self.init),
-            self.shardings,
-        )
+        return partition.set_shardings(jax.eval_shape(self.init), self.shardings)
 
 
 @dataclass(frozen=True, kw_only=True)

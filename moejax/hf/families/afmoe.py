@@ -4,12 +4,14 @@ Letters: X: all heads side by side.
 """
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     DENSE,
     EXPERTS,
     GIVEN,
     GROUPED,
     GROUPED_QUERIES,
     NO_LOSS,
+    QUERY_NORMS,
     SHARED,
     SIZES,
     SWIGLU,
@@ -64,7 +66,9 @@ FAMILIES: dict[str, Family] = {
             Rule("post_attention_layernorm.weight", "attention_output_norm/scale_D"),
             Rule("pre_mlp_layernorm.weight", "feed_forward_norm/scale_D"),
             Rule("post_mlp_layernorm.weight", "feed_forward_output_norm/scale_D"),
-            *GROUPED_QUERIES[:10],
+            *GROUPED_QUERIES,
+            *ALL_BIASES,
+            *QUERY_NORMS,
             Rule("self_attn.gate_proj.weight", "attention/w_output_gate_DX", transpose=True),
             *DENSE,
             Rule("mlp.router.gate.weight", "moe/w_router_DE", transpose=True),

@@ -65,30 +65,32 @@ V3 = Family(
     tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
 )
 
+V32 = Family(
+    architecture="DeepseekV32ForCausalLM",
+    fields=INDEXED,
+    defaults=DEEPSEEK_GIVEN
+    | {"norm_topk_prob": True, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4}
+    | {"n_shared_experts": 1, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5}
+    | {"max_position_embeddings": 163_840, "index_topk": 2048},
+    fixed=DEEPSEEK_FIXED | SIGMOID,
+    ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
+    translations=INDEXED_LAYERS,
+    tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
+    full_attention="indexed_attention",
+    left_out=(INDEXER,),
+    synonyms=(EXPERT_NAMES,),
+)
+
 OUTPUT_NORM = "post_mlp_layernorm.weight"
 NOT_THEIRS = ("first_k_dense_replace", "num_nextn_predict_layers")
 
 FAMILIES: dict[str, Family] = {
     "deepseek_v3": V3,
     "kimi_k2": replace(V3, left_out=(IMAGES,)),  # another name
-    "deepseek_v32": Family(
-        architecture="DeepseekV32ForCausalLM",
-        fields=INDEXED,
-        defaults=DEEPSEEK_GIVEN
-        | {"norm_topk_prob": True, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4}
-        | {"n_shared_experts": 1, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5}
-        | {"max_position_embeddings": 163_840, "index_topk": 2048},
-        fixed=DEEPSEEK_FIXED | SIGMOID,
-        ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
-        translations=INDEXED_LAYERS,
-        tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
-        full_attention="indexed_attention",
-        left_out=(INDEXER,),
-        synonyms=(EXPERT_NAMES,),
-    ),
-    "glm_moe_dsa": Family(
+    "deepseek_v32": V32,
+    "glm_moe_dsa": replace(
+        V32,
         architecture="GlmMoeDsaForCausalLM",
-        fields=INDEXED,
         defaults=GIVEN
         | ONE_GROUP
         | {"kv_lora_rank": 512, "q_lora_rank": 2048, "qk_rope_head_dim": 64}
@@ -96,13 +98,6 @@ FAMILIES: dict[str, Family] = {
         | {"norm_topk_prob": True, "num_experts_per_tok": 8, "n_shared_experts": 1}
         | {"first_k_dense_replace": 3, "routed_scaling_factor": 2.5}
         | {"max_position_embeddings": 202_752, "index_topk": 2048},
-        fixed=DEEPSEEK_FIXED | SIGMOID,
-        ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v3"},
-        translations=INDEXED_LAYERS,
-        tensors=(*DEEPSEEK_TENSORS, *SELECTION_BIAS),
-        full_attention="indexed_attention",
-        left_out=(INDEXER,),
-        synonyms=(EXPERT_NAMES,),
     ),
     "deepseek_v2": Family(
         architecture="DeepseekV2ForCausalLM",

@@ -1,6 +1,7 @@
 """Dense models, to begin from."""
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     DENSE,
     GIVEN,
     GROUPED,
@@ -8,6 +9,7 @@ from moejax.hf.families.family import (
     NO_EXPERTS,
     NO_WINDOW,
     NORMS,
+    QUERY_NORMS,
     SIZES,
     SWIGLU,
     Family,
@@ -22,7 +24,7 @@ FAMILIES: dict[str, Family] = {
         fixed=SWIGLU | {"mlp_bias": False},
         ours=NO_EXPERTS,
         translations=(*GROUPED, attention.attention_bias),
-        tensors=(*NORMS, *GROUPED_QUERIES[:8], *DENSE),
+        tensors=(*NORMS, *GROUPED_QUERIES, *ALL_BIASES, *DENSE),
     ),
     "mistral": Family(
         architecture="MistralForCausalLM",
@@ -32,7 +34,7 @@ FAMILIES: dict[str, Family] = {
         fixed=SWIGLU,
         ours=NO_EXPERTS,
         translations=(*GROUPED, attention.window),
-        tensors=(*NORMS, *GROUPED_QUERIES[:4], *DENSE),
+        tensors=(*NORMS, *GROUPED_QUERIES, *DENSE),
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
@@ -43,6 +45,6 @@ FAMILIES: dict[str, Family] = {
         fixed=SWIGLU | NO_WINDOW,
         ours=NO_EXPERTS | {"qk_norm": True},
         translations=(*GROUPED, attention.attention_bias),
-        tensors=(*NORMS, *GROUPED_QUERIES[:10], *DENSE),
+        tensors=(*NORMS, *GROUPED_QUERIES, *ALL_BIASES, *QUERY_NORMS, *DENSE),
     ),
 }

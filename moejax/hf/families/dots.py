@@ -2,6 +2,7 @@
 
 from moejax.config.model import ModelConfig
 from moejax.hf.families.family import (
+    ALL_BIASES,
     DENSE,
     DENSE_FIRST,
     EXPERTS,
@@ -12,6 +13,7 @@ from moejax.hf.families.family import (
     NO_LOSS,
     NORMS,
     ONE_GROUP,
+    QUERY_NORMS,
     ROUTER,
     SELECTION_BIAS,
     SHARED,
@@ -27,10 +29,8 @@ from moejax.hf.fields.translation import Fields, Translation
 def _read_windows(hf: Fields) -> Fields:
     """Layers from ``max_window_layers`` on have windows, unless ``layer_types`` says otherwise."""
     first = hf["num_hidden_layers"] if hf["sliding_window"] is None else hf["max_window_layers"]
-    kinds = [
-        "sliding_attention" if layer >= first else "full_attention"
-        for layer in range(hf["num_hidden_layers"])
-    ]
+    numbers = range(hf["num_hidden_layers"])
+    kinds = [layers.KINDS["window" if layer >= first else "full"] for layer in numbers]
     return layers.layer_types.read(hf | {"layer_types": hf.get("layer_types") or kinds})
 
 
@@ -56,7 +56,9 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:10],
+            *GROUPED_QUERIES,
+            *ALL_BIASES,
+            *QUERY_NORMS,
             *DENSE,
             *ROUTER,
             *EXPERTS,

@@ -11,6 +11,7 @@ from moejax.hf.families.family import (
     NO_LOSS,
     NORMS,
     ONE_GROUP,
+    QUERY_NORMS,
     ROUTER,
     SHARED,
     SIZES,
@@ -60,8 +61,8 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:4],
-            *GROUPED_QUERIES[8:10],
+            *GROUPED_QUERIES,
+            *QUERY_NORMS,
             *DENSE,
             *ROUTER,
             *EXPERTS,

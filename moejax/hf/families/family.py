@@ -89,19 +89,24 @@ NORMS = (
     Rule("input_layernorm.weight", "attention_norm/scale_D"),
     Rule("post_attention_layernorm.weight", "feed_forward_norm/scale_D"),
 )
-GROUPED_QUERIES = (
-    Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True),
-    Rule("self_attn.k_proj.weight", "attention/w_key_DX", transpose=True),
+QUERIES = (Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True),)
+KEYS = (Rule("self_attn.k_proj.weight", "attention/w_key_DX", transpose=True),)
+VALUES_AND_OUT = (
     Rule("self_attn.v_proj.weight", "attention/w_value_DX", transpose=True),
     Rule("self_attn.o_proj.weight", "attention/w_out_XD", transpose=True),
+)
+GROUPED_QUERIES = (*QUERIES, *KEYS, *VALUES_AND_OUT)
+BIASES = (
     Rule("self_attn.q_proj.bias", "attention/b_query_X"),
     Rule("self_attn.k_proj.bias", "attention/b_key_X"),
     Rule("self_attn.v_proj.bias", "attention/b_value_X"),
-    Rule("self_attn.o_proj.bias", "attention/b_out_D"),
+)
+ALL_BIASES = (*BIASES, Rule("self_attn.o_proj.bias", "attention/b_out_D"))
+QUERY_NORMS = (
     Rule("self_attn.q_norm.weight", "attention/query_norm/scale_D"),
     Rule("self_attn.k_norm.weight", "attention/key_norm/scale_D"),
-    Rule("self_attn.sinks", "attention/sink_H"),
 )
+SINKS = (Rule("self_attn.sinks", "attention/sink_H"),)
 LATENT = (
     Rule("self_attn.q_proj.weight", "attention/w_query_DX", transpose=True, columns="queries"),
     Rule("self_attn.q_a_proj.weight", "attention/w_query_down_DR", transpose=True),

@@ -1,6 +1,7 @@
 """Flint: Qwen3-MoE with sinks and a shared expert; rotary positions in layers with a window."""
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     DENSE,
     EXPERTS,
     GIVEN,
@@ -9,6 +10,7 @@ from moejax.hf.families.family import (
     LOSS,
     NO_LOSS,
     NORMS,
+    QUERY_NORMS,
     QWEN,
     ROUTER,
     SWIGLU,
@@ -46,7 +48,9 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:10],
+            *GROUPED_QUERIES,
+            *ALL_BIASES,
+            *QUERY_NORMS,
             Rule("self_attn.softmax_offset", "attention/sink_H"),
             *DENSE,
             *ROUTER,

@@ -1,6 +1,7 @@
 """GLM-4.5 to 4.7: DeepSeek's experts; grouped queries, half of each head rotated, or latent."""
 
 from moejax.hf.families.family import (
+    BIASES,
     DEEPSEEK_FIXED,
     DEEPSEEK_OURS,
     DEEPSEEK_TENSORS,
@@ -15,6 +16,7 @@ from moejax.hf.families.family import (
     NO_LOSS,
     NORMS,
     ONE_GROUP,
+    QUERY_NORMS,
     ROUTER,
     SELECTION_BIAS,
     SHARED,
@@ -42,8 +44,9 @@ FAMILIES: dict[str, Family] = {
         + (layers.next_tokens,),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:7],
-            *GROUPED_QUERIES[8:10],
+            *GROUPED_QUERIES,
+            *BIASES,
+            *QUERY_NORMS,
             *DENSE,
             *ROUTER,
             *EXPERTS,

@@ -1,6 +1,7 @@
 """gpt-oss."""
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     ALL_ROUTED,
     ALWAYS,
     GIVEN,
@@ -8,6 +9,8 @@ from moejax.hf.families.family import (
     GROUPED_QUERIES,
     LITTLE_LOSS,
     NORMS,
+    QUERY_NORMS,
+    SINKS,
     SWIGLU,
     Family,
 )
@@ -40,6 +43,9 @@ FAMILIES: dict[str, Family] = {
         tensors=(
             *NORMS,
             *GROUPED_QUERIES,
+            *ALL_BIASES,
+            *QUERY_NORMS,
+            *SINKS,
             Rule("mlp.router.weight", "moe/w_router_DE", transpose=True),
             Rule("mlp.router.bias", "moe/b_router_E"),
             Rule(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     ALL_ROUTED,
     ALWAYS,
     GIVEN,
@@ -40,7 +41,8 @@ GRANITE = Family(
     translations=(*GROUPED, attention.attention_bias, logits_scaling),
     tensors=(
         *NORMS,
-        *GROUPED_QUERIES[:8],
+        *GROUPED_QUERIES,
+        *ALL_BIASES,
         Rule("block_sparse_moe.router.layer.weight", "moe/w_router_DE", transpose=True),
         Rule(
             "block_sparse_moe.input_linear.weight",

@@ -2,6 +2,7 @@
 
 from moejax.config.checks import check, shorten
 from moejax.hf.families.family import (
+    ALL_BIASES,
     DENSE,
     EXPERTS,
     GIVEN,
@@ -9,6 +10,7 @@ from moejax.hf.families.family import (
     GROUPED_QUERIES,
     NO_LOSS,
     NORMS,
+    QUERY_NORMS,
     SIZES,
     SWIGLU,
     Family,
@@ -56,7 +58,9 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:10],
+            *GROUPED_QUERIES,
+            *ALL_BIASES,
+            *QUERY_NORMS,
             *DENSE,
             Rule("mlp.router.gate.weight", "moe/w_router_DE", transpose=True),
             *EXPERTS,

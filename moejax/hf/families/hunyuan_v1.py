@@ -3,6 +3,7 @@
 from moejax.config.checks import check, shorten
 from moejax.config.model import ModelConfig
 from moejax.hf.families.family import (
+    ALL_BIASES,
     ALWAYS,
     EXPERTS,
     GIVEN,
@@ -71,7 +72,8 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:8],
+            *GROUPED_QUERIES,
+            *ALL_BIASES,
             Rule("self_attn.query_layernorm.weight", "attention/query_norm/scale_D"),
             Rule("self_attn.key_layernorm.weight", "attention/key_norm/scale_D"),
             Rule("mlp.gate.wg.weight", "moe/w_router_DE", transpose=True),

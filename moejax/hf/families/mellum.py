@@ -1,6 +1,7 @@
 """Mellum 2: Qwen3-MoE with windows, whose rotary positions have a base of their own."""
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     ALWAYS,
     DENSE,
     EXPERTS,
@@ -8,6 +9,7 @@ from moejax.hf.families.family import (
     GROUPED_QUERIES,
     LITTLE_LOSS,
     NORMS,
+    QUERY_NORMS,
     QWEN,
     ROUTER,
     SWIGLU,
@@ -39,7 +41,7 @@ FAMILIES: dict[str, Family] = {
             layers.attention_kinds(lambda hf: [True] * hf["num_hidden_layers"], positions=True),
             layers.mlp_layer_types(lambda hf: 0),
         ),
-        tensors=(*NORMS, *GROUPED_QUERIES[:10], *DENSE, *ROUTER, *EXPERTS),
+        tensors=(*NORMS, *GROUPED_QUERIES, *ALL_BIASES, *QUERY_NORMS, *DENSE, *ROUTER, *EXPERTS),
         left_out=(LeftOut(r"^mtp\.", "the layer that predicts a second token", needed=False),),
     ),
 }

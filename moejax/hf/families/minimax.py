@@ -8,6 +8,7 @@ from moejax.hf.families.family import (
     LOSS,
     NO_LOSS,
     NORMS,
+    QUERY_NORMS,
     SPARSE_BLOCK,
     SWIGLU,
     Family,
@@ -43,8 +44,8 @@ FAMILIES: dict[str, Family] = {
         translations=(Translation(_read_positions, _write_positions), attention.heads),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:4],
-            *GROUPED_QUERIES[8:10],
+            *GROUPED_QUERIES,
+            *QUERY_NORMS,
             *SPARSE_BLOCK,
             Rule("block_sparse_moe.e_score_correction_bias", "bias_LE"),
         ),

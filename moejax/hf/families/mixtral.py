@@ -27,7 +27,7 @@ FAMILIES: dict[str, Family] = {
         translations=(*GROUPED, attention.window),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:4],
+            *GROUPED_QUERIES,
             *SPARSE_BLOCK,
         ),
     ),

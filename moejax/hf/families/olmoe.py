@@ -1,6 +1,7 @@
 """OLMoE, and FlexOlmo: norms of outputs."""
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     ALWAYS,
     CHOICES,
     EXPERTS,
@@ -9,6 +10,7 @@ from moejax.hf.families.family import (
     GROUPED_QUERIES,
     LOSS,
     NORMS,
+    QUERY_NORMS,
     ROUTER,
     SIZES,
     SWIGLU,
@@ -37,7 +39,7 @@ FAMILIES: dict[str, Family] = {
         fixed=SWIGLU | {"clip_qkv": None},
         ours=OURS,
         translations=(*GROUPED, attention.attention_bias),
-        tensors=(*NORMS, *GROUPED_QUERIES[:10], *ROUTER, *EXPERTS),
+        tensors=(*NORMS, *GROUPED_QUERIES, *ALL_BIASES, *QUERY_NORMS, *ROUTER, *EXPERTS),
     ),
     "flex_olmo": Family(
         architecture="FlexOlmoForCausalLM",
@@ -56,7 +58,9 @@ FAMILIES: dict[str, Family] = {
         tensors=(
             Rule("post_attention_layernorm.weight", "attention_output_norm/scale_D"),
             Rule("post_feedforward_layernorm.weight", "feed_forward_output_norm/scale_D"),
-            *GROUPED_QUERIES[:10],
+            *GROUPED_QUERIES,
+            *ALL_BIASES,
+            *QUERY_NORMS,
             *ROUTER,
             *EXPERTS,
         ),

@@ -1,13 +1,16 @@
 """Qwen2-MoE and Qwen3-MoE."""
 
 from moejax.hf.families.family import (
+    ALL_BIASES,
     ALWAYS,
+    BIASES,
     DENSE,
     EXPERTS,
     GROUPED,
     GROUPED_QUERIES,
     NO_WINDOW,
     NORMS,
+    QUERY_NORMS,
     QWEN,
     QWEN_GIVEN,
     ROUTER,
@@ -27,7 +30,7 @@ FAMILIES: dict[str, Family] = {
         fixed=SWIGLU | NO_WINDOW,
         ours=ALWAYS | {"moe.router": "qwen3_moe"},
         translations=(*GROUPED, attention.attention_bias, layers.routed_layers),
-        tensors=(*NORMS, *GROUPED_QUERIES[:10], *DENSE, *ROUTER, *EXPERTS),
+        tensors=(*NORMS, *GROUPED_QUERIES, *ALL_BIASES, *QUERY_NORMS, *DENSE, *ROUTER, *EXPERTS),
     ),
     "qwen2_moe": Family(
         architecture="Qwen2MoeForCausalLM",
@@ -44,7 +47,8 @@ FAMILIES: dict[str, Family] = {
         ),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:7],
+            *GROUPED_QUERIES,
+            *BIASES,
             *DENSE,
             *ROUTER,
             *EXPERTS,

@@ -1,6 +1,7 @@
 """Solar-Open: DeepSeek's experts in every layer, Llama's attention."""
 
 from moejax.hf.families.family import (
+    BIASES,
     EXPERTS,
     GIVEN,
     GROUPED,
@@ -34,7 +35,8 @@ FAMILIES: dict[str, Family] = {
         translations=(*GROUPED, attention.query_key_value_bias),
         tensors=(
             *NORMS,
-            *GROUPED_QUERIES[:7],
+            *GROUPED_QUERIES,
+            *BIASES,
             *ROUTER,
             *EXPERTS,
             *SHARED,

@@ -6,23 +6,33 @@ from moejax.config.checks import check, shorten
 from moejax.config.model import ModelConfig
 from moejax.hf.fields.translation import Fields, Translation
 
+KINDS = {"full": "full_attention", "window": "sliding_attention", "delta": "linear_attention"}
+"""What ``layer_types`` calls our kinds of layers."""
+NO_WINDOW_IS_USED = 4096
+"""Of models in which no layer has one, but the file must say a number."""
+
+
+def _read_kinds(said: list[str], layers: int, allowed: tuple[str, str]) -> list[str]:
+    """Our kinds of the layers, from a list of theirs."""
+    ours = {KINDS[kind]: kind for kind in allowed}
+    check(
+        len(said) == layers and all(kind in ours for kind in said),
+        f"layer_types {shorten(said)} must name {' or '.join(ours)} for each of the {layers}"
+        f" layers.",
+    )
+    return [ours[kind] for kind in said]
+
 
 def _read_layer_types(hf: Fields) -> Fields:
     """Which layers have windows; by default every other one, the first included."""
     layers, size = hf["num_hidden_layers"], hf["sliding_window"]
-    kinds = hf.get("layer_types")
-    if kinds is None:
-        kinds = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)]
-    full = [kind == "full_attention" for kind in kinds]
-    check(
-        len(kinds) == layers and set(kinds) <= {"full_attention", "sliding_attention"},
-        f"layer_types {shorten(kinds)} must name full_attention or sliding_attention for each of"
-        f" the {layers} layers.",
-    )
-    if all(full) or size is None:
+    said = hf.get("layer_types")
+    if said is None:
+        said = [KINDS["full" if i % 2 else "window"] for i in range(layers)]
+    kinds = _read_kinds(said, layers, ("full", "window"))
+    if "window" not in kinds or size is None:
         return {}
-    ours = ["full" if is_full else "window" for is_full in full]
-    return {"attention.window": size, "attention.kinds": _find_pattern(ours)}
+    return {"attention.window": size, "attention.kinds": _find_pattern(kinds)}
 
 
 def _find_pattern(kinds: list[str]) -> tuple[str, ...]:
@@ -36,9 +46,7 @@ layer_types = Translation(
     _read_layer_types,
     lambda model: {
         "sliding_window": model.attention.window,
-        "layer_types": [
-            "full_attention" if window is None else "sliding_attention" for window in model.windows
-        ],
+        "layer_types": [KINDS["full" if window is None else "window"] for window in model.windows],
     },
 )
 
@@ -55,7 +63,7 @@ def attention_kinds(default: Callable[[Fields], list[bool]], positions: bool) ->
             f"sliding_window is {shorten(size)}: it must be a whole number.",
         )
         if said is None:
-            said = ["full_attention" if full else "sliding_attention" for full in default(hf)]
+            said = [KINDS["full" if full else "window"] for full in default(hf)]
         ours = _read_layer_types(hf | {"layer_types": said})
         return ours | ({} if positions else {"attention.rotary_in": "window"})
 
@@ -69,14 +77,6 @@ def attention_kinds(default: Callable[[Fields], list[bool]], positions: bool) ->
     return Translation(read, write)
 
 
-NO_WINDOW_IS_USED = 4096
-"""Of models in which no layer has one, but the file must say a number."""
-
-
-KINDS = {"full": "full_attention", "window": "sliding_attention", "delta": "linear_attention"}
-"""What ``layer_types`` calls our kinds of layers."""
-
-
 def _read_memories(hf: Fields) -> Fields:
     """Which layers have a memory; where there is no list, all but every n-th one."""
     layers, said = hf["num_hidden_layers"], hf.get("layer_types")
@@ -88,13 +88,7 @@ def _read_memories(hf: Fields) -> Fields:
             f" 0.",
         )
         said = [KINDS["delta" if (i + 1) % every else "full"] for i in range(layers)]
-    ours = {KINDS[kind]: kind for kind in ("full", "delta")}
-    check(
-        len(said) == layers and all(kind in ours for kind in said),
-        f"layer_types {shorten(said)} must name full_attention or linear_attention for each of the"
-        f" {layers} layers.",
-    )
-    kinds = [ours[kind] for kind in said]
+    kinds = _read_kinds(said, layers, ("full", "delta"))
     if "delta" not in kinds:
         return {}
     return {"attention.kinds": _find_pattern(kinds) or ("delta",)}

@@ -134,11 +134,7 @@ def compile_layer(bench: CompiledBench) -> Any:
     )
     with jax.set_mesh(grid):
         params = jax.eval_shape(init, x_BND)
-        params = jax.tree.map(
-            lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s),
-            params,
-            partition.tree_shardings(grid, params),
-        )
+        params = partition.set_shardings(params, partition.tree_shardings(grid, params))
         lowered = jax.jit(gradient).trace(params, x_BND, x_BND).lower(lowering_platforms=("tpu",))
         try:
             return lowered.compile()

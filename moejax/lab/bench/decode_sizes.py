@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from moejax.config.model import ModelConfig
-from moejax.inference.replicate import BANK
+from moejax.moe.experts import BANK
 
 
 def weight_bytes(params: dict[str, Any]) -> int:

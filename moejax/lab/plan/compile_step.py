@@ -83,11 +83,7 @@ def compile_step(
     with jax.set_mesh(grid):
         base, state = base_shapes(config, vocab_size), state_shapes(config, vocab_size)
         shardings = partition.tree_shardings(grid, (base, state), config.mesh.fsdp)
-        base, state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            (base, state),
-            shardings,
-        )
+        base, state = partition.set_shardings((base, state), shardings)
         rows = partition.activation_sharding(grid, "batch_BN")
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),

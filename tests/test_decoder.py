@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moejax.config import AttentionConfig, ModelConfig, MoEConfig
-from moejax.models.attend import attend
+from moejax.models.attend.dense import attend_dense
 from moejax.models.counts import cost
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import cut_layers
@@ -104,7 +104,7 @@ def test_attention_equals_softmax_in_float64_gradients_included(sinks):
         return jnp.einsum("bhnm,bmha->bnha", e / total, v)
 
     def ours(q, k, v, sink=None):
-        return attend(q, k, v, mask, sink, 0.3)
+        return attend_dense(q, k, v, mask, sink, 0.3)
 
     got_y, pull = jax.vjp(ours, *map(jnp.float32, arrays))
     got = pull(jnp.float32(dy))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attend import attend
-from moejax.models.attend_to_cache import attend_to_cache
+from moejax.models.attend.by_form import attend
+from moejax.models.attend.to_cache import attend_to_cache
 from moejax.models.context import Context
 from moejax.models.heads import add_bias, join_heads, project, split_heads
 from moejax.models.kv_cache import Cache, extend_cache
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         v_BMJA = split_heads(self._project("value", x_BND, J * A), J)
         sink_H = jnp.asarray(zeros(self, "sink_H", (H,))) if settings.sinks else None
         scale = settings.scale or A**-0.5
-        rest = (context["mask_B1NM"], sink_H, scale)
+        rest = (context["seen"], sink_H, scale)
         if cache:
             new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
             cache, read = extend_cache(cache, new, layer, context["start"])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.models.attend.seen import Seen
 from moejax.models.context import Context
 from moejax.models.layers import run_layers
 from moejax.models.norm import make_norm
@@ -65,9 +66,10 @@ class ImageClassifier(nn.Module):
         context: Context = {"real_BN": real_BN, "token_BN": None}
         if config.kind == "mlp":
             return context
+        one = jnp.zeros((1, N), jnp.int32)  # the same image, and order does not matter
         no_angles = jnp.zeros((1, 1, 1, 2, 0), jnp.float32)
         return context | {
-            "mask_B1NM": jnp.ones((1, 1, N, N), bool),
+            "seen": Seen(of_BN=one, at_BN=one, of_BM=one, at_BM=one, causal=False),
             "cos": no_angles,
             "sin": no_angles,
         }

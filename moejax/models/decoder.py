@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from moejax.config.attention import check_length
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.context import Context, mask_positions
+from moejax.models.attend.seen import Seen
+from moejax.models.context import Context
 from moejax.models.delta_rule import find_fresh, find_last
 from moejax.models.kv_cache import CacheType, KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
@@ -184,8 +185,12 @@ def make_context(
     if set(config.attention_kinds) == {"delta"}:
         return context, cache
     context["cos"], context["sin"] = rotary(positions_BN, config)
-    mask_B1NM, distance_B1NM = mask_positions(segments_BN, positions_BN, of_BM, at_BM)
-    context["mask_B1NM"] = mask_B1NM if reach is None else mask_B1NM & (distance_B1NM < reach)
-    if "window" in config.attention_kinds:
-        context["distance_B1NM"] = distance_B1NM
+    context["seen"] = Seen(
+        of_BN=segments_BN,
+        at_BN=positions_BN,
+        of_BM=of_BM,
+        at_BM=at_BM,
+        window=config.attention.window if "window" in config.attention_kinds else None,
+        reach=reach,
+    )
     return context, cache

@@ -4,6 +4,7 @@ Letters: M: positions that are looked at.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,9 +81,8 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Cache]:
         config = self.config
         normed_BND = self._norm_input("attention", x_BND)
-        if "window" in each:
-            near_B1NM = context["distance_B1NM"] < each["window"]
-            context = context | {"mask_B1NM": context["mask_B1NM"] & near_B1NM}
+        if "near" in each:
+            context = context | {"seen": replace(context["seen"], near=each["near"])}
         if "rotation" in each:
             own = each["rotation"]
             context = context | {"cos": context["cos"][own], "sin": context["sin"][own]}
@@ -142,13 +142,13 @@ class Unit(nn.Module):
         return (x_BND, cache), jax.tree.map(lambda *s: jnp.stack(s), *said) if said else None
 
 
-def settings_of_layers(config: ModelConfig) -> dict[str, list[int]]:
-    """What the layers differ in beside their parameters, a number for each layer: how many
-    positions they see, and which of the model's rotary positions they have.
+def settings_of_layers(config: ModelConfig) -> dict[str, Sequence[int]]:
+    """What the layers differ in beside their parameters, a number for each layer: whether
+    they have the window, and which of the model's rotary positions they have.
     """
-    found = {}
-    if "window" in config.attention_kinds:
-        found["window"] = [2**30 if window is None else window for window in config.windows]
+    found: dict[str, Sequence[int]] = {}
+    if len({kind for kind in config.attention_kinds if kind != "delta"}) > 1:
+        found["near"] = [window is not None for window in config.windows]
     rotations, numbers = number_rotations(config)
     if len(rotations) > 1:
         found["rotation"] = numbers

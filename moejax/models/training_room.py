@@ -32,7 +32,7 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     """What a device of the mesh holds at least, if all that can be spread is spread evenly.
 
     Of a row's activations it counts the residual stream, and the larger of the logits and of one
-    layer's probabilities of attention (``models/attend.py``).
+    layer's probabilities of attention (``models/attend/dense.py``).
     """
     model, N = config.model, config.positions
     data, expert, split = mesh["data"], mesh["expert"], mesh["model"]

@@ -13,22 +13,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moejax.models.attend import attend, normalise
+from moejax.models.attend.by_form import attend
+from moejax.models.attend.dense import normalise
+from moejax.models.attend.seen import Seen, make_mask
 from moejax.models.kv_cache import Read
 from moejax.moe import lying
 from moejax.runtime import device_mesh
 
 
 def attend_to_cache(
-    q_BNHA: jax.Array, read: Read, mask_B1NM: jax.Array, sink_H: jax.Array | None, scale: float
+    q_BNHA: jax.Array, read: Read, seen: Seen, sink_H: jax.Array | None, scale: float
 ) -> jax.Array:
     """``y_BNHU`` as by ``attend``, without a gradient; ``read`` gives keys and values of slots."""
-    M = mask_B1NM.shape[-1]
+    M = seen.of_BM.shape[1]
     one_slot = jax.eval_shape(lambda: read(0, 1))
     slot = max(math.prod(x.shape) for x in one_slot)
     on_cpu = device_mesh.platform() == "cpu" and device_mesh.devices() == 1
     if not on_cpu or M * slot < lying.SMALL:
-        return attend(q_BNHA, *read(0, M), mask_B1NM, sink_H, scale)
+        k_BMJA, v_BMJU = read(0, M)
+        return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale)
     # A block is there twice: products turn it so that heads come first.
     blocks = math.ceil(2 * M * slot / lying.BLOCK)
     X = math.ceil(M / blocks)
@@ -45,7 +48,7 @@ def attend_to_cache(
 
     score_BJINM = jnp.zeros((B, J, H // J, N, M), jnp.float32)
     score_BJINM = lax.fori_loop(0, blocks, put, score_BJINM)
-    p_BJINM, _ = normalise(score_BJINM, mask_B1NM, sink_H, scale)
+    p_BJINM, _ = normalise(score_BJINM, make_mask(seen), sink_H, scale)
 
     def add(i: jax.Array, y_BNJIU: jax.Array) -> jax.Array:
         _, v_BXJU = read(start(i), X)

@@ -1,4 +1,4 @@
-"""Softmax attention as a function of queries, keys and values, with its gradient.
+"""Softmax attention with all scores at once, and its gradient.
 
 Letters: A: width of a head; I: query heads to each key/value head; J: key/value heads; M: positions
 that are looked at; U: width of a head's values.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attend(
+def attend_dense(
     q_BNHA: jax.Array,
     k_BMJA: jax.Array,
     v_BMJU: jax.Array,
@@ -19,12 +19,11 @@ def attend(
     sink_H: jax.Array | None,
     scale: float,
 ) -> jax.Array:
-    """Softmax attention of H query heads over J key/value heads, H a multiple of J: ``y_BNHU``.
+    """As ``by_form.attend``, of a mask.
 
-    Scores and probabilities are float32. ``sink_H`` are logits that take a part of the probability
-    (gpt-oss). Its gradient is written out because XLA's own sums over whole rows of the
-    probabilities; that sum is also the product of the output and its gradient (Dao et al. 2022,
-    Eq. 4 of appendix B), which is N / U times shorter.
+    The gradient is written out because XLA's own sums over whole rows of the probabilities; that
+    sum is also the product of the output and its gradient (Dao et al. 2022, Eq. 4 of appendix B),
+    which is N / U times shorter.
     """
     return _attend_forward(q_BNHA, k_BMJA, v_BMJU, mask_B1NM, sink_H, scale)[0]
 
@@ -83,4 +82,4 @@ def _attend_backward(
     return dq_BNHA, dk_BMJA, dv_BMJU, None, dsink_H
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+attend_dense.defvjp(_attend_forward, _attend_backward)

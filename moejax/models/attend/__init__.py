@@ -1,0 +1,1 @@
+"""Softmax attention in its forms, as functions of queries, keys and values."""

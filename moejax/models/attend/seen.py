@@ -1,0 +1,66 @@
+"""Which keys each query sees. It is an array of N x M numbers only where a form of attention makes
+one (``make_mask``).
+
+Letters: M: positions that are looked at.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+NO_LIMIT = 2**30
+"""Positions, where a layer without a window runs in one loop with others that have one."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["of_BN", "at_BN", "of_BM", "at_BM", "near"],
+    meta_fields=["window", "reach", "causal"],
+)
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A query sees the keys of its own document that are not after it, and of these only the last
+    ones, where there is a limit.
+    """
+
+    of_BN: jax.Array
+    """The document of each query; 0 is padding."""
+    at_BN: jax.Array
+    """Where each query is in its document."""
+    of_BM: jax.Array
+    """The document of each key."""
+    at_BM: jax.Array
+    """Where each key is in its document."""
+    window: int | None = None
+    """How many positions a layer with a window sees, the query's own included; None: no layer has
+    one."""
+    near: jax.Array | None = None
+    """Whether this layer has the window, where layers differ in that; by default it has."""
+    reach: int | None = None
+    """No layer sees more than so many positions, the query's own included."""
+    causal: bool = True
+    """Whether keys after the query are hidden."""
+
+
+def find_limit(seen: Seen) -> jax.Array | int | None:
+    """How many positions a query of this layer sees at most, its own included; None: no limit."""
+    limit: jax.Array | int | None = seen.window
+    if seen.window is not None and seen.near is not None:
+        limit = jnp.where(seen.near, seen.window, NO_LIMIT)
+    if seen.reach is None:
+        return limit
+    return seen.reach if limit is None else jnp.minimum(limit, seen.reach)
+
+
+def make_mask(seen: Seen) -> jax.Array:
+    """``mask_B1NM``: whether a query sees a key."""
+    distance_BNM = seen.at_BN[:, :, None] - seen.at_BM[:, None, :]
+    mask_BNM = seen.of_BN[:, :, None] == seen.of_BM[:, None, :]
+    if seen.causal:
+        mask_BNM &= distance_BNM >= 0
+    limit = find_limit(seen)
+    if limit is not None:
+        mask_BNM &= distance_BNM < limit
+    return mask_BNM[:, None]

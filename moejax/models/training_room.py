@@ -12,7 +12,7 @@ from moejax.models.counts import parameters
 from moejax.runtime.room import check_room, find_room
 
 FLOAT = 4
-"""Bytes of a parameter and of what the optimizer keeps for it."""
+"""Bytes of a parameter and of a logit."""
 FORCE = "--run.force True tries it anyway."
 
 
@@ -46,7 +46,8 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     batch = config.data.batch_size // config.optim.accumulate
     numbers = sum(parameters(model, vocab_size).values())
     frozen = config.run.lora.rank is not None
-    state = (size if frozen else FLOAT * (1 + moments)) * numbers
+    moments *= jnp.dtype(config.optim.moments).itemsize
+    state = (size if frozen else FLOAT + moments) * numbers
     return Least(
         state=state / spread,
         row=size * N * model.width + max(logits, scores) / split,

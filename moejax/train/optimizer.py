@@ -6,6 +6,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from moejax.config.optim import OptimConfig
+from moejax.train.moments import store_moments
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -66,6 +67,8 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         )
 
     update = optax.partition(groups, name_groups)
+    if config.moments == "bfloat16":
+        update = store_moments(update)
     if config.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)

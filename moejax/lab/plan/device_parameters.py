@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from moejax.config.config import Config
-from moejax.lab.plan.step_sizes import FLOAT
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import find_stack
 from moejax.runtime import device_mesh, partition
@@ -74,12 +73,12 @@ def _several(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def optimizer_bytes(config: Config, parameters: list[Parameter]) -> dict[str, float]:
     """Bytes that the optimizer keeps on a device for what is trained: AdamW keeps two moments, Muon
-    one.
+    one, in the type in which they are stored.
     """
-    found = {"muon": 0.0, "adamw": 0.0}
+    found, size = {"muon": 0.0, "adamw": 0.0}, jnp.dtype(config.optim.moments).itemsize
     for p in parameters:
         muon = config.optim.choose_transform(p.name) == "muon"
-        found["muon" if muon else "adamw"] += FLOAT * p.size * (1 if muon else 2)
+        found["muon" if muon else "adamw"] += size * p.size * (1 if muon else 2)
     return {name: size for name, size in found.items() if size}
 
 

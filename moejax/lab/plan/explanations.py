@@ -116,8 +116,10 @@ def explain_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
 
 MEMORY_REASONS = {
     "weights": "4 bytes for each parameter that lies here: parameters are float32",
-    "optimizer, adamw": "8 bytes for each parameter that AdamW moves: two moments in float32",
-    "optimizer, muon": "4 bytes for each parameter that Muon moves: one momentum in float32",
+    "optimizer, adamw": "two moments for each parameter that AdamW moves, in the type of"
+    " --optim.moments",
+    "optimizer, muon": "one momentum for each parameter that Muon moves, in the type of"
+    " --optim.moments",
     "gradients": "4 bytes for each parameter; while layers are gone through, the embedding's are"
     " still to come",
     "gradients on their way": "4 bytes for each parameter of a layer that other devices have, too",

@@ -15,6 +15,8 @@ from moejax.config.checks import (
 AttentionKind = Literal["full", "window", "delta"]
 """What the positions of a layer see: all that is before them, or the last ones of it; or a memory
 of it."""
+AttentionForm = Literal["auto", "dense", "blockwise"]
+"""How scores of pairs of positions are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,10 @@ class RopeConfig:
 class AttentionConfig:
     """The form of attention. With `kv_rank` it is multi-head latent attention (DeepSeek-V2)."""
 
+    form: AttentionForm = "auto"
+    """How it is computed; all forms give the same. `dense`: all scores of pairs of positions at
+    once. `blockwise`: block by block, so that memory grows with the length and not with its square;
+    blocks that no query sees are left out. `auto` takes what is quickest on the platform."""
     kv_rank: int | None = None
     """Width of the latent vector from which all heads' keys and values are made; None: grouped
     queries."""

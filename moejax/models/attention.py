@@ -40,7 +40,7 @@ class Attention(nn.Module):
         v_BMJA = split_heads(self._project("value", x_BND, J * A), J)
         sink_H = jnp.asarray(zeros(self, "sink_H", (H,))) if settings.sinks else None
         scale = settings.scale or A**-0.5
-        rest = (context["seen"], sink_H, scale)
+        rest = (context["seen"], sink_H, scale, settings.form)
         if cache:
             new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
             cache, read = extend_cache(cache, new, layer, context["start"])

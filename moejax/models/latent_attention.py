@@ -59,13 +59,13 @@ class LatentAttention(nn.Module):
         up_RHX = up_RX.reshape(R, H, plain + U)
         key_RHA, value_RHU = up_RHX[..., :plain], up_RHX[..., plain:]
 
-        seen = context["seen"]
+        rest = (context["seen"], None, scale, settings.form)
         if cache:
             new = {"c_LBMR": c_BMR, "key_LBM1A": key_BM1A}
             cache, read = extend_cache(cache, new, layer, context["start"])
             q_BNHR = jnp.einsum("BNHA,RHA->BNHR", plain_BNHA, key_RHA)
             q_BNHX = jnp.concatenate([q_BNHR, turned_BNHA], -1)
-            y_BNHR = attend_to_cache(q_BNHX, partial(_read_heads, read), seen, None, scale)
+            y_BNHR = attend_to_cache(q_BNHX, partial(_read_heads, read), *rest)
             y_BNHR = y_BNHR.astype(dtype)
             y_BNHU = jnp.einsum("BNHR,RHU->BNHU", y_BNHR, value_RHU)
         else:
@@ -74,7 +74,7 @@ class LatentAttention(nn.Module):
             v_BMHU = jnp.einsum("BMR,RHU->BMHU", c_BMR, value_RHU)
             q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
             k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
-            y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, seen, None, scale)
+            y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, *rest)
         return join_heads(self, y_BNHU, x_BND, False, settings.output_gate), cache
 
     def _query(self, x_BND: jax.Array) -> jax.Array:

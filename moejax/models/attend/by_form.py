@@ -6,8 +6,15 @@ head's values.
 
 import jax
 
+from moejax.config.attention import AttentionForm
+from moejax.models.attend.blockwise import attend_blockwise
+from moejax.models.attend.choose_form import choose_form, describe
 from moejax.models.attend.dense import attend_dense
+from moejax.models.attend.on_parts import attend_on_parts
 from moejax.models.attend.seen import Seen, make_mask
+
+ON_PARTS = {"blockwise": attend_blockwise}
+"""Forms that XLA cannot spread over a mesh by itself."""
 
 
 def attend(
@@ -17,10 +24,17 @@ def attend(
     seen: Seen,
     sink_H: jax.Array | None,
     scale: float,
+    form: AttentionForm = "auto",
 ) -> jax.Array:
     """Softmax attention of H query heads over J key/value heads, H a multiple of J: ``y_BNHU``.
 
-    Scores and probabilities are float32. ``sink_H`` are logits that take a part of the probability
-    (gpt-oss).
+    Scores and probabilities are float32. Each query must see a key, as it does where it sees its
+    own. ``sink_H`` are logits that take a part of the probability (gpt-oss). All forms give the
+    same; see ``choose_form`` for which are there. Raises ``ConfigError`` for a form that the
+    platform does not have.
     """
-    return attend_dense(q_BNHA, k_BMJA, v_BMJU, make_mask(seen), sink_H, scale)
+    arrays = (q_BNHA, k_BMJA, v_BMJU)
+    chosen, _ = choose_form(form, describe(*arrays, seen, sink_H))
+    if chosen in ON_PARTS:
+        return attend_on_parts(ON_PARTS[chosen], *arrays, seen, sink_H, scale)
+    return attend_dense(*arrays, make_mask(seen), sink_H, scale)

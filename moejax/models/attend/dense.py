@@ -19,7 +19,7 @@ def attend_dense(
     sink_H: jax.Array | None,
     scale: float,
 ) -> jax.Array:
-    """As ``by_form.attend``, of a mask.
+    """As ``by_form.attend``, with a mask.
 
     The gradient is written out because XLA's own sums over whole rows of the probabilities; that
     sum is also the product of the output and its gradient (Dao et al. 2022, Eq. 4 of appendix B),

@@ -22,7 +22,7 @@ NO_LIMIT = 2**30
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """A query sees the keys of its own document that are not after it, and of these only the last
-    ones, where there is a limit.
+    ones, where there is a limit. What is the same for all rows of a batch may have one row.
     """
 
     of_BN: jax.Array
@@ -54,13 +54,28 @@ def find_limit(seen: Seen) -> jax.Array | int | None:
     return seen.reach if limit is None else jnp.minimum(limit, seen.reach)
 
 
+def sees(
+    of_N: jax.Array,
+    at_N: jax.Array,
+    of_M: jax.Array,
+    at_M: jax.Array,
+    limit: jax.Array | int | None,
+    causal: bool,
+) -> jax.Array:
+    """Whether queries, by their documents and positions, see keys: ``mask_NM``. Leading dimensions
+    are those of both.
+    """
+    distance_NM = at_N[..., :, None] - at_M[..., None, :]
+    mask_NM = of_N[..., :, None] == of_M[..., None, :]
+    if causal:
+        mask_NM &= distance_NM >= 0
+    if limit is not None:
+        mask_NM &= distance_NM < limit
+    return mask_NM
+
+
 def make_mask(seen: Seen) -> jax.Array:
     """``mask_B1NM``: whether a query sees a key."""
-    distance_BNM = seen.at_BN[:, :, None] - seen.at_BM[:, None, :]
-    mask_BNM = seen.of_BN[:, :, None] == seen.of_BM[:, None, :]
-    if seen.causal:
-        mask_BNM &= distance_BNM >= 0
     limit = find_limit(seen)
-    if limit is not None:
-        mask_BNM &= distance_BNM < limit
+    mask_BNM = sees(seen.of_BN, seen.at_BN, seen.of_BM, seen.at_BM, limit, seen.causal)
     return mask_BNM[:, None]

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.config.attention import AttentionForm
 from moejax.models.attend.by_form import attend
+from moejax.models.attend.choose_form import choose_form, describe
 from moejax.models.attend.dense import normalise
 from moejax.models.attend.seen import Seen, make_mask
 from moejax.models.kv_cache import Read
@@ -22,16 +24,23 @@ from moejax.runtime import device_mesh
 
 
 def attend_to_cache(
-    q_BNHA: jax.Array, read: Read, seen: Seen, sink_H: jax.Array | None, scale: float
+    q_BNHA: jax.Array,
+    read: Read,
+    seen: Seen,
+    sink_H: jax.Array | None,
+    scale: float,
+    form: AttentionForm = "auto",
 ) -> jax.Array:
     """``y_BNHU`` as by ``attend``, without a gradient; ``read`` gives keys and values of slots."""
     M = seen.of_BM.shape[1]
     one_slot = jax.eval_shape(lambda: read(0, 1))
     slot = max(math.prod(x.shape) for x in one_slot)
     on_cpu = device_mesh.platform() == "cpu" and device_mesh.devices() == 1
-    if not on_cpu or M * slot < lying.SMALL:
+    k_BMJA, v_BMJU = jax.eval_shape(lambda: read(0, M))
+    chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
+    if not on_cpu or chosen != "dense" or M * slot < lying.SMALL:
         k_BMJA, v_BMJU = read(0, M)
-        return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale)
+        return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale, form)
     # A block is there twice: products turn it so that heads come first.
     blocks = math.ceil(2 * M * slot / lying.BLOCK)
     X = math.ceil(M / blocks)

@@ -25,6 +25,8 @@ _HOMES = {
     # Train a config in its run directory, and read what a run has written.
     "train_model": "moejax.train.training:train",
     "read_run": "moejax.runs.records",
+    # What takes the lines of metrics beside their file: train_model(..., writers=[...]).
+    "MetricsWriter": "moejax.train.metrics_writer",
     # A trained model: of a run, of an imported model, or of a checkpoint of Hugging Face.
     "open_model": "moejax.inference.opening",
     # A checkpoint of Hugging Face as parameters and settings.
@@ -46,6 +48,7 @@ __all__ = [
     "BalanceConfig",
     "Config",
     "ExpertChoice",
+    "MetricsWriter",
     "MoEConfig",
     "MoELayer",
     "ModelConfig",

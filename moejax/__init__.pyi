@@ -17,6 +17,7 @@ from moejax.routing.contract import RouterInput as RouterInput
 from moejax.routing.contract import TokenChoice as TokenChoice
 from moejax.routing.routers import router as router
 from moejax.runs.records import read_run as read_run
+from moejax.train.metrics_writer import MetricsWriter as MetricsWriter
 from moejax.train.training import train as train_model
 
 __version__: str
@@ -24,6 +25,7 @@ __all__ = [
     "BalanceConfig",
     "Config",
     "ExpertChoice",
+    "MetricsWriter",
     "MoEConfig",
     "MoELayer",
     "ModelConfig",

@@ -35,7 +35,8 @@ TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page 
 
 def code_blocks(text: str) -> list[str]:
     """The indented and the fenced blocks of a page, Python left out."""
-    fenced = re.findall(r"^ *```(?:text|bash)?\n(.*?)^ *```", text, re.S | re.M)
+    blocks = re.findall(r"^ *```(\S*).*?\n(.*?)^ *```$", text, re.S | re.M)
+    fenced = [block for language, block in blocks if language in ("", "text", "bash")]
     rest = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.S | re.M)
     return fenced + re.findall(r"(?:^ {4,}.*\n)+", rest, re.M)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def quick(config: ConfigTree, **changes) -> None:
 
 
 def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, capsys):
-    quick(config)
+    writer = MagicMock()
+    train(config, name="tiny", command="test", writers=[writer])
     directory = Path(config.run.directory)
     said = capsys.readouterr().out
     assert "parameters" in said and "FLOPs a token" in said and "8 x cpu" in said
@@ -104,6 +106,10 @@ def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, ca
         (3, "train"), (6, "train"), (6, "validation"), (9, "train"), (12, "train"),
         (12, "validation"),
     ]  # fmt: skip
+    given = [call.args for call in writer.write.call_args_list]
+    assert [(x["step"], x["split"]) for x, _ in given] == [(x["step"], x["split"]) for x in lines]
+    assert given[0][1].shape == (2, 4) and given[-1][1] is None  # loads, of the training lines
+    writer.close.assert_called_once_with()
     for line in lines:
         assert 0 <= line["dropped_fraction"] < 1
         assert {"loss", "balance_loss", "z_loss", "max_violation", "dead_experts"} <= set(line)

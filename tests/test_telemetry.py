@@ -4,14 +4,12 @@ import dataclasses
 import functools
 import math
 import struct
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from moejax.config import ModelConfig, MoEConfig
-from moejax.config.errors import ConfigError
 from moejax.models.decoder import DecoderLM
 from moejax.moe.balance import stretches, sum_stretches
 from moejax.runs.run_directory import RunDirectory
@@ -172,10 +170,3 @@ def events(file):
         (size,) = struct.unpack("<Q", data[:8])
         yield Event.FromString(data[12 : 12 + size])
         data = data[16 + size :]
-
-
-def test_without_tensorboardx_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    TensorBoard(None).write(line_at(1, 2.0))
-    with pytest.raises(ConfigError, match=r"pip install -e '.\[tensorboard\]'"):
-        TensorBoard(tmp_path)

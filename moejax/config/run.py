@@ -45,6 +45,8 @@ class RunConfig:
     """Latest checkpoints kept, besides the best one."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too, to `tensorboard/` in the run's directory."""
+    wandb: str | None = None
+    """Write the metrics to this project of Weights & Biases, too."""
     max_skipped_in_a_row: int = 10
     """Stop after so many updates in a row that were skipped because they were not finite."""
     force: bool = False
@@ -70,5 +72,6 @@ class RunConfig:
         check_positive(at, self, "steps", "log_every", "eval_every", "eval_batches")
         check_positive(at, self, "part_every", "part_batches")
         check_positive(at, self, "checkpoint_every", "keep_checkpoints", "max_skipped_in_a_row")
+        check(self.wandb != "", "--run.wandb needs the name of a project.")
         check_not_negative(at, self, "sample_tokens", "sample_temperature")
         check_at_most(LARGEST, at, self, "steps", "sample_tokens")

@@ -13,6 +13,7 @@ MAY_CHANGE = frozenset(
         "run.checkpoint_every",
         "run.keep_checkpoints",
         "run.tensorboard",
+        "run.wandb",
         "run.max_skipped_in_a_row",
         "run.force",
         "run.sample_prompt",

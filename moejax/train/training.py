@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -25,74 +26,75 @@ from moejax.runtime import batch_rows
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
 from moejax.train.base_model import Base, find_beginning, make_base
-from moejax.train.environment import enter
+from moejax.train.environment import Environment, enter
 from moejax.train.evaluation import Evaluation
 from moejax.train.finish import finish, say_result
 from moejax.train.interval import IntervalLog
 from moejax.train.journal import Journal
 from moejax.train.loop import run_steps
+from moejax.train.metrics_writer import MetricsWriter, check_writers, open_writers
 from moejax.train.prepare import Learner, Programs, make_learner, make_programs, shared_settings
 from moejax.train.progress import Beside
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState, start_state
 from moejax.train.tally import Tally
 from moejax.train.tasks import Task, open_task
-from moejax.train.tensorboard import TensorBoard
 
 ALL_SAVED = "all steps are saved; the same command writes the sample and the report."
 
 
-def train(config: Config, *, name: str, command: str, beside: Beside | None = None) -> None:
+def train(
+    config: Config,
+    *,
+    name: str,
+    command: str,
+    beside: Beside | None = None,
+    writers: Sequence[MetricsWriter] = (),
+) -> None:
     """Train, or go on training, the run of ``config``; docs/guides/runs.md says what that leaves.
 
     All processes of a job call it alike. Raises ``UserError`` with a message for the user, and
-    ``Stopped`` after a signal. ``beside``: what is shown beside the time left.
+    ``Stopped`` after a signal. ``beside``: what is shown beside the time left. ``writers`` take
+    every line of metrics, too, in the process that writes the run's files; they are closed when
+    the steps end.
     """
+    check_writers(config.run)
     if config.run.init_from is not None:
         refuse_quantised(find_beginning(config), "training from it")
     with enter(config, name) as environment:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
-        boards = run.path / "tensorboard" if config.run.tensorboard and run.owner else None
-        board, measure = TensorBoard(boards), config.model.material.measure
+        measure = config.model.material.measure
         task = processes.first_then_others(lambda: open_task(config, run.tokenizer))
         processes.check_same("settings or data", shared_settings(config, task))
         check_training_room(config, task.vocab_size, mesh.shape)
         learner = make_learner(config, task.vocab_size, mesh)
         keep = config.run.keep_checkpoints
         checkpoints = Checkpoints(run.checkpoints, keep, processes, measure.key)
-        with closing(board), closing(checkpoints):
+        with closing(checkpoints):
             if processes.first:
                 warn_of_decoding(config)
                 warn_of_constant_weights(config)
             base = read_base(config, learner, mesh)
             frozen = None if base is None else base.params
-            programs, journal = make_programs(config, learner, mesh, frozen), Journal(run, board)
-            saving = Saving(
-                config=config,
-                run=run,
-                checkpoints=checkpoints,
-                batches=task.train_batches(batch_rows.process_rows(mesh, config.data.batch_size)),
-                description=task.description,
-                marks=task.marks,
-                processes=processes,
-                base=None if base is None else base.digest,
-            )
+            programs = make_programs(config, learner, mesh, frozen)
+            saving = make_saving(config, environment, checkpoints, task, base)
             state, tally = restore_or_begin(config, learner, mesh, saving, base)
             run.write_config(config)
             keep_files(run, config, getattr(task, "tokenizer", None))
             announce(config, task, mesh, run, tally.step, name=name, command=command)
             if tally.step < config.run.steps:
-                state = run_steps(
-                    state,
-                    tally,
-                    config=config.run,
-                    step=programs.step,
-                    environment=environment,
-                    intervals=IntervalLog(config, measure, journal, programs.router_arrays),
-                    evaluation=make_evaluation(config, task, mesh, programs, journal),
-                    saving=saving,
-                    beside=beside,
-                )
+                with closing(Journal(run, [*open_writers(config, run), *writers])) as journal:
+                    state = run_steps(
+                        state,
+                        tally,
+                        config=config.run,
+                        step=programs.step,
+                        environment=environment,
+                        intervals=IntervalLog(config, measure, journal, programs.router_arrays),
+                        evaluation=make_evaluation(config, task, mesh, programs, journal),
+                        saving=saving,
+                        beside=beside,
+                    )
             elif processes.agree(run.report.exists()):
                 say(f"This run is finished: {tally.step} steps. To go on, raise --run.steps.")
                 say_result(config, run)
@@ -101,6 +103,27 @@ def train(config: Config, *, name: str, command: str, beside: Beside | None = No
             environment.stop.end(ALL_SAVED)
             state = dataclasses.replace(state, params=programs.complete(state.params))
             finish(config, task, measure, environment, state, tally)
+
+
+def make_saving(
+    config: Config,
+    environment: Environment,
+    checkpoints: Checkpoints,
+    task: Task,
+    base: Base | None,
+) -> Saving:
+    """How the run is saved, beginning with the first batch."""
+    rows = batch_rows.process_rows(environment.mesh, config.data.batch_size)
+    return Saving(
+        config=config,
+        run=environment.run,
+        checkpoints=checkpoints,
+        batches=task.train_batches(rows),
+        description=task.description,
+        marks=task.marks,
+        processes=environment.processes,
+        base=None if base is None else base.digest,
+    )
 
 
 def make_evaluation(

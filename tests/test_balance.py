@@ -274,7 +274,7 @@ def test_the_gradients_of_the_parts_of_a_batch_add_up_to_that_of_the_batch():
         stats = one_layer(logits[part], real[part], 2)
         router = sum_layer(stats)
         zero = jnp.zeros(())
-        return Sums(zero, zero, zero, router, scoped_loss_L=None, scopes=None)
+        return Sums(zero, zero, zero, zero, zero, router, scoped_loss_L=None, scopes=None)
 
     def whole_loss(logits):
         found = losses(all_sums(logits).router, moe)

@@ -26,7 +26,6 @@ from moejax.models.counts import forward_flops, parameters
 from moejax.models.initial_params import init_params
 from moejax.runtime import batch_rows, device_mesh
 from moejax.train.eval_step import eval_step
-from moejax.train.forward import cross_entropy
 from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import init_state
 from moejax.train.step import train_step
@@ -228,16 +227,6 @@ def test_counts_by_class_by_hand(images):
     assert chosen is None and counts.asked_LEV is None
     assert (np.asarray(counts.confusion_VV) == wanted).all()
     assert report.sums.correct == np.trace(wanted) and report.sums.text_bytes is None
-
-
-def test_smoothed_cross_entropy_is_that_of_a_spread_target():
-    """Szegedy et al. 2016, section 7: q' = (1 - e) q + e / V."""
-    logits = np.random.default_rng(1).normal(size=(2, 3, V))
-    targets = np.array([[0, 1, 2], [3, 4, 0]])
-    q = 0.9 * np.eye(V)[targets] + 0.1 / V
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    got = cross_entropy(jnp.float32(logits), jnp.int32(targets), 0.1)
-    np.testing.assert_allclose(got, -(q * log_p).sum(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["vit", "mlp"])

@@ -30,17 +30,20 @@ from moejax.hf.configs import read_config, write_config
 from moejax.hf.reading import array_shapes, survey
 from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.inference.generation import Generator
+from moejax.models.chunk_loss import Aim
 from moejax.models.counts import parameters
 from moejax.models.decoder import DecoderLM
+from moejax.models.head import Head
+from moejax.models.head_loss import sum_losses
 from moejax.models.layer_runs import locate_layers
 from moejax.models.next_tokens import find_real, shift
 from moejax.moe.lying import lie_quantised
 from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runtime import device_mesh
-from moejax.train.forward import batch_sums, sum_ahead
+from moejax.train.forward import batch_sums, count_targets, list_tokens, sum_ahead
 from moejax.train.gradients import gradients
-from moejax.train.objective import objective, weigh_ahead_loss
-from moejax.train.reports import AheadSums, Sums
+from moejax.train.objective import weigh_ahead_loss, weigh_modules
+from moejax.train.reports import AheadSums
 from moejax.train.training import train
 
 CASE, LAYERS, MODULES = "deepseek_v3", 2, 2
@@ -195,30 +198,32 @@ def test_a_story_of_two_drafts():
     odds = jnp.log(jnp.array([3.0, 1.0]))
     says = lambda *best: jnp.stack([odds if b == 0 else odds[::-1] for b in best])[None]  # noqa: E731
     batch = {"targets": jnp.array([[1, 0, 1]]), "segments": jnp.ones((1, 3), jnp.int32)}
-    module = says(1, 1, 0)
-    sums = sum_ahead(says(1, 1, 0), [module], batch, training=False, smoothing=0.0)
+    states = [says(1, 1, 0), says(1, 1, 0)]  # which are the logits
+
+    def add_up(states: list[jax.Array], best: bool) -> AheadSums | None:
+        tokens = list_tokens(states, batch)
+        found = sum_losses(Head(jnp.eye(2)), tokens, jnp.ones(len(states)), Aim(), best)
+        return sum_ahead(found, tokens)
+
+    sums = add_up(states, True)
     assert sums.targets_P.tolist() == [2] and sums.accepted_P.tolist() == [1]
     # Wrong of the target 0, right of the target 1.
     np.testing.assert_allclose(sums.nats_P, [np.log(4) + np.log(4 / 3)], rtol=1e-6)
-    assert sum_ahead(says(1, 1, 0), [module], batch, True, 0.0).accepted_P is None
-    assert sum_ahead(says(1, 1, 0), [], batch, True, 0.0) is None
+    assert add_up(states, False).accepted_P is None
+    assert add_up(states[:1], True) is None
 
 
 def test_the_loss_is_the_mean_over_modules_of_their_mean_over_targets():
-    """Of the whole batch, to which each part adds its share: also one that is as good as empty."""
-    zero = jnp.zeros(())
-
-    def add_up(nats, targets, ahead_nats, ahead_targets) -> Sums:
-        ahead = AheadSums(jnp.array(ahead_nats), jnp.array(ahead_targets), None)
-        return Sums(jnp.float32(nats), jnp.float32(targets), zero, None, ahead=ahead)
-
-    parts = [add_up(6.0, 4.0, [3.0, 2.0], [3.0, 1.0]), add_up(2.0, 4.0, [1.0, 0.0], [1.0, 0.0])]
-    whole = jax.tree.map(jnp.add, *parts)
-    moe = MoEConfig()
-    assert objective(whole, whole, moe) == 1.0
+    """Of the whole batch, to which each part adds its share; a module may have no target."""
+    parts_2Q = jnp.array([[6.0, 3.0, 2.0], [2.0, 1.0, 0.0]])
+    targets_Q = jnp.array([8.0, 4.0, 1.0])
+    assert (parts_2Q * weigh_modules(targets_Q, 0.0)).sum() == 1.0
     # 8 / 8 and half of the mean of 4 / 4 and 2 / 1.
-    assert objective(whole, whole, moe, 0.5) == 1.75
-    assert sum(objective(part, whole, moe, 0.5) for part in parts) == 1.75
+    assert (parts_2Q * weigh_modules(targets_Q, 0.5)).sum() == 1.75
+    assert weigh_modules(jnp.array([8.0, 0.0]), 0.5).tolist() == [0.125, 0.5]
+    assert weigh_modules(jnp.array([8.0]), 0.5).tolist() == [0.125]
+    segments_BN = jnp.array([[1, 1, 1, 2, 2, 0]])
+    assert count_targets({"segments": segments_BN}, 2).tolist() == [5, 3, 1]
 
 
 def test_the_coefficient_may_change_in_the_last_third():

@@ -28,7 +28,8 @@ def report(nats: float, norm: float = 1.0) -> StepReport:
         entropy_B=jnp.array([2.0]),
         sent_BQ=jnp.array([[3.0, 2.0]]),
     )
-    sums = Sums(jnp.float32(nats), jnp.float32(4), jnp.float32(3), router)
+    loss = jnp.float32(nats)
+    sums = Sums(loss, loss, loss, jnp.float32(4), jnp.float32(3), router)
     count = jnp.int32(0)
     batch = report_batch(sums, MoEConfig(balance=BalanceConfig(importance_loss_weight=0.1)))
     return StepReport(batch, jnp.float32(norm), jnp.float32(0.1), count, count)

@@ -283,7 +283,7 @@ def minimised(moe: MoEConfig, stats: balance.RouterStats, nats: jax.Array) -> ja
     if moe.balance.scope != "batch":
         scoped = scoped_loss(of_sequences(stats), moe, devices=2)
     summed = balance.sum_sequences(of_sequences(stats))
-    sums = Sums(nats, jnp.ones(()), jnp.ones(()), summed, *scoped)
+    sums = Sums(nats, nats, nats, jnp.ones(()), jnp.ones(()), summed, *scoped)
     return objective(sums, sums, moe)
 
 

@@ -49,6 +49,9 @@ class OptimConfig:
     label_smoothing: float = 0.0
     """In training, the share of the target probability that is spread evenly over all classes (or
     the vocabulary)."""
+    head_z_loss_weight: float = 0.0
+    """In training, the coefficient of the mean of log^2 Z, where Z is the sum of the exponentials
+    of the head's logits: it keeps logits from drifting. PaLM has 1e-4."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; `None` for no clipping."""
     accumulate: int = 1
@@ -61,6 +64,7 @@ class OptimConfig:
         check_positive(at, self, "clip_norm", "accumulate", "muon_iterations")
         check_not_negative(at, self, "weight_decay", "warmup_fraction", "final_fraction")
         check_not_negative(at, self, "next_token_weight", "next_token_late_weight")
+        check_not_negative(at, self, "head_z_loss_weight")
         for name in ("beta1", "beta2", "label_smoothing"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{flag(at, name)} must lie in [0, 1), not {value}.")

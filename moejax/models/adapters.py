@@ -144,6 +144,11 @@ class AdaptedModel:
         """The settings of the model."""
         return self.model.config
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, or classes, that the model tells apart."""
+        return self.model.vocab_size  # type: ignore[attr-defined]
+
     def apply(self, variables: dict[str, Any], *args: Any, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""
         params = attach(self.base, variables["params"], self.lora.scale)

@@ -11,6 +11,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attend.seen import Seen
 from moejax.models.context import Context
+from moejax.models.head import Head
 from moejax.models.layers import run_layers
 from moejax.models.norm import make_norm
 from moejax.moe.balance import Routed
@@ -34,10 +35,17 @@ class ImageClassifier(nn.Module):
     vocab_size: int
     layout: MeshConfig = MeshConfig()
 
-    @nn.compact
     def __call__(
         self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
     ) -> tuple[jax.Array, Routed | None]:
+        states, head, routed = self.find_states(batch, training, bias_LE)
+        return head.read(states[0]), routed
+
+    @nn.compact
+    def find_states(
+        self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
+    ) -> tuple[list[jax.Array], Head, Routed | None]:
+        """What the head reads, ``x_B1D``; the head; and what routers say."""
         config, D, V = self.config, self.config.width, self.vocab_size
         dtype = jnp.dtype(config.dtype)
         x_BNX = patches(batch["images"], config.patch_side).astype(jnp.float32) / 127.5 - 1
@@ -56,8 +64,7 @@ class ImageClassifier(nn.Module):
             params=None if self.is_initializing() else self.variables["params"],
         )
         x_B1D = make_norm(config, "final_norm")(x_BND).mean(1, keepdims=True)
-        logits_B1V = multiply(x_B1D, weight(self, "w_head_DV", (D, V), dtype)).astype(jnp.float32)
-        return logits_B1V, routed
+        return [x_B1D], Head(weight(self, "w_head_DV", (D, V), dtype)), routed
 
     def _context(self, segments_B1: jax.Array, N: int) -> Context:
         """All positions of an image see each other, and none is rotated."""

@@ -15,6 +15,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.attend.seen import Seen
 from moejax.models.context import Context
 from moejax.models.delta_rule import find_fresh, find_last
+from moejax.models.head import Head
 from moejax.models.kv_cache import CacheType, KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
@@ -22,8 +23,8 @@ from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import make_norm
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
-from moejax.moe.lying import Lying, multiply, multiply_transposed, take
-from moejax.moe.parameters import Matrix, weight
+from moejax.moe.lying import Lying, take
+from moejax.moe.parameters import weight
 from moejax.runtime import partition
 
 
@@ -63,20 +64,20 @@ class DecoderLM(nn.Module):
         place_LER: jax.Array | None = None,
     ) -> tuple[jax.Array, Routed | None]:
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        # The modules that predict further tokens are asked by ``look_ahead`` alone.
+        # The modules that predict further tokens are asked by ``find_states`` alone.
         ahead = self.config.next_tokens > 0 and self.is_initializing()
-        logits, routed, _ = self._run(batch, training, own, None, ahead=ahead)
-        return logits[0], routed
+        states, head, routed, _ = self._run(batch, training, own, None, ahead=ahead)
+        return head.read(states[0]), routed
 
-    def look_ahead(
+    def find_states(
         self, batch: dict[str, jax.Array], training: bool, bias_LE: jax.Array | None = None
-    ) -> tuple[list[jax.Array], Routed | None]:
-        """As when it is called, but with the logits of the modules that predict further tokens
-        after the model's own, each ``logits_BNV``, and with their routers after the layers'.
+    ) -> tuple[list[jax.Array], Head, Routed | None]:
+        """What the head reads, ``x_BND``, and after it what it reads of each module that predicts
+        a further token; the head; and what routers say, those of the modules after the layers'.
         """
-        own = {"bias_E": bias_LE}
-        logits, routed, _ = self._run(batch, training, own, None, ahead=self.config.next_tokens > 0)
-        return logits, routed
+        own, ahead = {"bias_E": bias_LE}, self.config.next_tokens > 0
+        states, head, routed, _ = self._run(batch, training, own, None, ahead=ahead)
+        return states, head, routed
 
     def decode(
         self,
@@ -91,9 +92,9 @@ class DecoderLM(nn.Module):
         of no layer more than the last ``reach`` positions, themselves included.
         """
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        logits, _, written = self._run(batch, False, own, cache, reach)
+        (x_B1D,), head, _, written = self._run(batch, False, own, cache, reach)
         assert written is not None  # as a cache was given
-        return logits[0], written
+        return head.read(x_B1D), written
 
     @nn.compact
     def _run(
@@ -104,7 +105,7 @@ class DecoderLM(nn.Module):
         cache: KVCache | None,
         reach: int | None = None,
         ahead: bool = False,
-    ) -> tuple[list[jax.Array], Routed | None, KVCache | None]:
+    ) -> tuple[list[jax.Array], Head, Routed | None, KVCache | None]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
@@ -139,23 +140,9 @@ class DecoderLM(nn.Module):
             )
             routed = join_routed(routed, said)
             states += list(x_PBND)
-        w_DV = None if config.tie_embeddings else weight(self, "w_head_DV", (D, V), dtype)
-        return [self._read(x_BND, w_DV, embedding_VD) for x_BND in states], routed, cache
-
-    def _read(self, x_BND: jax.Array, w_DV: Matrix | None, embedding_VD: Matrix) -> jax.Array:
-        """Logits of states, ``logits_BNV``: without ``w_DV``, the embedding is the head."""
-        if w_DV is None:
-            logits_BNV = self._multiply_embedding(x_BND, embedding_VD)
-        else:
-            logits_BNV = multiply(x_BND, w_DV)
-        logits_BNV, scale = logits_BNV.astype(jnp.float32), self.config.logit_multiplier
-        return logits_BNV if scale == 1 else logits_BNV * scale
-
-    def _multiply_embedding(self, x_BND: jax.Array, embedding_VD: Matrix) -> jax.Array:
-        if isinstance(embedding_VD, Lying) and not self.layout.fsdp:
-            return multiply_transposed(x_BND, embedding_VD)
-        w_DV = jnp.asarray(embedding_VD).T.astype(x_BND.dtype)
-        return x_BND @ partition.gather_weight(w_DV, "w_head_DV", self.layout.fsdp)
+        tied, scale = config.tie_embeddings, config.logit_multiplier
+        w = embedding_VD if tied else weight(self, "w_head_DV", (D, V), dtype)
+        return states, Head(w, tied, scale, self.layout.fsdp), routed, cache
 
 
 def make_context(

@@ -134,6 +134,14 @@ def parameter_spec(name: str, fsdp: bool) -> P:
     return P(*map(resolve, axes))
 
 
+def find_vocabulary_axis(vocab_size: int) -> str | None:
+    """The axis of the mesh in use that a vocabulary is split over: the model axis, if it divides;
+    else None.
+    """
+    devices = dict(jax.sharding.get_abstract_mesh().shape).get("model", 1)
+    return "model" if devices > 1 and vocab_size % devices == 0 else None
+
+
 def pin(x: jax.Array, name: str) -> jax.Array:
     """Fix how ``x`` lies on the mesh in use, by the name of its spec; without a mesh, return it."""
     return _constrain(x, SPECS[name])

@@ -1,6 +1,6 @@
 """A model run on a batch: its losses and statistics, added up.
 
-Letters: P: modules that predict further tokens.
+Letters: P: modules that predict further tokens; Q: these and the model itself, which comes first.
 """
 
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from moejax.config.moe import MoEConfig
+from moejax.models.chunk_loss import PLAIN, Aim
+from moejax.models.head_loss import HeadSums, Tokens, sum_losses
 from moejax.models.next_tokens import find_real, shift
 from moejax.moe import balance
 from moejax.moe.balance import Routed
@@ -27,74 +28,84 @@ def batch_sums(
     bias_LE: jax.Array | None,
     batch: Batch,
     key: jax.Array | None,
-    label_smoothing: float = 0.0,
-) -> tuple[Sums, Routed | None, jax.Array]:
-    """Run the model on ``batch`` and add up its losses and statistics; and the logits.
+    aim: Aim = PLAIN,
+    weight_Q: jax.Array | None = None,
+) -> tuple[Sums, Routed | None, jax.Array | None]:
+    """Run the model on ``batch`` and add up its losses and statistics; and the most probable token
+    or class of each position, ``best_BN``, in evaluation and for images.
 
-    With a ``key`` as in training, without one as in evaluation.
+    With a ``key`` as in training, without one as in evaluation. ``weight_Q`` is what a nat weighs
+    in ``Sums.loss`` (see ``objective.weigh_modules``); by default 1.
     """
     config: Any = model.config
     training, rngs = key is not None, {} if key is None else {"router": key}
-    method = "look_ahead" if config.next_tokens else None
-    found: Any = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs, method=method)
-    (logits_BNV, *further), routed = found if config.next_tokens else ([found[0]], found[1])
-    nats_BN = cross_entropy(logits_BNV, batch["targets"], label_smoothing)
+    states, head, routed = model.apply(
+        {"params": params}, batch, training, bias_LE, rngs=rngs, method="find_states"
+    )
+    if weight_Q is None:
+        weight_Q = jnp.ones(len(states))
+    tokens = list_tokens(states, batch)
+    best = bool(config.material.classes) or not training
+    found = sum_losses(head, tokens, weight_Q, aim, best)
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":
         scoped, scopes = scoped_loss(routed.stats, moe, device_mesh.token_devices())
+    best_BN = found.best_QBN[0] if found.best_QBN else None
     sums = Sums(
-        nats=jnp.where(real_BN, nats_BN, 0).sum(),
+        loss=found.loss,
+        nats=found.nats_Q[0],
+        log_z_squared=found.log_z_squared_Q[0],
         targets=real_BN.sum(dtype=jnp.float32),
         text_bytes=batch["bytes"].sum(dtype=jnp.float32) if "bytes" in batch else None,
-        correct=count_right(logits_BNV, batch) if config.material.classes else None,
+        correct=count_right(best_BN, batch) if config.material.classes else None,
         router=balance.sum_sequences(routed.stats) if routed is not None else None,
         scoped_loss_L=scoped,
         scopes=scopes,
-        ahead=sum_ahead(logits_BNV, further, batch, training, label_smoothing),
+        ahead=sum_ahead(found, tokens),
     )
-    return sums, routed, logits_BNV
+    return sums, routed, best_BN
 
 
-def sum_ahead(
-    logits_BNV: jax.Array, further: list[jax.Array], batch: Batch, training: bool, smoothing: float
-) -> AheadSums | None:
-    """Add up what the modules predict that look further ahead than the model, whose logits are the
-    first. The k-th is compared with the target k positions further on, where that is in the same
-    document.
+def list_tokens(states: list[jax.Array], batch: Batch) -> Tokens:
+    """What the head reads, the model's states and those of the modules that look further ahead, and
+    what it should say. The k-th module is held to the target k positions further on, where that is
+    in the same document.
     """
-    if not further:
+    further = range(1, len(states))
+    return Tokens(
+        tuple(states),
+        (batch["targets"], *(shift(batch["targets"], count) for count in further)),
+        (batch["segments"] > 0, *(find_real(batch["segments"], count) for count in further)),
+    )
+
+
+def count_targets(batch: Batch, modules: int) -> jax.Array:
+    """How many tokens the model and each module are held to, float32 [1 + modules]."""
+    real_QBN = [find_real(batch["segments"], count) for count in range(modules + 1)]
+    return jnp.stack([real_BN.sum(dtype=jnp.float32) for real_BN in real_QBN])
+
+
+def sum_ahead(found: HeadSums, tokens: Tokens) -> AheadSums | None:
+    """What the modules predict that look further ahead than the model."""
+    real_PBN = tokens.real_QBN[1:]
+    if not real_PBN:
         return None
-    nats, targets, accepted = [], [], []
-    own_BN = None if training else logits_BNV.argmax(-1)
-    for count, ahead_BNV in enumerate(further, start=1):
-        real_BN = find_real(batch["segments"], count)
-        nats_BN = cross_entropy(ahead_BNV, shift(batch["targets"], count), smoothing)
-        nats.append(jnp.where(real_BN, nats_BN, 0).sum())
-        targets.append(real_BN.sum(dtype=jnp.float32))
-        if own_BN is not None:
-            same_BN = real_BN & (ahead_BNV.argmax(-1) == shift(own_BN, count))
-            accepted.append(same_BN.sum(dtype=jnp.float32))
-    accepted_P = jnp.stack(accepted) if accepted else None
-    return AheadSums(jnp.stack(nats), jnp.stack(targets), accepted_P)
+    accepted_P = None
+    if found.best_QBN is not None:
+        own_BN, *best_PBN = found.best_QBN
+        same = [
+            (real_BN & (best_BN == shift(own_BN, count))).sum(dtype=jnp.float32)
+            for count, (real_BN, best_BN) in enumerate(zip(real_PBN, best_PBN, strict=True), 1)
+        ]
+        accepted_P = jnp.stack(same)
+    targets_P = jnp.stack([real_BN.sum(dtype=jnp.float32) for real_BN in real_PBN])
+    return AheadSums(found.nats_Q[1:], targets_P, accepted_P)
 
 
-def cross_entropy(
-    logits_BNV: jax.Array, targets_BN: jax.Array, smoothing: float = 0.0
-) -> jax.Array:
-    """Nats of each target; with ``smoothing``, of a target that is spread over all classes to that
-    share (Szegedy et al. 2016, section 7).
-    """
-    nats_BN = optax.softmax_cross_entropy_with_integer_labels(logits_BNV, targets_BN)
-    if not smoothing:
-        return nats_BN
-    mean_BN = jax.nn.logsumexp(logits_BNV, -1) - logits_BNV.mean(-1)  # of all classes
-    return (1 - smoothing) * nats_BN + smoothing * mean_BN
-
-
-def count_right(logits_BNV: jax.Array, batch: Batch) -> jax.Array:
+def count_right(best_BN: jax.Array | None, batch: Batch) -> jax.Array:
     """How many targets are the most probable class."""
-    found_BN = (logits_BNV.argmax(-1) == batch["targets"]) & (batch["segments"] > 0)
+    found_BN = (best_BN == batch["targets"]) & (batch["segments"] > 0)
     return found_BN.sum(dtype=jnp.float32)
 
 

@@ -1,6 +1,7 @@
 """The gradient of a batch, whole or in parts."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.config import Config
-from moejax.train.forward import Batch, batch_sums
-from moejax.train.objective import objective, weigh_ahead_loss
+from moejax.models.chunk_loss import Aim
+from moejax.train.forward import Batch, batch_sums, count_targets
+from moejax.train.objective import objective, weigh_ahead_loss, weigh_modules
 from moejax.train.reports import Sums
 
 
@@ -28,19 +30,24 @@ def gradients(
     The auxiliary losses need the sums of the *whole* batch, which a first forward pass over the
     parts adds up (its price: a third more arithmetic). Each part draws its own random numbers.
     """
-    smoothing = config.optim.label_smoothing
-    weight = weigh_ahead_loss(config.optim, step, config.run.steps)
+    optim = config.optim
+    aim = Aim(smoothing=optim.label_smoothing, z_loss_weight=optim.head_z_loss_weight)
+    further = weigh_ahead_loss(optim, step, config.run.steps)
+    weight_Q = weigh_modules(count_targets(batch, config.model.next_tokens), further)
+
+    def add_up(params: dict, part: Batch, key: jax.Array) -> Sums:
+        return batch_sums(model, params, bias_LE, part, key, aim, weight_Q)[0]
 
     def loss(
         params: dict, part: Batch, key: jax.Array, whole: Sums | None
     ) -> tuple[jax.Array, Sums]:
-        sums, *_ = batch_sums(model, params, bias_LE, part, key, smoothing)
-        return objective(sums, sums if whole is None else whole, config.model.moe, weight), sums
+        sums = add_up(params, part, key)
+        return objective(sums, sums if whole is None else whole, config.model.moe), sums
 
-    if config.optim.accumulate == 1:
+    if optim.accumulate == 1:
         return jax.grad(loss, has_aux=True)(params, batch, key, None)
 
-    parts = (cut_batch(batch, config), jax.random.split(key, config.optim.accumulate))
+    parts = (cut_batch(batch, config), jax.random.split(key, optim.accumulate))
 
     def add(one: Any, other: Any) -> Any:
         return jax.tree.map(jnp.add, one, other)
@@ -51,7 +58,7 @@ def gradients(
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(lambda sums, p: (add(sums, function(*p)), None), zeros, parts)[0]
 
-    whole = total(lambda part, key: batch_sums(model, params, bias_LE, part, key, smoothing)[0])
+    whole = total(partial(add_up, params))
     return total(
         lambda part, key: jax.grad(loss, has_aux=True)(params, part, key, whole),
     )

@@ -63,40 +63,39 @@ def scoped_loss(stats: RouterStats, moe: MoEConfig, devices: int) -> tuple[jax.A
     return loss_LB.sum(1), there.sum(dtype=jnp.float32)
 
 
-def ahead_loss(sums: Sums, whole: Sums) -> jax.Array:
-    """The mean over the modules that predict further tokens of their cross-entropy a target.
+def weigh_modules(targets_Q: jax.Array, next_token_weight: jax.Array | float) -> jax.Array:
+    """The coefficients of a nat of the model itself and of each module that predicts a further
+    token, float32 [1 + P], where a batch has so many targets of each: for the mean over targets,
+    and ``next_token_weight`` times the mean over the modules of theirs.
 
-    DeepSeek-V3 (2024), Eq. 24-25 without lambda. Eq. 24 divides by the length of the sequence, also
-    where a module has fewer targets, as at its end; this is the mean over the targets.
+    DeepSeek-V3 (2024), Eq. 24-25. Eq. 24 divides by the length of the sequence, also where a module
+    has fewer targets, as at its end; this is the mean over the targets.
     """
-    if sums.ahead is None or whole.ahead is None:
-        return jnp.zeros(())
-    return (sums.ahead.nats_P / jnp.maximum(whole.ahead.targets_P, 1)).mean()
+    modules = max(1, len(targets_Q) - 1)
+    weight_Q = jnp.full(len(targets_Q), next_token_weight / modules, jnp.float32).at[0].set(1)
+    return weight_Q / jnp.maximum(targets_Q, 1)
 
 
 def weigh_ahead_loss(optim: OptimConfig, step: jax.Array | int, steps: int) -> jax.Array | float:
-    """The coefficient of ``ahead_loss`` in this step of so many: DeepSeek-V3's lambda."""
+    """What further tokens weigh in this step of so many: DeepSeek-V3's lambda."""
     if optim.next_token_late_weight is None:
         return optim.next_token_weight
     late = step >= round(2 * steps / 3)
     return jnp.where(late, optim.next_token_late_weight, optim.next_token_weight)
 
 
-def objective(
-    sums: Sums, whole: Sums, moe: MoEConfig, next_token_weight: jax.Array | float = 0.0
-) -> jax.Array:
-    """The loss that is minimised: cross-entropy a token, plus each routed layer's losses, and
-    ``next_token_weight`` times ``ahead_loss``.
+def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
+    """The loss that is minimised: ``sums.loss``, which is weighed already, and each routed layer's
+    losses.
 
     ``sums`` belong to a part of the batch whose totals are ``whole``. The losses are functions of
     the whole batch's sums; a part enters with its share of their differential at ``whole``, so that
-    the *gradients* of the parts add up to that of the batch, whatever the losses. (The value is
-    right for the cross-entropy only; reported losses come from ``whole``.) Layers are added, as in
+    the *gradients* of the parts add up to that of the batch, whatever the losses. (Their value is
+    not right; reported losses come from ``whole``.) Layers are added, as in
     Switch Transformers.
     """
     whole = jax.lax.stop_gradient(whole)
-    loss = sums.nats / jnp.maximum(whole.targets, 1)
-    loss += next_token_weight * ahead_loss(sums, whole)
+    loss = sums.loss
     if sums.router is None:
         return loss
 

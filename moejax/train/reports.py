@@ -29,8 +29,12 @@ class AheadSums:
 class Sums:
     """What a batch adds up to; sums of parts are the sum of the whole."""
 
+    loss: jax.Array
+    """What the predictions add to the objective, with its gradient: see ``objective``."""
     nats: jax.Array
     """Cross-entropy over all targets."""
+    log_z_squared: jax.Array
+    """Squared logs of the sums of exponentials of logits, over all targets."""
     targets: jax.Array
     """Target tokens (images: one each), padding left out."""
     text_bytes: jax.Array | None

@@ -5,6 +5,7 @@ head's values.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.models.attend import blockwise
+from moejax.config import AttentionConfig, ConfigError
+from moejax.config.attention import AttentionForm
+from moejax.models.attend import blockwise, choose_form
 from moejax.models.attend.by_form import attend
-from moejax.models.attend.seen import Seen, make_mask
+from moejax.models.attend.choose_form import Case, Kernel
+from moejax.models.attend.seen import Seen, make_mask, sees
+from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
 
 B, N, A, SCALE = 2, 21, 4, 0.6
 
@@ -38,10 +43,10 @@ def see_all(**more) -> Seen:
     return Seen(of_BN=of_BN, at_BN=at_BN, of_BM=of_BN, at_BM=at_BN, **more)
 
 
-def see_permuted(**more) -> Seen:
-    """Some of the queries, and all keys, both in an order of their own."""
-    seen, rng = see_all(**more), np.random.default_rng(1)
-    queries, keys = rng.permutation(N)[:13], rng.permutation(N)
+def permute(seen: Seen, count: int) -> Seen:
+    """So many of the queries, and all keys, both in an order of their own."""
+    rng = np.random.default_rng(1)
+    queries, keys = rng.permutation(N)[:count], rng.permutation(N)
     return replace(
         seen,
         of_BN=seen.of_BN[:, queries],
@@ -59,35 +64,34 @@ def see_from_cache(**more) -> Seen:
     return replace(seen, of_BN=of_BM[:, 14:15], at_BN=at_BM[:, 14:15], of_BM=of_BM, at_BM=at_BM)
 
 
-def see_images(**more) -> Seen:
+def see_images() -> Seen:
     one = np.zeros((1, N), np.int32)
     return Seen(of_BN=one, at_BN=one, of_BM=one, at_BM=one, causal=False)
 
 
-# Heads, key/value heads, width of values, sinks; and what is seen.
+def in_loop(near: bool) -> dict:
+    """A layer of a loop in which others have a window, or have not."""
+    return {"window": 4, "near": jnp.bool_(near), "reach": 9}
+
+
+ALL = (4, 2, 6, True)
+"""Query heads, key/value heads, width of values, sinks."""
 CASES = {
-    "documents": ((2, 2, 4, False), see_all()),
-    "a window, grouped queries, sinks": ((4, 2, 4, True), see_all(window=4)),
-    "a layer without the window, one key head, wide values": (
-        (4, 1, 6, False),
-        see_all(window=4, near=jnp.bool_(False)),
+    "documents, a window, a reach, grouped queries, wide values, sinks": (
+        ALL,
+        see_all(**in_loop(True)),
     ),
-    "a layer with the window, narrow values, sinks": (
-        (2, 1, 3, True),
-        see_all(window=4, near=jnp.bool_(True)),
-    ),
-    "a reach": ((2, 2, 4, False), see_all(reach=5)),
-    "a window and a reach, grouped queries, wide values, sinks": (
-        (4, 2, 6, True),
-        see_all(window=7, near=jnp.bool_(True), reach=5),
-    ),
-    "permuted": ((2, 2, 4, True), see_permuted()),
-    "permuted, a window, grouped queries": ((4, 2, 4, False), see_permuted(window=4)),
-    "one query": ((4, 2, 6, True), see_from_cache()),
-    "one query, a window": ((4, 2, 4, False), see_from_cache(window=3)),
+    "the same without the window": (ALL, see_all(**in_loop(False))),
+    "the same, permuted": (ALL, permute(see_all(**in_loop(True)), N)),
+    "documents alone": ((2, 2, 4, False), see_all()),
+    "documents alone, permuted": ((2, 2, 4, False), permute(see_all(), N)),
+    "one key head, narrow values, a window": ((4, 1, 3, False), see_all(window=4)),
+    "some of the queries, permuted, a reach": ((2, 1, 4, False), permute(see_all(reach=5), 13)),
+    "one query": (ALL, see_from_cache(window=3)),
     "images": ((2, 1, 4, False), see_images()),
-    "both ways, documents, a window": ((2, 2, 4, True), see_all(window=4, causal=False)),
+    "both ways, documents, a window, sinks": ((2, 2, 4, True), see_all(window=4, causal=False)),
 }
+OF_DENSE = [list(CASES)[i] for i in (0, 2, 9)]
 
 
 def draw(sizes: tuple[int, int, int, bool], seen: Seen) -> Arrays:
@@ -125,6 +129,18 @@ def differentiate(arrays: Arrays, seen: Seen, dy_BNHU: np.ndarray) -> tuple:
     )
 
 
+@partial(jax.jit, static_argnums=0)
+def run(form: AttentionForm, arrays: Arrays, seen: Seen, dy_BNHU: jax.Array) -> tuple:
+    """The output and the gradients of what is in ``arrays``."""
+
+    def of_arrays(arrays: Arrays) -> jax.Array:
+        q, k, v, sink = arrays
+        return attend(q, k, v, seen, sink, SCALE, form)
+
+    y_BNHU, pull = jax.vjp(of_arrays, arrays)
+    return y_BNHU, *pull(dy_BNHU)[0]
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few positions, so that short sequences have several."""
@@ -132,23 +148,109 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(blockwise, name, size)
 
 
-@pytest.mark.parametrize("form", ["dense", "blockwise"])
-@pytest.mark.parametrize("case", list(CASES))
-def test_each_form_is_the_oracle(case, form, small_blocks):
+@pytest.mark.parametrize(
+    ("form", "case"),
+    [("blockwise", case) for case in CASES] + [("dense", case) for case in OF_DENSE],
+)
+def test_values_and_gradients_are_the_oracle(form, case, small_blocks):
     sizes, seen = CASES[case]
     arrays = draw(sizes, seen)
     dy_BNHU = np.random.default_rng(4).normal(size=(*arrays.q_BNHA.shape[:3], sizes[2]))
-
-    @jax.jit
-    def run(arrays, seen):
-        def of_arrays(arrays):
-            q, k, v, sink = arrays
-            return attend(q, k, v, seen, sink, SCALE, form)
-
-        y_BNHU, pull = jax.vjp(of_arrays, arrays)
-        return y_BNHU, *pull(jnp.float32(dy_BNHU))[0]
-
-    for got, want in zip(run(arrays, seen), differentiate(arrays, seen, dy_BNHU), strict=True):
+    found = run(form, arrays, seen, jnp.float32(dy_BNHU))
+    for got, want in zip(found, differentiate(arrays, seen, dy_BNHU), strict=True):
         assert (got is None) == (want is None)
         if want is not None:
             np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_blocks_of_other_documents_are_not_even_read(small_blocks):
+    """Two documents of 24: what is no number in one of them does not reach the other, though 0
+    times it would be none.
+    """
+    ids_BN = np.repeat([[1, 2]], 24, 1).repeat(B, 0).astype(np.int32)
+    at_BN = np.tile(np.arange(24, dtype=np.int32), (B, 2))
+    seen = Seen(of_BN=ids_BN, at_BN=at_BN, of_BM=ids_BN, at_BM=at_BN)
+    arrays = draw((2, 2, 4, False), seen)
+    for document in (0, 1):
+        hidden = np.where(np.arange(48) // 24 == document, 0, np.nan)[None, :, None, None]
+        arrays_there = Arrays(*(x + jnp.float32(hidden) for x in arrays[:3]), None)
+        found = run("blockwise", arrays_there, seen, arrays_there.v_BMJU)
+        for x in found[:4]:
+            np.testing.assert_array_equal(np.isnan(x), np.broadcast_to(np.isnan(hidden), x.shape))
+
+
+ROWS = {
+    # Sizes of documents, 0 for padding; block; window; causal; shares of blocks looked at.
+    "one document": ([64], 8, None, True, 36 / 64),
+    "one document, a window": ([64], 8, 9, True, 15 / 64),
+    "one document, both ways": ([64], 8, None, False, 1),
+    "documents": ([20, 12, 32], 8, None, True, 18 / 64),
+    "padding": ([40, 0], 8, None, True, (15 + 6) / 64),
+}
+
+
+@pytest.mark.parametrize("row", list(ROWS))
+def test_blocks_that_no_query_sees_are_left_out(row):
+    sizes, X, window, causal, share = ROWS[row]
+    sizes = [size or 64 - sum(sizes) for size in sizes]
+    numbers = [0 if there == 0 else i for i, there in enumerate(ROWS[row][0], 1)]
+    of_N = np.repeat(numbers, sizes).astype(np.int32)
+    at_N = np.concatenate([np.arange(size) for size in sizes]).astype(np.int32)
+    rng = np.random.default_rng(0)
+    for permuted in (False, True):
+        order = rng.permutation(64) if permuted else np.arange(64)
+        of_OX, at_OX = of_N[order].reshape(-1, X), at_N[order].reshape(-1, X)
+        in_order = of_N.reshape(-1, X), at_N.reshape(-1, X)
+        seen_OP = np.asarray(find_seen_blocks(of_OX, at_OX, *in_order, window, causal))
+        mask_NN = sees(of_N[order], at_N[order], of_N, at_N, window, causal)
+        needed_OP = np.asarray(mask_NN).reshape(64 // X, X, 64 // X, X).any((1, 3))
+        assert (seen_OP | ~needed_OP).all()
+        if not permuted:
+            assert seen_OP.mean() == share
+            order_OP, count_O = list_blocks(seen_OP)
+            for o, count in enumerate(count_O):
+                assert set(np.asarray(order_OP[o, :count])) == set(np.flatnonzero(seen_OP[o]))
+
+
+SHORT = Case(
+    platform="cpu",
+    queries=128,
+    keys=128,
+    heads=4,
+    key_heads=4,
+    head_size=32,
+    value_size=32,
+    dtype="float32",
+)
+CHOICES = [
+    ("auto", {}, "dense", "few"),
+    ("auto", {"queries": 1, "keys": 100_000}, "dense", "few"),
+    ("auto", {"queries": 4096, "keys": 4096}, "blockwise", "no 4,096 x 4,096 scores"),
+    ("auto", {"queries": 64, "keys": 100_000}, "blockwise", "no 64 x 100,000 scores"),
+    ("blockwise", {}, "blockwise", "as asked"),
+    ("dense", {"queries": 4096, "keys": 4096}, "dense", "as asked"),
+    ("auto", {"platform": "moon", "queries": 4096, "keys": 4096}, "kernel", "the kernel for moon"),
+    ("kernel", {"platform": "moon"}, "kernel", "as asked"),
+    ("kernel", {"platform": "moon", "sinks": True}, "blockwise", "kernel has no sinks"),
+]
+
+
+@pytest.fixture
+def a_kernel(monkeypatch):
+    """A form for one platform, which carries no sinks."""
+    kernel = Kernel("moon", lambda case: "has no sinks" if case.sinks else None)
+    monkeypatch.setitem(choose_form.KERNELS, "kernel", kernel)
+
+
+@pytest.mark.parametrize(("asked", "changes", "form", "words"), CHOICES)
+def test_the_form_and_why(asked, changes, form, words, a_kernel):
+    chosen, why = choose_form.choose_form(asked, replace(SHORT, **changes))
+    assert chosen == form
+    assert words in why
+
+
+def test_a_form_of_another_platform_is_refused_by_name(a_kernel):
+    with pytest.raises(ConfigError, match="--model.attention.form kernel is for moon"):
+        choose_form.choose_form("kernel", SHORT)
+    with pytest.raises(ConfigError, match="--model.attention.form must be one of auto, dense, "):
+        AttentionConfig(form="flash")

@@ -15,10 +15,10 @@ from moejax.config.errors import ConfigError
 from moejax.models.attend.seen import Seen
 from moejax.runtime import device_mesh
 
-SHORT = 512
-"""With so many positions, all scores at once take no longer than block by block ..."""
-FEW = SHORT * SHORT
-"""... nor with so many pairs of positions, where a few queries look at many keys."""
+FEW = 256 * 256
+"""With so many pairs of positions, all scores at once take no longer than block by block."""
+FEW_QUERIES = 16
+"""Fewer queries make no more scores of a head than there are numbers in its keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def choose_form(form: AttentionForm, case: Case) -> tuple[AttentionForm, str]:
         return (form, "as asked") if why_not is None else ("blockwise", f"{form} {why_not}")
     if form != "auto":
         return form, "as asked"
-    if case.queries * case.keys <= FEW or case.queries == 1:
+    if case.queries * case.keys <= FEW or case.queries < FEW_QUERIES:
         return "dense", f"{case.queries:,} x {case.keys:,} scores of a head are few"
     there = [(name, each) for name, each in KERNELS.items() if each.platform == case.platform]
     for name, each in there:

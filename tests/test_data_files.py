@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from moejax.config import ConfigError, DataConfig
-from moejax.data.sources import TextFiles, open_documents, open_text
+from moejax.data.sources import open_documents, open_text
+from moejax.data.text_files import TextFiles
 
 
 def write(folder, **texts):

@@ -152,10 +152,10 @@ def zipped(text: bytes) -> bytes:
 
 TEXT = "Call me Ishmael.\n" * 100
 OTHERS = {
-    "gzip": (gzip.compress(TEXT.encode()), "compressed by gzip: decompress it first"),
-    "zstd": (b"\x28\xb5\x2f\xfd\x04\x40\x01", "compressed by zstd: decompress it first"),
-    "bzip2": (bz2.compress(TEXT.encode()), "compressed by bzip2: decompress it first"),
-    "xz": (lzma.compress(TEXT.encode()), "compressed by xz: decompress it first"),
+    "gzip": (gzip.compress(TEXT.encode()), "compressed by gzip: give it to --data.train"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x40\x01", "compressed by zstd: give it to --data.train"),
+    "bzip2": (bz2.compress(TEXT.encode()), "compressed by bzip2: give it to --data.train"),
+    "xz": (lzma.compress(TEXT.encode()), "compressed by xz: give it to --data.train"),
     "zip": (zipped(TEXT.encode()), "zip archive"),
     "utf_16": (TEXT.encode("utf-16"), "UTF-16: convert it .iconv"),
     "utf_16_be": (b"\xfe\xff" + TEXT.encode("utf-16-be"), "UTF-16: convert it .iconv"),
@@ -172,20 +172,20 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, kind):
     """Where it is meant by name or by a glob; in a folder it is left out, and that is said."""
     data, words = OTHERS[kind]
     write(tmp_path, text=TEXT.encode(), other=b"Another text.\n" * 100)
-    (tmp_path / "x.bin").write_bytes(data)
-    for pattern in ("x.bin", "*"):
+    (tmp_path / "x.dat").write_bytes(data)
+    for pattern in ("x.dat", "*"):
         for open_it in (
             open_files,
             lambda what: open_text(what, split="", field="", directory=None),
         ):
-            with pytest.raises(ConfigError, match=rf"--data.*x\.bin (is|has) .*{words}"):
+            with pytest.raises(ConfigError, match=rf"--data.*x\.dat (is|has) .*{words}"):
                 open_it(str(tmp_path / pattern))
     corpus = open_files(str(tmp_path), validation_files=str(tmp_path / "other.txt"))
     assert names(corpus.train) == ["text.txt"]
-    assert corpus.description.endswith("; 1 other file left out as no text, x.bin")
+    assert corpus.description.endswith("; 1 other file left out as no text, x.dat")
     (tmp_path / "alone").mkdir()
-    (tmp_path / "x.bin").rename(tmp_path / "alone" / "x.bin")
-    with pytest.raises(ConfigError, match=rf"x\.bin .*{words}"):
+    (tmp_path / "x.dat").rename(tmp_path / "alone" / "x.dat")
+    with pytest.raises(ConfigError, match=rf"x\.dat .*{words}"):
         open_files(str(tmp_path / "alone"))
 
 

@@ -47,6 +47,7 @@ MLP = VIT | {"model.kind": "mlp", "model.moe.group_size": 1}
 DENSE = {"model.moe.every": 0}
 STDLIB = {"data.source": "stdlib"}
 FILES = {"data.source": "files", "data.files": "x/*.txt"}
+GIVEN = {"data.train": "x/*.jsonl"}
 LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
 EVERY_SECOND = {"model.attention": {"window": 4, "kinds": ("window", "full")}}
 MEMORY = {"model.attention.kinds": ("delta", "full")}
@@ -203,6 +204,7 @@ MATTERS: list[tuple[str, object, dict]] = [
 # or the processes and devices that are there.
 OUTSIDE = {
     "data": """source tfds_name tfds_text_field tfds_train_split tfds_validation_split directory
+        train validation field skip_bad
         files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
     "data.images": "image_field label_field shift flip",
     "mesh": "data expert model fsdp expert_parallel chunks receive_factor",
@@ -317,6 +319,14 @@ IDLE: list[tuple[str, object, dict, str]] = [
         FILES | {"data.validation_files": "x"},
         "leave --data.validation-files out",
     ),
+    ("data.validation_percent", 1.0, GIVEN | {"data.validation": "x"}, "--data.validation out"),
+    ("data.validation", "x", {}, "give --data.train 'corpus/*.jsonl', say, too"),
+    ("data.field", "body", FILES, "give --data.train 'corpus/*.jsonl', say, too"),
+    ("data.skip_bad", True, {}, "give --data.train 'corpus/*.jsonl', say, too"),
+    ("data.source", "files", GIVEN, "leave --data.train out"),
+    ("data.files", "x/*.txt", GIVEN, "leave --data.train out"),
+    ("data.tfds_train_split", "train[:9%]", GIVEN, "write --data.train tfds:lm1b, say"),
+    ("data.tfds_validation_split", "test", GIVEN, "write --data.train tfds:lm1b, say"),
     ("optim.muon_iterations", 2, {"optim.optimizer": "adamw"}, "--optim.optimizer muon"),
     ("optim.muon_learning_rate", 0.1, {"optim.optimizer": "adamw"}, "--optim.optimizer muon"),
     ("optim.decay_fraction", 0.5, {}, "give --optim.schedule wsd, too"),

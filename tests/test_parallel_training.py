@@ -19,8 +19,8 @@ from moejax.config import (
     load_config_file,
 )
 from moejax.data.pipeline import train_batches
-from moejax.data.sources import TextFiles
 from moejax.data.stdlib_corpus import find_library, list_library_files
+from moejax.data.text_files import TextFiles
 from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
 from moejax.runtime import batch_rows, device_fit, device_mesh, partition

@@ -18,8 +18,8 @@ from moejax.config import (
     read_config_json,
 )
 from moejax.config.errors import UserError
-from moejax.data.sources import TextFiles
 from moejax.data.spread import draw_excerpts, order_evenly, share_pieces
+from moejax.data.text_files import TextFiles
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.lab.specialisation.association import (
     Choices,

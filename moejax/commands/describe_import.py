@@ -18,8 +18,7 @@ def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
     here, settings = (shlex.quote(str(path)) for path in (target, target / "config.json"))
     commands = [
         f"moejax generate {here} --prompt '...'",
-        f"python train.py --config {settings} --run.directory runs/tuned"
-        f" --data.source files --data.files '...'",
+        f"python train.py --config {settings} --run.directory runs/tuned --data.train '...'",
     ]
     if fault:
         commands[1] += f" --data.tokenizer {target / 'tokenizer.json'}"

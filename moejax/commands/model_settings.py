@@ -16,6 +16,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.config.needs import Need
 from moejax.data.documents import Documents
+from moejax.data.kinds.table import has_fields, is_prepared
 from moejax.data.sources import open_documents, open_text
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
@@ -76,16 +77,23 @@ class TextSettings(ModelSettings):
     NEEDS: ClassVar[tuple[Need, ...]] = (
         *ModelSettings.NEEDS,
         Need(
-            ("split", "text_field"),
+            ("split",),
             lambda s: s.data is not None and s.data.startswith("tfds:"),
             "--data tfds:NAME",
             "give that, too",
             says="has no effect without",
         ),
         Need(
+            ("text_field",),
+            lambda s: s.data is not None and has_fields(s.data),
+            "--data tfds:NAME, or files of JSON or a table",
+            "give one of these, too",
+            says="has no effect without",
+        ),
+        Need(
             ("data_directory",),
-            lambda s: s.data is not None and (s.data == "stdlib" or s.data.startswith("tfds:")),
-            "--data tfds:NAME or stdlib",
+            lambda s: s.data is not None and (s.data == "stdlib" or is_prepared(s.data)),
+            "--data tfds:NAME or stdlib, or compressed files, JSON or a table",
             "give one of these, too",
             says="has no effect without",
         ),
@@ -93,13 +101,16 @@ class TextSettings(ModelSettings):
 
     data: str | None = None
     """The text: `stdlib`, the held-out part of the standard library; a file, a folder or a quoted
-    glob; or `tfds:NAME`. By default what was held out when the model was trained."""
+    glob, of any format that --data.train reads; or `tfds:NAME`. By default what was held out when
+    the model was trained."""
     split: str = "validation"
     """The split of `tfds:NAME`, in TFDS's notation (`test[:1%]`)."""
     text_field: str = "text"
-    """The feature of `tfds:NAME` that holds the text."""
+    """Where a document has its text: the field of JSON, the column of a table, the feature of
+    `tfds:NAME`."""
     data_directory: str | None = None
-    """Where prepared data sets are kept; by default TFDS's own place, `~/tensorflow_datasets`."""
+    """Where prepared data sets are kept; by default TFDS's own place, `~/tensorflow_datasets`, and
+    `~/.cache/moejax` for what is made of compressed files and tables."""
     sequence_length: int | None = None
     """Positions of the pieces that the text is cut into, each read by itself; by default as many as
     the model was trained on, and at most 2,048."""
@@ -158,10 +169,11 @@ def open_settings_text(settings: TextSettings, model: OpenModel) -> tuple[Docume
             split=settings.split,
             field=settings.text_field,
             directory=settings.data_directory,
+            tokenizer=model.tokenizer,
         )
     if model.data is None:
         raise ConfigError("--data is missing: the text to evaluate on, such as stdlib.")
-    corpus = open_documents(model.data)
+    corpus = open_documents(model.data, model.tokenizer)
     return corpus.validation, corpus.description
 
 

@@ -67,6 +67,12 @@ class Config:
     def _check_kind(self) -> None:
         """Language models need text, classifiers images."""
         material, kind, source = self.model.material, self.model.kind, self.data.source
+        check(
+            material.language or self.data.train is None,
+            f"--model.kind {kind} sees images, but --data.train names texts: leave it out.",
+        )
+        if self.data.train is not None:
+            source = "files"  # of some format; what else `source` says is not looked at
         refused = material.other_source.format(kind=kind, source=source)
         check(source in material.sources, refused)
         check(

@@ -1,6 +1,7 @@
 """Settings of the data, and of how they become batches."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import Literal
 
 from moejax.config.checks import (
@@ -13,15 +14,33 @@ from moejax.config.checks import (
 )
 from moejax.config.images import ImageDataConfig
 
+GIVEN = ("train", "validation", "files", "validation_files")
+"""The settings that name files, folders and globs."""
+TFDS = "tfds:"
+"""Before the name of a data set of TFDS, in ``train`` and ``validation``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The text or the images, and how they become batches."""
 
+    train: str | tuple[str, ...] | None = None
+    """What to train on, whatever its format: a file, a folder, a quoted glob, or several of these.
+    The suffix says what it is: JSON lines, JSON, Parquet, Arrow, tokens (`.npy`, `.bin`), or else
+    text; `.gz`, `.zst`, `.bz2` and `.xz` may follow. A data set saved by Hugging Face's `datasets`
+    is named by its folder, one of TensorFlow Datasets by `tfds:NAME`."""
+    validation: str | tuple[str, ...] | None = None
+    """What is held out, written as `train` is; by default `validation_percent` of its documents."""
+    field: str = "text"
+    """Where a document has its text (or its tokens): the field of an object of JSON, the column of
+    a table, the feature of a TFDS data set. `meta.body` is the field `body` of the field `meta`."""
+    skip_bad: bool = False
+    """Leave out documents that cannot be read, count them, and go on; by default the first one ends
+    the run before it begins."""
     source: Literal["stdlib", "tfds", "files", "digits"] = "stdlib"
-    """`stdlib`: the Python standard library of this interpreter. `tfds`: a data set of TensorFlow
-    Datasets by name, of text or of labelled images. `files`: text files of your own. `digits`:
-    scikit-learn's handwritten digits."""
+    """What is read if `train` names nothing. `stdlib`: the Python standard library of this
+    interpreter. `tfds`: a data set of TensorFlow Datasets by name, of text or of labelled images.
+    `files`: text files of your own. `digits`: scikit-learn's handwritten digits."""
     tfds_name: str | None = None
     """Name of the TFDS data set, such as `lm1b` or `tiny_shakespeare`; `mnist` or `cifar10`."""
     tfds_text_field: str = "text"
@@ -31,20 +50,23 @@ class DataConfig:
     tfds_validation_split: str = "validation"
     """The split held out, in TFDS's notation (`train[99%:]`)."""
     directory: str | None = None
-    """Where prepared data sets are kept; by default TFDS's own, `~/tensorflow_datasets`."""
+    """Where prepared data sets are kept; by default TFDS's own place, `~/tensorflow_datasets`. What
+    `train` prepares (indices, and the texts of compressed files and tables) is kept there, too; by
+    default in `~/.cache/moejax`."""
     files: str | tuple[str, ...] | None = None
     """Text files to train on: a file, a folder with all texts in it, or a quoted glob such as
     `'books/**/*.txt'`; or several of these."""
     validation_files: str | tuple[str, ...] | None = None
     """Text files held out, written as `files` are; by default `validation_percent` of those."""
     validation_percent: float = 5.0
-    """Share of `files` held out: whole files, chosen by a stable hash of their paths; of one file,
-    or of very few, the last part of each."""
+    """Share held out. Of `files`: whole files, chosen by a stable hash of their paths; of one file,
+    or of very few, the last part of each. Of `train`: documents, chosen by a hash of their numbers;
+    of one document, or of very few, the last part of each."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a Hugging Face `tokenizer.json`."""
     sequence_length: int = 128
     """Positions in a sequence (N) of text."""
-    images: ImageDataConfig = field(default_factory=ImageDataConfig)
+    images: ImageDataConfig = dataclasses.field(default_factory=ImageDataConfig)
     batch_size: int = 16
     """Sequences, or images, in one optimizer step (B), over all devices and accumulated
     micro-batches."""
@@ -63,9 +85,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at = "data"
-        make_tuples(self, "files", "validation_files")
+        make_tuples(self, *GIVEN)
         check_types(at, self)
-        check_paths(at, self, "directory", "files", "validation_files", "tokenizer")
+        check_paths(at, self, "directory", *GIVEN, "tokenizer", "field")
         check_sizes(at, self, "sequence_length", "batch_size", "eval_batch_size")
         check_positive(at, self, "shuffle_window", "shards", "prefetch")
         check(
@@ -78,11 +100,16 @@ class DataConfig:
             f"--data.validation-percent must lie between 0 and 100, not {self.validation_percent}.",
         )
         check(
-            self.source != "tfds" or bool(self.tfds_name),
+            self.source != "tfds" or self.train is not None or bool(self.tfds_name),
             "--data.source tfds needs --data.tfds-name, such as lm1b, or mnist for images.",
         )
         check(
-            self.source != "files" or bool(self.files),
+            self.source != "files" or self.train is not None or bool(self.files),
             "--data.source files needs --data.files: a file, a folder, or a glob such as"
             " 'books/**/*.txt'.",
         )
+
+
+def names_tfds(given: str | tuple[str, ...]) -> bool:
+    """Whether ``--data.train`` or ``--data.validation`` names a data set of TFDS."""
+    return isinstance(given, str) and given.startswith(TFDS)

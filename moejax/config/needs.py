@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moejax.config.config import Config
+from moejax.config.data import names_tfds
 
 
 @dataclass(frozen=True)
@@ -343,21 +344,45 @@ NEEDS: tuple[Need, ...] = (
     ),
     # Data.
     Need(
+        _paths(DATA, "validation field skip_bad"),
+        lambda c: c.data.train is not None,
+        "--data.source, and nothing in --data.train",
+        "give --data.train 'corpus/*.jsonl', say, too",
+    ),
+    Need(
+        _paths(DATA, "source files validation_files tfds_name tfds_text_field"),
+        lambda c: c.data.train is None,
+        "--data.train, which is what is read",
+        "leave --data.train out",
+    ),
+    Need(
+        _paths(DATA, "tfds_train_split"),
+        lambda c: c.data.train is None or names_tfds(c.data.train),
+        "--data.train, which names no data set of TFDS",
+        "write --data.train tfds:lm1b, say",
+    ),
+    Need(
+        _paths(DATA, "tfds_validation_split"),
+        lambda c: c.data.train is None or names_tfds(c.data.validation or c.data.train),
+        "--data.train and --data.validation, which name no data set of TFDS",
+        "write --data.train tfds:lm1b, say",
+    ),
+    Need(
         _paths(DATA, "tfds_name tfds_text_field tfds_train_split tfds_validation_split")
         + _paths("data.images", "image_field label_field"),
-        lambda c: c.data.source == "tfds",
+        lambda c: c.data.source == "tfds" or c.data.train is not None,
         "--data.source {c.data.source}",
         "give --data.source tfds, too",
     ),
     Need(
         ("data.directory",),
-        lambda c: c.data.source in ("tfds", "stdlib"),
+        lambda c: c.data.source in ("tfds", "stdlib") or c.data.train is not None,
         "--data.source {c.data.source}, which prepares nothing",
         "give --data.source tfds, too",
     ),
     Need(
         _paths(DATA, "files validation_files validation_percent"),
-        lambda c: c.data.source == "files",
+        lambda c: c.data.source == "files" or c.data.train is not None,
         "--data.source {c.data.source}",
         "give --data.source files, too",
     ),
@@ -366,6 +391,12 @@ NEEDS: tuple[Need, ...] = (
         lambda c: c.data.validation_files is None,
         "--data.validation-files, which are what is held out",
         "leave --data.validation-files out",
+    ),
+    Need(
+        ("data.validation_percent",),
+        lambda c: c.data.validation is None,
+        "--data.validation, which is what is held out",
+        "leave --data.validation out",
     ),
     # Training.
     Need(

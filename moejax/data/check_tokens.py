@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from moejax.config.errors import ConfigError
-from moejax.data.documents import Documents
-from moejax.data.tokenizer import Tokenizer
+from moejax.data.documents import Document, Documents
+from moejax.data.tokenizer import Tokenizer, encode_document
 
 _BEGINNING = 2**16
 """Bytes of a document that are tokenized first."""
@@ -38,8 +38,10 @@ def check_known(ids: np.ndarray, vocab_size: int, tokenizer: Tokenizer) -> None:
         )
 
 
-def has_tokens(document: bytes, tokenizer: Tokenizer) -> bool:
+def has_tokens(document: Document, tokenizer: Tokenizer) -> bool:
     """Whether a document has a token; most often its beginning tells."""
+    if not isinstance(document, bytes):
+        return len(encode_document(document, tokenizer)[0]) > 0
     end = _BEGINNING
     while end < len(document) and document[end] & 0xC0 == 0x80:  # inside a character of UTF-8
         end += 1

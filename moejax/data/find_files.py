@@ -8,6 +8,7 @@ is.
 import functools
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +43,34 @@ class FoundFiles:
     """What lies in the folders given and is no text."""
 
 
-def find_files(flag: str, given: str | tuple[str, ...]) -> FoundFiles:
-    """The files that the paths, folders and globs of a setting mean. Of a folder these are all
-    texts in it, at any depth, but for names that begin with a dot.
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which files will do."""
+
+    find_problem: Callable[[str], str | None]
+    """Why a file will not do, in words that follow its name; None if it will."""
+    may_lie_beside: Callable[[str], bool]
+    """Whether a file that will not do may lie in a folder that is given: it is left out."""
+    advice: str = ""
+    """The last sentence about files that will not do."""
+
+
+def find_text_problem(path: str) -> str | None:
+    """Why a file is no text; None if it is one."""
+    with open(path, "rb") as file:
+        return name_other_format(file.read(HEAD))
+
+
+TEXTS = Wanted(
+    find_problem=find_text_problem,
+    may_lie_beside=lambda path: True,
+    advice=" Only texts will do: leave the others out.",
+)
+
+
+def find_files(flag: str, given: str | tuple[str, ...], wanted: Wanted = TEXTS) -> FoundFiles:
+    """The files that the paths, folders and globs of a setting mean. Of a folder these are all in
+    it that will do, at any depth, but for names that begin with a dot.
 
     Raises ``ConfigError``, naming the flag and the file, if one of them means no file, if a file
     cannot be read, if one that a path or a glob means is no text, or if all are empty.
@@ -54,8 +80,9 @@ def find_files(flag: str, given: str | tuple[str, ...]) -> FoundFiles:
     for pattern in (given,) if isinstance(given, str) else given:
         start, is_folder, paths = _match(flag, pattern)
         once = _keep_one_path_each(paths)
-        problems = {path: words for path in once.values() if (words := _find_problem(path))}
-        check(is_folder or not problems, f"{flag}: {_describe_problems(problems, len(once))}")
+        problems = {p: words for p in once.values() if (words := _find_problem(p, wanted))}
+        fatal = {p: w for p, w in problems.items() if not is_folder or not wanted.may_lie_beside(p)}
+        check(not fatal, f"{flag}: {_describe_problems(fatal, len(once), wanted)}")
         others |= problems
         for identity, path in once.items():
             if path not in problems:
@@ -64,10 +91,15 @@ def find_files(flag: str, given: str | tuple[str, ...]) -> FoundFiles:
                 file = FoundFile(path=path, name=name, size=size, identity=identity)
                 found.setdefault(identity, file)
     files = sorted((file for file in found.values() if file.size), key=lambda file: file.path)
-    check(bool(found), f"{flag}: {_describe_problems(others, len(others))}")
-    words = given if isinstance(given, str) else ", ".join(given)
-    check(bool(files), f"{flag}: all {count_words(len(found), 'file')} of {words} are empty.")
+    check(bool(found), f"{flag}: {_describe_problems(others, len(others), wanted)}")
+    are = f"all {count_words(len(found), 'file')} of {join_given(given)} are empty"
+    check(bool(files), f"{flag}: {are}.")
     return FoundFiles(files=tuple(files), others=tuple(sorted(others)))
+
+
+def join_given(given: str | tuple[str, ...]) -> str:
+    """What a setting names, in one line."""
+    return given if isinstance(given, str) else ", ".join(given)
 
 
 def count_words(count: int, what: str) -> str:
@@ -120,16 +152,14 @@ def _rank(path: str) -> tuple[bool, int, str]:
     return os.path.islink(path), path.count("/"), path
 
 
-def _find_problem(path: str) -> str | None:
-    """Why a file cannot be trained on, in words that follow its name; None for a text."""
+def _find_problem(path: str, wanted: Wanted) -> str | None:
     if not stat.S_ISREG(os.stat(path).st_mode):
         return "is a pipe or a device: write what it gives to a file"
-    with open(path, "rb") as file:
-        return name_other_format(file.read(HEAD))
+    return wanted.find_problem(path)
 
 
-def _describe_problems(problems: dict[str, str], count: int) -> str:
+def _describe_problems(problems: dict[str, str], count: int, wanted: Wanted) -> str:
     """What is wrong with the first few files."""
     named = [f"{path} {words}" for path, words in list(problems.items())[:3]]
     more = "" if len(problems) == 1 else f" {len(problems):,} of {count_words(count, 'file')}."
-    return f"{'; '.join(named)}.{more} Only texts will do: leave the others out."
+    return f"{'; '.join(named)}.{more}{wanted.advice}"

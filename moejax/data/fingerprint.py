@@ -68,7 +68,8 @@ def mark_documents(side: str, documents: Documents, what: str = "document") -> l
     digests = []
     for number in numbers:
         digest = hashlib.blake2b(repr((count, number)).encode(), digest_size=8)
-        digest.update(documents[number])
+        document = documents[number]
+        digest.update(document if isinstance(document, bytes) else document.tobytes())
         digests.append(digest.digest())
     return _group([f"{what} {number} of {side}" for number in numbers], digests)
 

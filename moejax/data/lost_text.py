@@ -4,8 +4,8 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from moejax.data.documents import Documents
-from moejax.data.tokenizer import Tokenizer, split_characters
+from moejax.data.documents import Document, Documents
+from moejax.data.tokenizer import Tokenizer, encode_document, split_characters
 
 
 class LostText:
@@ -14,8 +14,13 @@ class LostText:
     def __init__(self) -> None:
         self.all_bytes, self.lost_bytes = 0, 0
 
-    def add(self, document: bytes, ids: Any, tokenizer: Tokenizer) -> None:
-        """Count one document, whose tokens are ``ids`` (int32 [n])."""
+    def add(self, document: Document, ids: Any, tokenizer: Tokenizer) -> None:
+        """Count one document, whose tokens are ``ids`` (int32 [n]). What tokens that were made
+        earlier have lost, nobody can say.
+        """
+        if not isinstance(document, bytes):
+            self.all_bytes += len(document)
+            return
         self.all_bytes += len(document)
         self.lost_bytes += count_lost(document, ids, tokenizer)
 
@@ -48,7 +53,7 @@ def measure_loss(documents: Documents, tokenizer: Tokenizer, enough: int = 2**20
     lost = LostText()
     for number in range(0 if tokenizer.is_lossless else len(documents)):
         document = documents[number]
-        lost.add(document, tokenizer.encode(document)[0], tokenizer)
+        lost.add(document, encode_document(document, tokenizer)[0], tokenizer)
         if lost.all_bytes >= enough:
             break
     return lost.share

@@ -30,9 +30,9 @@ from moejax.data.batches import (
     split_rows_by_stream,
 )
 from moejax.data.check_tokens import check_some_tokens
-from moejax.data.documents import Documents
+from moejax.data.documents import Document, Documents
 from moejax.data.lost_text import LostText
-from moejax.data.tokenizer import Tokenizer
+from moejax.data.tokenizer import Tokenizer, encode_document
 
 # Rows that pieces are packed into together: more rows, less padding, a longer resume.
 _ROWS_PACKED_TOGETHER = 64
@@ -49,8 +49,8 @@ class Piece(NamedTuple):
 class Pieces(Sequence[Piece]):
     """The pieces of one document, cut when asked for."""
 
-    def __init__(self, document: bytes, tokenizer: Tokenizer, length: int) -> None:
-        ids, counts = tokenizer.encode(document)
+    def __init__(self, document: Document, tokenizer: Tokenizer, length: int) -> None:
+        ids, counts = encode_document(document, tokenizer)
         before, end = tokenizer.edges.before_document, tokenizer.edges.end
         self.ids = ids
         self.before = len(before)
@@ -77,7 +77,7 @@ class _CutDocuments(grain.experimental.FlatMapTransform):
         self._length = length
         self._lost = lost
 
-    def flat_map(self, element: bytes) -> Pieces:
+    def flat_map(self, element: Document) -> Pieces:
         pieces = Pieces(element, self._tokenizer, self._length)
         if self._lost is not None:
             self._lost.add(element, pieces.ids, self._tokenizer)

@@ -1,22 +1,26 @@
 """Where documents come from: the standard library, a TFDS data set, or local files.
 
-A document is raw bytes. Both sides of a corpus are random-access, so that they can be shuffled
-globally and split over processes without being read first.
+A document is raw bytes, or tokens that were made earlier. Both sides of a corpus are random-access,
+so that they can be shuffled globally and split over processes without being read first.
 """
 
 import os
 import platform
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from moejax.config.checks import check
-from moejax.config.data import DataConfig
+from moejax.config.data import TFDS, DataConfig, names_tfds
 from moejax.config.errors import ConfigError
 from moejax.data.documents import Documents
-from moejax.data.find_files import FoundFiles, count_words, find_files
+from moejax.data.find_files import count_words, find_files, join_given
 from moejax.data.fingerprint import Mark, mark_documents, mark_files
-from moejax.data.text_files import TextFiles, split_by_name, split_each_file, take_whole
+from moejax.data.hold_out import hold_out
+from moejax.data.kinds.table import Options
+from moejax.data.open_given import open_given
+from moejax.data.text_files import split_by_name, split_each_file, take_whole
+from moejax.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +33,28 @@ class Corpus:
     """One line: what it is and how large."""
     take_marks: Callable[[], list[Mark]]
     """Reads a fingerprint of the text."""
+    bad_count: int = 0
+    """Documents that were left out, as they cannot be read."""
+    bad: str | None = None
+    """What is wrong with the first of them."""
 
 
-def open_documents(config: DataConfig) -> Corpus:
-    """The corpus that ``config.source`` names, prepared first if TFDS has to.
+def open_documents(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The corpus that ``config.train`` or ``config.source`` names, prepared first if that is
+    needed. Files of tokens need the ``tokenizer`` that made them.
 
     Raises ``ConfigError`` if it cannot be had, or if one side of it is empty.
     """
+    if config.train is not None:
+        return _open_train(config, tokenizer)
     if config.source == "stdlib":
         return _open_stdlib(config)
     if config.source == "files":
         return _open_files(config)
+    return _open_tfds(config)
+
+
+def _open_tfds(config: DataConfig) -> Corpus:
     from moejax.data.tfds_source import open_tfds
 
     train, validation = open_tfds(config)
@@ -52,13 +67,20 @@ def open_documents(config: DataConfig) -> Corpus:
     )
 
 
-def open_text(what: str, *, split: str, field: str, directory: str | None) -> tuple[Documents, str]:
+def open_text(
+    what: str,
+    *,
+    split: str,
+    field: str,
+    directory: str | None,
+    tokenizer: Tokenizer | None = None,
+) -> tuple[Documents, str]:
     """The documents that ``--data`` names, all to be evaluated on, and one line about them.
 
     ``stdlib`` is the held-out part of the standard library, ``tfds:NAME`` the ``split`` of a TFDS
-    data set, whose feature ``field`` is the text, and all else a file, a folder or a glob. Prepared
-    data sets are kept in ``directory``, by default TFDS's own. Raises ``ConfigError`` if it cannot
-    be had.
+    data set, and all else a file, a folder or a glob, of any format; ``field`` is where a document
+    has its text. Prepared data sets are kept in ``directory``. Files of tokens need the
+    ``tokenizer`` that made them. Raises ``ConfigError`` if it cannot be had.
     """
     if what == "stdlib":
         documents = _open_stdlib(DataConfig(directory=directory)).validation
@@ -66,14 +88,16 @@ def open_text(what: str, *, split: str, field: str, directory: str | None) -> tu
             f"{count_words(len(documents), 'document')} of the standard library that are held out"
         )
         return documents, about
-    if not what.startswith("tfds:"):
-        found = find_files("--data", what)
-        size = _format_bytes(sum(file.size for file in found.files))
-        about = f"{what}: {count_words(len(found.files), 'file')} ({size}){_name_others(found)}"
-        return TextFiles([file.path for file in found.files]), about
+    if not what.startswith(TFDS):
+        options = Options(field=field, directory=directory, tokenizer=tokenizer)
+        found = open_given("--data", what, options)
+        about = f"{what}: {count_words(len(found.files), 'file')} ({_format_bytes(found.size)})"
+        if len(found.documents) != len(found.files):
+            about += f", {count_words(len(found.documents), 'document')}"
+        return found.documents, about + _name_others(found.others)
     from moejax.data.tfds_source import open_tfds
 
-    name = what.removeprefix("tfds:")
+    name = what.removeprefix(TFDS)
     check(bool(name), f"--data {what} names no data set: write tfds:lm1b, say.")
     config = DataConfig(
         source="tfds",
@@ -117,7 +141,7 @@ def _mark_sides(train: Documents, validation: Documents) -> list[Mark]:
 def _open_files(config: DataConfig) -> Corpus:
     assert config.files is not None  # as DataConfig demands of this source
     found = find_files("--data.files", config.files)
-    words = config.files if isinstance(config.files, str) else ", ".join(config.files)
+    words = join_given(config.files)
     if config.validation_files is None:
         files, percent = list(found.files), config.validation_percent
         sides = split_by_name(files, percent) or split_each_file(files, percent)
@@ -143,18 +167,84 @@ def _open_files(config: DataConfig) -> Corpus:
         train=sides.train,
         validation=sides.validation,
         description=f"{words}: {_describe_sides(sides.train_sizes, sides.validation_sizes)}"
-        f"{sides.note}{_name_others(found)}",
+        f"{sides.note}{_name_others(found.others)}",
         take_marks=lambda: mark_files(files, sides.roles),
     )
 
 
-def _name_others(found: FoundFiles) -> str:
+def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
+    """The documents of ``--data.train``, in whatever format."""
+    assert config.train is not None
+    if names_tfds(config.train) or (config.validation and names_tfds(config.validation)):
+        return _open_named_tfds(config)
+    options = Options(
+        field=config.field,
+        skip_bad=config.skip_bad,
+        directory=config.directory,
+        tokenizer=tokenizer,
+    )
+    words, note = join_given(config.train), ""
+    held_out = config.validation and open_given("--data.validation", config.validation, options)
+    given = open_given("--data.train", config.train, options, held_out.files if held_out else ())
+    if held_out:
+        train, validation = given.documents, held_out.documents
+        files, roles = (*given.files, *held_out.files), ["train"] * len(given.files)
+        roles += ["held out"] * len(held_out.files)
+    else:
+        sides = hold_out(given.documents, config.validation_percent)
+        if sides is None:
+            raise ConfigError(
+                f"the {count_words(len(given.documents), 'document')} of --data.train {words}"
+                f" cannot be cut in two, to hold out the last part. Give --data.validation."
+            )
+        train, validation, note = sides
+        files, roles = given.files, [f"{config.validation_percent:g} %"] * len(given.files)
+    both = [given, held_out] if held_out else [given]
+    bad_count = sum(one.bad_count for one in both)
+    size = _format_bytes(sum(one.size for one in both))
+    skipped = f"; {count_words(bad_count, 'bad document')} left out" * bool(bad_count)
+    return Corpus(
+        train=train,
+        validation=validation,
+        description=f"{words} ({size}): {count_words(len(train), 'document')} to train on,"
+        f" {count_words(len(validation), 'document')} held out{note}{skipped}"
+        f"{_name_others(given.others)}",
+        take_marks=lambda: mark_files(files, [f"{role} {config.field}" for role in roles]),
+        bad_count=bad_count,
+        bad=next((one.bad for one in both if one.bad), None),
+    )
+
+
+def _open_named_tfds(config: DataConfig) -> Corpus:
+    """The two splits of the data set that ``--data.train tfds:NAME`` names."""
+    same = config.validation in (None, config.train)
+    check(
+        isinstance(config.train, str) and names_tfds(config.train) and same,
+        f"--data.train {config.train} and --data.validation {config.validation}: both sides of a"
+        f" data set of TFDS are splits of one: give --data.tfds-validation-split.",
+    )
+    assert isinstance(config.train, str)
+    name = config.train.removeprefix(TFDS)
+    check(bool(name), f"--data.train {config.train} names no data set: write tfds:lm1b, say.")
+    return _open_tfds(
+        replace(
+            config,
+            train=None,
+            validation=None,
+            source="tfds",
+            tfds_name=name,
+            tfds_text_field=config.field,
+        )
+    )
+
+
+def _name_others(others: Sequence[str]) -> str:
     """What lies in a folder and is no text: ``; 2 other files left out, logo.png, a.gz``."""
-    if not found.others:
+    if not others:
         return ""
-    names = ", ".join(os.path.basename(path) for path in found.others[:3])
-    more = ", ..." * (len(found.others) > 3)
-    return f"; {count_words(len(found.others), 'other file')} left out as no text, {names}{more}"
+    names = ", ".join(os.path.basename(path) for path in others[:3])
+    more = ", ..." * (len(others) > 3)
+    return f"; {count_words(len(others), 'other file')} left out as no text, {names}{more}"
 
 
 def _describe_sides(train: Collection[int], validation: Collection[int]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moejax.data.documents import Documents
 from moejax.data.pipeline import Pieces
-from moejax.data.tokenizer import Tokenizer
+from moejax.data.tokenizer import Tokenizer, encode_document
 
 
 class Excerpt(NamedTuple):
@@ -68,7 +68,10 @@ def draw_excerpts(
     taken = dict(zip(lengths, share_pieces([*lengths.values()], length, tokens), strict=True))
     for index in sorted(taken):
         if taken[index]:
-            yield from _cut_excerpts(index, documents[index], tokenizer, length, taken[index])
+            document = documents[index]
+            if not isinstance(document, bytes):  # tokens: their text
+                document = tokenizer.decode(encode_document(document, tokenizer)[0]).encode()
+            yield from _cut_excerpts(index, document, tokenizer, length, taken[index])
 
 
 def _cut_excerpts(

@@ -106,28 +106,47 @@ def split_each_file(files: Sequence[FoundFile], percent: float) -> Sides | None:
 
 
 def find_cut(file: FoundFile, percent: float) -> int:
-    """Where the last ``percent`` of a file begin: between two paragraphs if that makes it at most
-    twice as much or as little, else between two lines that hold out at most half, else between two
-    characters. The size of the file if it cannot be cut.
+    """Where the last ``percent`` of a file begin, as ``find_cut_of_text`` has it; only what is near
+    that place is read.
     """
-    target = max(1, min(file.size - 1, round(file.size * (1 - percent / 100))))
+    target = _aim(file.size, percent)
     begin = max(0, target - _REACH)
     with open(file.path, "rb") as opened:
         opened.seek(begin)
         text = opened.read(target + _REACH - begin)
-    share = file.size - target
+    return _choose_cut(text, begin, file.size, percent)
+
+
+def find_cut_of_text(text: bytes, percent: float) -> int:
+    """Where the last ``percent`` of a text begin: between two paragraphs if that makes it at most
+    twice as much or as little, else between two lines that hold out at most half, else between two
+    characters. Its size if it cannot be cut.
+    """
+    begin = max(0, _aim(len(text), percent) - _REACH)
+    near = text[begin : _aim(len(text), percent) + _REACH]
+    return _choose_cut(near, begin, len(text), percent)
+
+
+def _aim(size: int, percent: float) -> int:
+    return max(1, min(size - 1, round(size * (1 - percent / 100))))
+
+
+def _choose_cut(text: bytes, begin: int, size: int, percent: float) -> int:
+    """The cut of a text of so many bytes, of which ``text`` lies at ``begin``."""
+    target = _aim(size, percent)
+    share = size - target
     for border, least, most in (
         (rb"\n[ \t\r]*\n+", max(1, share / 2), share * 2),
-        (rb"\n", 1, max(file.size / 2, share * 2)),
+        (rb"\n", 1, max(size / 2, share * 2)),
     ):
         places = (begin + found.end() for found in re.finditer(border, text))
-        allowed = [at for at in places if 0 < at < file.size and least <= file.size - at <= most]
+        allowed = [at for at in places if 0 < at < size and least <= size - at <= most]
         if allowed:
             return min(allowed, key=lambda at: abs(at - target))
     starts = [
         i for i in range(max(1, target - 3), target + 4) if _begins_character(text, i - begin)
     ]
-    return min(starts, key=lambda at: abs(at - target), default=file.size)
+    return min(starts, key=lambda at: abs(at - target), default=size)
 
 
 def _begins_character(text: bytes, place: int) -> bool:

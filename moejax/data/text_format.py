@@ -7,14 +7,22 @@ HEAD = 8192
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """What some programs write before a text in UTF-8; it is no part of the text."""
 
+
+def _packed(by: str, suffix: str, command: str) -> str:
+    return (
+        f"is compressed by {by}: give it to --data.train, with a name that ends in .{suffix}, or"
+        f" decompress it first ({command})"
+    )
+
+
 _FORMATS = (
-    (rb"\x1f\x8b", "is compressed by gzip: decompress it first (gunzip -k FILE)"),
-    (rb"\x28\xb5\x2f\xfd", "is compressed by zstd: decompress it first (zstd -d FILE)"),
-    (rb"BZh[1-9]1AY&SY", "is compressed by bzip2: decompress it first (bunzip2 -k FILE)"),
-    (rb"\xfd7zXZ\x00", "is compressed by xz: decompress it first (unxz -k FILE)"),
+    (rb"\x1f\x8b", _packed("gzip", "gz", "gunzip -k FILE")),
+    (rb"\x28\xb5\x2f\xfd", _packed("zstd", "zst", "zstd -d FILE")),
+    (rb"BZh[1-9]1AY&SY", _packed("bzip2", "bz2", "bunzip2 -k FILE")),
+    (rb"\xfd7zXZ\x00", _packed("xz", "xz", "unxz -k FILE")),
     (rb"PK\x03\x04", "is a zip archive: take the texts out of it (unzip FILE)"),
     (rb"%PDF-", "is a PDF: take the text out of it (pdftotext FILE)"),
-    (rb"PAR1", "is a Parquet table: write its texts to files of their own"),
+    (rb"PAR1", "is a Parquet table: give it to --data.train, with --data.field"),
     (
         rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff",
         "is UTF-32: convert it (iconv -f UTF-32 -t UTF-8 FILE)",

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,11 @@ from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.config.paths import expand_home
+from moejax.data.documents import Document
 from moejax.data.plain_text import hide_control_tokens
 from moejax.data.rust_failures import explain_failure
 from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
+from moejax.data.token_bytes import TokenBytes, name_bytes
 from moejax.data.tokenizer_file import open_file
 
 _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
@@ -48,6 +51,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def count_bytes(self, ids: np.ndarray) -> np.ndarray:
+        """The bytes of text that tokens stand for which were made earlier, int32[n]."""
+        ...
+
     def encode_with_names(self, text: str) -> np.ndarray:
         """Ids of a text, int32[n], in which the names of control tokens stand for these. Raises
         ``ConfigError`` if control tokens have no names.
@@ -72,6 +79,10 @@ class ByteTokenizer:
         ids = np.frombuffer(text, np.uint8).astype(np.int32)
         return ids, np.ones(len(ids), np.int32)
 
+    def count_bytes(self, ids: np.ndarray) -> np.ndarray:
+        """One each, int32[n]; none of the token that begins and ends documents."""
+        return (ids < 256).astype(np.int32)
+
     def encode_with_names(self, text: str) -> np.ndarray:
         """Raises ``ConfigError``: there is no name to look for."""
         raise ConfigError(
@@ -88,11 +99,7 @@ def make_byte_tokenizer_files() -> dict[str, dict]:
     """The ``ByteTokenizer`` in the files of a Hugging Face tokenizer, by name: the same ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    # GPT-2's names of bytes: themselves where they can be printed, else from 256 on.
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    names = {b: chr(b) if b in printed else chr(next(others)) for b in range(256)}
-    backend = Tokenizer(models.BPE({name: b for b, name in names.items()}, []))
+    backend = Tokenizer(models.BPE(dict(sorted(name_bytes().items(), key=lambda one: one[1])), []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     end = END_NAMES[0]
@@ -189,6 +196,15 @@ class HuggingFaceTokenizer:
         counts[-1] += len(text) - counts.sum()
         return ids, counts.astype(np.int32)
 
+    def count_bytes(self, ids: np.ndarray) -> np.ndarray:
+        """The bytes that tokens made earlier stand for, int32[n], as ``TokenBytes`` tells them."""
+        return self._token_bytes.count(ids)
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        edges = frozenset({*self.edges.before_document, self.edges.end})
+        return TokenBytes(self._known, edges, self._backend.decoder)
+
     def encode_with_names(self, text: str) -> np.ndarray:
         """Ids of a text, int32[n], in which the names of control tokens stand for these."""
         return np.asarray(self._encode(self._backend, text, special_tokens=True).ids, np.int32)
@@ -205,6 +221,24 @@ class HuggingFaceTokenizer:
         kept = [int(i) for i in ids if 0 <= i < size and int(i) not in left_out]
         with explain_failure(f"the tokenizer {self._path} fails on the tokens {shorten(kept)}"):
             return self._backend.decode(kept, skip_special_tokens=True)
+
+
+def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a document, and the bytes that each stands for, both int32[n]. Of tokens that were
+    made earlier, those that begin and end a document are left out: the pipeline puts them there.
+    Raises ``ConfigError`` for one that the tokenizer has not.
+    """
+    if isinstance(document, bytes):
+        return tokenizer.encode(document)
+    highest, before = int(document.max(initial=0)), tokenizer.edges.before_document
+    check(
+        highest < tokenizer.vocab_size,
+        f"a document of the data has the token {highest}, but --data.tokenizer has the tokens 0 to"
+        f" {tokenizer.vocab_size - 1}: give the tokenizer that made them.",
+    )
+    ids = document[len(before) :] if tuple(document[: len(before)]) == before else document
+    ids = ids[:-1] if len(ids) and ids[-1] == tokenizer.edges.end else ids
+    return ids, tokenizer.count_bytes(ids)
 
 
 def split_characters(text: bytes) -> tuple[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moejax.config import json_files
 from moejax.config.config import Config
-from moejax.config.data import DataConfig
+from moejax.config.data import GIVEN, DataConfig, names_tfds
 from moejax.config.json_files import MOST_TABLE_BYTES
 from moejax.config.own_code import FOLDER, find_router_file
 from moejax.config.paths import expand_home
@@ -112,11 +112,13 @@ def find_text(path: Path, data: DataConfig) -> DataConfig:
         return data
 
     def anchor(given: str) -> str:
+        if names_tfds(given):
+            return given
         there = os.path.join(folder, expand_home("--data.files", given))
         return there if any(expand(*split_glob(there))) else given
 
     changes: dict[str, Any] = {}
-    for name in ("files", "validation_files", "directory"):
+    for name in (*GIVEN, "directory"):
         given = getattr(data, name)
         if isinstance(given, str):
             changes[name] = anchor(given)

@@ -73,6 +73,8 @@ def announce(
     )
     say(f"data     {task.description}")
     facts = task.facts
+    if bad := facts.get("first_bad_document"):
+        say(f"         the first document that is left out: {bad}")
     if lost := facts.get("lost_fraction"):
         say(
             f"         the tokenizer loses {describe_share(lost)} of the held-out text: do not"

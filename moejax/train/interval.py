@@ -1,6 +1,6 @@
 """A logging interval: its line of metrics, its file of loads, its alarms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,10 @@ class IntervalLog:
         measure: Measure,
         journal: Journal,
         router_arrays: Callable[[dict, jax.Array | None], dict[str, jax.Array]],
+        counted: Mapping[str, int],
     ) -> None:
+        """``counted``: what is the same in every line, such as documents that were left out."""
+        self._counted = counted
         self._config, self.measure, self._journal = config, measure, journal
         self._router_arrays = router_arrays
         self._history = History(journal.run)
@@ -43,6 +46,7 @@ class IntervalLog:
             "gradient_norm": totals["gradient_norm"] / max(1, totals["parts"]),
             "learning_rate": float(report.learning_rate),
             "skipped_updates": int(report.skipped),
+            **self._counted,
             f"{unit}_per_second": totals["targets"] / tally.window_seconds,
             "seconds": tally.seconds,
         }

@@ -43,10 +43,20 @@ class LanguageTask:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """More about the data, for ``summary.json``: what the tokenizer loses of the text."""
-        if self.tokenizer.is_lossless:
-            return {}
-        return {"lost_fraction": measure_loss(self.corpus.validation, self.tokenizer)}
+        """More about the data, for ``summary.json``: which documents were left out, and what the
+        tokenizer loses of the text.
+        """
+        facts: dict[str, Any] = dict(self.counted)
+        if self.corpus.bad is not None:
+            facts["first_bad_document"] = self.corpus.bad
+        if not self.tokenizer.is_lossless:
+            facts["lost_fraction"] = measure_loss(self.corpus.validation, self.tokenizer)
+        return facts
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """The documents that were left out, where that is allowed, for every line of metrics."""
+        return {"bad_documents": self.corpus.bad_count} if self.config.data.skip_bad else {}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -102,6 +112,11 @@ class ImageTask:
         return {"classes": list(self.images.classes)}
 
     @property
+    def counted(self) -> dict[str, int]:
+        """Nothing is left out."""
+        return {}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in all processes."""
         return {
@@ -138,7 +153,7 @@ def open_task(config: Config, kept_tokenizer: Path) -> Task:
         if name != "bytes" and not os.path.exists(name) and kept_tokenizer.is_dir():
             name = str(kept_tokenizer)
         tokenizer = adopt_edges(load_tokenizer(name), kept_tokenizer.parent)
-        corpus = open_documents(config.data)
+        corpus = open_documents(config.data, tokenizer)
         check_some_tokens(
             corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"
         )

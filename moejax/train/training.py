@@ -90,7 +90,9 @@ def train(
                         config=config.run,
                         step=programs.step,
                         environment=environment,
-                        intervals=IntervalLog(config, measure, journal, programs.router_arrays),
+                        intervals=IntervalLog(
+                            config, measure, journal, programs.router_arrays, task.counted
+                        ),
                         evaluation=make_evaluation(config, task, mesh, programs, journal),
                         saving=saving,
                         beside=beside,

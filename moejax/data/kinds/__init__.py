@@ -1,0 +1,1 @@
+"""Formats of documents, one file for each. ``table.py`` says which suffix means which."""

@@ -108,7 +108,7 @@ def test_the_table_and_the_object_say_the_same():
     )
     sections = make_plan(request)
     found, text = to_json(request, sections), table(request, sections, explain=True)
-    assert found["mesh"] == {"data": 2, "expert": 4, "model": 1}
+    assert found["mesh"] == {"data": 2, "context": 1, "expert": 4, "model": 1}
     for section in sections:
         assert section.title in text and section.key in found
         for line in section.lines:

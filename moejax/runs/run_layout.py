@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "distributed.num_processes",
         "distributed.process_id",
         "mesh.data",
+        "mesh.context",
         "mesh.expert",
         "mesh.model",
         "mesh.fsdp",

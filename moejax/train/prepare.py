@@ -17,7 +17,7 @@ from moejax.models.adapters import adapt, attach
 from moejax.models.by_kind import build
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
-from moejax.runtime import device_mesh, partition
+from moejax.runtime import device_mesh, partition, pieces
 from moejax.train.eval_step import eval_step
 from moejax.train.forward import Batch
 from moejax.train.optimizer import make_optimizer, make_schedule
@@ -101,6 +101,7 @@ def make_programs(
     def complete(params: dict) -> dict:
         return params if base is None else attach(base, params, lora.scale)
 
+    whole = partial(pieces.join, pieces=config.mesh.context)
     compiled_step = jax.jit(
         make_step(config, learner.model, learner.optimizer),
         in_shardings=(None, shardings, batch_sharding),
@@ -118,7 +119,7 @@ def make_programs(
         step=partial(compiled_step, base),
         eval_step=partial(compiled_eval_step, base),
         first_choices=jax.jit(
-            lambda chosen_LBNE, rows, positions: chosen_LBNE[:, :rows, :positions],
+            lambda chosen_LBNE, rows, positions: jax.vmap(whole)(chosen_LBNE)[:, :rows, :positions],
             static_argnums=(1, 2),
             out_shardings=everywhere,
         ),

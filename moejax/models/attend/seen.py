@@ -17,7 +17,7 @@ NO_LIMIT = 2**30
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["of_BN", "at_BN", "of_BM", "at_BM", "near"],
-    meta_fields=["window", "reach", "causal"],
+    meta_fields=["window", "reach", "causal", "pieces"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -42,6 +42,9 @@ class Seen:
     """No layer sees more than so many positions, the query's own included."""
     causal: bool = True
     """Whether keys after the query are hidden."""
+    pieces: int = 1
+    """In how many pieces sequences lie on the mesh (``runtime.pieces``): the places of keys are
+    those of all positions of a sequence, while keys and values come as pieces."""
 
 
 def find_limit(seen: Seen) -> jax.Array | int | None:

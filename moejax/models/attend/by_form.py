@@ -68,8 +68,8 @@ def attend_to_kept(
 
     if seen.pieces == 1 or device_mesh.context_devices() == 1:
         return attend(q_BNHA, *make_all(kept, weights), seen, sink_H, scale, form)
-    like = jax.eval_shape(make_all, kept, weights)
-    chosen, _ = choose_form(form, describe(q_BNHA, *like, seen, sink_H))
+    k_BMJA, v_BMJU = jax.eval_shape(make_all, kept, weights)
+    chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
     # Only what passes over blocks that nobody sees has less to do for the first piece.
     deals = chosen != "dense" and q_BNHA.shape[1] % seen.pieces == 0
     rest = (weights, make_heads, seen, sink_H, scale)

@@ -152,7 +152,7 @@ class AdaptedModel:
     @property
     def layout(self) -> Any:
         """How it lies on the mesh."""
-        return self.model.layout  # type: ignore[attr-defined]
+        return self.model.layout
 
     def apply(self, variables: dict[str, Any], *args: Any, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""

@@ -211,7 +211,8 @@ OUTSIDE = {
     "distributed": "coordinator_address num_processes process_id initialize",
     "model.attention": "longest",
     "run": """directory init_from log_every eval_every part_every part_batches eval_batches
-        checkpoint_every keep_checkpoints tensorboard wandb force max_skipped_in_a_row
+        checkpoint_every keep_checkpoints peak_flops profile tensorboard wandb force
+        max_skipped_in_a_row
         sample_prompt sample_tokens sample_temperature""",
 }
 

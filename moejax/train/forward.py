@@ -48,7 +48,8 @@ def batch_sums(
         weight_Q = jnp.ones(len(states))
     tokens = list_tokens(states, batch, pieces)
     best = bool(config.material.classes) or not training
-    found = sum_losses(head, tokens, weight_Q, aim, best)
+    with jax.named_scope("head"):
+        found = sum_losses(head, tokens, weight_Q, aim, best)
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":

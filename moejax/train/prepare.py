@@ -50,6 +50,9 @@ class Programs:
     """The functions of a run that are compiled, each once."""
 
     step: Callable
+    compile_step: Callable
+    """Compiles the step for a state and a batch, and returns the compiled program; the first call
+    of ``step`` compiles nothing then."""
     eval_step: Callable
     first_choices: Callable
     router_arrays: Callable
@@ -117,6 +120,7 @@ def make_programs(
     compiled_arrays = jax.jit(partial(router_arrays, config=config.model), out_shardings=everywhere)
     return Programs(
         step=partial(compiled_step, base),
+        compile_step=lambda state, batch: compiled_step.lower(base, state, batch).compile(),
         eval_step=partial(compiled_eval_step, base),
         first_choices=jax.jit(
             lambda chosen_LBNE, rows, positions: jax.vmap(whole)(chosen_LBNE)[:, :rows, :positions],

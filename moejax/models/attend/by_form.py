@@ -23,6 +23,7 @@ ON_PARTS = {"blockwise": attend_blockwise}
 """Forms that XLA cannot spread over a mesh by itself."""
 
 
+@jax.named_scope("attention_scores")
 def attend(
     q_BNHA: jax.Array,
     k_BMJA: jax.Array,

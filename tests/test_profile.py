@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from test_run import config, metrics  # noqa: F401  the first is a fixture
+from test_run import config  # noqa: F401  a fixture
 from test_utilisation import PROGRAM
 
 from moejax.config import ConfigError, RunConfig, changed
 from moejax.models.parts import find_part
+from moejax.runs.metric_lines import read_lines
 from moejax.runtime.read_trace import Operation, find_sources, read_module, sum_times
 from moejax.train.operations import describe_operations, sum_up
 from moejax.train.step_runner import StepRunner
@@ -214,6 +215,6 @@ def test_a_run_writes_its_trace_and_tells_where_the_time_goes(config, capsys):  
     parts = {"attention", "attention_scores", "experts", "routers", "head", "optimizer", "norms"}
     assert set(table["parts"]) >= parts
     assert "profile  steps 2 to 3: operations of" in capsys.readouterr().out
-    lines = metrics(directory)
+    lines, _ = read_lines(directory / "metrics.jsonl")
     assert all(0 < line["mfu"] < line["hfu"] for line in lines if line["split"] == "train")
     assert "Where the time goes" in (directory / "report.html").read_text()

@@ -17,7 +17,8 @@ from moejax.config import AttentionConfig, ConfigError
 from moejax.config.attention import AttentionForm
 from moejax.models.attend import blockwise, choose_form
 from moejax.models.attend.by_form import attend
-from moejax.models.attend.choose_form import Case, Kernel
+from moejax.models.attend.case import Case
+from moejax.models.attend.choose_form import Kernel
 from moejax.models.attend.seen import Seen, make_mask, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
 

@@ -80,7 +80,7 @@ def test_slices_lie_along_the_data_axis():
 def test_a_step_compiles_for_two_slices():
     flags = ["--slices", "2", "--mesh.expert", "4", "--model.num-layers", "1"]
     code, found = plan_compile("quickstart", "v5e:2x2", *flags, "--optim.optimizer", "adamw")
-    assert code == 0 and found["mesh"] == {"data": 2, "context": 1, "expert": 4, "model": 1}
+    assert code == 0 and found["mesh"] == {"data": 2, "expert": 4, "model": 1}
 
 
 def test_what_does_not_fit_is_named():

@@ -15,7 +15,7 @@ from moejax.config.checks import (
 AttentionKind = Literal["full", "window", "delta"]
 """What the positions of a layer see: all that is before them, or the last ones of it; or a memory
 of it."""
-AttentionForm = Literal["auto", "dense", "blockwise"]
+AttentionForm = Literal["auto", "dense", "blockwise", "splash", "cudnn"]
 """How scores of pairs of positions are computed."""
 
 
@@ -63,7 +63,9 @@ class AttentionConfig:
     form: AttentionForm = "auto"
     """How it is computed; all forms give the same. `dense`: all scores of pairs of positions at
     once. `blockwise`: block by block, so that memory grows with the length and not with its square;
-    blocks that no query sees are left out. `auto` takes what is quickest on the platform."""
+    blocks that no query sees are left out. `splash` and `cudnn`: likewise, by libraries' kernels
+    for TPUs and for NVIDIA GPUs; what these cannot carry, `blockwise` does. `auto` takes what is
+    quickest on the platform."""
     kv_rank: int | None = None
     """Width of the latent vector from which all heads' keys and values are made; None: grouped
     queries."""

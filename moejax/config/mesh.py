@@ -11,21 +11,18 @@ BY_ROWS = ("ragged", "all_gather")
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The devices: data x context x expert x model."""
+    """The devices: data x expert x model."""
 
     data: int | None = None
     """Devices on the data axis; by default all that the other axes leave."""
-    context: int = 1
-    """Devices that share each sequence, in training: every one has a piece of its positions, and
-    attention gathers the keys and values of all."""
     expert: int = 1
     """Devices on the expert axis, over which the experts are spread; tokens are spread over it and
     the data axis together."""
     model: int = 1
     """Devices on the model axis, which share heads and hidden widths of the same tokens."""
     fsdp: bool = False
-    """Spread parameters and optimizer state over the data and the context axis (and what is not of
-    experts over the expert axis, too); each layer's are gathered when it runs."""
+    """Spread parameters and optimizer state over the data axis (and what is not of experts over the
+    expert axis, too); each layer's are gathered when it runs."""
     expert_parallel: Literal["auto", "all_to_all", "ragged", "all_gather"] = "auto"
     """How tokens meet experts on other devices; all forms give the same. `auto`: slots, moved by
     XLA; `all_to_all`: slots, exchanged explicitly; `ragged`: a token's row goes once to each device
@@ -39,8 +36,7 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         check_types("mesh", self)
-        sizes = ("data", "context", "expert", "model", "chunks", "receive_factor")
-        check_positive("mesh", self, *sizes)
+        check_positive("mesh", self, "data", "expert", "model", "chunks", "receive_factor")
         explicit = self.expert_parallel != "auto"
         check(
             explicit or self.chunks == 1,
@@ -53,8 +49,3 @@ class MeshConfig:
             f" ragged or all_gather: take one of these, or leave it out. {self.expert_parallel} has"
             f" slots, which --model.moe.capacity-factor limits.",
         )
-
-    @property
-    def beside_data(self) -> int:
-        """Devices for each one of the data axis."""
-        return self.context * self.expert * self.model

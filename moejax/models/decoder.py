@@ -26,7 +26,6 @@ from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying, take
 from moejax.moe.parameters import weight
 from moejax.runtime import partition
-from moejax.runtime.pieces import join_for_each
 
 
 def make_cache(
@@ -46,8 +45,9 @@ class DecoderLM(nn.Module):
     """``batch -> (logits_BNV, routed)``.
 
     ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is
-    padding. Logits are float32. ``routed`` is None for a dense model. ``training`` chooses the
-    capacity factor, and lets routers draw from the random stream ``router`` if there is one.
+    padding, and the positions of another lie one behind another. Logits are float32. ``routed`` is
+    None for a dense model. ``training`` chooses the capacity factor, and lets routers draw from the
+    random stream ``router`` if there is one.
     ``bias_LE`` is the selection bias of the routed layers, by default none. ``layout`` says how the
     model lies on the mesh in use. ``place_LER`` says where experts stand in parameters made by
     ``inference.replicate``, for inference.
@@ -115,7 +115,7 @@ class DecoderLM(nn.Module):
         x_BND = partition.pin(take(embedding_VD, batch["inputs"]).astype(dtype), "tokens_BND")
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
-        context, cache = make_context(config, batch, cache, reach, self.layout.context)
+        context, cache = make_context(config, batch, cache, reach)
         embedded_BND, given = x_BND, {name: x for name, x in own.items() if x is not None}
         x_BND, routed, layers = run_layers(
             config,
@@ -147,20 +147,15 @@ class DecoderLM(nn.Module):
 
 
 def make_context(
-    config: ModelConfig,
-    batch: dict[str, jax.Array],
-    cache: KVCache | None,
-    reach: int | None,
-    pieces: int = 1,
+    config: ModelConfig, batch: dict[str, jax.Array], cache: KVCache | None, reach: int | None
 ) -> tuple[Context, KVCache | None]:
     """What all layers look at, and the cache with the batch's places in it. Positions see nothing
-    that is ``reach`` or more before them. Rows are sequences, or ``pieces`` of them.
+    that is ``reach`` or more before them.
     """
     segments_BN, positions_BN = batch["segments"], batch["positions"]
-    N = segments_BN.shape[1]
-    of_BM, at_BM = (join_for_each(x_BN, pieces) for x_BN in (segments_BN, positions_BN))
+    of_BM, at_BM, N = segments_BN, positions_BN, segments_BN.shape[1]
     if cache is None:  # else what generates has looked at the length
-        check_length(config.attention, pieces * N, f"{pieces * N} positions")
+        check_length(config.attention, N, f"{N} positions")
     context: Context = {"real_BN": segments_BN > 0, "token_BN": batch["inputs"]}
     if "delta" in config.attention_kinds:
         before_B = None if cache is None else find_last(cache.segments_BM)
@@ -185,6 +180,6 @@ def make_context(
         at_BM=at_BM,
         window=config.attention.window if "window" in config.attention_kinds else None,
         reach=reach,
-        pieces=pieces,
+        in_order=cache is None,
     )
     return context, cache

@@ -1,12 +1,9 @@
 """Dropout of hidden numbers, as an argument that carries its key."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-
-from moejax.routing.contract import Rows
 
 
 @dataclass(frozen=True)
@@ -15,9 +12,7 @@ class Dropout:
 
     rate: float
     key: jax.Array
-    rows: Rows = Rows()
 
     def __call__(self, h: jax.Array) -> jax.Array:
-        keep = partial(jax.random.bernoulli, p=1 - self.rate)
-        kept = self.rows.draw(lambda key, shape: keep(key, shape=shape), self.key, h.shape)
+        kept = jax.random.bernoulli(self.key, 1 - self.rate, h.shape)
         return jnp.where(kept, h / (1 - self.rate), 0)

@@ -37,10 +37,8 @@ from moejax.train.prepare import Learner, Programs, make_learner, make_programs,
 from moejax.train.progress import Beside
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState, start_state
-from moejax.train.step_runner import StepRunner
 from moejax.train.tally import Tally
 from moejax.train.tasks import Task, open_task
-from moejax.train.utilisation import make_utilisation
 
 ALL_SAVED = "all steps are saved; the same command writes the sample and the report."
 
@@ -90,14 +88,10 @@ def train(
                         state,
                         tally,
                         config=config.run,
-                        step=StepRunner(
-                            *(programs.step, programs.compile_step, config.run),
-                            run if run.owner else None,
-                        ),
+                        step=programs.step,
                         environment=environment,
                         intervals=IntervalLog(
-                            *(config, measure, journal, programs.router_arrays, task.counted),
-                            make_utilisation(config, task.vocab_size, mesh, run.owner),
+                            config, measure, journal, programs.router_arrays, task.counted
                         ),
                         evaluation=make_evaluation(config, task, mesh, programs, journal),
                         saving=saving,

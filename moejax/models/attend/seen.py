@@ -17,7 +17,7 @@ NO_LIMIT = 2**30
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["of_BN", "at_BN", "of_BM", "at_BM", "near"],
-    meta_fields=["window", "reach", "causal", "pieces"],
+    meta_fields=["window", "reach", "causal", "in_order"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -42,9 +42,9 @@ class Seen:
     """No layer sees more than so many positions, the query's own included."""
     causal: bool = True
     """Whether keys after the query are hidden."""
-    pieces: int = 1
-    """In how many pieces sequences lie on the mesh (``runtime.pieces``): the places of keys are
-    those of all positions of a sequence, while keys and values come as pieces."""
+    in_order: bool = False
+    """Whether queries and keys are the same positions, each document's behind one another: a query
+    is as far behind a key as by index."""
 
 
 def find_limit(seen: Seen) -> jax.Array | int | None:
@@ -55,6 +55,16 @@ def find_limit(seen: Seen) -> jax.Array | int | None:
     if seen.reach is None:
         return limit
     return seen.reach if limit is None else jnp.minimum(limit, seen.reach)
+
+
+def list_limits(seen: Seen, N: int) -> list[int | None]:
+    """As ``find_limit``, of N positions: numbers that are known before the program runs. Where
+    layers differ, they are two, for those with the window first.
+    """
+    reach = N if seen.reach is None else seen.reach
+    near = reach if seen.window is None else min(seen.window, reach)
+    limits = [near] if seen.near is None else [near, reach]
+    return [None if limit >= N else limit for limit in limits]
 
 
 def sees(

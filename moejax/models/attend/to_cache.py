@@ -15,7 +15,8 @@ from jax import lax
 
 from moejax.config.attention import AttentionForm
 from moejax.models.attend.by_form import attend
-from moejax.models.attend.choose_form import choose_form, describe
+from moejax.models.attend.case import describe
+from moejax.models.attend.choose_form import choose_form
 from moejax.models.attend.dense import normalise
 from moejax.models.attend.seen import Seen, make_mask
 from moejax.models.kv_cache import Read

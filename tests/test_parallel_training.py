@@ -23,7 +23,9 @@ from moejax.data.stdlib_corpus import find_library, list_library_files
 from moejax.data.text_files import TextFiles
 from moejax.data.tokenizer import load_tokenizer
 from moejax.models.decoder import DecoderLM
+from moejax.models.initial_params import init_params
 from moejax.runtime import batch_rows, device_fit, device_mesh, partition
+from moejax.train.gradients import gradients
 from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import init_state
 from moejax.train.step import train_step
@@ -235,6 +237,35 @@ def test_a_second_token_is_predicted_alike_on_a_mesh(tiny, batch):
     assert want[1].batch.sums.router.asked_BE.shape == (3, 8)
     assert_equal(got, want)
     assert_lies_spread(got[0], "2x2x2", fsdp=True)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_vocabulary_that_the_model_axis_divides_is_split(tiny, batch, tied, fsdp):
+    """Each device has its part of the head and of the embedding, and of their gradients, which are
+    those of one device.
+    """
+    model = {"moe.every": 0, "num_layers": 1, "tie_embeddings": tied}
+    config = changed(tiny, {"model": changed(tiny.model, model)})
+    found = []
+    for mesh in ("1x1", "2x2x2"):
+        here, grid = on(config, mesh, fsdp=fsdp)
+        model = DecoderLM(here.model, 258, here.mesh)
+        begin = functools.partial(init_params, model, here)
+        shardings = partition.tree_shardings(grid, jax.eval_shape(begin), fsdp)
+        with jax.set_mesh(grid):
+            run = jax.jit(
+                functools.partial(gradients, model, config=here), out_shardings=(shardings, None)
+            )
+            params = jax.jit(begin, out_shardings=shardings)()
+            placed = batch_rows.place_batch(grid, batch)
+            found.append(run(params, None, placed, jax.random.key(0)))
+    assert_equal(found[1], found[0])
+    width = 4 if fsdp else 16
+    parts = {"embedding_VD": (129, width), "w_head_DV": (width, 129)}
+    for name in parts if not tied else ("embedding_VD",):
+        for tree in (params, found[1][0]):
+            assert tree[name].addressable_shards[3].data.shape == parts[name]
 
 
 # Ten steps of the quickstart.

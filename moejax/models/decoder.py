@@ -15,6 +15,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.attend.seen import Seen
 from moejax.models.context import Context
 from moejax.models.delta_rule import find_fresh, find_last
+from moejax.models.embedding import look_up
 from moejax.models.head import Head
 from moejax.models.kv_cache import CacheType, KVCache, empty_cache
 from moejax.models.layer_runs import cut_layers
@@ -23,7 +24,7 @@ from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import make_norm
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
-from moejax.moe.lying import Lying, take
+from moejax.moe.lying import Lying
 from moejax.moe.parameters import weight
 from moejax.runtime import partition
 
@@ -111,8 +112,7 @@ class DecoderLM(nn.Module):
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
         in_place = isinstance(embedding_VD, Lying)
-        # From where the table lies: its gradient adds up in float32.
-        x_BND = partition.pin(take(embedding_VD, batch["inputs"]).astype(dtype), "tokens_BND")
+        x_BND = look_up(embedding_VD, batch["inputs"], dtype, self.layout.fsdp)
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
         context, cache = make_context(config, batch, cache, reach)

@@ -62,9 +62,9 @@ PARAMETERS = {
     "b_up_EF": ("expert", None),
     "b_down_ED": ("expert", None),
     "w_router_DE": (FSDP, None),
-    "w_head_DV": (FSDP, None),
+    "w_head_DV": (FSDP, "model"),
     "w_merge_XD": (FSDP, None),
-    "embedding_VD": (None, FSDP),
+    "embedding_VD": ("model", FSDP),
 }
 # What a decoder keeps of a text (``models.kv_cache``), likewise.
 CACHE = {
@@ -134,6 +134,15 @@ def parameter_spec(name: str, fsdp: bool) -> P:
     return P(*map(resolve, axes))
 
 
+def fit_spec(spec: P, shape: tuple[int, ...], devices: int) -> P:
+    """``spec`` of the last dimensions of ``shape``, without a model axis of so many devices where
+    it does not divide the dimension. That is a vocabulary; all else was checked before.
+    """
+    sizes = shape[len(shape) - len(spec) :]
+    whole = [axis == "model" and n % devices for n, axis in zip(sizes, spec, strict=True)]
+    return P(*[None if alone else axis for alone, axis in zip(whole, spec, strict=True)])
+
+
 def find_vocabulary_axis(vocab_size: int) -> str | None:
     """The axis of the mesh in use that a vocabulary is split over: the model axis, if it divides;
     else None.
@@ -164,12 +173,17 @@ def gather_weight(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(w: jax.Array, name: str) -> jax.Array:
-    return _constrain(w, parameter_spec(name, False))
+    return _constrain(w, _fitting(name, False, w))
+
+
+def _fitting(name: str, fsdp: bool, w: jax.Array) -> P:
+    devices = dict(jax.sharding.get_abstract_mesh().shape).get("model", 1)
+    return fit_spec(parameter_spec(name, fsdp), w.shape, devices)
 
 
 _gather.defvjp(
     lambda w, name: (_gather(w, name), None),
-    lambda name, _, dw: (_constrain(dw, parameter_spec(name, True)),),
+    lambda name, _, dw: (_constrain(dw, _fitting(name, True, dw)),),
 )
 
 
@@ -196,6 +210,7 @@ def tree_shardings(mesh: Mesh, tree: Any, fsdp: bool = False) -> Any:
         spec = parameter_spec(name + part, fsdp)
         if leaf.ndim < len(spec):
             return NamedSharding(mesh, P())
+        spec = fit_spec(spec, leaf.shape, mesh.shape["model"])
         spec = P(*[None] * (leaf.ndim - len(spec)), *spec)
         # One entry is on every device: a scale of all that is summed, where weights are quantised.
         axes = [None if n == 1 else axis for n, axis in zip(leaf.shape, spec, strict=True)]

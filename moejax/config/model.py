@@ -78,7 +78,8 @@ class ModelConfig:
     remat: Literal["none", "layer"] = "none"
     """`layer`: keep only each layer's input for the backward pass and compute the rest again."""
     unroll: bool | None = None
-    """Unroll the scan over layers; by default on CPU, where it is faster to run."""
+    """Unroll the scan over layers; by default on CPU, where it is faster to run. If True, that over
+    chunks of tokens in the loss, too."""
     next_tokens: int = 0
     """Modules above the last layer (P), each of which predicts the token one further ahead than the
     one before it: multi-token prediction. DeepSeek-V3 has one."""

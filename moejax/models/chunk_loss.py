@@ -43,6 +43,8 @@ class Part:
     aim: Aim
     best: bool
     """Whether the most probable tokens are wanted."""
+    unroll: bool = False
+    """Whether a loop over chunks is unrolled."""
     axis: str | None = None
     """The axis of the mesh that has the parts; None for one part."""
     gradients: tuple[str, ...] = ()

@@ -26,7 +26,6 @@ from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying
 from moejax.moe.parameters import weight
-from moejax.runtime import partition
 
 
 def make_cache(
@@ -143,7 +142,8 @@ class DecoderLM(nn.Module):
             states += list(x_PBND)
         tied, scale = config.tie_embeddings, config.logit_multiplier
         w = embedding_VD if tied else weight(self, "w_head_DV", (D, V), dtype)
-        return states, Head(w, tied, scale, self.layout.fsdp), routed, cache
+        head = Head(w, tied, scale, self.layout.fsdp, unroll=config.unroll is True)
+        return states, head, routed, cache
 
 
 def make_context(

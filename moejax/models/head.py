@@ -22,6 +22,8 @@ class Head:
     """What logits are multiplied with."""
     fsdp: bool = False
     """Whether an embedding lies spread, and is gathered for use."""
+    unroll: bool = False
+    """Whether loops over chunks of tokens are unrolled."""
 
     @property
     def vocab_size(self) -> int:

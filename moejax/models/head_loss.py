@@ -75,6 +75,8 @@ class Way:
     aim: Aim
     best: bool
     """Whether the most probable tokens are wanted."""
+    unroll: bool
+    """Whether the loop over chunks is unrolled."""
 
 
 def sum_losses(
@@ -83,7 +85,7 @@ def sum_losses(
     """The losses of all that a head reads; ``weight_Q`` (float32) is what each module's sums count
     in ``loss``.
     """
-    way = Way(head.scale, head.vocab_size, aim, best)
+    way = Way(head.scale, head.vocab_size, aim, best, head.unroll)
     if head.reads_in_place:
         part = Part(head.read, None, **vars(way))
         return _join(*_add_up(part, tokens, weight_Q)[:2], weight_Q, aim)
@@ -202,5 +204,6 @@ def _run_chunks(part: Part, weight: jax.Array, dw_DV: jax.Array | None, tokens: 
 
     if dw_DV is None and "w" in part.gradients:
         dw_DV = jnp.zeros((D, V), jnp.float32)
-    (sums_2, dw_DV), given = lax.scan(step, (jnp.zeros(2), dw_DV), tuple(map(cut, tokens)))
+    start, unroll = (jnp.zeros(2), dw_DV), bool(part.unroll)
+    (sums_2, dw_DV), given = lax.scan(step, start, tuple(map(cut, tokens)), unroll=unroll)
     return sums_2, dw_DV, *jax.tree.map(merge, given)

@@ -31,15 +31,14 @@ class Least:
 def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Least:
     """What a device of the mesh holds at least, if all that can be spread is spread evenly.
 
-    Of a row's activations it counts the residual stream, and the larger of the logits and of one
-    layer's probabilities of attention (``models/attend/dense.py``).
+    Of a row's activations it counts the residual stream, and one layer's probabilities of attention
+    (``models/attend/dense.py``).
     """
     model, N = config.model, config.positions
     data, expert, split = mesh["data"], mesh["expert"], mesh["model"]
     spread = expert * split * (data if config.mesh.fsdp else 1)
     moments = 1 if config.optim.optimizer == "muon" else 2
     size = jnp.dtype(model.dtype).itemsize
-    logits = FLOAT * vocab_size * (1 if model.material.classes else N)
     attends = model.kind != "mlp" and set(model.attention_kinds) != {"delta"}
     scores = size * model.num_heads * N * N * attends
     devices = data * expert
@@ -50,7 +49,7 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     state = (size if frozen else FLOAT + moments) * numbers
     return Least(
         state=state / spread,
-        row=size * N * model.width + max(logits, scores) / split,
+        row=size * N * model.width + scores / split,
         rows={
             "--data.batch-size / --optim.accumulate": batch / devices,
             "--data.eval-batch-size": config.data.eval_batch_size / devices,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.extend
@@ -47,20 +48,22 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
     """What a device of the mesh holds of each parameter; ``params`` are their shapes."""
     sizes = dict(grid.shape)
 
-    def count_parts(name: str, fsdp: bool, of: tuple[str, ...] = device_mesh.AXES) -> int:
-        axes = [a for axis in parameter_spec(name, fsdp) for a in _several(axis)]
+    def count_parts(
+        name: str, leaf: Any, fsdp: bool, of: tuple[str, ...] = device_mesh.AXES
+    ) -> int:
+        spec = partition.fit_spec(parameter_spec(name, fsdp), leaf.shape, sizes["model"])
+        axes = [a for axis in spec for a in _several(axis)]
         return math.prod(sizes[axis] for axis in axes if axis in of)
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Parameter:
         names = [key.key for key in path]
         adapter = names[-1] in partition.ADAPTER
         name, layer = "/".join(names[-2:]) if adapter else names[-1], find_stack(names)
-        here, whole = (
-            leaf.size / count_parts(name, config.mesh.fsdp),
-            leaf.size / count_parts(name, False),
-        )
+        fsdp = config.mesh.fsdp
+        here = leaf.size / count_parts(name, leaf, fsdp)
+        whole = leaf.size / count_parts(name, leaf, False)
         alike = math.prod(sizes[axis] for axis in TOKENS)
-        copies = alike // count_parts(name, config.mesh.fsdp, TOKENS)
+        copies = alike // count_parts(name, leaf, fsdp, TOKENS)
         return Parameter(name, here, whole, layer, leaf.shape[0] if layer else 0, copies)
 
     found = jax.tree_util.tree_map_with_path(place, params)

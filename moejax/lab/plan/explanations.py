@@ -134,6 +134,9 @@ MEMORY_REASONS = {
     "experts": "inputs, hidden numbers and gradients of all slots or rows here",
     "shared experts": "hidden numbers and their gradients",
     "dense": "hidden numbers and their gradients",
-    "logits": "tokens x vocabulary, in float32, and in the type of products if it is another",
+    "logits of a chunk": "tokens of a chunk x vocabulary here, in float32, and in the type of"
+    " products if it is another",
+    "gradient of the head": "4 bytes for each number of the head here: the chunks' are added up",
+    "states and their gradient": "what the head reads, of the model and of each further token",
 }
 """What each line on memory is, by its name."""

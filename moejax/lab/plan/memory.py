@@ -20,10 +20,11 @@ from moejax.lab.plan.device_parameters import (
 )
 from moejax.lab.plan.layer_bytes import layer_workspace, workspace_if_saved
 from moejax.lab.plan.residuals import saved_bytes
-from moejax.lab.plan.step_sizes import FLOAT, size_step
+from moejax.lab.plan.step_sizes import FLOAT, StepSizes, size_step
 from moejax.models.adapters import adapter_shapes, find_weights
 from moejax.models.by_kind import cast_shapes
 from moejax.models.decoder import make_cache
+from moejax.models.head_loss import chunk_size
 from moejax.moe.quantise_params import quantise_shapes
 from moejax.moe.quantised import is_quantised
 from moejax.runtime.partition import TOKENS, parameter_spec
@@ -53,10 +54,11 @@ class Memory:
 def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     """What a training step holds on a device of the mesh.
 
-    The peak is at one of three moments: after the logits, which lie there with their gradient and
-    all that the layers saved; in the backward pass through a layer, with all gradients and the
-    layer's own intermediate values in place of the logits; or at the update. Before a loop over
-    layers, the parameters of all of them are converted to the type of products.
+    The peak is at one of three moments: at the loss, with the logits of a chunk of tokens, the
+    gradients that they give and all that the layers saved; in the backward pass through a layer,
+    with all gradients and the layer's own intermediate values in place of the logits; or at the
+    update. Before a loop over layers, the parameters of all of them are converted to the type of
+    products.
     """
     with jax.sharding.use_abstract_mesh(grid):
         step = size_step(config, vocab_size)
@@ -68,7 +70,8 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
         frozen = frozen_bytes(config, shapes, parameters)
     remat, B = config.model.remat, step.itemsize
     layers = [p for p in trained if p.layers]
-    rest = sum(p.gathered for p in parameters if p.name in ("w_head_DV", "w_merge_XD"))
+    head = ("embedding_VD" if config.model.tie_embeddings else "w_head_DV", "w_merge_XD")
+    rest = sum(p.gathered for p in parameters if p.name in head)
     narrow = B if B < FLOAT else 0
     weights = FLOAT * sum(p.size for p in trained)
     state = {"frozen weights": frozen} if frozen else {}
@@ -79,10 +82,12 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     gathered = 2 * B * largest_layer(in_layers, "gathered") if config.mesh.fsdp else 0.0
     added_up = FLOAT * largest_layer([p for p in layers if p.copies > 1], "size")
     saved = saved_bytes(config, step, remat)
-    heads = 1 + config.model.next_tokens
-    logits = step.T * step.V * (FLOAT + narrow) * heads
     moments = {
-        "logits": {"saved for backward": saved, "copies of weights": copies, "logits": logits},
+        "loss": {
+            "saved for backward": saved,
+            "copies of weights": copies,
+            **loss_workspace(config, step),
+        },
         "backward": {
             "gradients": FLOAT * sum(p.size for p in trained if p.name != "embedding_VD"),
             "gradients on their way": added_up,
@@ -95,6 +100,21 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
         "update": {"gradients": FLOAT * sum(p.size for p in trained)},
     }
     return Memory(state, {m: {k: v for k, v in has.items() if v} for m, has in moments.items()})
+
+
+def loss_workspace(config: Config, step: StepSizes) -> dict[str, float]:
+    """What the loss needs (see ``models.head_loss``): the logits of a chunk, in float32 and as
+    probabilities in the type of products; the gradient of the head, added up in float32; and of
+    each module the states that the head reads, and their gradient.
+    """
+    modules, V = 1 + config.model.next_tokens, step.vocabulary
+    narrow = step.itemsize if step.itemsize < FLOAT else 0
+    frozen = config.run.lora.rank is not None
+    return {
+        "logits of a chunk": chunk_size(step.T, V) * V * (FLOAT + narrow),
+        "gradient of the head": 0 if frozen else FLOAT * step.D * V,
+        "states and their gradient": 2 * modules * step.T * step.D * step.itemsize,
+    }
 
 
 def frozen_bytes(config: Config, shapes: dict, parameters: list[Parameter]) -> float:

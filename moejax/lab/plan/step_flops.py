@@ -33,6 +33,7 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
     model, moe = config.model, config.model.moe
     flops = forward_flops(model, vocab_size, config.data.sequence_length)
     attending = len(model.routed_blocks) - count_deltas(model)
+    whole = partition.find_vocabulary_axis(vocab_size) is None
     latent = 2 * attending * latent_products(model)
     last = 1 / len(matrices(model.activation))
     dense, shared = flops["dense_feed_forward"], flops["shared_experts"]
@@ -45,7 +46,7 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
         Product("shared_experts", shared * (1 - last)),
         Product("shared_experts", shared * last, again=moe.shared_gate),
         Product("routers", flops["routers"], whole=True),
-        Product("head", flops["head"], again=False, whole=True),
+        Product("head", flops["head"], again=False, whole=whole),
         Product("next_tokens", flops.get("next_tokens", 0), again=False, whole=True),
     ]
     return found + (list_routed_products(config, flops["experts"]) if moe.every else [])

@@ -13,7 +13,7 @@ from moejax.moe.choose_travel import choose_forms
 from moejax.moe.experts import bank_shapes
 from moejax.moe.travel import Dispatch, Exchange
 from moejax.routing.seating import capacity
-from moejax.runtime import device_mesh
+from moejax.runtime import device_mesh, partition
 
 FLOAT = 4
 """Bytes of a float32: parameters, gradients and what the optimizer keeps."""
@@ -57,6 +57,8 @@ class StepSizes:
     """Hidden width of an expert, the part of it on this device."""
     split: int
     """Number of devices on the model axis."""
+    vocabulary: int
+    """The part of the vocabulary on this device."""
     dispatch: Dispatch | Literal["none"]
     form: str
 
@@ -87,6 +89,7 @@ def size_step(config: Config, vocab_size: int) -> StepSizes:
         slots=rows / config.mesh.chunks,
         hidden=moe.hidden_size / split,
         split=split,
+        vocabulary=vocab_size // (split if partition.find_vocabulary_axis(vocab_size) else 1),
         dispatch=dispatch,
         form=form,
     )

@@ -59,9 +59,11 @@ def list_moves(config: Config, step: StepSizes, parameters: list[Parameter]) -> 
     """The collectives of a step on the mesh in use, without small ones."""
     found = _move_tokens(config, step) if device_mesh.expert_devices() > 1 else []
     found += _move_parameters(config, step, parameters)
+    found += _move_embeddings(config, step)
     return found + _add_up_over_model_axis(config, step)
 
 
+EMBEDDINGS = "embeddings to their tokens, and gradients back"
 COLLECTIVES_BY_FORM = {
     "auto": ("all-to-all", "all-to-all"),
     "all_to_all": ("all-to-all", "all-to-all"),
@@ -92,7 +94,9 @@ def _move_parameters(config: Config, step: StepSizes, parameters: list[Parameter
     copied = sum(2 * FLOAT * p.size * (p.copies - 1) / p.copies for p in parameters)
     if copied:
         found.append(Move("all-reduce", "gradients of parameters that have copies", 1, copied))
-    spread = step.itemsize * sum(p.gathered - p.size for p in parameters)
+    tied = config.model.tie_embeddings  # else rows of the embedding are found where they lie
+    gathered = [p for p in parameters if tied or p.name != "embedding_VD"]
+    spread = step.itemsize * sum(p.gathered - p.size for p in gathered)
     if spread:
         found.append(Move("all-gather", "parameters that FSDP spreads", 2 * parts, spread))
         found.append(Move("reduce-scatter", "their gradients", parts, spread))
@@ -109,5 +113,18 @@ def _add_up_over_model_axis(config: Config, step: StepSizes) -> list[Move]:
         return []
     each = 2 * step.T * step.D * step.itemsize * (n - 1) / n
     times = 4 + (config.model.remat == "layer") + 2 * (parts > 1)
-    count = times * len(config.model.routed_blocks) * parts
-    return [Move("all-reduce", "sums over the model axis", count, each)]
+    count = times * len(config.model.routed_blocks)
+    if step.vocabulary < step.V:  # the embedding, and the gradients of what the head reads
+        count += 1 + (parts > 1) + 1 + config.model.next_tokens
+    return [Move("all-reduce", "sums over the model axis", count * parts, each)]
+
+
+def _move_embeddings(config: Config, step: StepSizes) -> list[Move]:
+    """With FSDP, each device finds a part of the width of all tokens' embeddings, and sends it to
+    the tokens; so do the gradients come back.
+    """
+    n, parts = device_mesh.token_devices(), config.optim.accumulate
+    if n == 1 or not config.mesh.fsdp:
+        return []
+    each = step.T * step.D * step.itemsize * (n - 1) / n
+    return [Move("all-to-all", EMBEDDINGS, (2 + (parts > 1)) * parts, each)]

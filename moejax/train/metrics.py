@@ -14,11 +14,24 @@ from moejax.train.totals import Totals
 
 def loss_metrics(totals: Totals) -> dict[str, float]:
     """Loss in nats a target. Of text, bits a byte and perplexity a token; of images, the share that
-    is classified right (top-1 accuracy) and wrong. NaN if every step was skipped.
+    is classified right (top-1 accuracy) and wrong. NaN if every step was skipped. ``head_z_loss``:
+    the mean of log^2 Z over targets, Z the sum of the exponentials of the head's logits; without
+    its weight.
     """
+    found = _measure_loss(totals)
+    if "log_z_squared" in totals:  # not in what earlier versions have stored
+        found["head_z_loss"] = _divide(totals["log_z_squared"], totals["targets"])
+    return found
+
+
+def _divide(total: float, count: float) -> float:
+    return total / count if count else math.nan
+
+
+def _measure_loss(totals: Totals) -> dict[str, float]:
     of_images = "correct" in totals
     names = ("accuracy", "error_rate") if of_images else ("bits_per_byte", "perplexity")
-    loss = totals["nats"] / totals["targets"] if totals["targets"] else math.nan
+    loss = _divide(totals["nats"], totals["targets"])
     if not math.isfinite(loss):
         return dict.fromkeys(("loss", *names), math.nan)
     if of_images:

@@ -37,7 +37,8 @@ def sum_batch(report: BatchReport) -> Totals:
 def _choose(report: BatchReport) -> dict[str, jax.Array]:
     """The arrays to fetch, and no others: each costs a moment of every step."""
     sums, router = report.sums, report.sums.router
-    wanted = {"nats": sums.nats, "targets": sums.targets}
+    names = ("nats", "targets", "log_z_squared")
+    wanted = {name: getattr(sums, name) for name in names}
     counted = {"text_bytes": sums.text_bytes, "correct": sums.correct}
     if sums.ahead is not None:
         counted |= {f"ahead_{name}": count for name, count in vars(sums.ahead).items()}

@@ -2,7 +2,10 @@
 
 import gc
 import os
+import sys
+import warnings
 from importlib.metadata import version
+from types import SimpleNamespace
 
 # LLVM without optimisation compiles in half the time, and XLA's older way to emit fusions halves
 # that again; with jax 0.11 the older way crashes. A program in one piece, for one core as there are
@@ -46,6 +49,31 @@ def refused():
     from hostile import refuse  # late: it imports the package
 
     return refuse
+
+
+@pytest.fixture
+def run_command(capsys, monkeypatch):
+    """Run `moejax WORDS`, or with ``act`` something else, as the command line does, but in this
+    process: the exit code, and what it says, as ``subprocess.run`` returns them.
+    """
+    from moejax.commands import main  # late: it imports the package
+    from moejax.commands.command_line import errors_as_messages
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which it changes
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+
+    def run(*words: str, act=main.run) -> SimpleNamespace:
+        capsys.readouterr()
+        code = 0
+        try:
+            with errors_as_messages():
+                act([str(word) for word in words])
+        except SystemExit as ended:
+            code = ended.code
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 @pytest.fixture

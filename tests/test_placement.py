@@ -1,9 +1,7 @@
 """Experts and replicas on devices: the published example, and what must hold for any load."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -98,12 +96,13 @@ def test_what_does_not_divide_is_named(load, changes, words):
         place(load, **EXAMPLE | changes)
 
 
-def plan(*arguments: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "moejax", "plan", "placement", *arguments]
-    return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+@pytest.fixture
+def plan(run_command):
+    """`moejax plan placement`."""
+    return partial(run_command, "plan", "placement")
 
 
-def test_the_command_prints_the_plan(tmp_path):
+def test_the_command_prints_the_plan(tmp_path, plan):
     np.save(tmp_path / "loads.npy", LOAD_LE)
     numbers = ["--devices", "8", "--replicas", "16", "--nodes", "2", "--groups", "4"]
     result = plan("--load", str(tmp_path / "loads.npy"), *numbers, "--json")
@@ -115,16 +114,23 @@ def test_the_command_prints_the_plan(tmp_path):
     np.testing.assert_allclose(found["balancedness"], wanted.balancedness_L)
 
 
-def test_the_load_file_of_a_run_is_read(tmp_path):
+def test_the_load_file_of_a_run_is_read(tmp_path, plan):
     np.savez(tmp_path / "00000050.npz", asked_LE=LOAD_LE, seated_LE=LOAD_LE)
-    result = plan("--load", str(tmp_path / "00000050.npz"), "--devices", "4", "--replicas", "12")
+    result = plan(
+        "--load",
+        str(tmp_path / "00000050.npz"),
+        "--devices",
+        "4",
+        "--replicas",
+        "12",
+    )
     assert result.returncode == 0, result.stderr
     assert "layer 1: mean load over largest 0." in result.stdout
     assert "at most 1 replica of an expert" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["missing.npy", "text.npy"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, plan):
     (tmp_path / "text.npy").write_text("not numbers")
     result = plan("--load", str(tmp_path / name), "--devices", "8", "--replicas", "16")
     assert result.returncode == 2 and name in result.stderr and "Traceback" not in result.stderr

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ pytestmark = [
 ]
 
 
-def plan_compile(config: str, target: str, *flags: str) -> tuple[int, dict]:
-    """Exit code and figures of `moejax plan compile`; its compiler wants a process of its own."""
+def plan_compile(config: str, target: str, *flags: str, effort: float = 0) -> tuple[int, dict]:
+    """Exit code and figures of `moejax plan compile`; its compiler wants a process of its own. With
+    an ``effort`` of -1 it takes less time, and the program may be slower.
+    """
     command = [
         sys.executable,
         "-m",
@@ -31,7 +34,9 @@ def plan_compile(config: str, target: str, *flags: str) -> tuple[int, dict]:
         f"configs/{config}.py",
     ]
     command += ["--target", target, "--json", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    pipes = {"capture_output": True, "text": True, "timeout": 1500}
+    env = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": str(effort)}
+    done = subprocess.run(command, cwd=ROOT, env=env, **pipes)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -79,14 +84,16 @@ def test_slices_lie_along_the_data_axis():
 
 def test_a_step_compiles_for_two_slices():
     flags = ["--slices", "2", "--mesh.expert", "4", "--model.num-layers", "1"]
-    code, found = plan_compile("quickstart", "v5e:2x2", *flags, "--optim.optimizer", "adamw")
+    code, found = plan_compile(
+        "quickstart", "v5e:2x2", *flags, "--optim.optimizer", "adamw", effort=-1
+    )
     assert code == 0 and found["mesh"] == {"data": 2, "expert": 4, "model": 1}
 
 
 def test_what_does_not_fit_is_named():
     flags = ["--data.batch-size", "65536", "--model.num-layers", "1", "--optim.optimizer", "adamw"]
     flags += ["--model.moe.every", "0"]
-    code, found = plan_compile("quickstart", "v5e:1x1", *flags)
+    code, found = plan_compile("quickstart", "v5e:1x1", *flags, effort=-1)
     assert code == 1 and not found["fits"]
     size, array, name = found["buffers"][0]
     assert size > 1e8 and "DecoderLM" in name and found["buffers_of"]["sequences"] < 65536

@@ -61,6 +61,7 @@ SIGN = {"model.moe.balance.bias_update": "sign"}
 NO_LOSS = {"model.moe.balance.loss_weight": 0.0}
 SHARED = {"model.moe.shared_experts": 1}
 LORA = {"run.init_from": "x", "run.lora.rank": 2}
+LAYER = {"model.remat": "layer"}
 
 # Where a setting changes the program of a run: its path, another value, and what else is set.
 MATTERS: list[tuple[str, object, dict]] = [
@@ -127,6 +128,11 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.zero_centred_norm", True, {}),
     ("model.dtype", "bfloat16", {}),
     ("model.remat", "layer", {}),
+    ("model.remat", "attention", {}),
+    ("model.remat", "experts", {}),
+    ("model.remat", "offload", {}),
+    ("model.remat_keep", ("hidden",), {"model.remat": "layer"}),
+    ("model.remat_keep", ("router_logits",), {"model.remat": "layer"}),
     ("model.unroll", False, {}),
     ("model.next_tokens", 1, {}),
     ("model.moe.num_experts", 8, {}),
@@ -217,6 +223,16 @@ OUTSIDE = {
 
 # Where a setting has no effect: its path, another value, what else is set, and what is said.
 IDLE: list[tuple[str, object, dict, str]] = [
+    ("model.remat", "attention", MLP, "no attention: take --model.remat layer"),
+    ("model.remat_keep", ("hidden",), {}, "take --model.remat layer"),
+    ("model.remat_keep", ("hidden",), {"model.remat": "experts"}, "take --model.remat layer"),
+    ("model.remat_keep", ("expert_inputs",), DENSE | LAYER, "name something else, such as hidden"),
+    (
+        "model.remat_keep",
+        ("attention_heads",),
+        LAYER | {"model.attention.kinds": ("delta",)},
+        "name something else, such as attention_output",
+    ),
     ("model.image.size", 6, {}, "take --model.kind vit or mlp"),
     ("data.images.shift", 3, {}, "--data.images.shift 3 has no effect with --model.kind decoder"),
     ("model.rope_theta", 100.0, VIT, "take --model.kind decoder"),

@@ -11,6 +11,7 @@ from moejax.config.checks import (
     check_positive,
     check_sizes,
     check_types,
+    make_tuples,
 )
 from moejax.config.delta import DeltaConfig, DeltaSizes
 from moejax.config.images import ImageConfig
@@ -19,6 +20,16 @@ from moejax.config.moe import MoEConfig
 
 FloatType = Literal["float32", "bfloat16"]
 """Types that models are computed in."""
+Keepable = Literal[
+    "queries_keys_values",
+    "attention_heads",
+    "attention_output",
+    "router_logits",
+    "expert_inputs",
+    "hidden",
+    "expert_outputs",
+]
+"""What layers compute and may keep, by name."""
 MOST_LAYERS, MOST_HEAD_SIZE = 100_000, 2**20
 MOST_NEXT_TOKENS = 16
 
@@ -75,8 +86,15 @@ class ModelConfig:
     """Norms multiply by 1 plus their parameter, which begins at 0 (Gemma, Qwen3-Next)."""
     dtype: FloatType = "float32"
     """Type of activations and matrix products; parameters and routers are float32 always."""
-    remat: Literal["none", "layer"] = "none"
-    """`layer`: keep only each layer's input for the backward pass and compute the rest again."""
+    remat: Literal["none", "layer", "attention", "experts", "offload"] = "none"
+    """What the backward pass computes again instead of keeping it: `layer`, all of a layer but its
+    input and --model.remat-keep; `attention`, that or the memory in its place; `experts`, the
+    feed-forward network, routed or not. `offload`: as `layer`, and what is kept waits in the host's
+    memory (TPUs and GPUs)."""
+    remat_keep: tuple[Keepable, ...] = ()
+    """What --model.remat layer (or offload) keeps beside the layers' inputs. `expert_inputs` and
+    `expert_outputs` spare the exchanges between devices; `hidden` is what activation functions
+    get."""
     unroll: bool | None = None
     """Unroll the scan over layers; by default on CPU, where it is faster to run. If True, that over
     chunks of tokens in the loss, too."""
@@ -87,6 +105,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at = "model"
+        make_tuples(self, "remat_keep")
         check_types(at, self)
         check_sizes(at, self, "num_layers", "width", "num_heads", "num_kv_heads", "head_size")
         check_sizes(at, self, "dense_hidden_size", "vocab_size")

@@ -53,6 +53,9 @@ def _looks_around(c: Config) -> bool:
 
 MODEL, ROPE, MOE = "model", "model.rope", "model.moe"
 BALANCE, DATA = "model.moe.balance", "data"
+OF_SOFTMAX = {"queries_keys_values", "attention_heads"}
+OF_ROUTED = {"router_logits", "expert_inputs", "expert_outputs"}
+"""What of ``config.model.Keepable`` some layers alone have."""
 
 NEEDS: tuple[Need, ...] = (
     # What a model reads.
@@ -237,6 +240,33 @@ NEEDS: tuple[Need, ...] = (
         "--model.attention.window-rope-theta {c.model.attention.window_rope_theta:g}, which is that"
         " of all layers with rotary positions",
         "leave --model.attention.window-rope-theta out",
+    ),
+    # What is computed again.
+    Need(
+        ("model.remat_keep",),
+        lambda c: c.model.remat in ("layer", "offload"),
+        "--model.remat {c.model.remat}, which names nothing to keep",
+        "take --model.remat layer",
+    ),
+    Need(
+        ("model.remat",),
+        lambda c: c.model.remat != "attention" or c.model.kind != "mlp",
+        "--model.kind mlp, which has no attention",
+        "take --model.remat layer",
+    ),
+    Need(
+        ("model.remat_keep",),
+        lambda c: _is_routed(c) or not set(c.model.remat_keep) <= OF_ROUTED,
+        "--model.moe.every 0, which makes every layer dense",
+        "name something else, such as hidden",
+    ),
+    Need(
+        ("model.remat_keep",),
+        lambda c: (
+            set(c.model.attention_kinds) != {"delta"} or not set(c.model.remat_keep) <= OF_SOFTMAX
+        ),
+        "--model.attention.kinds delta, which leaves no layer with attention",
+        "name something else, such as attention_output",
     ),
     # Layers, dense and routed.
     Need(

@@ -18,7 +18,7 @@ def inference_config(config: ModelConfig) -> ModelConfig:
     moe = replace(config.moe, eval_capacity_factor=None, dispatch="auto", expert_dropout=0.0)
     if config.moe.built_router.by_token:
         moe = replace(moe, group_size=1)
-    return replace(config, remat="none", moe=moe)
+    return replace(config, remat="none", remat_keep=(), moe=moe)
 
 
 def inference_layout(layout: MeshConfig) -> MeshConfig:

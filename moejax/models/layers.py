@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -27,6 +28,7 @@ from moejax.models.layer_runs import (
     number_in_cache,
 )
 from moejax.models.norm import make_norm
+from moejax.models.recompute import LAYER_INPUT, recompute
 from moejax.models.rotary import number_rotations
 from moejax.moe import lying
 from moejax.moe.balance import Routed
@@ -55,14 +57,21 @@ class Block(nn.Module):
     def __call__(
         self, x_BND: jax.Array, cache: Cache, context: Context, each: Own, own: Own
     ) -> tuple[jax.Array, Cache, Routed | None]:
-        config = self.config
-        if config.kind != "mlp":
+        x_BND = checkpoint_name(x_BND, LAYER_INPUT)
+        if self.config.kind != "mlp":
             x_BND, cache = self._attend(x_BND, cache, context, each)
+        x_BND, said = self._feed_forward(x_BND, context, each, own)
+        return x_BND, cache, said
+
+    def _feed_forward(
+        self, x_BND: jax.Array, context: Context, each: Own, own: Own
+    ) -> tuple[jax.Array, Routed | None]:
+        config = self.config
         normed_BND = self._norm_input("feed_forward", x_BND)
         if not self.layer_kind.routed:
             width, name = config.dense_hidden, "feed_forward"
             dense = FeedForward(width, config.activation, self.layout, name=name)
-            return self._add(x_BND, self._norm_output(name, dense(normed_BND))), cache, None
+            return self._add(x_BND, self._norm_output(name, dense(normed_BND))), None
         layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
         stacks = context.get("stacks", {}).get(str(self.name))
         y_BND, stats, chosen_BNE = layer(
@@ -74,7 +83,7 @@ class Block(nn.Module):
             **own,
         )
         y_BND = self._norm_output("feed_forward", y_BND)
-        return self._add(x_BND, y_BND), cache, Routed(stats, chosen_BNE)
+        return self._add(x_BND, y_BND), Routed(stats, chosen_BNE)
 
     def _attend(
         self, x_BND: jax.Array, cache: Cache, context: Context, each: Own
@@ -92,6 +101,7 @@ class Block(nn.Module):
         y_BND, cache = form(config, self.layout, name=name)(
             normed_BND, context, cache, each["layer"]
         )
+        y_BND = checkpoint_name(y_BND, "attention_output")
         return self._add(x_BND, self._norm_output("attention", y_BND)), cache
 
     def _norm_input(self, part: str, x_BND: jax.Array) -> jax.Array:
@@ -128,10 +138,7 @@ class Unit(nn.Module):
     ) -> tuple[tuple[jax.Array, Cache], Any]:
         """``each`` has a number for each block, ``own`` arrays for each routed one."""
         x_BND, cache = carry
-        block = Block
-        if self.config.remat == "layer":
-            # Outside a loop, XLA would find what is computed again and keep it instead.
-            block = nn.remat(Block, prevent_cse=not self.in_loop)
+        block = recompute(Block, self.config, self.in_loop)
         said: list[Routed | None] = []
         for i, kind in enumerate(self.kinds):
             of_layer = {name: x[len(said)] for name, x in own.items()} if kind.routed else {}

@@ -17,6 +17,7 @@ from moejax.models.context import Context
 from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS, list_blocks
 from moejax.models.layers import Block, Own, lay_at, settings_of_layers, unrolls
 from moejax.models.norm import make_norm
+from moejax.models.recompute import recompute
 from moejax.moe.balance import Routed
 from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight
@@ -72,9 +73,7 @@ class NextToken(nn.Module):
         )
         D = config.width
         x_BND = multiply(both_BNX, weight(self, "w_merge_XD", (2 * D, D), both_BNX.dtype))
-        block = Block
-        if config.remat == "layer":
-            block = nn.remat(Block, prevent_cse=not self.in_loop)
+        block = recompute(Block, config, self.in_loop)
         kind = list_blocks(config)[-1]
         layer = block(config, self.layout, kind, self.training, name=NEXT_BLOCK)
         x_BND, _, said = layer(partition.pin(x_BND, "tokens_BND"), {}, context, each, own)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.moe.dropout import Dropout
 from moejax.moe.lying import multiply
@@ -101,9 +102,10 @@ def feed_forward(
     """
     if weight_T1 is not None and weigh == "input":
         x_TD = (x_TD * weight_T1).astype(x_TD.dtype)
-    h_TF = affine(x_TD, "up", 1.0)
+    h_TF = checkpoint_name(affine(x_TD, "up", 1.0), "hidden")
     if activation in GATED:
-        h_TF = GATED[activation](affine(x_TD, "gate", 1.0), h_TF)
+        gate_TF = checkpoint_name(affine(x_TD, "gate", 1.0), "hidden")
+        h_TF = GATED[activation](gate_TF, h_TF)
     else:
         h_TF = PLAIN[activation](h_TF)
     if dropout is not None:

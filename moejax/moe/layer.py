@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.moe import MoEConfig
@@ -99,7 +100,8 @@ class MoELayer(nn.Module):
         if draws:
             keys = jax.random.split(self.make_rng("router"), 3)
 
-        scores, bad_GS = zero_bad_tokens(self._score(x_GSD, slots, keys[0]))
+        scores = self._score(x_GSD, slots, keys[0])
+        scores, bad_GS = zero_bad_tokens(checkpoint_name(scores, "router_logits"))
         real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
         inputs = RouterInput(
             **scores,

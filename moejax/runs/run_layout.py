@@ -33,6 +33,7 @@ MAY_CHANGE = frozenset(
         "mesh.expert_parallel",
         "mesh.chunks",
         "model.remat",
+        "model.remat_keep",
         "model.unroll",
     }
 )

@@ -16,11 +16,12 @@ from moejax.lab.plan.step_sizes import StepSizes
 from moejax.models.decoder import make_context
 from moejax.models.layer_runs import LayerKind, list_blocks
 from moejax.models.layers import Block, settings_of_layers
+from moejax.models.recompute import recompute
 
 
 def block_residuals(config: Config, step: StepSizes, kind: LayerKind) -> float:
-    """Bytes that autodiff keeps of one layer, read from its program; copies of parameters are left
-    out. The layer has the sizes of one device's part, so no mesh is needed but to know the
+    """Bytes that autodiff keeps of one layer, read from its program; copies of parameters, and what
+    all layers look at, are left out. The layer has the sizes of one device's part, so no mesh is needed but to know the
     platform.
     """
     model, split = config.model, step.split
@@ -42,12 +43,13 @@ def block_residuals(config: Config, step: StepSizes, kind: LayerKind) -> float:
         head_size=model.plain_head_size,
         dense_hidden_size=model.dense_hidden // split,
     )
-    return _trace_residuals(model, kind, step.T // step.N, step.N)
+    return trace_residuals(model, kind, step.T // step.N, step.N)
 
 
 @functools.cache
-def _trace_residuals(model: ModelConfig, kind: LayerKind, rows: int, length: int) -> float:
-    block = Block(model, MeshConfig(), kind, True)
+def trace_residuals(model: ModelConfig, kind: LayerKind, rows: int, length: int) -> float:
+    """``block_residuals`` of a layer of a model, for so many rows of a length."""
+    block = recompute(Block, model, True)(model, MeshConfig(), kind, True)
     x_BND = jax.ShapeDtypeStruct((rows, length, model.width), jnp.dtype(model.dtype))
     ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
@@ -60,15 +62,16 @@ def _trace_residuals(model: ModelConfig, kind: LayerKind, rows: int, length: int
     def init(key: jax.Array, x: jax.Array, context: dict, own: dict) -> Any:
         return block.init(key, x, {}, context, each, own)
 
-    def pull(params: dict, x: jax.Array, context: dict, own: dict) -> Any:
+    def pull(params: dict, context: dict, own: dict, x: jax.Array) -> Any:
         def run(params: dict, x: jax.Array) -> Any:
             return block.apply(params, x, {}, context, each, own)[::2]
 
         return jax.vjp(run, params, x)[1]  # its leaves are what is kept
 
     params = jax.eval_shape(init, jax.random.key(0), x_BND, context, own)
-    traced = jax.make_jaxpr(pull)(params, x_BND, context, own).jaxpr
-    return kept_bytes(traced, given=len(jax.tree.leaves(params)))
+    given = (params, context, own)
+    traced = jax.make_jaxpr(pull)(*given, x_BND).jaxpr
+    return kept_bytes(traced, given=len(jax.tree.leaves(given)))
 
 
 VIEWS = (
@@ -78,6 +81,7 @@ VIEWS = (
     "expand_dims",
     "broadcast_in_dim",
     "convert_element_type",
+    "name",
 )
 
 

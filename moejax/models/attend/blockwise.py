@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.models.attend.seen import Seen, find_limit, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
@@ -93,7 +94,7 @@ def _attend_forward(
         return _attend_row(*row, seen=seen, sink_H=sink_H, scale=scale)
 
     rows = (q_BNHA, k_BMJA, v_BMJU, *_list_seen(seen, len(q_BNHA)))
-    y_BNHU, lse_BNH = lax.map(attend_row, rows)
+    y_BNHU, lse_BNH = checkpoint_name(lax.map(attend_row, rows), "attention_heads")
     return y_BNHU, (q_BNHA, k_BMJA, v_BMJU, seen, sink_H, y_BNHU, lse_BNH)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -49,6 +50,7 @@ def _attend_forward(
     p_BJINM, sunk_BJIN1 = normalise(score_BJINM, mask_B1NM, sink_H, scale)
     p_BJINM = p_BJINM.astype(v_BMJU.dtype)
     y_BNHU = jnp.einsum("BJINM,BMJU->BNJIU", p_BJINM, v_BMJU).reshape(B, N, H, -1)
+    y_BNHU = checkpoint_name(y_BNHU, "attention_heads")
     return y_BNHU, (q_BNJIA, k_BMJA, v_BMJU, p_BJINM, sunk_BJIN1, y_BNHU)
 
 

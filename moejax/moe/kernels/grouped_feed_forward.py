@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.moe.adapted import split
 from moejax.moe.kernels import block_loop, grouped_products
@@ -80,6 +81,7 @@ def _forward(own: Params, stacks: Params, layer: Any, *more: Any) -> tuple[jax.A
     wanted = jax.tree.map(want, own, is_leaf=is_quantised)
     inputs = jax.tree.map(lambda p: p.value, (stacks or own, *arrays, layer))
     y_TD, kept = forward(*inputs, activation=activation, weigh=weigh)
+    kept = checkpoint_name(kept, "hidden")
     return y_TD, (wanted, *inputs, kept)
 
 

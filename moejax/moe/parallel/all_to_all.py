@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.moe import experts
 from moejax.moe.parallel.on_each_device import run_on_each_device
@@ -28,7 +29,7 @@ def _compute(
     here, (G, _, D) = params["w_down_EFD"].shape[0], x_GRD.shape
     # Slots of my experts, from the groups of all; [G, E, C, D] -> [n * G, E / n, C, D].
     x_GECD = x_GRD.reshape(G, here * device_mesh.expert_devices(), -1, D)
-    x_GECD = exchange(x_GECD, split_axis=1, concat_axis=0)
+    x_GECD = checkpoint_name(exchange(x_GECD, split_axis=1, concat_axis=0), "expert_inputs")
     y_EGCD = experts.bank(params, x_GECD.swapaxes(0, 1), travel.activation)
     y_GECD = exchange(y_EGCD.swapaxes(0, 1), split_axis=0, concat_axis=1)
     return y_GECD.reshape(x_GRD.shape), None

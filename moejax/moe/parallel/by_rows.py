@@ -19,6 +19,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.moe.dispatch.grouped import drop_unseated, spread_seated
 from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
@@ -78,7 +79,8 @@ def _all_gather(
     weight_TK: jax.Array,
 ) -> jax.Array:
     gather = partial(lax.all_gather, axis_name="expert", tiled=True)
-    y_TD = run_experts(gather(x_TD), gather(expert_TK), gather(weight_TK))
+    all_TD = checkpoint_name(gather(x_TD), "expert_inputs")
+    y_TD = run_experts(all_TD, gather(expert_TK), gather(weight_TK))
     return lax.psum_scatter(y_TD, "expert", tiled=True)
 
 
@@ -97,6 +99,7 @@ def _ragged(
     token_R = rows.choice_R[:sent] // K
     count_QQ = lax.all_gather(rows.size_E, "expert")
     x_RD = exchange(copy_tokens(x_TD, token_R, rows.row_TK), count_QQ, sent, taken)
+    x_RD = checkpoint_name(x_RD, "expert_inputs")
     # What the receiver must know beside the row; float32 holds the numbers of experts exactly.
     beside_TX = jnp.concatenate([expert_TK.astype(jnp.float32), weight_TK], axis=1)
     beside_RX = exchange(copy_tokens(beside_TX, token_R, rows.row_TK), count_QQ, sent, taken)

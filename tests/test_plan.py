@@ -52,10 +52,26 @@ def wider(config, **model):
     return replace(config, model=replace(config.model, **sizes), data=data)
 
 
-@pytest.mark.parametrize(("remat", "next_tokens"), [("none", 1), ("layer", 0)])
-def test_a_step_is_what_the_compiler_counts(tiny, remat, next_tokens):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"next_tokens": 1},
+        {"remat": "layer"},
+        pytest.param({"remat": "attention"}, marks=pytest.mark.slow),
+        pytest.param({"remat": "experts"}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "remat": "layer",
+                "remat_keep": ("queries_keys_values", "attention_output", "hidden"),
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_a_step_is_what_the_compiler_counts(tiny, settings):
     """Its arithmetic within 5 %, and what lies in memory before and after it to the byte."""
-    config = wider(tiny, remat=remat, next_tokens=next_tokens)
+    config = wider(tiny, **settings)
     model, optimizer = DecoderLM(config.model, V), make_optimizer(config.optim)
     state = jax.eval_shape(functools.partial(init_state, model, optimizer, config))
     ids_BN = jax.ShapeDtypeStruct((8, 64), jnp.int32)

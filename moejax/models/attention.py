@@ -7,6 +7,7 @@ by side.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -54,7 +55,8 @@ class Attention(nn.Module):
     def _project(self, name: str, x_BND: jax.Array, width: int) -> jax.Array:
         """Queries, keys or values of all heads, ``x_BNX``."""
         x_BNX = project(self, f"w_{name}_DX", x_BND, width)
-        return add_bias(self, f"b_{name}_X", x_BNX, self.config.attention.bias != "none")
+        x_BNX = add_bias(self, f"b_{name}_X", x_BNX, self.config.attention.bias != "none")
+        return checkpoint_name(x_BNX, "queries_keys_values")  # before norms, whose gradients ask
 
     def _turn(self, name: str, x_BNX: jax.Array, count: int, context: Context) -> jax.Array:
         """Queries or keys as so many heads, ``x_BNHA``, at their positions; normalised before or

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
@@ -23,6 +24,7 @@ from moejax.models.rotary import rotate
 from moejax.moe.adapted import as_array
 from moejax.moe.parameters import weight
 
+keep = partial(checkpoint_name, name="queries_keys_values")
 EPSILON = 1e-6
 """Of the norms of latent vectors, whatever that of the others is: as in DeepSeek's code."""
 
@@ -52,7 +54,7 @@ class LatentAttention(nn.Module):
         plain_BNHA, turned_BNHA = q_BNHA[..., :plain], q_BNHA[..., plain:]
         turned_BNHA = rotate(turned_BNHA, context["cos"], context["sin"])
 
-        both_BNX = project(self, "w_latent_DX", x_BND, R + turned)
+        both_BNX = keep(project(self, "w_latent_DX", x_BND, R + turned))
         c_BMR = RMSNorm(EPSILON, name="latent_norm")(both_BNX[..., :R])
         key_BM1A = rotate(both_BNX[..., None, R:], context["cos"], context["sin"])
         up_RX = as_array(weight(self, "w_latent_up_RX", (R, H * (plain + U)), dtype), dtype)
@@ -69,9 +71,9 @@ class LatentAttention(nn.Module):
             y_BNHR = y_BNHR.astype(dtype)
             y_BNHU = jnp.einsum("BNHR,RHU->BNHU", y_BNHR, value_RHU)
         else:
-            k_BMHA = jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA)
+            k_BMHA = keep(jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA))
             key_BMHA = jnp.broadcast_to(key_BM1A, (B, N, H, turned))
-            v_BMHU = jnp.einsum("BMR,RHU->BMHU", c_BMR, value_RHU)
+            v_BMHU = keep(jnp.einsum("BMR,RHU->BMHU", c_BMR, value_RHU))
             q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
             k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
             y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, *rest)
@@ -82,10 +84,10 @@ class LatentAttention(nn.Module):
         config, rank = self.config, self.config.attention.query_rank
         X = config.num_heads * config.query_head_size
         if rank is None:
-            return project(self, "w_query_DX", x_BND, X)
-        c_BNR = project(self, "w_query_down_DR", x_BND, rank)
+            return keep(project(self, "w_query_DX", x_BND, X))
+        c_BNR = keep(project(self, "w_query_down_DR", x_BND, rank))
         c_BNR = RMSNorm(EPSILON, name="query_norm")(c_BNR)
-        return project(self, "w_query_up_RX", c_BNR, X)
+        return keep(project(self, "w_query_up_RX", c_BNR, X))
 
 
 def _read_heads(read: Read, first: Any, count: int) -> list[jax.Array]:

@@ -1,5 +1,7 @@
 """The bytes that the gradient of one layer holds: what is kept, and what is needed for a moment."""
 
+from dataclasses import replace
+
 from moejax.config.config import Config
 from moejax.lab.plan.residuals import block_residuals
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, count_slots
@@ -63,34 +65,46 @@ def dense_bytes(config: Config, step: StepSizes, hidden: float) -> float:
 
 
 def layer_workspace(config: Config, step: StepSizes) -> dict[str, float]:
-    """What a layer needs at the largest moment of its gradient, if it is recomputed from its input:
-    the moment of the feed-forward network, when attention's values already wait, or that of
-    attention; or all that a layer with a memory keeps.
+    """What a layer needs at the largest moment of its gradient, by what is computed again: the
+    moment of the feed-forward network, or that of attention; or all that a layer with a memory
+    keeps. Of a layer that is recomputed from its input, attention's values wait meanwhile.
     """
-    model, moe = config.model, config.model.moe
-    kinds = set(list_kinds(model))
-    remembering = [block_residuals(config, step, kind) for kind in kinds if kind.delta]
-    feed_forward, moments = {}, [{"layer with a memory": size} for size in remembering]
-    if not all(kind.delta for kind in kinds):
-        attention, scores = attention_kept(config, step), attention_workspace(config, step)
-        feed_forward["attention kept"] = attention
-        moments.append({"attention kept": attention, "attention scores": scores})
-    if any(model.routed_layers):
-        feed_forward |= {
-            "dispatch": dispatch_bytes(config, step),
-            "experts": experts_kept(config, step) + experts_workspace(config, step),
-            "shared experts": dense_bytes(config, step, moe.shared_width),
-        }
-    else:
-        feed_forward["dense"] = dense_bytes(config, step, model.dense_hidden)
-    return max([feed_forward, *moments], key=lambda moment: sum(moment.values()))
+    model, again = config.model, config.model.remat
+    whole = again in ("layer", "offload")
+    moments: list[dict[str, float]] = [{}]
+    if whole or again == "attention":
+        kinds = set(list_kinds(model))
+        remembering = [block_residuals(_kept(config), step, kind) for kind in kinds if kind.delta]
+        moments += [{"layer with a memory": size} for size in remembering]
+    waiting, scores = {}, {}
+    if set(model.attention_kinds) != {"delta"} and model.kind != "mlp":
+        scores = {"attention scores": attention_workspace(config, step)}
+        if whole or again == "attention":
+            scores["attention kept"] = attention_kept(config, step)
+        if whole:
+            waiting = {"attention kept": scores["attention kept"]}
+        moments.append(scores)
+    moments.append(waiting | feed_forward_workspace(config, step, whole or again == "experts"))
+    return max(moments, key=lambda moment: sum(moment.values()))
 
 
-def workspace_if_saved(config: Config, step: StepSizes) -> dict[str, float]:
-    """What the gradient of a layer needs for a moment, if the forward pass has saved all else."""
-    found = {}
-    if set(config.model.attention_kinds) != {"delta"}:
-        found["attention scores"] = attention_workspace(config, step)
-    if any(config.model.routed_layers):
-        found["experts"] = experts_workspace(config, step)
-    return dict(sorted(found.items(), key=lambda item: -item[1])[:1])
+def _kept(config: Config) -> Config:
+    """The config of a layer that keeps all."""
+    return replace(config, model=replace(config.model, remat="none", remat_keep=()))
+
+
+def feed_forward_workspace(config: Config, step: StepSizes, again: bool) -> dict[str, float]:
+    """What the gradient of a feed-forward network needs for a moment, whose values are computed
+    ``again``, or have been kept.
+    """
+    model = config.model
+    if not any(model.routed_layers):
+        return {"dense": dense_bytes(config, step, model.dense_hidden)} if again else {}
+    experts = experts_workspace(config, step)
+    if not again:
+        return {"experts": experts}
+    return {
+        "dispatch": dispatch_bytes(config, step),
+        "experts": experts_kept(config, step) + experts,
+        "shared experts": dense_bytes(config, step, model.moe.shared_width),
+    }

@@ -18,7 +18,7 @@ from moejax.lab.plan.device_parameters import (
     optimizer_bytes,
     parameter_shapes,
 )
-from moejax.lab.plan.layer_bytes import layer_workspace, workspace_if_saved
+from moejax.lab.plan.layer_bytes import layer_workspace
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, size_step
 from moejax.models.adapters import adapter_shapes, find_weights
@@ -96,7 +96,7 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
             "saved for backward": saved,
             "residual stream, mask": step.T * (2 * step.D * B + step.N),
         }
-        | (layer_workspace(config, step) if remat == "layer" else workspace_if_saved(config, step)),
+        | layer_workspace(config, step),
         "update": {"gradients": FLOAT * sum(p.size for p in trained)},
     }
     return Memory(state, {m: {k: v for k, v in has.items() if v} for m, has in moments.items()})

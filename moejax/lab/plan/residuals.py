@@ -21,8 +21,8 @@ from moejax.models.recompute import recompute
 
 def block_residuals(config: Config, step: StepSizes, kind: LayerKind) -> float:
     """Bytes that autodiff keeps of one layer, read from its program; copies of parameters, and what
-    all layers look at, are left out. The layer has the sizes of one device's part, so no mesh is needed but to know the
-    platform.
+    all layers look at, are left out. The layer has the sizes of one device's part, so no mesh is
+    needed but to know the platform.
     """
     model, split = config.model, step.split
     moe = replace(model.moe, hidden_size=model.moe.hidden_size // split)
@@ -118,11 +118,12 @@ def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
 
 
 def saved_bytes(config: Config, step: StepSizes, remat: str) -> float:
-    """What all layers keep for the backward pass: with recomputation only their inputs, otherwise
-    everything that autodiff needs.
+    """What all layers keep for the backward pass under a policy of recomputation: everything that
+    autodiff needs, or only their inputs, or what lies between.
     """
     model = config.model
-    if remat == "layer":
+    if remat in ("layer", "offload") and not model.remat_keep:
         return len(model.routed_blocks) * step.T * step.D * step.itemsize
+    config = replace(config, model=replace(model, remat=remat))
     counts = Counter(list_blocks(model))
     return sum(n * block_residuals(config, step, kind) for kind, n in counts.items())

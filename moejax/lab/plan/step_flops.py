@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from moejax.config.config import Config
+from moejax.config.model import ModelConfig
 from moejax.config.optim import OptimConfig
 from moejax.lab.plan.step_sizes import choose_dispatch, count_slots
 from moejax.models.counts import count_deltas, forward_flops, latent_products
@@ -24,6 +25,10 @@ class Product:
     """How many products its gradient takes: 2 for the gradients of both factors, or 1."""
     again: bool = True
     """Whether a recomputed layer computes it again; no gradient needs the last product's value."""
+    half: str = ""
+    """The policy of recomputation that computes only this part of a layer again."""
+    name: str = ""
+    """What --model.remat-keep calls its value."""
     whole: bool = False
     """Whether each device of the model axis computes the whole product."""
 
@@ -35,17 +40,31 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
     attending = len(model.routed_blocks) - count_deltas(model)
     whole = partition.find_vocabulary_axis(vocab_size) is None
     latent = 2 * attending * latent_products(model)
+    outputs = attending * model.num_heads * model.value_head_size
+    outputs += count_deltas(model) * model.delta_sizes.value_heads * model.delta_sizes.value_size
+    outputs = min(2 * outputs * model.width, flops["attention"] - latent)
     last = 1 / len(matrices(model.activation))
+    values = model.value_head_size / (model.query_head_size + model.value_head_size)
+    values *= count_deltas(model) == 0
+    heads = {"half": "attention", "name": "queries_keys_values"}
+    hidden = {"half": "experts", "name": "hidden"}
     dense, shared = flops["dense_feed_forward"], flops["shared_experts"]
     found = [
-        Product("attention", latent, whole=True),
-        Product("attention", flops["attention"] - latent),
-        Product("attention_scores", flops["attention_scores"]),
-        Product("dense_feed_forward", dense * (1 - last)),
+        Product("attention", latent, whole=True, **heads),
+        Product("attention", flops["attention"] - latent - outputs, **heads),
+        Product("attention", outputs, half="attention", name="attention_output"),
+        Product("attention_scores", flops["attention_scores"] * (1 - values), half="attention"),
+        Product(
+            "attention_scores",
+            flops["attention_scores"] * values,
+            half="attention",
+            name="attention_heads",
+        ),
+        Product("dense_feed_forward", dense * (1 - last), **hidden),
         Product("dense_feed_forward", dense * last, again=False),
-        Product("shared_experts", shared * (1 - last)),
-        Product("shared_experts", shared * last, again=moe.shared_gate),
-        Product("routers", flops["routers"], whole=True),
+        Product("shared_experts", shared * (1 - last), **hidden),
+        Product("shared_experts", shared * last, again=moe.shared_gate, half="experts"),
+        Product("routers", flops["routers"], whole=True, half="experts", name="router_logits"),
         Product("head", flops["head"], again=False, whole=whole),
         Product("next_tokens", flops.get("next_tokens", 0), again=False, whole=True),
     ]
@@ -64,8 +83,14 @@ def list_routed_products(config: Config, flops: float) -> list[Product]:
     if dispatch != "grouped":
         flops *= moe.num_experts * count_slots(config) / moe.group_size / moe.top_k
     found = [
-        Product("experts", flops * (1 - last)),
-        Product("experts", flops * last, again=dispatch != "grouped" and weighs_output),
+        Product("experts", flops * (1 - last), half="experts", name="hidden"),
+        Product(
+            "experts",
+            flops * last,
+            again=dispatch != "grouped" and weighs_output,
+            half="experts",
+            name="expert_outputs",
+        ),
     ]
     if dispatch == "einsum":
         slots = moe.num_experts * count_slots(config)
@@ -74,7 +99,9 @@ def list_routed_products(config: Config, flops: float) -> list[Product]:
         mixed = moe.built_router.slots
         first, second = (1 + mixed, 2) if weighs_output else (2, 1)
         found += [
-            Product("dispatch", each, backward=first, whole=True),
+            Product(
+                "dispatch", each, backward=first, whole=True, half="experts", name="expert_inputs"
+            ),
             Product("dispatch", each, backward=second, again=False, whole=True),
         ]
     return found
@@ -94,14 +121,24 @@ def step_flops(config: Config, vocab_size: int) -> float:
 def part_flops(config: Config, vocab_size: int) -> dict[str, float]:
     """``step_flops``, by the part of the model."""
     tokens = config.data.batch_size * config.data.sequence_length
-    remat, accumulates = config.model.remat == "layer", config.optim.accumulate > 1
+    accumulates = config.optim.accumulate > 1
     found: dict[str, float] = {}
     for product in list_products(config, vocab_size):
-        times = 1 + product.backward + (product.again and remat) + accumulates
+        times = 1 + product.backward + is_again(product, config.model) + accumulates
         devices = device_mesh.token_devices() if product.whole else device_mesh.devices()
         here = times * product.flops * tokens / devices
         found[product.part] = found.get(product.part, 0.0) + here
     return {part: flops for part, flops in found.items() if flops}
+
+
+def is_again(product: Product, model: ModelConfig) -> bool:
+    """Whether the backward pass computes a product again, by the policy of the model."""
+    if model.remat in ("none", "layer", "offload"):
+        recomputed = model.remat != "none" and product.name not in model.remat_keep
+        return product.again and recomputed
+    # What attention adds to the residual stream is read by norms and by the other half alone.
+    ends = product.name == "attention_output" and model.norm_place not in ("post", "sandwich")
+    return product.again and product.half == model.remat and not ends
 
 
 def muon_flops(params: object, config: OptimConfig) -> float:

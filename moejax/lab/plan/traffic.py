@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from moejax.config.config import Config
+from moejax.config.model import ModelConfig
 from moejax.lab.plan.device_parameters import Parameter
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes
 from moejax.runtime import device_mesh
@@ -20,14 +21,17 @@ class Move:
     """How many bytes a device sends in each."""
 
 
-def count_exchanges(form: str, remat: bool, accumulates: bool) -> tuple[int, int]:
+def count_exchanges(form: str, model: ModelConfig, accumulates: bool) -> tuple[int, int]:
     """How many collectives take the tokens of one routed layer to the experts, and how many take
     results back. Slots or rows travel once in each direction, and so do their gradients. A
-    recomputed layer sends its tokens again; it brings results back again only under ``auto`` and
-    ``all_to_all``, since no gradient needs a sum of rows. Accumulation adds a forward pass.
+    recomputed layer sends its tokens again, unless it keeps them; it brings results back again only
+    under ``auto`` and ``all_to_all``, since no gradient needs a sum of rows. Accumulation adds a
+    forward pass.
     """
-    again = remat and form in ("auto", "all_to_all")
-    return 2 + remat + accumulates, 2 + again + accumulates
+    remat, keep = model.remat in ("layer", "offload", "experts"), model.remat_keep
+    there = remat and "expert_inputs" not in keep
+    back = remat and "expert_outputs" not in keep and form in ("auto", "all_to_all")
+    return 2 + there + accumulates, 2 + back + accumulates
 
 
 def expected_devices(top_k: int, experts: int, devices: int) -> float:
@@ -77,7 +81,7 @@ def _move_tokens(config: Config, step: StepSizes) -> list[Move]:
     routed, parts = sum(config.model.routed_blocks), config.optim.accumulate
     if not routed:
         return []
-    times = count_exchanges(step.form, config.model.remat == "layer", parts > 1)
+    times = count_exchanges(step.form, config.model, parts > 1)
     each = exchange_bytes(config, step, step.form)
     what = ("tokens to experts", "what experts give, back")
     return [
@@ -112,7 +116,9 @@ def _add_up_over_model_axis(config: Config, step: StepSizes) -> list[Move]:
     if n == 1:
         return []
     each = 2 * step.T * step.D * step.itemsize * (n - 1) / n
-    times = 4 + (config.model.remat == "layer") + 2 * (parts > 1)
+    recomputed = config.model.remat in ("layer", "offload")
+    again = recomputed and "attention_output" not in config.model.remat_keep
+    times = 4 + again + 2 * (parts > 1)
     count = times * len(config.model.routed_blocks)
     if step.vocabulary < step.V:  # the embedding, and the gradients of what the head reads
         count += 1 + (parts > 1) + 1 + config.model.next_tokens
@@ -120,11 +126,11 @@ def _add_up_over_model_axis(config: Config, step: StepSizes) -> list[Move]:
 
 
 def _move_embeddings(config: Config, step: StepSizes) -> list[Move]:
-    """With FSDP, each device finds a part of the width of all tokens' embeddings, and sends it to
-    the tokens; so do the gradients come back.
+    """Where the embedding lies spread, each device finds a part of the width of all tokens'
+    embeddings, and sends it to the tokens; so do the gradients come back.
     """
     n, parts = device_mesh.token_devices(), config.optim.accumulate
-    if n == 1 or not config.mesh.fsdp:
+    if n == 1 or not config.mesh.spreads:
         return []
     each = step.T * step.D * step.itemsize * (n - 1) / n
     return [Move("all-to-all", EMBEDDINGS, (2 + (parts > 1)) * parts, each)]

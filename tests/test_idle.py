@@ -213,7 +213,7 @@ OUTSIDE = {
         train validation field skip_bad
         files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
     "data.images": "image_field label_field shift flip",
-    "mesh": "data expert model fsdp expert_parallel chunks receive_factor",
+    "mesh": "data expert model fsdp zero1 expert_parallel chunks receive_factor",
     "distributed": "coordinator_address num_processes process_id initialize",
     "model.attention": "longest",
     "run": """directory init_from log_every eval_every part_every part_batches eval_batches
@@ -355,6 +355,7 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("mesh.chunks", 2, {"mesh.expert_parallel": "all_to_all"}, "give --mesh.expert 2 or more"),
     ("mesh.receive_factor", 2.0, {"mesh.expert_parallel": "ragged"}, "give --mesh.expert 2"),
     ("mesh.fsdp", True, {"mesh.data": 1}, "give --mesh.data 2 or more"),
+    ("mesh.zero1", True, {"mesh.data": 1}, "give --mesh.data 2 or more"),
 ]
 
 

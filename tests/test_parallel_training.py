@@ -61,7 +61,7 @@ def trainer(config: Config, grid: jax.sharding.Mesh, optimizer=None):
     model = DecoderLM(config.model, 257, config.mesh)
     optimizer = optimizer or make_optimizer(config.optim)
     begin = functools.partial(init_state, model, optimizer, config)
-    shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.fsdp)
+    shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.spreads)
     step = functools.partial(
         train_step,
         model=model,
@@ -224,6 +224,15 @@ def test_every_mesh_and_form_takes_the_step_of_one_device(tiny, batch, mesh, for
 )
 def test_parameters_that_lie_spread_take_the_same_step_and_stay_so(tiny, batch, mesh, form, chunks):
     got = first_step(tiny, batch, mesh, expert_parallel=form, chunks=chunks, fsdp=True)
+    assert_equal(got, first_step(tiny, batch, "1x1"))
+    assert_lies_spread(got[0], mesh, fsdp=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "form"), [("2x2x2", "auto"), ("4x2", "ragged")])
+def test_parameters_that_are_gathered_once_a_step_take_the_same_step(tiny, batch, mesh, form):
+    """In two micro-batches, whose gradients are scattered one after the other."""
+    got = first_step(tiny, batch, mesh, expert_parallel=form, zero1=True)
     assert_equal(got, first_step(tiny, batch, "1x1"))
     assert_lies_spread(got[0], mesh, fsdp=True)
 

@@ -23,6 +23,9 @@ class MeshConfig:
     fsdp: bool = False
     """Spread parameters and optimizer state over the data axis (and what is not of experts over the
     expert axis, too); each layer's are gathered when it runs."""
+    zero1: bool = False
+    """Spread parameters and optimizer state as `fsdp` does, but gather all parameters once at the
+    beginning of a step, in the type of products, and keep them until its end (ZeRO-1)."""
     expert_parallel: Literal["auto", "all_to_all", "ragged", "all_gather"] = "auto"
     """How tokens meet experts on other devices; all forms give the same. `auto`: slots, moved by
     XLA; `all_to_all`: slots, exchanged explicitly; `ragged`: a token's row goes once to each device
@@ -37,6 +40,11 @@ class MeshConfig:
     def __post_init__(self) -> None:
         check_types("mesh", self)
         check_positive("mesh", self, "data", "expert", "model", "chunks", "receive_factor")
+        check(
+            not (self.fsdp and self.zero1),
+            "--mesh.fsdp True and --mesh.zero1 True both spread parameters: take zero1 where all of"
+            " them fit a device in the type of products, else fsdp.",
+        )
         explicit = self.expert_parallel != "auto"
         check(
             explicit or self.chunks == 1,
@@ -49,3 +57,8 @@ class MeshConfig:
             f" ragged or all_gather: take one of these, or leave it out. {self.expert_parallel} has"
             f" slots, which --model.moe.capacity-factor limits.",
         )
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the state of a run lies spread over devices that would else hold copies."""
+        return self.fsdp or self.zero1

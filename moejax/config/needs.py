@@ -479,7 +479,7 @@ NEEDS: tuple[Need, ...] = (
         "give --mesh.expert 2 or more, too",
     ),
     Need(
-        ("mesh.fsdp",),
+        ("mesh.fsdp", "mesh.zero1"),
         lambda c: c.mesh.data != 1 or c.mesh.expert > 1,
         "--mesh.data 1, which leaves nothing to spread over",
         "give --mesh.data 2 or more, or leave it to the number of devices",

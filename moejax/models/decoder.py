@@ -142,7 +142,7 @@ class DecoderLM(nn.Module):
             states += list(x_PBND)
         tied, scale = config.tie_embeddings, config.logit_multiplier
         w = embedding_VD if tied else weight(self, "w_head_DV", (D, V), dtype)
-        head = Head(w, tied, scale, self.layout.fsdp, unroll=config.unroll is True)
+        head = Head(w, tied, scale, self.layout.spreads, unroll=config.unroll is True)
         return states, head, routed, cache
 
 

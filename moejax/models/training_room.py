@@ -36,7 +36,7 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     """
     model, N = config.model, config.positions
     data, expert, split = mesh["data"], mesh["expert"], mesh["model"]
-    spread = expert * split * (data if config.mesh.fsdp else 1)
+    spread = expert * split * (data if config.mesh.spreads else 1)
     moments = 1 if config.optim.optimizer == "muon" else 2
     size = jnp.dtype(model.dtype).itemsize
     attends = model.kind != "mlp" and set(model.attention_kinds) != {"delta"}

@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "mesh.expert",
         "mesh.model",
         "mesh.fsdp",
+        "mesh.zero1",
         "mesh.expert_parallel",
         "mesh.chunks",
         "model.remat",

@@ -37,9 +37,10 @@ def check_fits(config: Config, mesh: Mesh | AbstractMesh) -> None:
 
 
 def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh | AbstractMesh) -> None:
-    """With FSDP, every device must get its share of what is spread."""
-    if not layout.fsdp:
+    """With FSDP or ZeRO-1, every device must get its share of what is spread."""
+    if not layout.spreads:
         return
+    flag = "--mesh.fsdp" if layout.fsdp else "--mesh.zero1"
     devices = mesh.shape["data"] * mesh.shape["expert"]
     widths = {"--model.width": (model.width, devices)}
     if model.is_latent:
@@ -49,6 +50,6 @@ def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh | AbstractMesh
     for name, (width, number) in widths.items():
         if width % number:
             raise ConfigError(
-                f"--mesh.fsdp spreads {name} {width} over {number} devices, which do not divide"
-                f" it: make it a multiple of {number}, or leave --mesh.fsdp out."
+                f"{flag} spreads {name} {width} over {number} devices, which do not divide"
+                f" it: make it a multiple of {number}, or leave {flag} out."
             )

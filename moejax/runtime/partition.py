@@ -153,10 +153,11 @@ def find_vocabulary_axis(vocab_size: int) -> str | None:
 
 def pin(x: jax.Array, name: str) -> jax.Array:
     """Fix how ``x`` lies on the mesh in use, by the name of its spec; without a mesh, return it."""
-    return _constrain(x, SPECS[name])
+    return constrain(x, SPECS[name])
 
 
-def _constrain(x: jax.Array, spec: P) -> jax.Array:
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """Fix how ``x`` lies on the mesh in use; without a mesh, return it."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
@@ -173,17 +174,20 @@ def gather_weight(w: jax.Array, name: str, fsdp: bool) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(w: jax.Array, name: str) -> jax.Array:
-    return _constrain(w, _fitting(name, False, w))
+    return constrain(w, _fitting(name, False, w))
 
 
 def _fitting(name: str, fsdp: bool, w: jax.Array) -> P:
-    devices = dict(jax.sharding.get_abstract_mesh().shape).get("model", 1)
-    return fit_spec(parameter_spec(name, fsdp), w.shape, devices)
+    return fit_spec(parameter_spec(name, fsdp), w.shape, _model_devices())
+
+
+def _model_devices() -> int:
+    return dict(jax.sharding.get_abstract_mesh().shape).get("model", 1)
 
 
 _gather.defvjp(
     lambda w, name: (_gather(w, name), None),
-    lambda name, _, dw: (_constrain(dw, _fitting(name, True, dw)),),
+    lambda name, _, dw: (constrain(dw, _fitting(name, True, dw)),),
 )
 
 
@@ -202,21 +206,28 @@ def tree_shardings(mesh: Mesh, tree: Any, fsdp: bool = False) -> Any:
     """
 
     def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
-        found = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        names = [name for name in found if name is not None]
-        known = [name for name in names if name in KNOWN]
-        name = (known or names or ["an array without a name"])[-1]
-        part = f"/{names[-1]}" if names and names[-1] in ADAPTER else ""
-        spec = parameter_spec(name + part, fsdp)
-        if leaf.ndim < len(spec):
-            return NamedSharding(mesh, P())
-        spec = fit_spec(spec, leaf.shape, mesh.shape["model"])
-        spec = P(*[None] * (leaf.ndim - len(spec)), *spec)
-        # One entry is on every device: a scale of all that is summed, where weights are quantised.
-        axes = [None if n == 1 else axis for n, axis in zip(leaf.shape, spec, strict=True)]
-        return NamedSharding(mesh, P(*axes))
+        return NamedSharding(mesh, leaf_spec(path, leaf, fsdp, mesh.shape["model"]))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def leaf_spec(path: tuple, leaf: Any, fsdp: bool, model: int | None = None) -> P:
+    """How a leaf of such a tree lies, by its path in the tree, on a mesh with so many devices on
+    the model axis, by default the mesh in use.
+    """
+    found = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    names = [name for name in found if name is not None]
+    known = [name for name in names if name in KNOWN]
+    name = (known or names or ["an array without a name"])[-1]
+    part = f"/{names[-1]}" if names and names[-1] in ADAPTER else ""
+    spec = parameter_spec(name + part, fsdp)
+    if leaf.ndim < len(spec):
+        return P()
+    spec = fit_spec(spec, leaf.shape, _model_devices() if model is None else model)
+    spec = P(*[None] * (leaf.ndim - len(spec)), *spec)
+    # One entry is on every device: a scale of all that is summed, where weights are quantised.
+    axes = [None if n == 1 else axis for n, axis in zip(leaf.shape, spec, strict=True)]
+    return P(*axes)
 
 
 def activation_sharding(mesh: Mesh, name: str) -> NamedSharding:

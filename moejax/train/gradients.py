@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from moejax.config.config import Config
 from moejax.models.chunk_loss import Aim
 from moejax.train.forward import Batch, batch_sums, count_targets
+from moejax.train.masters import gather_masters, scatter_gradients
 from moejax.train.objective import objective, weigh_ahead_loss, weigh_modules
 from moejax.train.reports import Sums
 
@@ -30,7 +31,7 @@ def gradients(
     The auxiliary losses need the sums of the *whole* batch, which a first forward pass over the
     parts adds up (its price: a third more arithmetic). Each part draws its own random numbers.
     """
-    optim = config.optim
+    optim, params = config.optim, gather_masters(params, config)
     aim = Aim(smoothing=optim.label_smoothing, z_loss_weight=optim.head_z_loss_weight)
     further = weigh_ahead_loss(optim, step, config.run.steps)
     weight_Q = weigh_modules(count_targets(batch, config.model.next_tokens), further)
@@ -44,8 +45,12 @@ def gradients(
         sums = add_up(params, part, key)
         return objective(sums, sums if whole is None else whole, config.model.moe), sums
 
+    def differentiate(part: Batch, key: jax.Array, whole: Sums | None) -> tuple[dict, Sums]:
+        grads, sums = jax.grad(loss, has_aux=True)(params, part, key, whole)
+        return scatter_gradients(grads, config), sums
+
     if optim.accumulate == 1:
-        return jax.grad(loss, has_aux=True)(params, batch, key, None)
+        return differentiate(batch, key, None)
 
     parts = (cut_batch(batch, config), jax.random.split(key, optim.accumulate))
 
@@ -59,9 +64,7 @@ def gradients(
         return jax.lax.scan(lambda sums, p: (add(sums, function(*p)), None), zeros, parts)[0]
 
     whole = total(partial(add_up, params))
-    return total(
-        lambda part, key: jax.grad(loss, has_aux=True)(params, part, key, whole),
-    )
+    return total(lambda part, key: differentiate(part, key, whole))
 
 
 def cut_batch(batch: Batch, config: Config) -> Batch:

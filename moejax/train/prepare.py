@@ -20,6 +20,7 @@ from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh, partition
 from moejax.train.eval_step import eval_step
 from moejax.train.forward import Batch
+from moejax.train.masters import gather_masters
 from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.reports import StepReport
 from moejax.train.state import TrainState, init_state
@@ -62,7 +63,7 @@ def make_learner(config: Config, vocab_size: int, mesh: Mesh) -> Learner:
     model = build(config.model, vocab_size, config.mesh)
     optimizer = make_optimizer(config.optim)
     init = partial(init_state, model, optimizer, config)
-    shardings = partition.tree_shardings(mesh, jax.eval_shape(init), config.mesh.fsdp)
+    shardings = partition.tree_shardings(mesh, jax.eval_shape(init), config.mesh.spreads)
     return Learner(model=model, optimizer=optimizer, init=init, shardings=shardings)
 
 
@@ -95,8 +96,9 @@ def make_programs(
     everywhere = partition.activation_sharding(mesh, "everywhere")
     options = device_mesh.compiler_options(config.mesh, device_mesh.platform())
 
-    def evaluate(base: dict | None, *args: Any) -> Any:
-        return eval_step(*args, model=adapt(learner.model, base, lora))
+    def evaluate(base: dict | None, params: dict, *args: Any) -> Any:
+        model = adapt(learner.model, base, lora)
+        return eval_step(gather_masters(params, config), *args, model=model)
 
     def complete(params: dict) -> dict:
         return params if base is None else attach(base, params, lora.scale)

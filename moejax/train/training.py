@@ -22,7 +22,7 @@ from moejax.models.training_room import check_training_room
 from moejax.moe.quantise_params import Weights
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.quantised_mark import refuse_quantised
-from moejax.runtime import batch_rows
+from moejax.runtime import batch_rows, partition
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
 from moejax.train.base_model import Base, find_beginning, make_base
@@ -103,7 +103,11 @@ def train(
                 return
             checkpoints.wait()  # without steps, it was killed after the last checkpoint
             environment.stop.end(ALL_SAVED)
-            state = dataclasses.replace(state, params=programs.complete(state.params))
+            whole = programs.complete(state.params)
+            if config.mesh.zero1:  # as those who generate want them
+                shardings = partition.tree_shardings(mesh, whole, config.mesh.fsdp)
+                whole = jax.device_put(whole, shardings)
+            state = dataclasses.replace(state, params=whole)
             finish(config, task, measure, environment, state, tally)
 
 

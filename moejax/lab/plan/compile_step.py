@@ -82,7 +82,10 @@ def compile_step(
     step = make_step(config, model, make_optimizer(config.optim))
     with jax.set_mesh(grid):
         base, state = base_shapes(config, vocab_size), state_shapes(config, vocab_size)
-        shardings = partition.tree_shardings(grid, (base, state), config.mesh.fsdp)
+        shardings = (
+            partition.tree_shardings(grid, base, config.mesh.fsdp),
+            partition.tree_shardings(grid, state, config.mesh.spreads),
+        )
         base, state = partition.set_shardings((base, state), shardings)
         rows = partition.activation_sharding(grid, "batch_BN")
         batch = jax.tree.map(

@@ -47,8 +47,9 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     frozen = config.run.lora.rank is not None
     moments *= jnp.dtype(config.optim.moments).itemsize
     state = (size if frozen else FLOAT + moments) * numbers
+    gathered = size * numbers * (config.mesh.zero1 and not frozen)
     return Least(
-        state=state / spread,
+        state=state / spread + gathered / (expert * split),
         row=size * N * model.width + scores / split,
         rows={
             "--data.batch-size / --optim.accumulate": batch / devices,

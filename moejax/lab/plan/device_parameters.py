@@ -24,7 +24,8 @@ class Parameter:
     size: float
     """How many of its numbers lie on this device."""
     gathered: float
-    """How many of its numbers the products on this device need; without FSDP, the same."""
+    """How many of its numbers the products on this device need; where it is not spread, the same.
+    """
     layer: tuple[str, ...]
     """The run of layers that it belongs to; empty for parameters outside the layers."""
     layers: int
@@ -44,9 +45,13 @@ def parameter_shapes(config: Config, vocab_size: int) -> dict:
     )
 
 
-def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[Parameter]:
-    """What a device of the mesh holds of each parameter; ``params`` are their shapes."""
-    sizes = dict(grid.shape)
+def local_parameters(
+    config: Config, params: dict, grid: AbstractMesh, frozen: bool = False
+) -> list[Parameter]:
+    """What a device of the mesh holds of each parameter; ``params`` are their shapes. Those that
+    are ``frozen`` are spread by FSDP alone.
+    """
+    sizes, spread = dict(grid.shape), config.mesh.fsdp if frozen else config.mesh.spreads
 
     def count_parts(
         name: str, leaf: Any, fsdp: bool, of: tuple[str, ...] = device_mesh.AXES
@@ -59,11 +64,10 @@ def local_parameters(config: Config, params: dict, grid: AbstractMesh) -> list[P
         names = [key.key for key in path]
         adapter = names[-1] in partition.ADAPTER
         name, layer = "/".join(names[-2:]) if adapter else names[-1], find_stack(names)
-        fsdp = config.mesh.fsdp
-        here = leaf.size / count_parts(name, leaf, fsdp)
+        here = leaf.size / count_parts(name, leaf, spread)
         whole = leaf.size / count_parts(name, leaf, False)
         alike = math.prod(sizes[axis] for axis in TOKENS)
-        copies = alike // count_parts(name, leaf, fsdp, TOKENS)
+        copies = alike // count_parts(name, leaf, spread, TOKENS)
         return Parameter(name, here, whole, layer, leaf.shape[0] if layer else 0, copies)
 
     found = jax.tree_util.tree_map_with_path(place, params)

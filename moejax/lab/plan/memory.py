@@ -63,7 +63,7 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     with jax.sharding.use_abstract_mesh(grid):
         step = size_step(config, vocab_size)
     shapes, lora = parameter_shapes(config, vocab_size), config.run.lora
-    parameters = local_parameters(config, shapes, grid)
+    parameters = local_parameters(config, shapes, grid, lora.rank is not None)
     trained, frozen = parameters, 0.0
     if lora.rank is not None:
         trained = local_parameters(config, adapter_shapes(shapes, lora), grid)
@@ -78,6 +78,8 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     state |= {"weights": weights}
     state |= {f"optimizer, {k}": v for k, v in optimizer_bytes(config, trained).items()}
     copies = narrow * (sum(p.size for p in layers) + (0 if frozen else rest))
+    if config.mesh.zero1:
+        copies = B * (sum(p.gathered for p in layers) + (0 if frozen else rest))
     in_layers = [p for p in parameters if p.layers]
     gathered = 2 * B * largest_layer(in_layers, "gathered") if config.mesh.fsdp else 0.0
     added_up = FLOAT * largest_layer([p for p in layers if p.copies > 1], "size")

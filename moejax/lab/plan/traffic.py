@@ -92,7 +92,8 @@ def _move_tokens(config: Config, step: StepSizes) -> list[Move]:
 
 def _move_parameters(config: Config, step: StepSizes, parameters: list[Parameter]) -> list[Move]:
     """Gradients are added up over the devices that hold copies of a parameter. With FSDP,
-    parameters are gathered in the forward and in the backward pass, and their gradients scattered.
+    parameters are gathered in the forward and in the backward pass, and their gradients scattered;
+    with ZeRO-1, they are gathered once a step.
     """
     found, parts = [], config.optim.accumulate
     copied = sum(2 * FLOAT * p.size * (p.copies - 1) / p.copies for p in parameters)
@@ -102,7 +103,8 @@ def _move_parameters(config: Config, step: StepSizes, parameters: list[Parameter
     gathered = [p for p in parameters if tied or p.name != "embedding_VD"]
     spread = step.itemsize * sum(p.gathered - p.size for p in gathered)
     if spread:
-        found.append(Move("all-gather", "parameters that FSDP spreads", 2 * parts, spread))
+        times = 1 if config.mesh.zero1 else 2 * parts
+        found.append(Move("all-gather", "parameters that lie spread", times, spread))
         found.append(Move("reduce-scatter", "their gradients", parts, spread))
     return found
 

@@ -111,7 +111,7 @@ class DecoderLM(nn.Module):
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
         in_place = isinstance(embedding_VD, Lying)
-        x_BND = look_up(embedding_VD, batch["inputs"], dtype, self.layout.fsdp)
+        x_BND = look_up(embedding_VD, batch["inputs"], dtype, self.layout.spreads)
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
         context, cache = make_context(config, batch, cache, reach)

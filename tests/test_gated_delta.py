@@ -19,11 +19,11 @@ from moejax.config import (
 )
 from moejax.config.mesh_fit import check_mesh
 from moejax.inference.inference_config import inference_config
-from moejax.models.by_kind import cast_shapes
 from moejax.models.counts import cost, forward_flops
 from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.layer_runs import cut_layers, locate_layers, with_repeats
 from moejax.models.layers import settings_of_layers
+from moejax.models.used_types import cast_shapes
 from moejax.moe.lying import lie
 from moejax.runtime import device_mesh, partition
 

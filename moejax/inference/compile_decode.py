@@ -13,7 +13,8 @@ from moejax.config.model import FloatType
 from moejax.inference.decode_step import make_empty_cache, make_step
 from moejax.inference.inference_config import inference_config
 from moejax.inference.sampling import Sampling, make_draws
-from moejax.models.by_kind import cast_shapes, state_shapes
+from moejax.models.by_kind import state_shapes
+from moejax.models.used_types import cast_shapes
 from moejax.moe.lying import hold
 from moejax.moe.quantise_params import Weights, quantise_shapes
 from moejax.runtime import device_mesh, partition

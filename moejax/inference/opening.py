@@ -20,7 +20,7 @@ from moejax.inference.quantised_model import open_quantised
 from moejax.inference.released_model import open_checkpoint, open_imported
 from moejax.inference.trained_run import is_run, open_run
 from moejax.models.adapters import attach, merge
-from moejax.models.by_kind import read_frozen
+from moejax.models.used_types import read_frozen
 from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runs.quantised_mark import is_quantised_model
 from moejax.runs.same_model import check_base, sum_arrays

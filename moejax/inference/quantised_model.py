@@ -25,7 +25,8 @@ from moejax.inference.imported import ORIGINAL
 from moejax.inference.inference_config import check_layout
 from moejax.inference.kept_files import EDGES, find_text, find_tokenizer
 from moejax.inference.open_model import OpenModel, check_no_step
-from moejax.models.by_kind import cast_shapes, state_shapes
+from moejax.models.by_kind import state_shapes
+from moejax.models.used_types import cast_shapes
 from moejax.moe.quantise_params import Weights, check_spread, count_bits, quantise_shapes
 from moejax.moe.quantised import Quantised, is_quantised
 from moejax.runs.checkpoint import first_line

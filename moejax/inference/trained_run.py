@@ -19,8 +19,9 @@ from moejax.inference.inference_config import check_layout
 from moejax.inference.kept_files import adopt_edges, find_base, find_text, find_tokenizer
 from moejax.inference.open_model import Base, OpenModel
 from moejax.models.adapters import adapter_shapes, find_weights
-from moejax.models.by_kind import cast_shapes, state_shapes
+from moejax.models.by_kind import state_shapes
 from moejax.models.counts import cost
+from moejax.models.used_types import cast_shapes
 from moejax.moe.quantise_params import Weights, check_spread, quantise_shapes
 from moejax.runs.checkpoint import read_parts
 from moejax.runs.history import KEY, explain_settings

@@ -8,7 +8,7 @@ import jax
 from moejax.config.config import Config
 from moejax.config.paths import expand_home
 from moejax.inference.open_model import OpenModel
-from moejax.models.by_kind import read_frozen
+from moejax.models.used_types import read_frozen
 from moejax.runs.same_model import sum_arrays
 
 
@@ -17,7 +17,7 @@ class Base:
     """The frozen model beside adapters."""
 
     params: dict
-    """See ``by_kind.read_frozen``."""
+    """See ``used_types.read_frozen``."""
     bias_LE: jax.Array | None
     digest: str | None
     """Which model it is: ``same_model.sum_arrays``."""

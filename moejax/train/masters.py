@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.config import Config
-from moejax.models.by_kind import cast_shapes
+from moejax.models.used_types import cast_shapes
 from moejax.runtime import partition
 
 IN_PLACE = "embedding_VD"

@@ -18,6 +18,7 @@ from moejax.models import by_kind
 from moejax.models.adapters import find_weights
 from moejax.models.batch_shapes import batch_shapes
 from moejax.models.layer_runs import Run, cut_layers, with_repeats
+from moejax.models.used_types import cast_shapes
 from moejax.moe.quantise_params import quantise_shapes
 from moejax.runtime import device_fit, device_mesh, partition, targets
 from moejax.runtime.number_words import short
@@ -108,7 +109,7 @@ def base_shapes(config: Config, vocab_size: int) -> dict | None:
     if config.run.lora.rank is None:
         return None
     params = by_kind.state_shapes(config, vocab_size)["params"]
-    params = by_kind.cast_shapes(params, config.model)
+    params = cast_shapes(params, config.model)
     return quantise_shapes(params, find_weights(config.run.lora))
 
 

@@ -22,9 +22,9 @@ from moejax.lab.plan.layer_bytes import layer_workspace
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, size_step
 from moejax.models.adapters import adapter_shapes, find_weights
-from moejax.models.by_kind import cast_shapes
 from moejax.models.decoder import make_cache
 from moejax.models.head_loss import chunk_size
+from moejax.models.used_types import cast_shapes
 from moejax.moe.quantise_params import quantise_shapes
 from moejax.moe.quantised import is_quantised
 from moejax.runtime.partition import TOKENS, parameter_spec

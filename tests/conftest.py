@@ -2,8 +2,6 @@
 
 import gc
 import os
-import sys
-import warnings
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -52,26 +50,24 @@ def refused():
 
 
 @pytest.fixture
-def run_command(capsys, monkeypatch):
-    """Run `moejax WORDS`, or with ``act`` something else, as the command line does, but in this
-    process: the exit code, and what it says, as ``subprocess.run`` returns them.
+def run_command(capsys):
+    """Run `moejax WORDS`, or with ``act`` something else, in this process: the exit code and what
+    is said, where a process would write it.
     """
     from moejax.commands import main  # late: it imports the package
-    from moejax.commands.command_line import errors_as_messages
+    from moejax.config.errors import UserError
 
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which it changes
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-
-    def run(*words: str, act=main.run) -> SimpleNamespace:
+    def run(*words: object, act=main.run) -> SimpleNamespace:
         capsys.readouterr()
-        code = 0
+        code, error = 0, ""
         try:
-            with errors_as_messages():
-                act([str(word) for word in words])
-        except SystemExit as ended:
+            act([str(word) for word in words])
+        except UserError as refused:
+            code, error = refused.exit_code, f"error: {refused}\n"
+        except SystemExit as ended:  # of the parser of flags
             code = ended.code
         said = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err + error)
 
     return run
 

@@ -213,11 +213,12 @@ OUTSIDE = {
         train validation field skip_bad
         files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
     "data.images": "image_field label_field shift flip",
-    "mesh": "data expert model fsdp zero1 expert_parallel chunks receive_factor",
+    "mesh": "data context expert model fsdp zero1 expert_parallel chunks receive_factor",
     "distributed": "coordinator_address num_processes process_id initialize",
     "model.attention": "longest",
     "run": """directory init_from log_every eval_every part_every part_batches eval_batches
-        checkpoint_every keep_checkpoints tensorboard wandb force max_skipped_in_a_row
+        checkpoint_every keep_checkpoints peak_flops profile tensorboard wandb force
+        max_skipped_in_a_row
         sample_prompt sample_tokens sample_temperature""",
 }
 

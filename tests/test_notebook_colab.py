@@ -438,6 +438,6 @@ def test_the_step_of_the_notebook_fits_eight_chips():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["mesh"] == {"data": 2, "expert": 4, "model": 1}
+    assert found["mesh"] == {"data": 2, "context": 1, "expert": 4, "model": 1}
     assert found["peak"] < 0.01 * found["memory"]  # as its third section says
     assert found["collectives"]["all-to-all"] and not found["collectives"]["all-gather"]

@@ -87,7 +87,7 @@ def test_a_step_compiles_for_two_slices():
     code, found = plan_compile(
         "quickstart", "v5e:2x2", *flags, "--optim.optimizer", "adamw", effort=-1
     )
-    assert code == 0 and found["mesh"] == {"data": 2, "expert": 4, "model": 1}
+    assert code == 0 and found["mesh"] == {"data": 2, "context": 1, "expert": 4, "model": 1}
 
 
 def test_what_does_not_fit_is_named():

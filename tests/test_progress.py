@@ -48,6 +48,15 @@ def terminal(monkeypatch):
         os.close(end)
 
 
+def test_the_mfu_stands_beside_the_speed(capsys):
+    progress = Progress(12, 0, BITS_PER_BYTE)
+    progress.print_interval(LINE | {"mfu": 0.4567})
+    progress.update(1.25, 20_398.0, 0.4567)
+    assert "20,398 tokens/s, MFU 45.7%" in progress._latest
+    progress.close()
+    assert "20,398 tokens/s  MFU 45.7%  " in capsys.readouterr().out
+
+
 def train(beside=None) -> None:
     """Three steps of twelve, and an evaluation."""
     progress = Progress(12, 0, BITS_PER_BYTE, beside=beside)

@@ -196,6 +196,39 @@ def test_an_moe_run_has_every_figure_and_a_reading_guide_for_each(moe_run):
         assert cell in html.split("What it costs")[1].split("</section>")[0]
 
 
+def test_a_run_with_peaks_and_a_trace_tells_where_the_time_goes(moe_run):
+    lines = [json.loads(line) for line in (moe_run / "metrics.jsonl").read_text().splitlines()]
+    more = {"mfu": 0.4567, "hfu": 0.6, "bandwidth": 2e11}
+    text = "".join(json.dumps(line | more) + "\n" for line in lines)
+    (moe_run / "metrics.jsonl").write_text(text)
+    part = {"milliseconds": 12.3456, "share": 0.75}
+    one = {"name": "fusion.7", "part": "attention_scores", "source": "jit(step)/<x>", **part}
+    table = {"first_step": 100, "steps": 5, "parts": {"attention_scores": part}}
+    table["operations"] = [one, "not a row"]
+    (moe_run / "profile").mkdir()
+    (moe_run / "profile/operations.json").write_text(json.dumps(table))
+    html, tags = page_of(moe_run)
+    assert {"Share of the peak FLOP/s, %", "Memory, GB a second"} <= set(tags.titles)
+    assert "45.7%" in html and "of the peak, median" in html
+    section = html.split("Where the time goes")[1].split("</section>")[0]
+    for said in (
+        "steps 100 to 104",
+        "attention scores",
+        "12.346",
+        "75.0%",
+        "fusion.7",
+        "&lt;x&gt;",
+    ):
+        assert said in section
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"parts": 3}', '{"parts": {}, "operations": [7]}'])
+def test_a_damaged_table_of_a_trace_makes_a_shorter_page(moe_run, content):
+    (moe_run / "profile").mkdir()
+    (moe_run / "profile/operations.json").write_text(content)
+    page_of(moe_run)
+
+
 def test_a_dense_run_has_no_routing_figures_and_says_so(tmp_path):
     html, tags = page_of(write_run(tmp_path, routed=False))
     assert set(tags.titles) == set(OTHER_FIGURES)

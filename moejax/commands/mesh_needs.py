@@ -12,7 +12,7 @@ NOT_TRAINED = Need(
     twin=True,
 )
 ONLY_WRITTEN = Need(
-    ("mesh.expert_parallel", "mesh.chunks", "mesh.receive_factor"),
+    ("mesh.context", "mesh.expert_parallel", "mesh.chunks", "mesh.receive_factor"),
     lambda s: False,
     "a model that is only written, not run",
     "",

@@ -142,6 +142,11 @@ def open_any_model(settings: ModelSettings) -> tuple[OpenModel, Mesh]:
     """The model, and the mesh that it lies on."""
     if settings.config is not None:
         load_config_file(settings.config)
+    check(
+        settings.mesh.context == 1,
+        f"--mesh.context {settings.mesh.context} splits sequences in training alone: leave it out,"
+        f" and spread whole ones over --mesh.data.",
+    )
     mesh = device_mesh.make_mesh(settings.mesh)
     layout, path = settings.mesh, settings.path
     model = open_model(

@@ -7,7 +7,7 @@ from moejax.config.checks import check, check_types
 from moejax.config.data import DataConfig
 from moejax.config.distributed import DistributedConfig
 from moejax.config.mesh import MeshConfig
-from moejax.config.mesh_fit import check_mesh
+from moejax.config.mesh_fit import check_mesh, check_pieces
 from moejax.config.model import ModelConfig
 from moejax.config.optim import OptimConfig
 from moejax.config.run import RunConfig
@@ -63,6 +63,7 @@ class Config:
         )
         check_length(self.model.attention, length, f"{whole} {length}")
         check_mesh(self.model, self.mesh)
+        check_pieces(self.model, self.mesh.context, length)
 
     def _check_kind(self) -> None:
         """Language models need text, classifiers images."""

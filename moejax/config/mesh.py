@@ -11,18 +11,21 @@ BY_ROWS = ("ragged", "all_gather")
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The devices: data x expert x model."""
+    """The devices: data x context x expert x model."""
 
     data: int | None = None
     """Devices on the data axis; by default all that the other axes leave."""
+    context: int = 1
+    """Devices that share each sequence, in training: every one has a piece of its positions, and
+    attention gathers the keys and values of all."""
     expert: int = 1
     """Devices on the expert axis, over which the experts are spread; tokens are spread over it and
     the data axis together."""
     model: int = 1
     """Devices on the model axis, which share heads and hidden widths of the same tokens."""
     fsdp: bool = False
-    """Spread parameters and optimizer state over the data axis (and what is not of experts over the
-    expert axis, too); each layer's are gathered when it runs."""
+    """Spread parameters and optimizer state over the data and the context axis (and what is not of
+    experts over the expert axis, too); each layer's are gathered when it runs."""
     zero1: bool = False
     """Spread parameters and optimizer state as `fsdp` does, but gather all parameters once at the
     beginning of a step, in the type of products, and keep them until its end (ZeRO-1)."""
@@ -39,7 +42,8 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         check_types("mesh", self)
-        check_positive("mesh", self, "data", "expert", "model", "chunks", "receive_factor")
+        sizes = ("data", "context", "expert", "model", "chunks", "receive_factor")
+        check_positive("mesh", self, *sizes)
         check(
             not (self.fsdp and self.zero1),
             "--mesh.fsdp True and --mesh.zero1 True both spread parameters: take zero1 where all of"
@@ -57,6 +61,11 @@ class MeshConfig:
             f" ragged or all_gather: take one of these, or leave it out. {self.expert_parallel} has"
             f" slots, which --model.moe.capacity-factor limits.",
         )
+
+    @property
+    def beside_data(self) -> int:
+        """Devices for each one of the data axis."""
+        return self.context * self.expert * self.model
 
     @property
     def spreads(self) -> bool:

@@ -1,5 +1,7 @@
 """What of a model must fit the device mesh."""
 
+import math
+
 from moejax.config.checks import check
 from moejax.config.mesh import BY_ROWS, MeshConfig
 from moejax.config.model import ModelConfig
@@ -43,6 +45,47 @@ def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
         f" other).",
     )
     check_form(model, mesh)
+
+
+def check_pieces(model: ModelConfig, pieces: int, length: int) -> None:
+    """Sequences of this length must be cut into so many pieces, with whole routing groups in each,
+    and every layer must be able to look beyond its own.
+    """
+    if pieces == 1:
+        return
+    moe, flag = model.moe, f"--mesh.context {pieces}"
+    check(
+        model.material.language,
+        f"{flag} splits sequences of text, and --model.kind {model.kind} sees images: leave it out,"
+        f" and spread images over --mesh.data.",
+    )
+    check(
+        "delta" not in model.attention_kinds,
+        f"{flag} splits sequences, but layers with a memory (--model.attention.kinds delta) read"
+        f" them from the first position to the last: spread their heads over --mesh.model instead.",
+    )
+    check(
+        length % pieces == 0,
+        f"--data.sequence-length {length} cannot be cut into the pieces of {flag}: make it a"
+        f" multiple of {pieces}.",
+    )
+    piece = length // pieces
+    check(
+        not moe.every or piece % moe.group_size == 0,
+        f"--model.moe.group-size {moe.group_size} must divide the {piece} positions that each"
+        f" device has of a sequence (--data.sequence-length {length} / {flag}): make it"
+        f" {math.gcd(piece, moe.group_size)}, say.",
+    )
+    check(
+        moe.expert_dropout == 0 or not moe.every,
+        f"--model.moe.expert-dropout {moe.expert_dropout} draws for all slots at once, which {flag}"
+        f" orders anew: set it to 0.",
+    )
+    check(
+        model.next_tokens <= piece,
+        f"--model.next-tokens {model.next_tokens} looks beyond the {piece} positions of the next"
+        f" device ({flag}): make it less.",
+    )
 
 
 def check_form(model: ModelConfig, mesh: MeshConfig) -> None:

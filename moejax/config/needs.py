@@ -480,7 +480,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         ("mesh.fsdp", "mesh.zero1"),
-        lambda c: c.mesh.data != 1 or c.mesh.expert > 1,
+        lambda c: c.mesh.data != 1 or c.mesh.expert > 1 or c.mesh.context > 1,
         "--mesh.data 1, which leaves nothing to spread over",
         "give --mesh.data 2 or more, or leave it to the number of devices",
     ),

@@ -1,5 +1,6 @@
 """Settings of how long to train, what to write, and where."""
 
+import re
 from dataclasses import dataclass, field
 
 from moejax.config.checks import (
@@ -12,6 +13,9 @@ from moejax.config.checks import (
     check_types,
 )
 from moejax.config.lora import LoraConfig
+
+MOST_PROFILED = 100
+"""Steps in one trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,12 @@ class RunConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Latest checkpoints kept, besides the best one."""
+    peak_flops: float | None = None
+    """FLOP/s that a device can do at most, for the model FLOPs utilisation (MFU); by default what
+    its vendor says, on CPUs what a matrix product reaches there."""
+    profile: str | None = None
+    """Steps to trace, as START:STOP (without STOP): 100:105 traces five. The trace for XProf and a
+    table of the dearest operations are written to `profile/` in the run's directory."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too, to `tensorboard/` in the run's directory."""
     wandb: str | None = None
@@ -74,4 +84,38 @@ class RunConfig:
         check_positive(at, self, "checkpoint_every", "keep_checkpoints", "max_skipped_in_a_row")
         check(self.wandb != "", "--run.wandb needs the name of a project.")
         check_not_negative(at, self, "sample_tokens", "sample_temperature")
+        check_positive(at, self, "peak_flops")
         check_at_most(LARGEST, at, self, "steps", "sample_tokens")
+        if self.profile is not None:
+            self._check_profile(self.profile)
+
+    @property
+    def profiled(self) -> range:
+        """The steps to trace, the first step of a run being 1."""
+        if self.profile is None:
+            return range(0)
+        start, stop = self.profile.split(":")
+        return range(int(start), int(stop))
+
+    def _check_profile(self, value: str) -> None:
+        said = f"--run.profile {value}"
+        check(
+            re.fullmatch(r"\d{1,9}:\d{1,9}", value) is not None,
+            f"{said} is not START:STOP. To trace the steps 100 to 104, write 100:105.",
+        )
+        steps = self.profiled
+        check(steps.start > 0, f"{said}: the first step is 1. Write 1:{max(2, steps.stop)}.")
+        check(
+            len(steps) > 0,
+            f"{said} has no step: STOP is not traced. Write {steps.start}:{steps.start + 5}.",
+        )
+        check(
+            len(steps) <= MOST_PROFILED,
+            f"{said} would trace {len(steps):,} steps. Trace at most {MOST_PROFILED}, since each"
+            f" writes megabytes: {steps.start}:{steps.start + 5}, say.",
+        )
+        check(
+            steps.stop <= self.steps + 1,
+            f"{said} ends after the last step, as --run.steps is {self.steps}. Write"
+            f" {max(1, self.steps - 4)}:{self.steps + 1} for the last ones.",
+        )

@@ -22,8 +22,10 @@ def inference_config(config: ModelConfig) -> ModelConfig:
 
 
 def inference_layout(layout: MeshConfig) -> MeshConfig:
-    """The same layout with tokens that travel in one part, as they are few, and none dropped."""
-    return replace(layout, chunks=1, receive_factor=None)
+    """The same layout with tokens that travel in one part, as they are few, and none dropped; and
+    with whole sequences, of which every device may have some.
+    """
+    return replace(layout, chunks=1, receive_factor=None, context=1)
 
 
 def check_can_generate(config: ModelConfig) -> None:

@@ -149,6 +149,11 @@ class AdaptedModel:
         """Tokens, or classes, that the model tells apart."""
         return self.model.vocab_size  # type: ignore[attr-defined]
 
+    @property
+    def layout(self) -> Any:
+        """How it lies on the mesh."""
+        return self.model.layout
+
     def apply(self, variables: dict[str, Any], *args: Any, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""
         params = attach(self.base, variables["params"], self.lora.scale)

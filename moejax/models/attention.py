@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attend.by_form import attend
+from moejax.models.attend.by_form import attend_to_kept
 from moejax.models.attend.to_cache import attend_to_cache
 from moejax.models.context import Context
 from moejax.models.heads import add_bias, join_heads, project, split_heads
@@ -47,7 +47,7 @@ class Attention(nn.Module):
             cache, read = extend_cache(cache, new, layer, context["start"])
             y_BNHA = attend_to_cache(q_BNHA, read, *rest)
         else:
-            y_BNHA = attend(q_BNHA, k_BMJA, v_BMJA, *rest)
+            y_BNHA = attend_to_kept(q_BNHA, (k_BMJA, v_BMJA), *rest)
         y_BNHA = y_BNHA.astype(x_BND.dtype)  # the cache's may be another type
         bias = settings.bias == "all"
         return join_heads(self, y_BNHA, x_BND, bias, settings.output_gate), cache

@@ -7,8 +7,12 @@ from moejax.config.config import Config
 
 
 def batch_shapes(config: Config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of the arrays of a batch of so many sequences, or images."""
-    whole = jax.ShapeDtypeStruct((rows, config.data.sequence_length), jnp.int32)
+    """Shapes and types of the arrays of a batch of so many sequences (``runtime.pieces`` has how
+    they lie on a mesh), or images.
+    """
+    pieces = config.mesh.context
+    piece = (pieces * rows, config.data.sequence_length // pieces)
+    whole = jax.ShapeDtypeStruct(piece, jnp.int32)
     if config.model.material.language:
         names = ("inputs", "targets", "segments", "positions", "bytes")
         return dict.fromkeys(names, whole)

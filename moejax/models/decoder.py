@@ -26,6 +26,7 @@ from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying
 from moejax.moe.parameters import weight
+from moejax.runtime.pieces import join_for_each
 
 
 def make_cache(
@@ -114,7 +115,7 @@ class DecoderLM(nn.Module):
         x_BND = look_up(embedding_VD, batch["inputs"], dtype, self.layout.spreads)
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
-        context, cache = make_context(config, batch, cache, reach)
+        context, cache = make_context(config, batch, cache, reach, self.layout.context)
         embedded_BND, given = x_BND, {name: x for name, x in own.items() if x is not None}
         x_BND, routed, layers = run_layers(
             config,
@@ -147,15 +148,20 @@ class DecoderLM(nn.Module):
 
 
 def make_context(
-    config: ModelConfig, batch: dict[str, jax.Array], cache: KVCache | None, reach: int | None
+    config: ModelConfig,
+    batch: dict[str, jax.Array],
+    cache: KVCache | None,
+    reach: int | None,
+    pieces: int = 1,
 ) -> tuple[Context, KVCache | None]:
     """What all layers look at, and the cache with the batch's places in it. Positions see nothing
-    that is ``reach`` or more before them.
+    that is ``reach`` or more before them. Rows are sequences, or ``pieces`` of them.
     """
     segments_BN, positions_BN = batch["segments"], batch["positions"]
-    of_BM, at_BM, N = segments_BN, positions_BN, segments_BN.shape[1]
+    N = segments_BN.shape[1]
+    of_BM, at_BM = (join_for_each(x_BN, pieces) for x_BN in (segments_BN, positions_BN))
     if cache is None:  # else what generates has looked at the length
-        check_length(config.attention, N, f"{N} positions")
+        check_length(config.attention, pieces * N, f"{pieces * N} positions")
     context: Context = {"real_BN": segments_BN > 0, "token_BN": batch["inputs"]}
     if "delta" in config.attention_kinds:
         before_B = None if cache is None else find_last(cache.segments_BM)
@@ -180,6 +186,7 @@ def make_context(
         at_BM=at_BM,
         window=config.attention.window if "window" in config.attention_kinds else None,
         reach=reach,
-        in_order=cache is None,
+        in_order=cache is None and pieces == 1,
+        pieces=pieces,
     )
     return context, cache

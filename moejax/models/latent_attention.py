@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.models.attend.by_form import attend
+from moejax.models.attend.by_form import attend_to_kept
+from moejax.models.attend.over_context import OF_TOKENS
 from moejax.models.attend.to_cache import attend_to_cache
 from moejax.models.context import Context
 from moejax.models.heads import join_heads, project, split_heads
@@ -44,7 +46,7 @@ class LatentAttention(nn.Module):
     def __call__(
         self, x_BND: jax.Array, context: Context, cache: Cache, layer: jax.Array | int
     ) -> tuple[jax.Array, Cache]:
-        config, settings, (B, N) = self.config, self.config.attention, x_BND.shape[:2]
+        config, settings = self.config, self.config.attention
         H, R, U = config.num_heads, settings.kv_rank, config.value_head_size
         assert R is not None  # else it is not latent attention
         plain, turned = config.plain_head_size, config.rotary_size
@@ -71,12 +73,12 @@ class LatentAttention(nn.Module):
             y_BNHR = y_BNHR.astype(dtype)
             y_BNHU = jnp.einsum("BNHR,RHU->BNHU", y_BNHR, value_RHU)
         else:
-            k_BMHA = keep(jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA))
-            key_BMHA = jnp.broadcast_to(key_BM1A, (B, N, H, turned))
-            v_BMHU = keep(jnp.einsum("BMR,RHU->BMHU", c_BMR, value_RHU))
             q_BNHA = jnp.concatenate([plain_BNHA, turned_BNHA], -1)
-            k_BMHA = jnp.concatenate([k_BMHA, key_BMHA], -1)
-            y_BNHU = attend(q_BNHA, k_BMHA, v_BMHU, *rest)
+            kept, made_of = (c_BMR, key_BM1A), (key_RHA, value_RHU)
+            lie = (OF_TOKENS, P(None, "model"))
+            y_BNHU = attend_to_kept(
+                q_BNHA, kept, *rest, weights=made_of, make_heads=_make_heads, lie=lie
+            )
         return join_heads(self, y_BNHU, x_BND, False, settings.output_gate), cache
 
     def _query(self, x_BND: jax.Array) -> jax.Array:
@@ -88,6 +90,17 @@ class LatentAttention(nn.Module):
         c_BNR = keep(project(self, "w_query_down_DR", x_BND, rank))
         c_BNR = RMSNorm(EPSILON, name="query_norm")(c_BNR)
         return keep(project(self, "w_query_up_RX", c_BNR, X))
+
+
+def _make_heads(
+    kept: tuple[jax.Array, jax.Array], made_of: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of all heads, from latent vectors and the key that heads share."""
+    (c_BMR, key_BM1A), (key_RHA, value_RHU) = kept, made_of
+    k_BMHA = keep(jnp.einsum("BMR,RHA->BMHA", c_BMR, key_RHA))
+    key_BMHA = jnp.broadcast_to(key_BM1A, (*k_BMHA.shape[:3], key_BM1A.shape[-1]))
+    v_BMHU = keep(jnp.einsum("BMR,RHU->BMHU", c_BMR, value_RHU))
+    return jnp.concatenate([k_BMHA, key_BMHA], -1), v_BMHU
 
 
 def _read_heads(read: Read, first: Any, count: int) -> list[jax.Array]:

@@ -5,6 +5,7 @@ Letters: P: modules; X: the width of an embedding and of a hidden state, side by
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,21 +23,16 @@ from moejax.moe.balance import Routed
 from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight
 from moejax.runtime import partition
+from moejax.runtime.pieces import shift
 
 Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """Of each position: a hidden state, and of the last token that was looked at ahead of it the
 embedding, the number and the document."""
 
 
-def shift(x_BN: jax.Array, count: int = 1) -> jax.Array:
-    """What stands ``count`` positions further on in each row, [B, N, ...]; 0 beyond its end."""
-    ahead = jnp.roll(x_BN, -count, axis=1)
-    return ahead.at[:, max(0, x_BN.shape[1] - count) :].set(0)
-
-
-def find_real(segments_BN: jax.Array, count: int) -> jax.Array:
+def find_real(segments_BN: jax.Array, count: int, pieces: int = 1) -> jax.Array:
     """Which positions have a token ``count`` further on in their own document."""
-    return (segments_BN > 0) & (shift(segments_BN, count) == segments_BN)
+    return (segments_BN > 0) & (shift(segments_BN, count, pieces) == segments_BN)
 
 
 class NextToken(nn.Module):
@@ -57,9 +53,9 @@ class NextToken(nn.Module):
     def __call__(
         self, carry: Carry, context: Context, segments_BN: jax.Array, each: Own, own: Own
     ) -> tuple[Carry, tuple[jax.Array, Routed | None]]:
-        config = self.config
+        config, further = self.config, partial(shift, pieces=self.layout.context)
         x_BND, ahead_BND, token_BN, of_BN = carry
-        ahead_BND, token_BN, of_BN = shift(ahead_BND), shift(token_BN), shift(of_BN)
+        ahead_BND, token_BN, of_BN = further(ahead_BND), further(token_BN), further(of_BN)
         context = context | {
             "real_BN": (segments_BN > 0) & (of_BN == segments_BN),
             "token_BN": token_BN,

@@ -22,7 +22,8 @@ class RouterStats:
     """Sums over the real tokens of each sequence (B), padding left out; layers stack to a leading
     L, and ``sum_sequences`` leaves LE and L.
 
-    Load is what routers *asked* for: before capacity. Differentiable: probability, weight,
+    Where sequences lie in pieces (``runtime.pieces``), B are the pieces. Load is what routers
+    *asked* for: before capacity. Differentiable: probability, weight,
     smooth_load and log_z_squared. E counts zero-computation experts, too.
     """
 
@@ -77,7 +78,9 @@ def join_routed(one: Routed | None, other: Routed | None) -> Routed | None:
 def router_stats(
     inputs: RouterInput, choice: Choice, seated_GSE: jax.Array, bad_GS: jax.Array, rows: int
 ) -> RouterStats:
-    """Sum up one layer's routing over the tokens of each of ``rows`` sequences."""
+    """Sum up one layer's routing over the tokens of each of ``rows`` sequences, or pieces of
+    sequences.
+    """
     real_GS = inputs.real_GS
     asked_GSE = contract.asked(choice, real_GS)
     log_z_GS = jax.nn.logsumexp(inputs.logits_GSE, axis=-1)
@@ -94,7 +97,7 @@ def router_stats(
 
     def by_stretch(x_GSE: jax.Array) -> jax.Array:
         x_BN = jnp.where(real_GS, x_GSE.sum(-1), 0).reshape(rows, -1).astype(jnp.float32)
-        return sum_stretches(x_BN, stretches(x_BN.shape[1]))
+        return sum_stretches(x_BN, stretches(inputs.rows.pieces * x_BN.shape[1]))
 
     smooth = unbiased = None
     if isinstance(choice, TokenChoice):
@@ -127,10 +130,14 @@ def stretches(positions: int, most: int = 16) -> np.ndarray:
 
 
 def sum_stretches(x_BN: jax.Array, stretch_N: np.ndarray) -> jax.Array:
-    """Add up positions by stretch, ``x_BW``; a product, as that stays where the sequences are."""
+    """Add up positions by stretch, ``x_BW``; a product, as that stays where the sequences are.
+    There may be more stretches than positions in a row, which are then a piece of a sequence.
+    """
     member_NW = stretch_N[:, None] == np.arange(stretch_N[-1] + 1)
-    member_NW = jnp.asarray(member_NW, jnp.float32)
-    return jnp.matmul(x_BN, member_NW, precision=jax.lax.Precision.HIGHEST)
+    x_CBN = x_BN.reshape(len(stretch_N) // x_BN.shape[1], -1, x_BN.shape[1])
+    member_CNW = jnp.asarray(member_NW, jnp.float32).reshape(len(x_CBN), x_BN.shape[1], -1)
+    x_CBW = jnp.matmul(x_CBN, member_CNW, precision=jax.lax.Precision.HIGHEST)
+    return x_CBW.reshape(len(x_BN), -1)
 
 
 def sent_to_groups(choice: Choice, real_GS: jax.Array, expert_groups: int, rows: int) -> jax.Array:

@@ -1,9 +1,12 @@
 """Dropout of hidden numbers, as an argument that carries its key."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from moejax.routing.contract import Rows
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,9 @@ class Dropout:
 
     rate: float
     key: jax.Array
+    rows: Rows = Rows()
 
     def __call__(self, h: jax.Array) -> jax.Array:
-        kept = jax.random.bernoulli(self.key, 1 - self.rate, h.shape)
+        keep = partial(jax.random.bernoulli, p=1 - self.rate)
+        kept = self.rows.draw(lambda key, shape: keep(key, shape=shape), self.key, h.shape)
         return jnp.where(kept, h / (1 - self.rate), 0)

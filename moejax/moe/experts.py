@@ -84,6 +84,7 @@ def network(
     return feed_forward(affine, x_TD, activation, weight_T1=weight_T1, weigh=weigh, dropout=dropout)
 
 
+@jax.named_scope("feed_forward")
 def feed_forward(
     affine: Affine,
     x_TD: jax.Array,

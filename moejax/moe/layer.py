@@ -28,7 +28,7 @@ from moejax.moe.quantised import is_quantised
 from moejax.moe.trained_bank import train_bank
 from moejax.moe.travel import Travel
 from moejax.routing import contract
-from moejax.routing.contract import Choice, RouterInput, TokenChoice
+from moejax.routing.contract import Choice, RouterInput, Rows, TokenChoice
 from moejax.routing.seating import capacity
 
 
@@ -88,6 +88,7 @@ class MoELayer(nn.Module):
             raise ValueError("replicas of experts are for inference, where tokens choose experts.")
         B, N, D = x_BND.shape
         S, E = moe.group_size, moe.num_experts
+        rows = Rows(pieces=self.layout.context, sequences=B // self.layout.context)
         # 0 times what is not finite would spread it to every token of the group, and to gradients.
         finite_BN = jnp.isfinite(x_BND).all(-1)
         x_BND = jnp.where((real_BN & finite_BN)[..., None], x_BND, 0)
@@ -100,7 +101,7 @@ class MoELayer(nn.Module):
         if draws:
             keys = jax.random.split(self.make_rng("router"), 3)
 
-        scores = self._score(x_GSD, slots, keys[0])
+        scores = self._score(x_GSD, slots, keys[0], rows)
         scores, bad_GS = zero_bad_tokens(checkpoint_name(scores, "router_logits"))
         real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
         inputs = RouterInput(
@@ -112,6 +113,7 @@ class MoELayer(nn.Module):
             key=keys[1],
             bias_E=bias_E,
             token_GS=None if token_BN is None else token_BN.reshape(-1, S),
+            rows=rows,
         )
         choice = router.choose(inputs)
         dropout = None
@@ -150,11 +152,13 @@ class MoELayer(nn.Module):
             stats = replace(stats, margin_1EM=margin_EM[None])
         return stats
 
-    def _score(self, x_GSD: jax.Array, slots: int, key: jax.Array | None) -> dict[str, jax.Array]:
+    def _score(
+        self, x_GSD: jax.Array, slots: int, key: jax.Array | None, rows: Rows
+    ) -> dict[str, jax.Array]:
         """The router's logits, in float32 whatever the type of the activations."""
         moe, router = self.config, self.config.built_router
         D, E = x_GSD.shape[-1], moe.num_choices
-        x_GSD = add_noise(x_GSD.astype(jnp.float32), moe, key)
+        x_GSD = add_noise(x_GSD.astype(jnp.float32), moe, key, rows)
         if not router.learned:
             return {"logits_GSE": jnp.zeros((*x_GSD.shape[:2], E), jnp.float32)}
         if router.slots:
@@ -273,7 +277,7 @@ def normalise(x: jax.Array, axis: int) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-12)
 
 
-def add_noise(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Array:
+def add_noise(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None, rows: Rows) -> jax.Array:
     """The router's input with the noise that training adds to it.
 
     Fedus et al. 2021, section 2.4 and appendix C: jitter multiplies by a uniform number in
@@ -284,9 +288,10 @@ def add_noise(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None) -> jax.Ar
     jitter_key, dropout_key = jax.random.split(key)
     if moe.router_jitter:
         low, high = 1 - moe.router_jitter, 1 + moe.router_jitter
-        x_GSD *= jax.random.uniform(jitter_key, x_GSD.shape, minval=low, maxval=high)
+        jitter = partial(jax.random.uniform, minval=low, maxval=high)
+        x_GSD *= rows.draw(jitter, jitter_key, x_GSD.shape)
     if moe.router_dropout:
-        x_GSD = Dropout(moe.router_dropout, dropout_key)(x_GSD)
+        x_GSD = Dropout(moe.router_dropout, dropout_key, rows)(x_GSD)
     return x_GSD
 
 

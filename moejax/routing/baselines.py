@@ -28,7 +28,7 @@ def random(inputs: RouterInput) -> TokenChoice:
     if inputs.key is None:
         luck_GSE = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), shape[1:]), shape)
     else:
-        luck_GSE = jax.random.uniform(inputs.key, shape)
+        luck_GSE = inputs.rows.draw(jax.random.uniform, inputs.key, shape)
     return _even(pick(luck_GSE, inputs.top_k), inputs)
 
 

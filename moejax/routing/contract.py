@@ -5,11 +5,30 @@ arrays E counts everything that a router can choose, zero-computation experts in
 last.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How sequences lie in groups: those of all first pieces come first (``runtime.pieces``)."""
+
+    pieces: int = 1
+    sequences: int = 1
+
+    def draw(self, sample: Callable, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Random numbers ``sample(key, shape)``, of this shape [G, ...]: for each token those that
+        it gets where its sequence lies in one piece.
+        """
+        if self.pieces == 1:
+            return sample(key, shape)
+        groups = shape[0] // self.pieces // self.sequences
+        drawn = sample(key, (self.sequences, self.pieces, groups, *shape[1:]))
+        return drawn.swapaxes(0, 1).reshape(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +55,8 @@ class RouterInput:
     """One number for each token and slot (routers with ``slots``)."""
     token_GS: jax.Array | None = None
     """Ids of the tokens (int32), where the model has such."""
+    rows: Rows = Rows()
+    """Random numbers are drawn by ``rows.draw``."""
 
 
 @jax.tree_util.register_dataclass

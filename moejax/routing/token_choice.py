@@ -66,7 +66,8 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
         choice = replace(choice, smooth_load_GSE=load_GSE)
     if rule.random_second and inputs.key is not None and K > 1:
         # Lepikhin et al. 2020, Algorithm 1, line 18. Without a key, in evaluation, all stay.
-        coin_GSK = jax.random.uniform(second_key, choice.weight_GSK.shape)
+        shape = choice.weight_GSK.shape
+        coin_GSK = inputs.rows.draw(jax.random.uniform, second_key, shape)
         stays_GSK = (2 * choice.weight_GSK > coin_GSK).at[..., 0].set(True)
         choice = replace(choice, expert_GSK=jnp.where(stays_GSK, choice.expert_GSK, -1))
     return choice
@@ -139,7 +140,7 @@ def noisy(inputs: RouterInput, rule: TokenChoiceRule, key: jax.Array) -> jax.Arr
     logits_GSE = inputs.logits_GSE
     if rule.noise == "none":
         return logits_GSE
-    normal_GSE = jax.random.normal(key, logits_GSE.shape)
+    normal_GSE = inputs.rows.draw(jax.random.normal, key, logits_GSE.shape)
     if rule.noise == "fixed":
         return logits_GSE + normal_GSE / logits_GSE.shape[-1]
     return logits_GSE + normal_GSE * width(inputs.noise_GSE)

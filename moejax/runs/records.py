@@ -13,7 +13,7 @@ from moejax.runs.expert_load import Load, read_load
 from moejax.runs.held_out_choices import HeldOutChoices, read_choices
 from moejax.runs.history import explain_run
 from moejax.runs.metric_lines import read_lines, select_split, sort_steps
-from moejax.runs.run_layout import CHOICES, PART_CHOICES
+from moejax.runs.run_layout import CHOICES, OPERATIONS, PART_CHOICES, PROFILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class Run:
     load: Load | None = None
     choices: HeldOutChoices | None = None
     sorted: Sorted | None = None
+    profile: dict[str, Any] = field(default_factory=dict)
+    """The table of a trace; empty if there is none."""
     sample: str | None = None
     damage: tuple[str, ...] = ()
     """What could not be read, in words."""
@@ -67,7 +69,8 @@ def read_run(directory: Path, columns: int = 200) -> Run:
     folder = directory / PART_CHOICES
     choices, damaged_choices = read_choices(folder if folder.is_dir() else directory / CHOICES)
     found, damaged_classes = read_sorted(directory / "classes")
-    damage = damaged_lines + damaged_config + damaged_summary
+    profile, damaged_profile = _read_dict(directory / PROFILE / OPERATIONS)
+    damage = damaged_lines + damaged_config + damaged_summary + damaged_profile
     damage += damaged_load + damaged_choices + damaged_classes
     damage += explain_run(directory)
     return Run(
@@ -80,6 +83,7 @@ def read_run(directory: Path, columns: int = 200) -> Run:
         load=load,
         choices=choices,
         sorted=found,
+        profile=profile,
         sample=_read_text(directory / "sample.txt"),
         damage=tuple(damage),
     )

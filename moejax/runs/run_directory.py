@@ -21,7 +21,15 @@ from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.held_out_choices import pack, read_chosen
 from moejax.runs.metric_lines import append_line, keep_until, read_lines, select_split
 from moejax.runs.quantised_mark import refuse_quantised
-from moejax.runs.run_layout import CHOICES, CLASSES, FOLDERS, LOAD, MAY_CHANGE, OF_MODELS
+from moejax.runs.run_layout import (
+    CHOICES,
+    CLASSES,
+    FOLDERS,
+    LOAD,
+    MAY_CHANGE,
+    OF_MODELS,
+    PROFILE,
+)
 from moejax.runs.same_model import is_same_model
 from moejax.runtime.atomic_files import write_json, write_text
 
@@ -76,6 +84,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Where Orbax keeps the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of steps, and the table of their dearest operations."""
+        return self.path / PROFILE
 
     @property
     def tokenizer(self) -> Path:

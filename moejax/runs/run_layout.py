@@ -3,6 +3,9 @@
 FOLDERS = LOAD, CHOICES, PART_CHOICES, CLASSES = ("load", "choices", "part_choices", "classes")
 """Folders with a file of arrays for each step."""
 
+PROFILE, OPERATIONS = "profile", "operations.json"
+"""The folder of traces, and the table in it."""
+
 MAY_CHANGE = frozenset(
     {
         "run.directory",
@@ -12,6 +15,8 @@ MAY_CHANGE = frozenset(
         "run.part_every",
         "run.checkpoint_every",
         "run.keep_checkpoints",
+        "run.peak_flops",
+        "run.profile",
         "run.tensorboard",
         "run.wandb",
         "run.max_skipped_in_a_row",
@@ -27,6 +32,7 @@ MAY_CHANGE = frozenset(
         "distributed.num_processes",
         "distributed.process_id",
         "mesh.data",
+        "mesh.context",
         "mesh.expert",
         "mesh.model",
         "mesh.fsdp",

@@ -1,11 +1,14 @@
 """What of a run must fit the devices that are there."""
 
+import math
+
 from jax.sharding import AbstractMesh, Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.runtime.partition import TOKENS
 
 
 def check_fits(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -26,7 +29,8 @@ def check_fits(config: Config, mesh: Mesh | AbstractMesh) -> None:
                 f"{name} = {rows} {config.row_name}s cannot be spread over {devices} devices in"
                 f" routing groups of {group}: make it a multiple of {unit}."
             )
-        groups = rows // devices * config.positions // config.model.moe.group_size
+        positions = config.positions // config.mesh.context
+        groups = rows // devices * positions // config.model.moe.group_size
         if config.model.moe.every and groups % config.mesh.chunks:
             raise ConfigError(
                 f"--mesh.chunks {config.mesh.chunks} does not divide the {groups} routing"
@@ -41,7 +45,7 @@ def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh | AbstractMesh
     if not layout.spreads:
         return
     flag = "--mesh.fsdp" if layout.fsdp else "--mesh.zero1"
-    devices = mesh.shape["data"] * mesh.shape["expert"]
+    devices = math.prod(mesh.shape[axis] for axis in TOKENS)
     widths = {"--model.width": (model.width, devices)}
     if model.is_latent:
         heads, both = model.num_heads, model.plain_head_size + model.value_head_size

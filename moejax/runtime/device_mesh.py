@@ -1,7 +1,8 @@
-"""The device mesh: axes ``data``, ``expert`` and ``model``.
+"""The device mesh: axes ``data``, ``context``, ``expert`` and ``model``.
 
-Tokens are spread over the first two together, expert weights over ``expert``, heads and hidden
-widths over ``model``; ``runtime.partition`` has how each array lies on it.
+Sequences are spread over ``data`` and ``expert`` together, the positions of each over ``context``,
+expert weights over ``expert``, heads and hidden widths over ``model``; ``runtime.partition`` has
+how each array lies on it.
 """
 
 import jax
@@ -11,33 +12,25 @@ from jax.sharding import AxisType, Mesh
 from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
 
-AXES = ("data", "expert", "model")
+AXES = ("data", "context", "expert", "model")
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Lay devices (by default all) out as data x expert x model.
+    """Lay devices (by default all) out as data x context x expert x model.
 
     TPU slices are laid along the data axis, so that only gradients (and, with FSDP, parameters)
     pass between them. Raises ``ConfigError`` when the devices do not fit.
     """
     devices = devices or jax.devices()
-    count, inner = len(devices), config.expert * config.model
-    data = config.data or max(1, count // inner)
-    if data * inner != count:
-        named = f"--mesh.data {data} x --mesh.expert {config.expert} x --mesh.model {config.model}"
-        fits = [
-            (count // (e * config.model), e)
-            for e in range(1, count + 1)
-            if count % (e * config.model) == 0
-        ]
-        what_fits = ", ".join(f"{d}x{e}" for d, e in fits)
-        what_fits = what_fits or f"nothing, as {config.model} does not divide {count}"
+    count = len(devices)
+    data = config.data or max(1, count // config.beside_data)
+    shape = (data, config.context, config.expert, config.model)
+    if data * config.beside_data != count:
         raise ConfigError(
-            f"a mesh of {named} needs {data * inner} devices, but there are {count}. What fits"
-            f" (data x expert) beside --mesh.model {config.model}: {what_fits}. To try several on a"
-            f" CPU, set JAX_NUM_CPU_DEVICES."
+            f"a mesh of {name_axes(data, config)} needs {data * config.beside_data} devices, but"
+            f" there are {count}. {list_what_fits(count, config)} To try several on a CPU, set"
+            f" JAX_NUM_CPU_DEVICES."
         )
-    shape = (data, config.expert, config.model)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     # An axis of the mesh may be a part of an axis of the chips' torus.
     if slices > 1 and devices[0].platform == "tpu":
@@ -46,13 +39,31 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
                 f"--mesh.data {data} is not divisible by the {slices} slices: experts and hidden"
                 f" widths are spread inside a slice, so make --mesh.data a multiple of {slices}."
             )
-        inside, across = (data // slices, *shape[1:]), (slices, 1, 1)
+        inside, across = (data // slices, *shape[1:]), (slices, 1, 1, 1)
         grid = mesh_utils.create_hybrid_device_mesh(
             inside, across, devices, allow_split_physical_axes=True
         )
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def name_axes(data: int, config: MeshConfig) -> str:
+    """The flags of a mesh with so many devices on the data axis."""
+    context = f" x --mesh.context {config.context}" if config.context > 1 else ""
+    return (
+        f"--mesh.data {data}{context} x --mesh.expert {config.expert} x --mesh.model {config.model}"
+    )
+
+
+def list_what_fits(count: int, config: MeshConfig) -> str:
+    """Which axes so many devices can be laid out as."""
+    beside, rest = f"--mesh.model {config.model}", config.model * config.context
+    if config.context > 1:
+        beside = f"--mesh.context {config.context} and {beside}"
+    fits = [f"{count // (e * rest)}x{e}" for e in range(1, count + 1) if count % (e * rest) == 0]
+    what = ", ".join(fits) or f"nothing, as {rest} does not divide {count}"
+    return f"What fits (data x expert) beside {beside}: {what}."
 
 
 def devices() -> int:
@@ -64,12 +75,17 @@ def devices() -> int:
 def token_devices() -> int:
     """Devices of the mesh in use over which tokens are spread; 1 without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
-    return shape.get("data", 1) * shape.get("expert", 1)
+    return shape.get("data", 1) * shape.get("context", 1) * shape.get("expert", 1)
 
 
 def expert_devices() -> int:
     """Devices on the expert axis of the mesh in use; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get("expert", 1)
+
+
+def context_devices() -> int:
+    """Devices of the mesh in use that share each sequence; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("context", 1)
 
 
 def platform() -> str:

@@ -15,8 +15,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-TOKENS = ("data", "expert")
-"""The axes over which tokens are spread."""
+ROWS = ("data", "expert")
+"""The axes over which sequences are spread."""
+TOKENS = ("context", *ROWS)
+"""The axes over which tokens are spread: sequences, and pieces of them (``runtime.pieces``)."""
 # Activations, by the name of what they hold.
 SPECS = {
     "everywhere": P(),
@@ -24,7 +26,7 @@ SPECS = {
     "tokens_GSD": P(TOKENS),
     "tokens_BND": P(TOKENS),
     "heads_BNHA": P(TOKENS, None, "model"),
-    "slots_EGCD": P("expert", "data"),
+    "slots_EGCD": P("expert", ("context", "data")),
 }
 FSDP = "fsdp"
 """Stands for the axes over which copies of a parameter are spread, if they are."""
@@ -122,7 +124,7 @@ def parameter_spec(name: str, fsdp: bool) -> P:
     axes: tuple = KNOWN[name]
     if part:  # [..., D, rank] and [..., rank, F]
         axes = (*axes[:-1], None) if part == "lora_a" else (*axes[:-2], None, *axes[-1:])
-    spread = (TOKENS if "expert" not in axes else ("data",)) if fsdp else ()
+    spread = (TOKENS if "expert" not in axes else ("context", "data")) if fsdp else ()
 
     def resolve(axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if axis is None or isinstance(axis, str) and axis != FSDP:

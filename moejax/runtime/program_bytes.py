@@ -8,6 +8,7 @@ Arrays that fast memory holds (``FAST``) count as nothing.
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from moejax.runtime.targets import NUMBER_BYTES
 
@@ -23,11 +24,33 @@ class Step:
     """An instruction of a program."""
 
     kind: str
-    size: int
-    """Bytes of its result, of a tuple's parts together."""
+    shape: str
+    """The type of its result: ``f32[3,128]{1,0}``, or a tuple of such."""
     operands: list[str]
     rest: str
     """What stands behind the operands."""
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of its result, of a tuple's parts together."""
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", self.shape)
+        return sum(
+            NUMBERS.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
+            for kind, dims in arrays
+        )
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs: a fusion, a call, a loop's body."""
+        return re.findall(r"(?:to_apply|calls|body)=%?([\w.\-]+)", self.rest)
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations of which a conditional runs one."""
+        listed = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
+        if listed:
+            return re.findall(r"[\w.\-]+", listed[1])
+        return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", self.rest)
 
 
 @dataclass
@@ -42,7 +65,11 @@ def count_bytes(text: str) -> int:
     """The bytes of a program (``compiled.as_text()``) as it runs once; of the branches of a
     conditional, those of the dearest. Raises ``ValueError`` for a loop of unknown length.
     """
-    computations, entry = read_program(text)
+    return bytes_of(*read_program(text))
+
+
+def bytes_of(computations: dict[str, "Computation"], entry: str) -> int:
+    """``count_bytes`` of a program that has been read."""
     return _count(computations, entry, {})
 
 
@@ -62,19 +89,44 @@ def read_program(text: str) -> tuple[dict[str, Computation], str]:
             continue
         inside, _, rest = made[5].partition(")")
         operands = re.findall(r"%([\w.\-]+)", inside)
-        step = Step(made[4], _size(made[3]), operands, inside + ")" + rest)
+        step = Step(made[4], made[3], operands, inside + ")" + rest)
         computations[now].steps[made[2]] = step
         if made[1]:
             computations[now].root = made[2]
     return computations, entry
 
 
-def _size(shape: str) -> int:
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return sum(
-        NUMBERS.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
-        for kind, dims in arrays
-    )
+def count_repeats(computations: dict[str, Computation], steps: dict[str, Step], loop: Step) -> int:
+    """How often a loop runs its body: as the compiler says, or, as it does not for TPUs, by the
+    number that its counter is compared with. Raises ``ValueError`` if that is not known.
+    """
+    if said := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(said[1])
+    named = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    if named:
+        inside = computations[named[1]]
+        last = inside.steps[inside.root]
+        counter, limit = (_behind(inside.steps, name) for name in (last.operands * 2)[:2])
+        index = re.search(r"index=(\d+)", counter.rest)
+        if last.kind == "compare" and "direction=LT" in last.rest and index:
+            start = _behind(steps, steps[loop.operands[0]].operands[int(index[1])])
+            first, end = _constant(start), _constant(limit)
+            if first is not None and end is not None:
+                return max(0, end - first)
+    raise ValueError(f"a loop of unknown length: {loop.rest}")
+
+
+def _behind(steps: dict[str, Step], name: str) -> Step:
+    """An instruction, or what it copies."""
+    step = steps[name]
+    while step.kind in ("copy", "bitcast"):
+        step = steps[step.operands[0]]
+    return step
+
+
+def _constant(step: Step) -> int | None:
+    value = re.match(r"(-?\d+)\)", step.rest)
+    return int(value[1]) if step.kind == "constant" and value else None
 
 
 def _count(computations: dict[str, Computation], name: str, known: dict[str, int]) -> int:
@@ -90,21 +142,14 @@ def _count_step(
     """The bytes of one instruction."""
     if step.kind in FREE:
         return 0
-    called = re.findall(r"(?:to_apply|calls|body)=%?([\w.\-]+)", step.rest)
     if step.kind == "while":
-        times = re.search(r'known_trip_count":\{"n":"(\d+)"', step.rest)
-        body = _count(computations, called[0], known)
-        if times is None and body:
-            raise ValueError(f"a loop of unknown length: {called[0]}")
-        return body * int(times[1]) if times else 0
+        body = _count(computations, step.called[0], known)
+        return body and body * count_repeats(computations, steps, step)
     if step.kind == "conditional":
-        branches = re.search(r"branch_computations=\{([^}]*)\}", step.rest)
-        names = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", step.rest)
-        names = re.findall(r"[\w.\-]+", branches[1]) if branches else names
-        return max(_count(computations, one, known) for one in names)
+        return max(_count(computations, one, known) for one in step.branches)
     if step.kind == "call":
-        return _count(computations, called[0], known)
-    inside = computations[called[0]] if step.kind == "fusion" else None
+        return _count(computations, step.called[0], known)
+    inside = computations[step.called[0]] if step.kind == "fusion" else None
     total = 0
     for number, operand in enumerate(step.operands):
         whole = steps[operand].size

@@ -100,6 +100,7 @@ class Evaluation:
         if chosen_LBNE is None:
             return {}
         L, _, N, E = chosen_LBNE.shape
+        N *= self.mesh.shape["context"]  # which has a piece of each sequence in a row
         tokens = max(1, min(tokens, bits // (L * E)))
         first = self.first_choices(chosen_LBNE, max(1, tokens // N), min(tokens, N))
         now_LBNE, run = np.asarray(first), self.journal.run

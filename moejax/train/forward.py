@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from moejax.config.moe import MoEConfig
 from moejax.models.chunk_loss import PLAIN, Aim
 from moejax.models.head_loss import HeadSums, Tokens, sum_losses
-from moejax.models.next_tokens import find_real, shift
+from moejax.models.next_tokens import find_real
 from moejax.moe import balance
 from moejax.moe.balance import Routed
 from moejax.runtime import device_mesh
+from moejax.runtime.pieces import shift
 from moejax.train.objective import losses, scoped_loss
 from moejax.train.reports import AheadSums, BatchReport, Sums
 
@@ -38,19 +39,21 @@ def batch_sums(
     in ``Sums.loss`` (see ``objective.weigh_modules``); by default 1.
     """
     config: Any = model.config
+    pieces = model.layout.context
     training, rngs = key is not None, {} if key is None else {"router": key}
     states, head, routed = model.apply(
         {"params": params}, batch, training, bias_LE, rngs=rngs, method="find_states"
     )
     if weight_Q is None:
         weight_Q = jnp.ones(len(states))
-    tokens = list_tokens(states, batch)
+    tokens = list_tokens(states, batch, pieces)
     best = bool(config.material.classes) or not training
-    found = sum_losses(head, tokens, weight_Q, aim, best)
+    with jax.named_scope("head"):
+        found = sum_losses(head, tokens, weight_Q, aim, best)
     real_BN = batch["segments"] > 0
     moe, scoped, scopes = config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":
-        scoped, scopes = scoped_loss(routed.stats, moe, device_mesh.token_devices())
+        scoped, scopes = scoped_loss(routed.stats, moe, device_mesh.token_devices(), pieces)
     best_BN = found.best_QBN[0] if found.best_QBN else None
     sums = Sums(
         loss=found.loss,
@@ -62,31 +65,32 @@ def batch_sums(
         router=balance.sum_sequences(routed.stats) if routed is not None else None,
         scoped_loss_L=scoped,
         scopes=scopes,
-        ahead=sum_ahead(found, tokens),
+        ahead=sum_ahead(found, tokens, pieces),
     )
     return sums, routed, best_BN
 
 
-def list_tokens(states: list[jax.Array], batch: Batch) -> Tokens:
+def list_tokens(states: list[jax.Array], batch: Batch, pieces: int = 1) -> Tokens:
     """What the head reads, the model's states and those of the modules that look further ahead, and
     what it should say. The k-th module is held to the target k positions further on, where that is
-    in the same document.
+    in the same document. Sequences lie in so many ``pieces``.
     """
-    further = range(1, len(states))
+    targets_BN, segments_BN, further = batch["targets"], batch["segments"], range(1, len(states))
     return Tokens(
         tuple(states),
-        (batch["targets"], *(shift(batch["targets"], count) for count in further)),
-        (batch["segments"] > 0, *(find_real(batch["segments"], count) for count in further)),
+        (targets_BN, *(shift(targets_BN, count, pieces) for count in further)),
+        (segments_BN > 0, *(find_real(segments_BN, count, pieces) for count in further)),
     )
 
 
-def count_targets(batch: Batch, modules: int) -> jax.Array:
+def count_targets(batch: Batch, modules: int, pieces: int = 1) -> jax.Array:
     """How many tokens the model and each module are held to, float32 [1 + modules]."""
-    real_QBN = [find_real(batch["segments"], count) for count in range(modules + 1)]
+    segments_BN = batch["segments"]
+    real_QBN = [find_real(segments_BN, count, pieces) for count in range(modules + 1)]
     return jnp.stack([real_BN.sum(dtype=jnp.float32) for real_BN in real_QBN])
 
 
-def sum_ahead(found: HeadSums, tokens: Tokens) -> AheadSums | None:
+def sum_ahead(found: HeadSums, tokens: Tokens, pieces: int = 1) -> AheadSums | None:
     """What the modules predict that look further ahead than the model."""
     real_PBN = tokens.real_QBN[1:]
     if not real_PBN:
@@ -95,7 +99,7 @@ def sum_ahead(found: HeadSums, tokens: Tokens) -> AheadSums | None:
     if found.best_QBN is not None:
         own_BN, *best_PBN = found.best_QBN
         same = [
-            (real_BN & (best_BN == shift(own_BN, count))).sum(dtype=jnp.float32)
+            (real_BN & (best_BN == shift(own_BN, count, pieces))).sum(dtype=jnp.float32)
             for count, (real_BN, best_BN) in enumerate(zip(real_PBN, best_PBN, strict=True), 1)
         ]
         accepted_P = jnp.stack(same)

@@ -34,7 +34,8 @@ def gradients(
     optim, params = config.optim, gather_masters(params, config)
     aim = Aim(smoothing=optim.label_smoothing, z_loss_weight=optim.head_z_loss_weight)
     further = weigh_ahead_loss(optim, step, config.run.steps)
-    weight_Q = weigh_modules(count_targets(batch, config.model.next_tokens), further)
+    pieces = config.mesh.context
+    weight_Q = weigh_modules(count_targets(batch, config.model.next_tokens, pieces), further)
 
     def add_up(params: dict, part: Batch, key: jax.Array) -> Sums:
         return batch_sums(model, params, bias_LE, part, key, aim, weight_Q)[0]

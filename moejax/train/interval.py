@@ -13,6 +13,7 @@ from moejax.train.reports import StepReport
 from moejax.train.state import TrainState
 from moejax.train.tally import Tally
 from moejax.train.telemetry import History, interval_arrays
+from moejax.train.utilisation import Utilisation
 
 
 class IntervalLog:
@@ -25,10 +26,12 @@ class IntervalLog:
         journal: Journal,
         router_arrays: Callable[[dict, jax.Array | None], dict[str, jax.Array]],
         counted: Mapping[str, int],
+        utilisation: Utilisation,
     ) -> None:
         """``counted``: what is the same in every line, such as documents that were left out."""
         self._counted = counted
         self._config, self.measure, self._journal = config, measure, journal
+        self.utilisation = utilisation
         self._router_arrays = router_arrays
         self._history = History(journal.run)
 
@@ -48,6 +51,7 @@ class IntervalLog:
             "skipped_updates": int(report.skipped),
             **self._counted,
             f"{unit}_per_second": totals["targets"] / tally.window_seconds,
+            **self.utilisation.measure(totals["parts"], tally.window_seconds),
             "seconds": tally.seconds,
         }
         if "asked_LE" in totals:

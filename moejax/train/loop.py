@@ -1,7 +1,6 @@
 """The loop over training steps."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -20,11 +19,10 @@ from moejax.train.progress import Beside, Progress
 from moejax.train.reports import StepReport
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState
+from moejax.train.step_runner import StepRunner
 from moejax.train.tally import Tally
 from moejax.train.totals import sum_step
-
-Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, StepReport]]
-"""The compiled training step."""
+from moejax.train.utilisation import Utilisation
 
 
 def run_steps(
@@ -32,7 +30,7 @@ def run_steps(
     tally: Tally,
     *,
     config: RunConfig,
-    step: Step,
+    step: StepRunner,
     environment: Environment,
     intervals: IntervalLog,
     evaluation: Evaluation,
@@ -44,11 +42,14 @@ def run_steps(
     progress = Progress(config.steps, first_step, intervals.measure, not processes.first, beside)
     environment.run.remove_report()
     progress.begin_compilation()
-    account = Account(tally, progress, config.max_skipped_in_a_row)
+    utilisation = intervals.utilisation
+    account = Account(tally, progress, config.max_skipped_in_a_row, utilisation)
     try:
         while tally.step < config.steps:
             batch = place_batch(next(saving.batches), environment)
-            state, report = step(state, batch)
+            if tally.step == first_step:
+                utilisation.read(step.compile(state, batch))
+            state, report = step.run(tally.step + 1, state, batch, progress.say)
             signum = account.settle()
             account.expect(report)
             tally.step += 1
@@ -56,6 +57,7 @@ def run_steps(
                 jax.block_until_ready(report)
                 stop.begin()
                 progress.end_compilation()
+                progress.say(utilisation.describe())
             due = Due.after(tally.step, config)
             if not (due.log or due.part or due.evaluate or due.save or signum):
                 continue
@@ -85,6 +87,7 @@ def run_steps(
         processes.leave()
         raise
     finally:
+        step.close()
         progress.close()
     return state
 
@@ -116,8 +119,11 @@ class Due:
 class Account:
     """Adds up what steps report. A report is fetched while the next step runs."""
 
-    def __init__(self, tally: Tally, progress: Progress, most_skipped: int) -> None:
+    def __init__(
+        self, tally: Tally, progress: Progress, most_skipped: int, utilisation: Utilisation
+    ) -> None:
         self._tally, self._progress, self._most_skipped = tally, progress, most_skipped
+        self._utilisation = utilisation
         self._waiting: StepReport | None = None
         self._clock = time.monotonic()
 
@@ -141,6 +147,7 @@ class Account:
         self._progress.update(
             totals["nats"] / max(1, totals["targets"]),
             tally.window["targets"] / tally.window_seconds,
+            self._utilisation.mfu(tally.window["parts"], tally.window_seconds),
         )
         in_a_row = int(report.skipped_in_a_row)
         if in_a_row >= self._most_skipped:

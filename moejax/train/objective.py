@@ -48,16 +48,21 @@ def weights(moe: MoEConfig) -> dict[str, float]:
     return {name: weight for name, weight in found.items() if weight}
 
 
-def scoped_loss(stats: RouterStats, moe: MoEConfig, devices: int) -> tuple[jax.Array, jax.Array]:
+def scoped_loss(
+    stats: RouterStats, moe: MoEConfig, devices: int, pieces: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """The balance losses of all sequences, or of each device's part, added up: [L], and how many.
 
-    ``stats`` have a leading L, B. Sequence: DeepSeek-V3 (2024), Eq. 17-20.
+    ``stats`` have a leading L, B, those of the ``pieces`` of each sequence. Sequence: DeepSeek-V3
+    (2024), Eq. 17-20.
     """
     stats = replace(stats, margin_1EM=None)  # which is of all sequences
     if moe.balance.scope == "device":
         stats = jax.tree.map(
             lambda x: x.reshape(x.shape[0], devices, -1, *x.shape[2:]).sum(2), stats
         )
+    elif pieces > 1:
+        stats = jax.tree.map(lambda x: x.reshape(len(x), pieces, -1, *x.shape[2:]).sum(1), stats)
     there = (stats.tokens_B > 0).any(0)
     loss_LB = jnp.where(there, balance.balance_loss(stats), 0)
     return loss_LB.sum(1), there.sum(dtype=jnp.float32)

@@ -17,7 +17,7 @@ from moejax.models.adapters import adapt, attach
 from moejax.models.by_kind import build
 from moejax.models.classifier import ImageClassifier
 from moejax.models.decoder import DecoderLM
-from moejax.runtime import device_mesh, partition
+from moejax.runtime import device_mesh, partition, pieces
 from moejax.train.eval_step import eval_step
 from moejax.train.forward import Batch
 from moejax.train.masters import gather_masters
@@ -51,6 +51,9 @@ class Programs:
     """The functions of a run that are compiled, each once."""
 
     step: Callable
+    compile_step: Callable
+    """Compiles the step for a state and a batch, and returns the compiled program; the first call
+    of ``step`` compiles nothing then."""
     eval_step: Callable
     first_choices: Callable
     router_arrays: Callable
@@ -103,6 +106,7 @@ def make_programs(
     def complete(params: dict) -> dict:
         return params if base is None else attach(base, params, lora.scale)
 
+    whole = partial(pieces.join, pieces=config.mesh.context)
     compiled_step = jax.jit(
         make_step(config, learner.model, learner.optimizer),
         in_shardings=(None, shardings, batch_sharding),
@@ -118,9 +122,10 @@ def make_programs(
     compiled_arrays = jax.jit(partial(router_arrays, config=config.model), out_shardings=everywhere)
     return Programs(
         step=partial(compiled_step, base),
+        compile_step=lambda state, batch: compiled_step.lower(base, state, batch).compile(),
         eval_step=partial(compiled_eval_step, base),
         first_choices=jax.jit(
-            lambda chosen_LBNE, rows, positions: chosen_LBNE[:, :rows, :positions],
+            lambda chosen_LBNE, rows, positions: jax.vmap(whole)(chosen_LBNE)[:, :rows, :positions],
             static_argnums=(1, 2),
             out_shardings=everywhere,
         ),

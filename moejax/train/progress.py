@@ -22,7 +22,7 @@ Beside = Callable[[float], str]
 
 class Progress:
     """Prints a line for each logging interval; on a terminal also a live line with the step, the
-    time left, loss and tokens/s, as far as they have room. If ``quiet``, nothing.
+    time left, loss, tokens/s and MFU, as far as they have room. If ``quiet``, nothing.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class Progress:
         """Something begins that may take long, until the next step is done."""
         self._waiting = what, time.monotonic()
 
-    def update(self, loss: float, per_second: float) -> None:
+    def update(self, loss: float, per_second: float, mfu: float | None = None) -> None:
         """One more step is done."""
         self._done += 1
         self._waiting = None
+        # Commas stand between parts; those inside of numbers have no space behind them.
         self._latest = f"loss {loss:.3f}, {per_second:,.0f} {self._measure.unit}/s"
+        self._latest += "" if mfu is None else f", MFU {mfu:.1%}"
         if self.live:
             self._bar.set_description_str(self._describe(), refresh=False)
             self._bar.update(1)
@@ -93,10 +95,11 @@ class Progress:
                 f"  dropped {line['dropped_fraction']:.1%}"
                 f"  max violation {line['max_violation']:.2f}  dead {line['dead_experts']}"
             )
+        used = f"  MFU {line['mfu']:.1%}" if "mfu" in line else ""
         self.say(
             f"step {line['step']}/{self._steps}  loss {line['loss']:.4f}"
             f"  {self._measure.words(line[self._measure.key])}{routing}"
-            f"  {line[f'{unit}_per_second']:,.0f} {unit}/s  {self._say_left()}"
+            f"  {line[f'{unit}_per_second']:,.0f} {unit}/s{used}  {self._say_left()}"
         )
 
     def close(self) -> None:

@@ -37,10 +37,12 @@ def train_step(
     batch = {name: array for name, array in batch.items() if name != "signals_B"}
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
     grads, sums = gradients(model, state.params, state.bias_LE, batch, key, config, state.step)
-    norm = optax.tree.norm(grads)
+    with jax.named_scope("gradient_norm"):
+        norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.nats)
     rate = shape(state.step)
 
+    @jax.named_scope("optimizer")
     def apply(
         params: dict, optimizer_state: optax.OptState, bias_LE: jax.Array | None
     ) -> tuple[dict, optax.OptState, jax.Array | None]:

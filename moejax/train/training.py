@@ -37,8 +37,10 @@ from moejax.train.prepare import Learner, Programs, make_learner, make_programs,
 from moejax.train.progress import Beside
 from moejax.train.saving import Saving
 from moejax.train.state import TrainState, start_state
+from moejax.train.step_runner import StepRunner
 from moejax.train.tally import Tally
 from moejax.train.tasks import Task, open_task
+from moejax.train.utilisation import make_utilisation
 
 ALL_SAVED = "all steps are saved; the same command writes the sample and the report."
 
@@ -88,10 +90,14 @@ def train(
                         state,
                         tally,
                         config=config.run,
-                        step=programs.step,
+                        step=StepRunner(
+                            *(programs.step, programs.compile_step, config.run),
+                            run if run.owner else None,
+                        ),
                         environment=environment,
                         intervals=IntervalLog(
-                            config, measure, journal, programs.router_arrays, task.counted
+                            *(config, measure, journal, programs.router_arrays, task.counted),
+                            make_utilisation(config, task.vocab_size, mesh, run.owner),
                         ),
                         evaluation=make_evaluation(config, task, mesh, programs, journal),
                         saving=saving,

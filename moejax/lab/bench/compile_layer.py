@@ -150,8 +150,8 @@ def target_mesh(bench: CompiledBench) -> Mesh:
             f"--data {bench.data} x --expert {bench.expert} needs {bench.devices} devices, but"
             f" {bench.target} has {devices.size}."
         )
-    grid = devices.reshape(-1)[: bench.devices].reshape(bench.data, bench.expert, 1)
-    return Mesh(grid, device_mesh.AXES, axis_types=(AxisType.Auto,) * 3)
+    grid = devices.reshape(-1)[: bench.devices].reshape(bench.data, 1, bench.expert, 1)
+    return Mesh(grid, device_mesh.AXES, axis_types=(AxisType.Auto,) * len(device_mesh.AXES))
 
 
 def find_kernels(text: str, size_E: np.ndarray) -> Iterator[Kernel]:

@@ -95,7 +95,7 @@ def measure(
     if bench.target is not None:
         devices = targets.describe_devices(bench.target)
     else:
-        devices = jax.devices()[: max(1, config.mesh.expert * config.mesh.model)]
+        devices = jax.devices()[: config.mesh.beside_data]
     mesh = device_mesh.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         state = decode_state(config, vocab_size, mesh, bench.quantised)

@@ -162,7 +162,8 @@ def roomier_configs(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, C
                 yield at, changed(other, {"mesh.data": None}), devices
         devices *= 2
         for expert in (2**i for i in range(1, 9)):
-            if experts % expert == 0 and devices % (expert * spread.mesh.model) == 0:
+            beside = spread.mesh.model * spread.mesh.context
+            if experts % expert == 0 and devices % (expert * beside) == 0:
                 try:
                     other = changed(spread, {"mesh.expert": expert, "mesh.data": None})
                 except ConfigError:

@@ -7,7 +7,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
 from moejax.runtime import targets
-from moejax.runtime.device_mesh import AXES
+from moejax.runtime.device_mesh import AXES, name_axes
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ def paper_mesh(layout: MeshConfig, devices: int | None, kind: str) -> AbstractMe
     """A mesh without real devices; by default, of as few devices as the layout allows. Raises
     ``ConfigError`` if the layout does not fit the number of devices.
     """
-    inner = layout.expert * layout.model
+    inner = layout.beside_data
     if devices is None:
         devices = (layout.data or 1) * inner
     data = layout.data or max(1, devices // inner)
     if data * inner != devices:
         raise ConfigError(
-            f"--devices {devices} is not --mesh.data {data} x --mesh.expert {layout.expert} x"
-            f" --mesh.model {layout.model}: make it a multiple of {inner}"
+            f"--devices {devices} is not {name_axes(data, layout)}: make it a multiple of {inner}"
             + (f", or leave --mesh.data {data} out." if layout.data else ".")
         )
     device = AbstractDevice(kind, 1, DEVICES[kind].platform)
-    sizes = (data, layout.expert, layout.model)
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    sizes = (data, layout.context, layout.expert, layout.model)
+    types = (AxisType.Auto,) * len(AXES)
+    return AbstractMesh(sizes, AXES, axis_types=types, abstract_device=device)

@@ -4,7 +4,9 @@ Letters: A: width of a head; J: key/value heads; M: positions that are looked at
 head's values.
 """
 
+from functools import partial
 from importlib import import_module
+from typing import Any
 
 import jax
 
@@ -13,12 +15,16 @@ from moejax.models.attend.case import describe
 from moejax.models.attend.choose_form import choose_form
 from moejax.models.attend.dense import attend_dense
 from moejax.models.attend.on_parts import attend_on_parts
+from moejax.models.attend.over_context import OF_HEADS, Kept, MakeHeads, attend_over_context
 from moejax.models.attend.seen import Seen, make_mask
+from moejax.runtime import device_mesh
+from moejax.runtime.pieces import join_for_each
 
 ON_PARTS = ("blockwise", "splash", "cudnn")
 """Forms that XLA cannot spread over a mesh by itself, each a function in a file of its name."""
 
 
+@jax.named_scope("attention_scores")
 def attend(
     q_BNHA: jax.Array,
     k_BMJA: jax.Array,
@@ -42,3 +48,34 @@ def attend(
         function = getattr(import_module(f"moejax.models.attend.{chosen}"), f"attend_{chosen}")
         return attend_on_parts(function, *arrays, seen, sink_H, scale)
     return attend_dense(*arrays, make_mask(seen), sink_H, scale)
+
+
+def attend_to_kept(
+    q_BNHA: jax.Array,
+    kept: Kept,
+    seen: Seen,
+    sink_H: jax.Array | None,
+    scale: float,
+    form: AttentionForm = "auto",
+    *,
+    weights: Any = None,
+    make_heads: MakeHeads = lambda kept, _: kept,
+    lie: tuple[Any, Any] = (OF_HEADS, None),
+) -> jax.Array:
+    """``attend`` to keys and values that ``make_heads`` makes of what is ``kept`` of each position,
+    ``y_BNHU``; by default keys and values themselves. Where sequences lie in pieces, what is kept
+    is gathered. ``lie`` says how it and the ``weights`` lie on the mesh.
+    """
+
+    def make_all(kept: Kept, weights: Any) -> tuple[jax.Array, jax.Array]:
+        return make_heads(jax.tree.map(lambda x: join_for_each(x, seen.pieces), kept), weights)
+
+    if seen.pieces == 1 or device_mesh.context_devices() == 1:
+        return attend(q_BNHA, *make_all(kept, weights), seen, sink_H, scale, form)
+    k_BMJA, v_BMJU = jax.eval_shape(make_all, kept, weights)
+    chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
+    # Only what passes over blocks that nobody sees has less to do for the first piece.
+    deals = chosen != "dense" and q_BNHA.shape[1] % seen.pieces == 0
+    rest = (weights, make_heads, seen, sink_H, scale)
+    attend_here = partial(attend, form=chosen)
+    return attend_over_context(attend_here, q_BNHA, kept, *rest, lie=lie, deals=deals)

@@ -17,7 +17,7 @@ NO_LIMIT = 2**30
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["of_BN", "at_BN", "of_BM", "at_BM", "near"],
-    meta_fields=["window", "reach", "causal", "in_order"],
+    meta_fields=["window", "reach", "causal", "in_order", "pieces"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -45,6 +45,9 @@ class Seen:
     in_order: bool = False
     """Whether queries and keys are the same positions, each document's behind one another: a query
     is as far behind a key as by index."""
+    pieces: int = 1
+    """In how many pieces sequences lie on the mesh (``runtime.pieces``): the places of keys are
+    those of all positions of a sequence, while keys and values come as pieces."""
 
 
 def find_limit(seen: Seen) -> jax.Array | int | None:

@@ -33,7 +33,7 @@ def run_on_each_device(
 
     def gather(w: jax.Array, spec: P) -> jax.Array:
         for dimension, axis in enumerate(spec):
-            if axis == "data":
+            if isinstance(axis, tuple) and "data" in axis:
                 w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
         return w
 

@@ -15,6 +15,7 @@ from moejax.runs.pages.charts import Series, falling_range, line_chart
 from moejax.runs.pages.class_figures import class_section
 from moejax.runs.pages.load_figures import drops_by_layer, load_section
 from moejax.runs.pages.router_figures import drops_by_position, pair_section, router_section
+from moejax.runs.pages.speed_figures import speed_section
 from moejax.runs.pages.verdict import key_numbers, list_notes, verdict
 from moejax.runs.records import Run, read_run
 from moejax.runtime.atomic_files import write_text
@@ -39,7 +40,8 @@ def report_html(run: Run) -> str:
     parts += [load_section(run.load) if run.load else ""]
     sections = (
         *(_balance_section, _drop_section, router_section, pair_section, class_section),
-        *(_optimization_section, _costs_section, _sample_section, _settings_section),
+        *(_optimization_section, speed_section, _costs_section),
+        *(_sample_section, _settings_section),
     )
     parts += [write_section(run) for write_section in sections]
     return page.document(f"{run.name} – moejax", "\n".join(part for part in parts if part))
@@ -153,13 +155,11 @@ def _in_percent(one: Series) -> Series:
 def _optimization_section(run: Run) -> str:
     if not run.train:
         return ""
-    unit = run.measure.unit
-    norm, rate, speed = (
+    norm, rate = (
         Series(name, *column(run.train, key), 0)
         for name, key in (
             ("gradient norm", "gradient_norm"),
             ("learning rate", "learning_rate"),
-            (f"{unit} a second", f"{unit}_per_second"),
         )
     )
     figures = [
@@ -170,11 +170,6 @@ def _optimization_section(run: Run) -> str:
         ),
         page.figure(
             "Learning rate", line_chart([rate], include=(0.0,)), "The schedule as it was run."
-        ),
-        page.figure(
-            f"Throughput, {unit} a second",
-            line_chart([speed], include=(0.0,)),
-            "Level is good. A dip: a busy machine or slow data; the first may hold compiling.",
         ),
     ]
     if run.routed:

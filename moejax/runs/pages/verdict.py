@@ -109,6 +109,9 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
         items.append(
             (f"{unit.title()} a second", short(float(np.nanmedian(speed)), "kMBT"), "median")
         )
+    _, used = column(run.train, "mfu")
+    if np.isfinite(used).any():
+        items.append(("MFU", f"{np.nanmedian(used):.1%}", "of the peak, median"))
     return items + (_routing_numbers(run) if run.routed else [])
 
 

@@ -12,14 +12,18 @@ from moejax.commands.command_line import ConfigFile, read_config
 from moejax.commands.released_config import read_fields, read_released
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check, check_positive
+from moejax.config.errors import ConfigError
 from moejax.config.needs import Need
 from moejax.data.tokenizer import load_tokenizer
-from moejax.lab.plan.cost_report import table, to_json
+from moejax.lab.plan.cost_report import describe_devices, table, to_json
 from moejax.lab.plan.devices import DEVICES, paper_mesh
 from moejax.lab.plan.plan_sections import make_plan
 from moejax.lab.plan.read_load import read_shares
+from moejax.lab.plan.roofline_chart import roofline_chart
+from moejax.lab.plan.roofline_section import find_roofline, list_known
 from moejax.lab.plan.sections import PlanRequest
 from moejax.runtime import device_fit
+from moejax.runtime.atomic_files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class CostSettings(ConfigFile):
     """Positions in the cache of keys and values; by default those of a sequence."""
     sequences: int = 1
     """Sequences in the cache."""
+    chart: Path | None = None
+    """Draw the least time of each part of a step into this file, an SVG."""
     explain: bool = False
     """The arithmetic under each line."""
     json: bool = False
@@ -68,11 +74,30 @@ def plan_cost(settings: CostSettings, flags: list[str]) -> None:
     """Print the plan."""
     use_cpu()
     request = make_request(settings, flags)
+    if settings.chart is not None:
+        write_chart(request, settings.chart)
     sections = make_plan(request)
     if settings.json:
         print(json.dumps(to_json(request, sections), indent=2))
         return
     print(table(request, sections, settings.explain), flush=True)
+
+
+def write_chart(request: PlanRequest, file: Path) -> None:
+    """Draw the roofline. Raises ``ConfigError`` for devices whose peaks are not known, and
+    ``UserError`` if the file cannot be written.
+    """
+    found = find_roofline(request)
+    check(
+        found is not None,
+        f"--chart {file}: the peaks of --device {request.kind} are not known for --model.dtype"
+        f" {request.config.model.dtype}. Take another device: {', '.join(list_known())}.",
+    )
+    assert found is not None
+    try:
+        write_text(file, roofline_chart(found, describe_devices(request)))
+    except OSError as error:
+        raise ConfigError(f"--chart {file} cannot be written: {error.strerror}.") from error
 
 
 def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:

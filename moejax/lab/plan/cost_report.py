@@ -32,15 +32,20 @@ def to_json(request: PlanRequest, sections: list[Section]) -> dict[str, Any]:
 
 def table(request: PlanRequest, sections: list[Section], explain: bool) -> str:
     """The plan as text; with ``explain``, each line is followed by its arithmetic."""
-    axes = " x ".join(f"{axis} {size}" for axis, size in request.grid.shape.items())
-    batch = request.config.data.batch_size
-    length = request.config.data.sequence_length
-    out = [
-        f"{request.grid.size} x {request.kind} ({axes}), {batch:,} sequences of {length:,} a step"
-    ]
+    out = [describe_devices(request)]
     for section in sections:
         out += ["", *_lay_out(section, explain)]
     return "\n".join(out)
+
+
+def describe_devices(request: PlanRequest) -> str:
+    """The devices and the batch, in words."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in request.grid.shape.items())
+    batch = request.config.data.batch_size
+    length = request.config.data.sequence_length
+    return (
+        f"{request.grid.size} x {request.kind} ({axes}), {batch:,} sequences of {length:,} a step"
+    )
 
 
 def _lay_out(section: Section, explain: bool) -> list[str]:

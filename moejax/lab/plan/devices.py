@@ -8,6 +8,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
 from moejax.runtime import targets
 from moejax.runtime.device_mesh import AXES, name_axes
+from moejax.runtime.device_peaks import Peak, look_up
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,22 @@ class Device:
     platform: str
     bytes: float | None
     """Memory that a program gets; None if that is not known."""
+    peak: Peak | None = None
+    """Its limits; None if they are not known."""
 
 
 DEVICES = {
-    "v4": Device("tpu", targets.HBM_BYTES["TPU v4"]),
-    "v5e": Device("tpu", targets.HBM_BYTES["TPU v5 lite"]),
-    "v5p": Device("tpu", targets.HBM_BYTES["TPU v5"]),
-    "v6e": Device("tpu", targets.HBM_BYTES["TPU v6 lite"]),
-    "a100": Device("cuda", 80e9),
-    "h100": Device("cuda", 80e9),
-    "h200": Device("cuda", 141e9),
+    "v4": Device("tpu", targets.HBM_BYTES["TPU v4"], look_up("TPU v4", cores=1)),
+    "v5e": Device("tpu", targets.HBM_BYTES["TPU v5 lite"], look_up("TPU v5 lite")),
+    "v5p": Device("tpu", targets.HBM_BYTES["TPU v5"], look_up("TPU v5")),
+    "v6e": Device("tpu", targets.HBM_BYTES["TPU v6 lite"], look_up("TPU v6 lite")),
+    "a100": Device("cuda", 80e9, look_up("NVIDIA A100-SXM4-80GB")),
+    "h100": Device("cuda", 80e9, look_up("NVIDIA H100 80GB HBM3")),
+    "h200": Device("cuda", 141e9, look_up("NVIDIA H200")),
     "cpu": Device("cpu", None),
 }
-"""For a TPU, the memory that its compiler grants; for a GPU, that in its name."""
+"""For a TPU, the memory that its compiler grants; for a GPU, that in its name. A v4 is one core, as
+its compiler describes it."""
 
 
 def paper_mesh(layout: MeshConfig, devices: int | None, kind: str) -> AbstractMesh:

@@ -12,6 +12,7 @@ from moejax.lab.plan.explanations import MEMORY_REASONS, explain_flops, explain_
 from moejax.lab.plan.layer_bytes import layer_workspace
 from moejax.lab.plan.memory import cache_bytes, plan_memory
 from moejax.lab.plan.residuals import saved_bytes
+from moejax.lab.plan.roofline_section import list_roofline
 from moejax.lab.plan.sections import Line, PlanRequest, Section, gigabytes, short
 from moejax.lab.plan.step_flops import muon_flops, part_flops
 from moejax.lab.plan.step_sizes import count_slots, size_step
@@ -22,7 +23,7 @@ from moejax.models.counts import active_parameters, cost, forward_flops, paramet
 def make_plan(request: PlanRequest) -> list[Section]:
     """All sections of a plan that have something to say."""
     costs = (list_parameters, list_flops, list_memory, list_inference, list_traffic)
-    made = [list_section(request) for list_section in costs]
+    made = [list_section(request) for list_section in costs] + list_roofline(request)
     router = request.config.model.moe.built_router
     if request.config.model.moe.every:
         if not (router.slots or router.experts_choose):

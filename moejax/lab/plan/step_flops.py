@@ -141,6 +141,16 @@ def is_again(product: Product, model: ModelConfig) -> bool:
     return product.again and product.half == model.remat and not ends
 
 
+def forward_part_flops(config: Config, vocab_size: int) -> dict[str, float]:
+    """The part of ``part_flops`` that one forward pass computes."""
+    tokens = config.data.batch_size * config.data.sequence_length
+    found: dict[str, float] = {}
+    for product in list_products(config, vocab_size):
+        devices = device_mesh.token_devices() if product.whole else device_mesh.devices()
+        found[product.part] = found.get(product.part, 0.0) + product.flops * tokens / devices
+    return {part: flops for part, flops in found.items() if flops}
+
+
 def muon_flops(params: object, config: OptimConfig) -> float:
     """FLOPs of the Newton-Schulz iterations over all matrices that Muon moves, on one device of the
     mesh in use. A device does this for its own experts, and for all of the other matrices.

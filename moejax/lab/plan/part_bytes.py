@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from moejax.config.config import Config
 from moejax.lab.plan.device_parameters import Parameter, optimizer_bytes
-from moejax.lab.plan.layer_bytes import dispatch_bytes, score_bytes
-from moejax.lab.plan.step_sizes import FLOAT, StepSizes
+from moejax.lab.plan.step_sizes import FLOAT, StepSizes, count_slots
 from moejax.models.attend.choose_form import Case, choose_form
 from moejax.models.counts import (
     attention_products,
@@ -115,8 +114,8 @@ def scored(config: Config, step: StepSizes) -> float:
     A, U = model.query_head_size, model.value_head_size
     numbers = (step.heads + step.kv_heads) * (A + U)
     dense = find_form(config, step) == "dense"
-    pairs = 2 * score_bytes(config, step, step.itemsize) if dense else 0.0
-    return attending * (step.T * numbers * step.itemsize + pairs)
+    pairs = 2 * step.N * step.heads if dense else 0.0
+    return attending * step.T * (numbers + pairs) * step.itemsize
 
 
 def find_form(config: Config, step: StepSizes) -> str:
@@ -153,9 +152,10 @@ def pass_bytes(config: Config, step: StepSizes) -> dict[str, float]:
     }
     if any(model.routed_layers):
         # Read and written on the way there, and on the way back.
-        rows = 4 * step.slots * config.mesh.chunks * step.D * step.itemsize
-        one_hot = 2 * dispatch_bytes(config, step)
-        found["dispatch"] = parts * passes * sum(model.routed_blocks) * (rows + one_hot)
+        numbers = 4 * step.slots * config.mesh.chunks * step.D
+        if step.dispatch == "einsum":  # and both one-hot tensors
+            numbers += 2 * step.T * model.moe.num_experts * count_slots(config)
+        found["dispatch"] = parts * passes * sum(model.routed_blocks) * numbers * step.itemsize
     return found
 
 

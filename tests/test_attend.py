@@ -4,23 +4,33 @@ Letters: A: width of a head; J: key/value heads; M: positions that are looked at
 head's values.
 """
 
+import math
+import re
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from moejax.config import AttentionConfig, ConfigError
+from moejax.config import AttentionConfig, Config, ConfigError, MeshConfig
 from moejax.config.attention import AttentionForm
+from moejax.lab.plan.compile_step import state_shapes
+from moejax.models import by_kind
 from moejax.models.attend import blockwise, choose_form
 from moejax.models.attend.by_form import attend
 from moejax.models.attend.case import Case
 from moejax.models.attend.choose_form import Kernel
 from moejax.models.attend.seen import Seen, make_mask, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
+from moejax.models.batch_shapes import batch_shapes
+from moejax.runtime import device_mesh
+from moejax.train.optimizer import make_optimizer
+from moejax.train.prepare import make_step
 
 B, N, A, SCALE = 2, 21, 4, 0.6
 
@@ -255,3 +265,79 @@ def test_a_form_of_another_platform_is_refused_by_name(a_kernel):
         choose_form.choose_form("kernel", SHORT)
     with pytest.raises(ConfigError, match="--model.attention.form must be one of auto, dense, "):
         AttentionConfig(form="flash")
+
+
+LONG = 640
+"""Positions that no other size of the small model comes near."""
+
+
+def trace_step(tiny: Config, form: AttentionForm) -> jax.stages.Traced:
+    """A training step with a long sequence, windows in some layers, and recomputed layers."""
+    seeing = AttentionConfig(form=form, window=100, kinds=("window", "full"))
+    model = replace(tiny.model, attention=seeing, remat="layer", num_kv_heads=1)
+    data = replace(tiny.data, sequence_length=LONG, batch_size=1, eval_batch_size=1)
+    config = replace(tiny, model=model, data=data)
+    V = 257
+    step = make_step(config, by_kind.build(config.model, V), make_optimizer(config.optim))
+    return jax.jit(step).trace(None, state_shapes(config, V), batch_shapes(config, 1))
+
+
+def list_sizes(traced: jax.extend.core.Jaxpr) -> list[int]:
+    """Numbers of all arrays that a program makes, those inside loops and calls as well."""
+    sizes = []
+    for equation in traced.eqns:
+        sizes += [variable.aval.size for variable in equation.outvars]
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            sizes += list_sizes(inner)
+    return sizes
+
+
+def test_a_training_step_has_no_array_of_all_pairs(tiny):
+    assert max(list_sizes(trace_step(tiny, "dense").jaxpr.jaxpr)) >= LONG * LONG
+    assert max(list_sizes(trace_step(tiny, "auto").jaxpr.jaxpr)) < LONG * LONG
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_has_no_array_of_all_pairs(tiny):
+    program = trace_step(tiny, "auto").lower().compile().as_text()
+    shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program)
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < LONG * LONG
+
+
+def peak(length: int) -> int:
+    """Bytes of a layer's forward and backward pass, compiled from shapes."""
+    x = jax.ShapeDtypeStruct((1, length, 4, 32), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    dy = jax.ShapeDtypeStruct((1, length, 4, 32), jnp.float32)
+    seen = Seen(of_BN=ids, at_BN=ids, of_BM=ids, at_BM=ids, window=1000, near=jnp.bool_(True))
+    compiled = run.lower("blockwise", Arrays(x, x, x, None), seen, dy).compile()
+    found = compiled.memory_analysis()
+    return found.temp_size_in_bytes + found.argument_size_in_bytes + found.output_size_in_bytes
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_length_and_not_faster():
+    lengths = [2**11, 2**14, 2**16]
+    peaks = [peak(length) for length in lengths]
+    for i in range(1, len(lengths)):
+        exponent = math.log(peaks[i] / peaks[0]) / math.log(lengths[i] / lengths[0])
+        assert exponent <= 1.05, (lengths[i], peaks[i])
+
+
+def test_a_mesh_needs_no_collective_but_for_sinks(small_blocks):
+    """Rows over two axes, heads over a third; the gradient of sinks is a sum over rows."""
+    sizes, seen = (4, 2, 4, True), see_all(window=4)
+    seen = jax.tree.map(lambda x: jnp.tile(x, (4, 1)), seen)
+    arrays = draw(sizes, seen)
+    arrays = Arrays(*(jnp.tile(x, (4, 1, 1, 1)) for x in arrays[:3]), arrays.sink_H)
+    want = run("blockwise", arrays, seen, arrays.q_BNHA)
+    with jax.set_mesh(device_mesh.make_mesh(MeshConfig(expert=2, model=2))):
+        heads, rows = P(("data", "expert"), None, "model"), P(("data", "expert"))
+        arrays = Arrays(*(jax.device_put(x, heads) for x in arrays[:3]), arrays.sink_H)
+        seen = jax.tree.map(lambda x: jax.device_put(x, rows), seen)
+        compiled = run.lower("blockwise", arrays, seen, arrays.q_BNHA).compile()
+        found = compiled(arrays, seen, arrays.q_BNHA)
+    for got, expected in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    moved = re.findall(r" ((?:all|reduce|collective)-[a-z-]+)\(", compiled.as_text())
+    assert moved == ["all-reduce"]

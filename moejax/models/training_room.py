@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from moejax.config.config import Config
+from moejax.config.model import ModelConfig
+from moejax.models.attend.of_model import choose_training_form, has_attention
 from moejax.models.counts import parameters
 from moejax.runtime.room import check_room, find_room
 
@@ -31,16 +33,16 @@ class Least:
 def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Least:
     """What a device of the mesh holds at least, if all that can be spread is spread evenly.
 
-    Of a row's activations it counts the residual stream, and one layer's probabilities of attention
-    (``models/attend/dense.py``).
+    Of a row's activations it counts the residual stream, and what one layer's attention keeps:
+    queries, keys, values, output, and, where all scores are computed at once
+    (``models/attend/dense.py``), probabilities.
     """
     model, N = config.model, config.positions
     data, expert, split = mesh["data"], mesh["expert"], mesh["model"]
     spread = expert * split * (data if config.mesh.spreads else 1)
     moments = 1 if config.optim.optimizer == "muon" else 2
     size = jnp.dtype(model.dtype).itemsize
-    attends = model.kind != "mlp" and set(model.attention_kinds) != {"delta"}
-    scores = size * model.num_heads * N * N * attends
+    attention = size * N * count_kept(model, N) if has_attention(model) else 0.0
     devices = data * expert
     batch = config.data.batch_size // config.optim.accumulate
     numbers = sum(parameters(model, vocab_size).values())
@@ -50,12 +52,20 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     gathered = size * numbers * (config.mesh.zero1 and not frozen)
     return Least(
         state=state / spread + gathered / (expert * split),
-        row=size * N * model.width + scores / split,
+        row=size * N * model.width + attention / split,
         rows={
             "--data.batch-size / --optim.accumulate": batch / devices,
             "--data.eval-batch-size": config.data.eval_batch_size / devices,
         },
     )
+
+
+def count_kept(model: ModelConfig, N: int) -> int:
+    """Numbers that the gradient of one layer's attention needs of each of N positions."""
+    H, J = model.num_heads, model.key_value_heads
+    form, _ = choose_training_form(model, N)
+    each = (H + J) * (model.query_head_size + model.value_head_size)
+    return each + H * N * (form == "dense")
 
 
 def check_training_room(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> None:

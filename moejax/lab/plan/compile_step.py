@@ -13,7 +13,7 @@ from moejax.config.change import changed
 from moejax.config.config import Config
 from moejax.config.errors import UserError
 from moejax.config.model import ModelConfig
-from moejax.lab.plan.step_flops import muon_flops, step_flops
+from moejax.lab.plan.step_flops import hidden_flops, muon_flops, step_flops
 from moejax.models import by_kind
 from moejax.models.adapters import find_weights
 from moejax.models.batch_shapes import batch_shapes
@@ -37,7 +37,8 @@ def measure_step(config: Config, target: str, slices: int, vocab_size: int) -> d
 
     Memory is that of the step as it would run. Arithmetic and collectives are counted in unrolled
     steps with one and with two units of layers, and extrapolated: in a loop the compiler counts the
-    body only once.
+    body only once. So attention's scores, where they are computed block by block or by a kernel,
+    are those of the formula.
     """
     devices = targets.describe_devices(target, slices)
     grid = device_mesh.make_mesh(config.mesh, devices)
@@ -136,6 +137,7 @@ def count_work(config: Config, grid: jax.sharding.Mesh, vocab_size: int) -> dict
     with jax.set_mesh(grid):
         params = state_shapes(config, vocab_size).params
         formula = step_flops(config, vocab_size) + muon_flops(params, config.optim)
+        totals["flops"] += hidden_flops(config, vocab_size)
     return {
         "flops": totals["flops"],
         "formula_flops": formula,

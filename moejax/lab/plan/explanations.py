@@ -127,9 +127,11 @@ MEMORY_REASONS = {
     "gathered weights": "one layer's matrices, which FSDP brings together, and their gradients",
     "saved for backward": "what layers keep from one pass to the other",
     "residual stream, mask": "a token's numbers and their gradient, and what positions may see",
-    "attention kept": "queries, keys, values, output, and the probabilities of all heads",
+    "attention kept": "queries, keys, values and output; and the probabilities of all heads, if"
+    " --model.attention.form is dense",
     "layer with a memory": "all that its gradient needs, chunk by chunk",
     "attention scores": "the gradient of the probabilities, in float32 and in the type of products",
+    "attention blocks": "one sequence's queries, keys and values in blocks, and their gradients",
     "dispatch": "one-hot tensors: a truth for each choice and two weights, for each token and slot",
     "experts": "inputs, hidden numbers and gradients of all slots or rows here",
     "shared experts": "hidden numbers and their gradients",

@@ -9,28 +9,37 @@ from moejax.models.layer_runs import list_kinds
 from moejax.moe.experts import matrices
 
 
-def score_bytes(config: Config, step: StepSizes, itemsize: int) -> float:
-    """The scores of one layer: a number for each head, position, and position that it may see."""
-    return step.T * step.N * step.heads * itemsize
+def score_bytes(step: StepSizes, itemsize: int) -> float:
+    """The scores of one layer, where all are computed at once: a number for each head, position,
+    and position that it may see.
+    """
+    return step.T * step.N * step.heads * itemsize if step.attention == "dense" else 0.0
 
 
 def attention_kept(config: Config, step: StepSizes) -> float:
     """What the gradient of one attention layer needs, whether it is recomputed or not: queries,
-    keys, values, probabilities and output.
+    keys, values and output, and probabilities where all scores are computed at once.
     """
     model = config.model
     A, U = model.query_head_size, model.value_head_size
     latent = (model.attention.kv_rank or 0) + (model.attention.query_rank or 0)
     gate = step.heads * U * model.attention.output_gate
     numbers = step.heads * (A + U) + gate + step.kv_heads * (A + U) + latent + step.D
-    return step.T * numbers * step.itemsize + score_bytes(config, step, step.itemsize)
+    return step.T * numbers * step.itemsize + score_bytes(step, step.itemsize)
 
 
-def attention_workspace(config: Config, step: StepSizes) -> float:
-    """What the gradient of one attention layer needs for a moment: the gradient of the
-    probabilities, in float32 and in the type of products.
+def attention_workspace(config: Config, step: StepSizes) -> dict[str, float]:
+    """What the gradient of one attention layer needs for a moment. With all scores at once, it is
+    the gradient of the probabilities, in float32 and in the type of products; block by block, the
+    queries, keys, values and output gradient of a sequence, in blocks, and the gradients of the
+    first three in float32.
     """
-    return score_bytes(config, step, FLOAT) + score_bytes(config, step, step.itemsize)
+    if step.attention == "dense":
+        return {"attention scores": score_bytes(step, FLOAT) + score_bytes(step, step.itemsize)}
+    A, U = config.model.query_head_size, config.model.value_head_size
+    of_keys = step.kv_heads * (A + U)
+    copies = (step.heads * (A + U) + of_keys) * step.itemsize
+    return {"attention blocks": step.N * (copies + (step.heads * A + of_keys) * FLOAT)}
 
 
 def dispatch_bytes(config: Config, step: StepSizes) -> float:
@@ -76,9 +85,9 @@ def layer_workspace(config: Config, step: StepSizes) -> dict[str, float]:
         kinds = set(list_kinds(model))
         remembering = [block_residuals(_kept(config), step, kind) for kind in kinds if kind.delta]
         moments += [{"layer with a memory": size} for size in remembering]
-    waiting, scores = {}, {}
+    waiting: dict[str, float] = {}
     if set(model.attention_kinds) != {"delta"} and model.kind != "mlp":
-        scores = {"attention scores": attention_workspace(config, step)}
+        scores = attention_workspace(config, step)
         if whole or again == "attention":
             scores["attention kept"] = attention_kept(config, step)
         if whole:

@@ -96,7 +96,8 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
             "copies of weights": copies,
             "gathered weights": gathered,
             "saved for backward": saved,
-            "residual stream, mask": step.T * (2 * step.D * B + step.N),
+            "residual stream, mask": step.T
+            * (2 * step.D * B + step.N * (step.attention == "dense")),
         }
         | layer_workspace(config, step),
         "update": {"gradients": FLOAT * sum(p.size for p in trained)},

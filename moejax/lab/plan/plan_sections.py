@@ -15,8 +15,9 @@ from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.roofline_section import list_roofline
 from moejax.lab.plan.sections import Line, PlanRequest, Section, gigabytes, short
 from moejax.lab.plan.step_flops import muon_flops, part_flops
-from moejax.lab.plan.step_sizes import count_slots, size_step
+from moejax.lab.plan.step_sizes import choose_attention, count_slots, size_step
 from moejax.lab.plan.traffic import list_moves
+from moejax.models.attend.of_model import has_attention
 from moejax.models.counts import active_parameters, cost, forward_flops, parameters
 
 
@@ -134,6 +135,10 @@ def list_memory(request: PlanRequest) -> Section:
             f" and {gigabytes(sum(layer_workspace(config, step).values()))} for the one in work"
         )
         lines.append(Line(name, (gigabytes(size),), size, why))
+    if has_attention(config.model):
+        with jax.sharding.use_abstract_mesh(request.grid):
+            form, why = choose_attention(config)
+        lines.append(Line("attention_form", (f"{form} ({why})",), form))
     return Section("memory", "Memory of a device in training", lines)
 
 

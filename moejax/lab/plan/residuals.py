@@ -42,6 +42,10 @@ def block_residuals(config: Config, step: StepSizes, kind: LayerKind) -> float:
         num_kv_heads=model.key_value_heads // split,
         head_size=model.plain_head_size,
         dense_hidden_size=model.dense_hidden // split,
+        # All forms but one keep the same.
+        attention=replace(
+            model.attention, form="dense" if step.attention == "dense" else "blockwise"
+        ),
     )
     return trace_residuals(model, kind, step.T // step.N, step.N)
 

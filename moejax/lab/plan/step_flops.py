@@ -8,8 +8,14 @@ import jax
 from moejax.config.config import Config
 from moejax.config.model import ModelConfig
 from moejax.config.optim import OptimConfig
-from moejax.lab.plan.step_sizes import choose_dispatch, count_slots
-from moejax.models.counts import count_deltas, forward_flops, latent_products
+from moejax.lab.plan.step_sizes import choose_attention, choose_dispatch, count_slots
+from moejax.models.attend.of_model import share_of_scores
+from moejax.models.counts import (
+    count_deltas,
+    delta_rule_products,
+    forward_flops,
+    latent_products,
+)
 from moejax.moe.experts import matrices
 from moejax.runtime import device_mesh, partition
 
@@ -21,7 +27,7 @@ class Product:
     part: str
     flops: float
     """In the forward pass, for one token."""
-    backward: int = 2
+    backward: float = 2
     """How many products its gradient takes: 2 for the gradients of both factors, or 1."""
     again: bool = True
     """Whether a recomputed layer computes it again; no gradient needs the last product's value."""
@@ -44,8 +50,6 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
     outputs += count_deltas(model) * model.delta_sizes.value_heads * model.delta_sizes.value_size
     outputs = min(2 * outputs * model.width, flops["attention"] - latent)
     last = 1 / len(matrices(model.activation))
-    values = model.value_head_size / (model.query_head_size + model.value_head_size)
-    values *= count_deltas(model) == 0
     heads = {"half": "attention", "name": "queries_keys_values"}
     hidden = {"half": "experts", "name": "hidden"}
     dense, shared = flops["dense_feed_forward"], flops["shared_experts"]
@@ -53,13 +57,8 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
         Product("attention", latent, whole=True, **heads),
         Product("attention", flops["attention"] - latent - outputs, **heads),
         Product("attention", outputs, half="attention", name="attention_output"),
-        Product("attention_scores", flops["attention_scores"] * (1 - values), half="attention"),
-        Product(
-            "attention_scores",
-            flops["attention_scores"] * values,
-            half="attention",
-            name="attention_heads",
-        ),
+        Product("attention_scores", count_rule(config), half="attention"),
+        *list_score_products(config, vocab_size),
         Product("dense_feed_forward", dense * (1 - last), **hidden),
         Product("dense_feed_forward", dense * last, again=False),
         Product("shared_experts", shared * (1 - last), **hidden),
@@ -69,6 +68,31 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
         Product("next_tokens", flops.get("next_tokens", 0), again=False, whole=True),
     ]
     return found + (list_routed_products(config, flops["experts"]) if moe.every else [])
+
+
+def list_score_products(config: Config, vocab_size: int) -> list[Product]:
+    """The products of attention's scores and of its probabilities. Block by block, those that the
+    causal mask or a window hides are left out, and the gradient computes scores again: 5 products,
+    beside 2 in the forward pass.
+    """
+    model, N = config.model, config.data.sequence_length
+    flops = forward_flops(model, vocab_size, N)["attention_scores"] - count_rule(config)
+    if choose_attention(config)[0] in ("dense", "none"):
+        values = model.value_head_size / (model.query_head_size + model.value_head_size)
+        return [
+            Product("attention_scores", flops * (1 - values), half="attention"),
+            Product("attention_scores", flops * values, half="attention", name="attention_heads"),
+        ]
+    flops *= share_of_scores(model, N)
+    return [
+        Product("attention_scores", flops, backward=2.5, half="attention", name="attention_heads")
+    ]
+
+
+def count_rule(config: Config) -> int:
+    """FLOPs of the delta rule for one token, forward."""
+    each = delta_rule_products(config.model, config.data.sequence_length)
+    return 2 * count_deltas(config.model) * each
 
 
 def list_routed_products(config: Config, flops: float) -> list[Product]:
@@ -120,15 +144,30 @@ def step_flops(config: Config, vocab_size: int) -> float:
 
 def part_flops(config: Config, vocab_size: int) -> dict[str, float]:
     """``step_flops``, by the part of the model."""
-    tokens = config.data.batch_size * config.data.sequence_length
-    accumulates = config.optim.accumulate > 1
     found: dict[str, float] = {}
     for product in list_products(config, vocab_size):
-        times = 1 + product.backward + is_again(product, config.model) + accumulates
-        devices = device_mesh.token_devices() if product.whole else device_mesh.devices()
-        here = times * product.flops * tokens / devices
+        here = count_in_step(product, config)
         found[product.part] = found.get(product.part, 0.0) + here
     return {part: flops for part, flops in found.items() if flops}
+
+
+def count_in_step(product: Product, config: Config) -> float:
+    """FLOPs of a product in a step on one device of the mesh in use."""
+    tokens = config.data.batch_size * config.data.sequence_length
+    accumulates = config.optim.accumulate > 1
+    times = 1 + product.backward + is_again(product, config.model) + accumulates
+    devices = device_mesh.token_devices() if product.whole else device_mesh.devices()
+    return times * product.flops * tokens / devices
+
+
+def hidden_flops(config: Config, vocab_size: int) -> float:
+    """The part of ``step_flops`` that compilers do not count: the products of attention's scores,
+    where they are computed in loops, whose bodies count once, or in a kernel, which does not count.
+    """
+    if choose_attention(config)[0] in ("dense", "none"):
+        return 0.0
+    products = list_score_products(config, vocab_size)
+    return sum(count_in_step(product, config) for product in products)
 
 
 def is_again(product: Product, model: ModelConfig) -> bool:

@@ -8,7 +8,9 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
+from moejax.config.attention import AttentionForm
 from moejax.config.config import Config
+from moejax.models.attend.of_model import choose_training_form, has_attention
 from moejax.moe.choose_travel import choose_forms
 from moejax.moe.experts import bank_shapes
 from moejax.moe.travel import Dispatch, Exchange
@@ -30,6 +32,13 @@ def choose_dispatch(config: Config) -> tuple[Dispatch, Exchange]:
     groups = tokens // moe.group_size
     x_GSD: Any = jax.ShapeDtypeStruct((groups, moe.group_size, model.width), dtype)
     return choose_forms(moe, config.mesh, bank, x_GSD, count_slots(config))
+
+
+def choose_attention(config: Config) -> tuple[AttentionForm | Literal["none"], str]:
+    """The form of attention on the mesh in use (see ``choose_form``), and why."""
+    if not has_attention(config.model):
+        return "none", "no layer has attention"
+    return choose_training_form(config.model, config.positions)
 
 
 def count_slots(config: Config) -> int:
@@ -61,6 +70,7 @@ class StepSizes:
     """The part of the vocabulary on this device."""
     dispatch: Dispatch | Literal["none"]
     form: str
+    attention: AttentionForm | Literal["none"]
 
 
 def size_step(config: Config, vocab_size: int) -> StepSizes:
@@ -92,6 +102,7 @@ def size_step(config: Config, vocab_size: int) -> StepSizes:
         vocabulary=vocab_size // (split if partition.find_vocabulary_axis(vocab_size) else 1),
         dispatch=dispatch,
         form=form,
+        attention=choose_attention(config)[0],
     )
 
 

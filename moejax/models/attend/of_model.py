@@ -1,0 +1,60 @@
+"""In which form the layers of a model compute attention, from its settings alone.
+
+Letters: A: width of a head; J: key/value heads; M: positions that are looked at; U: width of a
+head's values.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.config.attention import AttentionForm
+from moejax.config.model import ModelConfig
+from moejax.models.attend.blockwise import choose_sizes
+from moejax.models.attend.choose_form import choose_form, describe
+from moejax.models.attend.seen import Seen
+
+
+def has_attention(model: ModelConfig) -> bool:
+    """Whether any layer of a model has softmax attention."""
+    return model.kind != "mlp" and set(model.attention_kinds) != {"delta"}
+
+
+def choose_training_form(model: ModelConfig, N: int) -> tuple[AttentionForm, str]:
+    """The form that training on N positions takes on the mesh in use, and why (see
+    ``choose_form``). The model must have attention.
+    """
+    H, J = model.num_heads, model.key_value_heads
+    A, U = model.query_head_size, model.value_head_size
+    shapes = ((1, N, heads, width) for heads, width in ((H, A), (J, A), (J, U)))
+    q_BNHA, k_BMJA, v_BMJU = (jax.ShapeDtypeStruct(s, jnp.dtype(model.dtype)) for s in shapes)
+    seeing = set(model.attention_kinds) - {"delta"}
+    ids_BN = jax.ShapeDtypeStruct((1, N), jnp.int32)
+    seen = Seen(
+        of_BN=ids_BN,
+        at_BN=ids_BN,
+        of_BM=ids_BN,
+        at_BM=ids_BN,
+        window=model.attention.window if "window" in seeing else None,
+        near=jax.ShapeDtypeStruct((), jnp.bool_) if len(seeing) > 1 else None,
+        causal=model.material.language,
+    )
+    sink_H = jax.ShapeDtypeStruct((H,), jnp.float32) if model.attention.sinks else None
+    return choose_form(model.attention.form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
+
+
+def share_of_scores(model: ModelConfig, N: int) -> float:
+    """The part of all N x N scores that is computed block by block, if a sequence is one document:
+    the mean of all layers with attention.
+    """
+    if not model.material.language:
+        return 1.0
+    X, Y = choose_sizes(N, N, model.num_heads // model.key_value_heads)
+    first_O, first_P = np.arange(0, N, X)[:, None], np.arange(0, N, Y)
+    shares = []
+    for kind, window in zip(model.attention_kinds, model.windows, strict=True):
+        if kind != "delta":
+            looked_OP = first_P < first_O + X
+            looked_OP &= first_P + Y > first_O - (window or N) + 1
+            shares.append(looked_OP.sum() * X * Y / N**2)
+    return float(np.mean(shares))

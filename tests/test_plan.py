@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_said_and_what_would():
     config = load_config_file("configs/mixtral_8x7b.py")
     grid = paper_mesh(config.mesh, 64, "v5e")
     said = advise_mesh(config, 32000, grid, "v5e")
-    assert "more than nine tenths of a v5e" in said and "--devices 256" in said
+    assert "more than nine tenths of a v5e" in said and "--devices 128" in said
     advised = next(
         (other, devices)
         for text, other, devices in roomier_configs(config, grid)

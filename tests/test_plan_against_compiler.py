@@ -24,7 +24,7 @@ from moejax.lab.plan import compile_step as compiled
 from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
 from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.memory import plan_memory
-from moejax.lab.plan.step_flops import muon_flops, part_flops, step_flops
+from moejax.lab.plan.step_flops import hidden_flops, muon_flops, part_flops, step_flops
 from moejax.lab.plan.step_sizes import size_step
 from moejax.lab.plan.traffic import EMBEDDINGS, list_moves
 from moejax.models.batch_shapes import batch_shapes
@@ -111,6 +111,7 @@ def test_a_plan_agrees(shape, mesh):
     params, paper = parameter_shapes(config, V), paper_mesh(layout, DEVICES, "v5e")
     with jax.set_mesh(grid):
         planned = step_flops(counted, V) + muon_flops(params, config.optim)
+        planned -= hidden_flops(counted, V)
         step = size_step(config, V)
         chunk = chunk_size(step.T, step.vocabulary) / step.T  # the others are in a loop
         planned -= (1 - chunk) * part_flops(counted, V)["head"]

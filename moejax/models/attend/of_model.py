@@ -11,7 +11,8 @@ import numpy as np
 from moejax.config.attention import AttentionForm
 from moejax.config.model import ModelConfig
 from moejax.models.attend.blockwise import choose_sizes
-from moejax.models.attend.choose_form import choose_form, describe
+from moejax.models.attend.case import describe
+from moejax.models.attend.choose_form import choose_form
 from moejax.models.attend.seen import Seen
 
 

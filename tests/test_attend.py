@@ -20,11 +20,16 @@ from jax.sharding import PartitionSpec as P
 from moejax.config import AttentionConfig, Config, ConfigError, MeshConfig
 from moejax.config.attention import AttentionForm
 from moejax.lab.plan.compile_step import state_shapes
+from moejax.lab.plan.devices import paper_mesh
+from moejax.lab.plan.memory import plan_memory
+from moejax.lab.plan.step_flops import part_flops
+from moejax.lab.plan.step_sizes import choose_attention
 from moejax.models import by_kind
 from moejax.models.attend import blockwise, choose_form
 from moejax.models.attend.by_form import attend
 from moejax.models.attend.case import Case
 from moejax.models.attend.choose_form import Kernel
+from moejax.models.attend.of_model import share_of_scores
 from moejax.models.attend.seen import Seen, make_mask, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
 from moejax.models.batch_shapes import batch_shapes
@@ -242,7 +247,13 @@ CHOICES = [
     ("dense", {"queries": 4096, "keys": 4096}, "dense", "as asked"),
     ("auto", {"platform": "moon", "queries": 4096, "keys": 4096}, "kernel", "the kernel for moon"),
     ("kernel", {"platform": "moon"}, "kernel", "as asked"),
-    ("kernel", {"platform": "moon", "sinks": True}, "blockwise", "kernel has no sinks"),
+    ("kernel", {"platform": "moon", "sinks": True}, "dense", "kernel has no sinks"),
+    (
+        "kernel",
+        {"platform": "moon", "sinks": True, "queries": 1024, "keys": 1024},
+        "blockwise",
+        "kernel has no sinks",
+    ),
 ]
 
 
@@ -265,6 +276,38 @@ def test_a_form_of_another_platform_is_refused_by_name(a_kernel):
         choose_form.choose_form("kernel", SHORT)
     with pytest.raises(ConfigError, match="--model.attention.form must be one of auto, dense, "):
         AttentionConfig(form="flash")
+
+
+@pytest.mark.parametrize(
+    ("attention", "share"),
+    [
+        ({}, 36 / 64),
+        ({"window": 257}, 15 / 64),
+        ({"window": 256, "kinds": ("window", "delta")}, 15 / 64),
+        ({"window": 2, "kinds": ("full", "window")}, (36 + 15) / 128),
+    ],
+)
+def test_the_share_of_scores_that_is_computed(attention, share, tiny):
+    model = replace(tiny.model, attention=AttentionConfig(**attention))
+    assert share_of_scores(model, 8 * 256) == share
+
+
+def test_a_plan_says_the_form_and_counts_its_memory_and_products(tiny):
+    """Without a score in memory, and with 3.5 times the forward products of what is computed."""
+    data = replace(tiny.data, sequence_length=2048)
+    held, flops = {}, {}
+    for form in ("dense", "auto"):
+        attention = AttentionConfig(form=form)
+        config = replace(tiny, data=data, model=replace(tiny.model, attention=attention))
+        grid = paper_mesh(config.mesh, 1, "cpu")
+        held[form] = plan_memory(config, 257, grid).moments["backward"]
+        with jax.sharding.use_abstract_mesh(grid):
+            flops[form] = part_flops(config, 257)["attention_scores"]
+            assert choose_attention(config)[0] == {"auto": "blockwise"}.get(form, form)
+    probabilities = 2 * 8 * 2 * 2048**2 * 4  # of layers, rows and heads
+    saved = held["dense"]["saved for backward"] - held["auto"]["saved for backward"]
+    assert abs(saved / probabilities - 1) < 0.01
+    assert flops["auto"] == flops["dense"] * 3.5 / 3 * share_of_scores(tiny.model, 2048)
 
 
 LONG = 640

@@ -29,13 +29,15 @@ KERNELS: dict[AttentionForm, Kernel] = {
     "splash": Kernel("tpu", why_not_splash),
     "cudnn": Kernel("cuda", why_not_cudnn),
 }
-"""By the form. Where a kernel cannot carry a case, ``blockwise`` does."""
+"""By the form. Where a kernel cannot carry a case, ``blockwise`` does, or ``dense`` if it is small.
+"""
 
 
 def choose_form(form: AttentionForm, case: Case) -> tuple[AttentionForm, str]:
     """The form that carries a case, and why. Raises ``ConfigError`` for one that is not there on
     its platform.
     """
+    few = case.queries * case.keys <= FEW or case.queries < FEW_QUERIES
     kernel = KERNELS.get(form)
     if kernel is not None:
         if kernel.platform != case.platform:
@@ -44,10 +46,12 @@ def choose_form(form: AttentionForm, case: Case) -> tuple[AttentionForm, str]:
                 f" {case.platform}: take auto, or blockwise."
             )
         why_not = kernel.refuse(case)
-        return (form, "as asked") if why_not is None else ("blockwise", f"{form} {why_not}")
+        if why_not is None:
+            return form, "as asked"
+        return "dense" if few else "blockwise", f"{form} {why_not}"
     if form != "auto":
         return form, "as asked"
-    if case.queries * case.keys <= FEW or case.queries < FEW_QUERIES:
+    if few:
         return "dense", f"{case.queries:,} x {case.keys:,} scores of a head are few"
     there = [(name, each) for name, each in KERNELS.items() if each.platform == case.platform]
     for name, each in there:

@@ -39,6 +39,7 @@ def choose_training_form(model: ModelConfig, N: int) -> tuple[AttentionForm, str
         window=model.attention.window if "window" in seeing else None,
         near=jax.ShapeDtypeStruct((), jnp.bool_) if len(seeing) > 1 else None,
         causal=model.material.language,
+        in_order=model.material.language,
     )
     sink_H = jax.ShapeDtypeStruct((H,), jnp.float32) if model.attention.sinks else None
     return choose_form(model.attention.form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))

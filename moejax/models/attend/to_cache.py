@@ -16,7 +16,7 @@ from jax import lax
 from moejax.config.attention import AttentionForm
 from moejax.models.attend.by_form import attend
 from moejax.models.attend.case import describe
-from moejax.models.attend.choose_form import choose_form
+from moejax.models.attend.choose_form import FEW_QUERIES, choose_form
 from moejax.models.attend.dense import normalise
 from moejax.models.attend.seen import Seen, make_mask
 from moejax.models.kv_cache import Read
@@ -32,7 +32,10 @@ def attend_to_cache(
     scale: float,
     form: AttentionForm = "auto",
 ) -> jax.Array:
-    """``y_BNHU`` as by ``attend``, without a gradient; ``read`` gives keys and values of slots."""
+    """``y_BNHU`` as by ``attend``, without a gradient; ``read`` gives keys and values of slots. The
+    ``form`` is that of long texts: where few tokens are added to one, ``auto`` is taken.
+    """
+    form = "auto" if q_BNHA.shape[1] < FEW_QUERIES else form
     M = seen.of_BM.shape[1]
     one_slot = jax.eval_shape(lambda: read(0, 1))
     slot = max(math.prod(x.shape) for x in one_slot)

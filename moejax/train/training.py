@@ -95,10 +95,7 @@ def train(
                             run if run.owner else None,
                         ),
                         environment=environment,
-                        intervals=IntervalLog(
-                            *(config, measure, journal, programs.router_arrays, task.counted),
-                            make_utilisation(config, task.vocab_size, mesh, run.owner),
-                        ),
+                        intervals=make_intervals(config, task, mesh, programs, journal),
                         evaluation=make_evaluation(config, task, mesh, programs, journal),
                         saving=saving,
                         beside=beside,
@@ -115,6 +112,20 @@ def train(
                 whole = jax.device_put(whole, shardings)
             state = dataclasses.replace(state, params=whole)
             finish(config, task, measure, environment, state, tally)
+
+
+def make_intervals(
+    config: Config, task: Task, mesh: Mesh, programs: Programs, journal: Journal
+) -> IntervalLog:
+    """What writes the lines of metrics."""
+    return IntervalLog(
+        config,
+        config.model.material.measure,
+        journal,
+        programs.router_arrays,
+        task.counted,
+        make_utilisation(config, task.vocab_size, mesh, journal.run.owner),
+    )
 
 
 def make_saving(

@@ -210,7 +210,7 @@ MATTERS: list[tuple[str, object, dict]] = [
 # or the processes and devices that are there.
 OUTSIDE = {
     "data": """source tfds_name tfds_text_field tfds_train_split tfds_validation_split directory
-        train validation field skip_bad
+        train validation field skip_bad token_cache
         files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
     "data.images": "image_field label_field shift flip",
     "mesh": "data context expert model fsdp zero1 expert_parallel chunks receive_factor",
@@ -340,6 +340,7 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("data.validation", "x", {}, "give --data.train 'corpus/*.jsonl', say, too"),
     ("data.field", "body", FILES, "give --data.train 'corpus/*.jsonl', say, too"),
     ("data.skip_bad", True, {}, "give --data.train 'corpus/*.jsonl', say, too"),
+    ("data.token_cache", "never", GIVEN, "give --data.tokenizer tokenizer.json, say, too"),
     ("data.source", "files", GIVEN, "leave --data.train out"),
     ("data.files", "x/*.txt", GIVEN, "leave --data.train out"),
     ("data.tfds_train_split", "train[:9%]", GIVEN, "write --data.train tfds:lm1b, say"),

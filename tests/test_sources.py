@@ -18,7 +18,7 @@ import zstandard
 from moejax.config import Config, ConfigError, DataConfig, changed
 from moejax.config.data import names_tfds
 from moejax.data.hold_out import Side, hold_out
-from moejax.data.kinds.prepared import find_kept
+from moejax.data.kept import find_kept
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import open_documents, open_text
 from moejax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, encode_document

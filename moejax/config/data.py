@@ -64,6 +64,10 @@ class DataConfig:
     of one document, or of very few, the last part of each."""
     tokenizer: str = "bytes"
     """`bytes`, or the path of a Hugging Face `tokenizer.json`."""
+    token_cache: Literal["auto", "always", "never"] = "auto"
+    """Whether the tokens of all documents are made before the first step, in all CPUs, and kept in
+    `directory` (by default in `~/.cache/moejax`) for later runs: `auto`, with `train`. They take
+    three bytes a token. The batches are the same. Raw bytes (`tokenizer bytes`) are not kept."""
     sequence_length: int = 128
     """Positions in a sequence (N) of text."""
     images: ImageDataConfig = dataclasses.field(default_factory=ImageDataConfig)

@@ -73,7 +73,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         (
-            *_paths(DATA, "tokenizer sequence_length shuffle_window tfds_text_field"),
+            *_paths(DATA, "token_cache tokenizer sequence_length shuffle_window tfds_text_field"),
             *_paths("run", "sample_prompt sample_tokens sample_temperature"),
         ),
         lambda c: c.model.material.language,
@@ -380,6 +380,12 @@ NEEDS: tuple[Need, ...] = (
         "give --data.train 'corpus/*.jsonl', say, too",
     ),
     Need(
+        ("data.token_cache",),
+        lambda c: c.data.tokenizer != "bytes",
+        "--data.tokenizer bytes, whose tokens are the text",
+        "give --data.tokenizer tokenizer.json, say, too",
+    ),
+    Need(
         _paths(DATA, "source files validation_files tfds_name tfds_text_field"),
         lambda c: c.data.train is None,
         "--data.train, which is what is read",
@@ -406,7 +412,11 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         ("data.directory",),
-        lambda c: c.data.source in ("tfds", "stdlib") or c.data.train is not None,
+        lambda c: (
+            c.data.source in ("tfds", "stdlib")
+            or c.data.train is not None
+            or c.data.token_cache == "always"
+        ),
         "--data.source {c.data.source}, which prepares nothing",
         "give --data.source tfds, too",
     ),

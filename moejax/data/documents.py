@@ -1,12 +1,23 @@
 """What a corpus is made of."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-Document = bytes | np.ndarray
-"""Raw text, or ids of tokens, int32 [n], that were made of it earlier."""
+
+class Encoded(NamedTuple):
+    """A text with its tokens."""
+
+    ids: np.ndarray
+    """int32 [n]."""
+    target_bytes: np.ndarray
+    """The bytes that each stands for, int32 [n]."""
+
+
+Document = bytes | np.ndarray | Encoded
+"""Raw text, ids of tokens (int32 [n]) that were made of it earlier, or what a tokenizer says of it.
+"""
 
 
 class Documents(Protocol):

@@ -10,6 +10,8 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from moejax.data.documents import Documents
 from moejax.data.find_files import FoundFile
 
@@ -43,6 +45,16 @@ def mark_files(files: Sequence[FoundFile], roles: Sequence[str]) -> list[Mark]:
     return _group([file.name for file in files], digests)
 
 
+def stamp_files(files: Sequence[FoundFile]) -> str:
+    """A digest of where files are, their sizes and when they were written."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        facts = os.stat(file.path)
+        said = (os.path.realpath(file.path), facts.st_size, facts.st_mtime_ns)
+        digest.update(repr(said).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def read_blocks(path: str, size: int, share: float | None) -> Iterator[bytes]:
     """All of a file, or about a ``share`` of it: its edges, and blocks spread evenly between."""
     with open(path, "rb", buffering=0) as file:
@@ -69,7 +81,7 @@ def mark_documents(side: str, documents: Documents, what: str = "document") -> l
     for number in numbers:
         digest = hashlib.blake2b(repr((count, number)).encode(), digest_size=8)
         document = documents[number]
-        digest.update(document if isinstance(document, bytes) else document.tobytes())
+        digest.update(document if isinstance(document, bytes) else np.asarray(document).tobytes())
         digests.append(digest.digest())
     return _group([f"{what} {number} of {side}" for number in numbers], digests)
 

@@ -4,9 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-
-from moejax.data.documents import Document, Documents, find_path
+from moejax.data.documents import Document, Documents, Encoded, find_path
 from moejax.data.text_files import find_cut_of_text
 
 
@@ -78,6 +76,7 @@ class Cut:
     def __getitem__(self, index: int) -> Document:
         number, at = self._cuts[index]
         document = self._documents[number]
+        assert not isinstance(document, Encoded)  # which is made of what was cut
         return document[:at] if self._side == "train" else document[at:]
 
     def path(self, index: int) -> str | None:
@@ -91,8 +90,11 @@ def hold_out(documents: Documents, percent: float) -> tuple[Documents, Documents
         train = Side(documents, percent, held_out=False)
         if len(train):
             return train, Side(documents, percent, held_out=True), ""
-    cuts = [(i, _find_cut(documents[i], percent)) for i in range(len(documents))]
-    lengths = [len(documents[i]) for i in range(len(documents))]
+    cuts, lengths = [], []
+    for i in range(len(documents)):
+        document = documents[i]
+        cuts.append((i, _find_cut(document, percent)))
+        lengths.append(len(document))
     held = [cut for cut, length in zip(cuts, lengths, strict=True) if cut[1] < length]
     if not held:
         return None
@@ -102,7 +104,7 @@ def hold_out(documents: Documents, percent: float) -> tuple[Documents, Documents
 
 
 def _find_cut(document: Document, percent: float) -> int:
-    if isinstance(document, np.ndarray):
+    if not isinstance(document, bytes):
         at = round(len(document) * (1 - percent / 100))
         return max(1, min(len(document) - 1, at)) if len(document) > 1 else len(document)
     return find_cut_of_text(document, percent)

@@ -19,7 +19,7 @@ class LostText:
         earlier have lost, nobody can say.
         """
         if not isinstance(document, bytes):
-            self.all_bytes += len(document)
+            self.all_bytes += int(tokenizer.count_bytes(ids).sum())
             return
         self.all_bytes += len(document)
         self.lost_bytes += count_lost(document, ids, tokenizer)

@@ -15,7 +15,7 @@ from moejax.config.data import TFDS, DataConfig, names_tfds
 from moejax.config.errors import ConfigError
 from moejax.data.documents import Documents
 from moejax.data.find_files import count_words, find_files, join_given
-from moejax.data.fingerprint import Mark, mark_documents, mark_files
+from moejax.data.fingerprint import Mark, mark_documents, mark_files, stamp_files
 from moejax.data.hold_out import hold_out
 from moejax.data.kinds.table import Options
 from moejax.data.open_given import open_given
@@ -33,6 +33,8 @@ class Corpus:
     """One line: what it is and how large."""
     take_marks: Callable[[], list[Mark]]
     """Reads a fingerprint of the text."""
+    stamp: str = ""
+    """Where the files are and when they were written, for what is made of them."""
     bad_count: int = 0
     """Documents that were left out, as they cannot be read."""
     bad: str | None = None
@@ -169,6 +171,7 @@ def _open_files(config: DataConfig) -> Corpus:
         description=f"{words}: {_describe_sides(sides.train_sizes, sides.validation_sizes)}"
         f"{sides.note}{_name_others(found.others)}",
         take_marks=lambda: mark_files(files, sides.roles),
+        stamp=stamp_files(files),
     )
 
 
@@ -210,6 +213,7 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
         f" {count_words(len(validation), 'document')} held out{note}{skipped}"
         f"{_name_others(given.others)}",
         take_marks=lambda: mark_files(files, [f"{role} {config.field}" for role in roles]),
+        stamp=stamp_files(files),
         bad_count=bad_count,
         bad=next((one.bad for one in both if one.bad), None),
     )

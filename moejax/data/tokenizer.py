@@ -18,7 +18,7 @@ from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.config.paths import expand_home
-from moejax.data.documents import Document
+from moejax.data.documents import Document, Encoded
 from moejax.data.plain_text import hide_control_tokens
 from moejax.data.rust_failures import explain_failure
 from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
@@ -230,6 +230,8 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarra
     """
     if isinstance(document, bytes):
         return tokenizer.encode(document)
+    if isinstance(document, Encoded):
+        return document
     highest, before = int(document.max(initial=0)), tokenizer.edges.before_document
     check(
         highest < tokenizer.vocab_size,

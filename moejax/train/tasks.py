@@ -17,6 +17,7 @@ from moejax.data.images import ImageSet, check_images, mark_images, open_images
 from moejax.data.lost_text import measure_loss
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import Corpus, open_documents
+from moejax.data.token_cache import cache_tokens
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.kept_files import adopt_edges
 
@@ -27,6 +28,8 @@ class LanguageTask:
 
     config: Config
     corpus: Corpus
+    tokens: Corpus
+    """The same; where tokens are kept on disk, these are the documents."""
     tokenizer: Tokenizer
     marks: list[Mark]
     """A fingerprint of the text."""
@@ -71,14 +74,14 @@ class LanguageTask:
     def train_batches(self, rows: np.ndarray) -> TrainBatches:
         """These rows of the training batches."""
         data = self.config.data
-        source, size = self.corpus.train, data.batch_size
+        source, size = self.tokens.train, data.batch_size
         return train_batches(source, self.tokenizer, data, batch_size=size, rows=rows)
 
     def validation_batches(self, rows: np.ndarray) -> list[Batch]:
         """These rows of the evaluation batches."""
         data = self.config.data
         return validation_batches(
-            self.corpus.validation,
+            self.tokens.validation,
             self.tokenizer,
             data,
             batch_size=data.eval_batch_size,
@@ -158,7 +161,13 @@ def open_task(config: Config, kept_tokenizer: Path) -> Task:
             corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"
         )
         marks = corpus.take_marks()
-        return LanguageTask(config=config, corpus=corpus, tokenizer=tokenizer, marks=marks)
+        return LanguageTask(
+            config=config,
+            corpus=corpus,
+            tokens=cache_tokens(corpus, tokenizer, config.data, marks),
+            tokenizer=tokenizer,
+            marks=marks,
+        )
     images = open_images(config.data)
     check_images(images, config.model)
     return ImageTask(config=config, images=images, marks=mark_images(images))

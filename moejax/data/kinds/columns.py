@@ -81,6 +81,10 @@ class ArrowFile:
             self.bad = [str(_make_document(None, field, f"{path}, row {missing:,}"))]
             check(skip_bad, f"{self.bad[0]} --data.skip-bad True leaves such documents out.")
 
+    def __reduce__(self) -> tuple:
+        """For another process, which opens the file itself."""
+        return ArrowFile, (self._path, self._field, True)
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._rows is None else len(self._rows)
 

@@ -7,7 +7,6 @@ neither.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,15 +20,14 @@ import numpy as np
 
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
-from moejax.config.paths import expand_home
 from moejax.data.documents import Document
+from moejax.data.kept import AGAIN, DONE, find_kept, find_stamp, hold, read_part
 from moejax.data.kinds.json_records import parse_document
 from moejax.data.kinds.records import Bad, Record
 from moejax.runtime.atomic_files import write_json
 
 _VERSION = 1
 """Of what is kept: another one is made anew."""
-_AGAIN = "run the command again."
 _NAMED = 3
 """Bad documents that a message names."""
 _FLUSH = 2**16
@@ -55,7 +53,7 @@ class PreparedFile:
 
     def __init__(self, folder: Path, request: Request) -> None:
         self._folder, self._request = folder, request
-        said = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        said = json.loads((folder / DONE).read_text(encoding="utf-8"))
         self._count: int = said["count"]
         self._is_tokens: bool = said["tokens"]
         self.bad_count: int = said["bad_count"]
@@ -77,32 +75,8 @@ class PreparedFile:
         place = f"{self._request.path}, bytes {begin:,} to {end:,},"
         found = parse_document(text, self._request.field, place)
         if isinstance(found, Bad):
-            raise ConfigError(f"{found} The file has changed: {_AGAIN}")
+            raise ConfigError(f"{found} The file has changed: {AGAIN}")
         return found
-
-
-def read_part(
-    path: str | Path, begin: int, size: int, stamp: tuple[int, int] | None = None
-) -> bytes:
-    """So many bytes of a file. Raises ``ConfigError`` if they are not there, or if the file has
-    another size and time than ``stamp``.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            changed = stamp is not None and find_stamp(os.fstat(file.fileno())) != stamp
-            check(not changed, f"{path} has changed since it was first looked at: {_AGAIN}")
-            data = os.pread(file.fileno(), size, begin)
-            while len(data) < size and (more := os.pread(file.fileno(), size, begin + len(data))):
-                data += more[: size - len(data)]
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
-    check(len(data) == size, f"{path} has become shorter since it was first looked at: {_AGAIN}")
-    return data
-
-
-def find_stamp(facts: os.stat_result) -> tuple[int, int]:
-    """The size of a file and when it was written: other ones mean another content."""
-    return facts.st_size, facts.st_mtime_ns
 
 
 def prepare(request: Request, read: Callable[[], Iterable[Record]]) -> PreparedFile:
@@ -116,8 +90,8 @@ def prepare(request: Request, read: Callable[[], Iterable[Record]]) -> PreparedF
     name = hashlib.sha256(repr(key).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     folder = find_kept(request.directory) / "documents" / name
     try:
-        with _hold(folder):
-            if not (folder / "about.json").is_file():
+        with hold(folder):
+            if not (folder / DONE).is_file():
                 temporary = folder.with_name(f"{name}.making")
                 shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
                 temporary.mkdir(parents=True)
@@ -142,26 +116,6 @@ def _check_skipped(bad: object, request: Request) -> None:
     check(request.skip_bad, f"{bad} --data.skip-bad True leaves such documents out.")
 
 
-def find_kept(directory: str | None) -> Path:
-    """The folder of what is kept: ``--data.directory``, or the user's own for such things."""
-    if directory is not None:
-        return Path(expand_home("--data.directory", directory))
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moejax"
-
-
-@contextlib.contextmanager
-def _hold(folder: Path) -> Iterator[None]:
-    """Let one process at a time make what is to lie in ``folder``; others wait for it."""
-    if (folder / "about.json").is_file():
-        yield
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "wb") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _write(
     folder: Path, request: Request, records: Iterable[Record], stamp: tuple[int, int]
 ) -> None:
@@ -183,7 +137,7 @@ def _write(
                 bad += [str(value)] * (len(bad) < _NAMED)
                 continue
             if documents is not None:
-                data = value.tobytes() if isinstance(value, np.ndarray) else value
+                data = value if isinstance(value, bytes) else np.asarray(value).tobytes()
                 documents.write(data)
                 begin, end = size, size + len(data)
             size += end - begin
@@ -196,7 +150,7 @@ def _write(
     about: dict[str, Any] = {"count": count, "tokens": bool(tokens), "bytes": size}
     about |= {"bad_count": bad_count, "bad": bad, "path": request.path, "field": request.field}
     about["stamp"] = stamp
-    write_json(folder / "about.json", about)
+    write_json(folder / DONE, about)
 
 
 @contextlib.contextmanager

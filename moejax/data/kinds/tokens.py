@@ -11,7 +11,7 @@ import numpy as np
 
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
-from moejax.data.kinds.prepared import read_part
+from moejax.data.kept import read_part
 from moejax.data.tokenizer import Tokenizer
 
 LONGEST = 2**16

@@ -155,7 +155,7 @@ def test_whose_tokens_are_kept(tmp_path, tokenizer_file):
 
 
 def test_shards_do_not_depend_on_who_makes_them(tmp_path):
-    for count, size, shards in ((1, 1, 1), (64, 1, 64), (65, 2, 33), (300_000, 4096, 74)):
+    for count, size, shards in ((1, 1, 1), (256, 1, 256), (257, 2, 129), (2_000_000, 4096, 489)):
         one = Shards(folder=tmp_path, documents=count, wide=False)
         assert (one.size, one.count) == (size, shards)
         numbers = [list(one.numbers(n)) for n in range(one.count)]

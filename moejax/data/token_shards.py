@@ -17,7 +17,7 @@ from moejax.data.documents import Documents, Encoded
 from moejax.data.kept import read_part
 from moejax.data.tokenizer import Tokenizer, encode_document
 
-MOST_SHARDS, MOST_DOCUMENTS = 64, 4096
+MOST_SHARDS, MOST_DOCUMENTS = 256, 4096
 """So many shards, unless they would have more documents than that."""
 _LARGE = 255
 _UNFINISHED = ".making"

@@ -38,7 +38,7 @@ def choose_attention(config: Config) -> tuple[AttentionForm | Literal["none"], s
     """The form of attention on the mesh in use (see ``choose_form``), and why."""
     if not has_attention(config.model):
         return "none", "no layer has attention"
-    return choose_training_form(config.model, config.positions)
+    return choose_training_form(config.model, config.positions, config.mesh.context)
 
 
 def count_slots(config: Config) -> int:

@@ -21,25 +21,27 @@ def has_attention(model: ModelConfig) -> bool:
     return model.kind != "mlp" and set(model.attention_kinds) != {"delta"}
 
 
-def choose_training_form(model: ModelConfig, N: int) -> tuple[AttentionForm, str]:
+def choose_training_form(model: ModelConfig, N: int, pieces: int = 1) -> tuple[AttentionForm, str]:
     """The form that training on N positions takes on the mesh in use, and why (see
-    ``choose_form``). The model must have attention.
+    ``choose_form``), where devices have so many ``pieces`` of each sequence. The model must have
+    attention.
     """
     H, J = model.num_heads, model.key_value_heads
     A, U = model.query_head_size, model.value_head_size
-    shapes = ((1, N, heads, width) for heads, width in ((H, A), (J, A), (J, U)))
+    own = N // pieces
+    shapes = (1, own, H, A), (1, N, J, A), (1, N, J, U)
     q_BNHA, k_BMJA, v_BMJU = (jax.ShapeDtypeStruct(s, jnp.dtype(model.dtype)) for s in shapes)
     seeing = set(model.attention_kinds) - {"delta"}
-    ids_BN = jax.ShapeDtypeStruct((1, N), jnp.int32)
+    ids_BN, ids_BM = (jax.ShapeDtypeStruct((1, length), jnp.int32) for length in (own, N))
     seen = Seen(
         of_BN=ids_BN,
         at_BN=ids_BN,
-        of_BM=ids_BN,
-        at_BM=ids_BN,
+        of_BM=ids_BM,
+        at_BM=ids_BM,
         window=model.attention.window if "window" in seeing else None,
         near=jax.ShapeDtypeStruct((), jnp.bool_) if len(seeing) > 1 else None,
         causal=model.material.language,
-        in_order=model.material.language,
+        in_order=model.material.language and pieces == 1,
     )
     sink_H = jax.ShapeDtypeStruct((H,), jnp.float32) if model.attention.sinks else None
     return choose_form(model.attention.form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))

@@ -29,7 +29,7 @@ PEAK = Peak({"float32": 1e12, "bfloat16": 2e12}, memory=1e11, links=1e10, source
 
 @pytest.mark.parametrize(
     ("name", "devices", "kind"),
-    [("mixtral_8x7b", 64, "v5p"), ("deepseek_v3", 1024, "h100"), ("quickstart", 1, "v5e")],
+    [("mixtral_8x7b", 64, "v5p"), ("deepseek_v3", 1024, "h100")],
 )
 def test_its_parts_are_the_step_of_the_plan(name, devices, kind):
     config = load_config_file(f"configs/{name}.py")
@@ -44,11 +44,10 @@ def test_its_parts_are_the_step_of_the_plan(name, devices, kind):
     assert sum(row.sent for row in found.rows) == sum(move.count * move.bytes for move in moves)
     assert all(row.bytes > 0 or row.sent > 0 for row in found.rows)
     assert 0 < found.mfu(found.apart) <= found.mfu(found.overlapped) < 1
-    assert found.binds == ("memory" if name == "quickstart" else "compute")
+    assert found.binds == "compute"
 
 
 ATTENTION = {
-    "grouped": {},
     "gated": {"model.attention.output_gate": True},
     "latent": {"model.attention": {"kv_rank": 8, "query_rank": 12, "rope_head_size": 4}},
     "with a memory": {"model.attention.kinds": ("delta", "full")},

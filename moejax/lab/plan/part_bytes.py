@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from moejax.config.config import Config
 from moejax.lab.plan.device_parameters import Parameter, optimizer_bytes
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, count_slots
-from moejax.models.attend.choose_form import Case, choose_form
 from moejax.models.counts import (
     attention_products,
     count_deltas,
@@ -21,7 +20,7 @@ from moejax.models.counts import (
     shared_parameters,
 )
 from moejax.moe.experts import matrices
-from moejax.runtime import device_mesh, partition
+from moejax.runtime import device_mesh
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ def touch_products(config: Config, step: StepSizes) -> dict[str, Touched]:
     L, routed, deltas = len(model.routed_blocks), sum(model.routed_blocks), count_deltas(model)
     T, D, split = step.T, step.D, step.split
     one = 1 + model.next_tokens
-    heads = step.V / (1 if partition.find_vocabulary_axis(step.V) is None else split)
     count = len(matrices(model.activation))
     attention = (L - deltas) * attention_widths(config, step) + deltas * delta_widths(config, step)
     latent = (L - deltas) * latent_products(model)
@@ -81,7 +79,9 @@ def touch_products(config: Config, step: StepSizes) -> dict[str, Touched]:
         "routers": Touched(T * routed * (D + moe.num_choices), routed * router_parameters(model)),
         "next_tokens": Touched(model.next_tokens * T * 3 * D, model.next_tokens * 2 * D * D),
         # Logits are float32.
-        "head": Touched(one * T * (D + heads * FLOAT / step.itemsize), one * D * heads),
+        "head": Touched(
+            one * T * (D + step.vocabulary * FLOAT / step.itemsize), one * D * step.vocabulary
+        ),
     }
 
 
@@ -113,28 +113,8 @@ def scored(config: Config, step: StepSizes) -> float:
     attending = len(model.routed_blocks) - count_deltas(model)
     A, U = model.query_head_size, model.value_head_size
     numbers = (step.heads + step.kv_heads) * (A + U)
-    dense = find_form(config, step) == "dense"
-    pairs = 2 * step.N * step.heads if dense else 0.0
+    pairs = 2 * step.N * step.heads if step.attention == "dense" else 0.0
     return attending * step.T * (numbers + pairs) * step.itemsize
-
-
-def find_form(config: Config, step: StepSizes) -> str:
-    """In which form attention is computed on the devices of the mesh in use."""
-    model = config.model
-    case = Case(
-        platform=device_mesh.platform(),
-        queries=step.N,
-        keys=step.N,
-        heads=model.num_heads,
-        key_heads=model.key_value_heads,
-        head_size=model.query_head_size,
-        value_size=model.value_head_size,
-        dtype=model.dtype,
-        limited=model.attention.window is not None,
-        limit_differs=len(set(model.attention_kinds) - {"delta"}) > 1,
-        sinks=model.attention.sinks,
-    )
-    return choose_form(model.attention.form, case)[0]
 
 
 def pass_bytes(config: Config, step: StepSizes) -> dict[str, float]:

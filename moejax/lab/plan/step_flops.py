@@ -83,9 +83,11 @@ def list_score_products(config: Config, vocab_size: int) -> list[Product]:
             Product("attention_scores", flops * (1 - values), half="attention"),
             Product("attention_scores", flops * values, half="attention", name="attention_heads"),
         ]
-    flops *= share_of_scores(model, N)
+    computed = flops * share_of_scores(model, N)
     return [
-        Product("attention_scores", flops, backward=2.5, half="attention", name="attention_heads")
+        Product(
+            "attention_scores", computed, backward=2.5, half="attention", name="attention_heads"
+        )
     ]
 
 

@@ -2,7 +2,7 @@
 
 Letters: A: width of a head; I: query heads to each key/value head; J: key/value heads; M: positions
 that are looked at; O: blocks of queries; P: blocks of keys; R: rows of a block: its queries, each
-with I heads; U: width of a head's values; X, Y: queries and keys in a block.
+with I heads; U: width of a head's values; X: queries in a block; Y: keys in one.
 """
 
 import math

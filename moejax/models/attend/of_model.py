@@ -1,7 +1,7 @@
 """In which form the layers of a model compute attention, from its settings alone.
 
-Letters: A: width of a head; J: key/value heads; M: positions that are looked at; U: width of a
-head's values.
+Letters: A: width of a head; J: key/value heads; M: positions that are looked at; O: blocks of
+queries; P: blocks of keys; U: width of a head's values; X: queries in a block; Y: keys in a block.
 """
 
 import jax

@@ -147,7 +147,7 @@ class AdaptedModel:
     @property
     def vocab_size(self) -> int:
         """Tokens, or classes, that the model tells apart."""
-        return self.model.vocab_size  # type: ignore[attr-defined]
+        return self.model.vocab_size
 
     @property
     def layout(self) -> Any:

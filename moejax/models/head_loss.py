@@ -88,7 +88,8 @@ def sum_losses(
     way = Way(head.scale, head.vocab_size, aim, best, head.unroll)
     if head.reads_in_place:
         part = Part(head.read, None, **vars(way))
-        return _join(*_add_up(part, tokens, weight_Q)[:2], weight_Q, aim)
+        sums_2Q, best_QBN, *_ = _add_up(part, tokens, weight_Q)
+        return _join(sums_2Q, best_QBN, weight_Q, aim)
     found = _sum_losses(head.as_array(tokens.x_QBND[0].dtype), tokens, weight_Q, way)
     rest = (found.nats_Q, found.log_z_squared_Q, found.best_QBN)
     return HeadSums(found.loss, *lax.stop_gradient(rest))
@@ -205,5 +206,6 @@ def _run_chunks(part: Part, weight: jax.Array, dw_DV: jax.Array | None, tokens: 
     if dw_DV is None and "w" in part.gradients:
         dw_DV = jnp.zeros((D, V), jnp.float32)
     start, unroll = (jnp.zeros(2), dw_DV), bool(part.unroll)
-    (sums_2, dw_DV), given = lax.scan(step, start, tuple(map(cut, tokens)), unroll=unroll)
+    found: Any = lax.scan(step, start, tuple(map(cut, tokens)), unroll=unroll)
+    (sums_2, dw_DV), given = found
     return sums_2, dw_DV, *jax.tree.map(merge, given)

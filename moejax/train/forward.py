@@ -41,7 +41,8 @@ def batch_sums(
     config: Any = model.config
     pieces = model.layout.context
     training, rngs = key is not None, {} if key is None else {"router": key}
-    states, head, routed = model.apply(
+    run: Any = model.apply
+    states, head, routed = run(
         {"params": params}, batch, training, bias_LE, rngs=rngs, method="find_states"
     )
     if weight_Q is None:

@@ -26,6 +26,7 @@ from moejax.lab.plan.expected_drops import WANTED, expected_drops, forecast_seat
 from moejax.lab.plan.memory import cache_bytes, plan_memory
 from moejax.lab.plan.plan_sections import list_parameters, make_plan
 from moejax.lab.plan.read_load import read_shares
+from moejax.lab.plan.roofline import draw_up
 from moejax.lab.plan.step_flops import step_flops
 from moejax.lab.plan.step_sizes import size_step
 from moejax.lab.plan.traffic import expected_devices, list_moves
@@ -87,8 +88,8 @@ def compile_tiny(config):
     ids=str,
 )
 def test_a_step_is_what_the_compiler_counts(tiny, settings):
-    """Its products within 3 %, all of its arithmetic within 5 %, and what lies in memory before and
-    after it to the byte.
+    """Its products within 3 %, all of its arithmetic within 5 %, what lies in memory before and
+    after it to the byte; and the bytes of the roofline are less than it moves, but not far less.
     """
     config = wider(tiny, **settings)
     compiled = compile_tiny(config)
@@ -97,7 +98,11 @@ def test_a_step_is_what_the_compiler_counts(tiny, settings):
     # What AdamW and the norm of the gradient do to each parameter are no products.
     assert abs((counted - 20 * params) / step_flops(config, V) - 1) < 0.05
     assert abs(count_flops(compiled.as_text()) / step_flops(config, V) - 1) < 0.03
-    held = sum(plan_memory(config, V, paper_mesh(config.mesh, None, "cpu")).state.values())
+    grid = paper_mesh(config.mesh, None, "cpu")
+    roofline = draw_up(config, V, grid, DEVICES["v5e"].peak)
+    least = sum(row.bytes for row in roofline.rows)
+    assert 0.2 < least / compiled.cost_analysis()["bytes accessed"] < 1
+    held = sum(plan_memory(config, V, grid).state.values())
     there = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 8 * 64
     assert 0 <= there - held < 200  # numbers of steps
 

@@ -1,5 +1,6 @@
 """What a decode step takes, read from the compiled program: nothing is run."""
 
+import functools
 import math
 import re
 from dataclasses import replace
@@ -37,6 +38,13 @@ def test_the_cache_is_written_in_place(dtype: str) -> None:
     cache = jax.eval_shape(lambda: make_cache(replace(SMALL, dtype=dtype), 2, 128))
     size = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(cache))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
+
+
+@functools.cache
+def draw(config: ModelConfig) -> dict:
+    """Parameters of a model."""
+    model, batch = DecoderLM(config, 96), make_batch(np.zeros((1, 1), np.int32))
+    return jax.jit(lambda: model.init(jax.random.key(0), batch, False))()
 
 
 VARIANTS = {
@@ -88,7 +96,7 @@ def test_reading_weights_where_they_lie_gives_the_full_forward_pass(
     N = prompt + 1
     tokens_BN = jax.random.randint(jax.random.key(1), (rows, N), 0, 96)
     batch = make_batch(tokens_BN)
-    params = model.init(jax.random.key(0), batch, False)["params"]
+    params = draw(config)["params"]
     rounded = jax.tree.map(lambda x: x.astype(dtype), params)
     widened = jax.tree.map(lambda x: x.astype("float32"), rounded)
     if weights is not None:
@@ -98,7 +106,7 @@ def test_reading_weights_where_they_lie_gives_the_full_forward_pass(
             rounded,
             is_leaf=is_quantised,
         )
-    expected_BNV, _ = model.apply({"params": widened}, batch, False)
+    expected_BNV, _ = jax.jit(model.apply, static_argnums=2)({"params": widened}, batch, False)
     cache = make_cache(config, rows, 8)
 
     @jax.jit
@@ -118,7 +126,7 @@ def test_a_shorter_cache_changes_little(variant: str, kind: str, tolerance: floa
     config = inference_config(changed(SMALL, VARIANTS[variant]))
     model = DecoderLM(config, 96)
     batch = make_batch(jax.random.randint(jax.random.key(1), (2, 6), 0, 96))
-    variables = model.init(jax.random.key(0), batch, False)
+    variables = draw(config)
     found = []
     for of in (None, kind):
         cache = make_cache(config, 2, 8, of)

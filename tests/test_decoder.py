@@ -168,10 +168,11 @@ def test_routed_layers_are_placed_by_pattern(layers, every, first, kinds, plan):
 def test_parameters_are_as_planned_and_stats_have_a_row_for_each_routed_layer(tiny, batch, changes):
     moe = dataclasses.replace(tiny.model.moe, **changes.pop("moe", {}))
     config = dataclasses.replace(tiny.model, moe=moe, **changes)
-    model, params, run = build(config, batch)
+    init, run = programs(config)
+    params = jax.eval_shape(init, batch)
     planned = cost(config, 257, 16)
     assert planned.parameters_total == sum(x.size for x in jax.tree.leaves(params))
-    logits, routed = run(params, batch)
+    logits, routed = jax.eval_shape(run, params, batch)
     chex.assert_shape(logits, (8, 16, 257))
     layers = sum(config.routed_layers)
     if layers == 0:

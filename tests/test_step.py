@@ -19,6 +19,7 @@ from moejax.train.state import init_state
 from moejax.train.step import train_step
 
 
+@functools.cache
 def start(config: Config):
     model, optimizer = DecoderLM(config.model, 257), make_optimizer(config.optim)
     state = jax.jit(lambda: init_state(model, optimizer, config))()

@@ -16,6 +16,7 @@ import pytest
 from jax.experimental import topologies
 
 from moejax.config import (
+    AttentionConfig,
     Config,
     ConfigError,
     DataConfig,
@@ -24,6 +25,7 @@ from moejax.config import (
     MoEConfig,
     changed,
 )
+from moejax.inference.inference_config import inference_config
 from moejax.lab.plan.compile_step import compile_step
 from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.step_sizes import choose_attention
@@ -32,6 +34,7 @@ from moejax.models.attend.carried import BLOCK_BYTES
 from moejax.models.attend.case import Case, describe
 from moejax.models.attend.choose_form import KERNELS, choose_form
 from moejax.models.attend.cudnn import attend_cudnn
+from moejax.models.attend.of_model import choose_training_form
 from moejax.models.attend.seen import Seen
 from moejax.models.attend.splash import BLOCKS, Band, attend_splash, choose_block, count_blocks
 from moejax.runtime import device_mesh, targets
@@ -159,6 +162,13 @@ def test_a_plan_says_the_form_and_why(device, changes, words):
     grid = paper_mesh(config.mesh, config.mesh.context, device)
     with jax.sharding.use_abstract_mesh(grid):
         assert "{} ({})".format(*choose_attention(config)).startswith(words)
+
+
+def test_what_was_trained_on_tpus_is_run_on_a_cpu(tiny):
+    model = replace(tiny.model, attention=AttentionConfig(form="splash"))
+    with pytest.raises(ConfigError, match="form splash is for tpu"):
+        choose_training_form(model, 8)
+    assert choose_training_form(inference_config(model), 8)[0] == "dense"
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3, 8, 12, 40])

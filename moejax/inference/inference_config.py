@@ -12,13 +12,14 @@ from moejax.runtime import device_fit
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
-    """The same model with nothing dropped and nothing recomputed. Groups then mean nothing, but to
-    routers that look at several tokens.
+    """The same model with nothing dropped and nothing recomputed, in the forms that suit the
+    devices that it is run on. Groups then mean nothing, but to routers that look at several tokens.
     """
     moe = replace(config.moe, eval_capacity_factor=None, dispatch="auto", expert_dropout=0.0)
     if config.moe.built_router.by_token:
         moe = replace(moe, group_size=1)
-    return replace(config, remat="none", remat_keep=(), moe=moe)
+    attention = replace(config.attention, form="auto")  # it may have had a kernel of others
+    return replace(config, remat="none", remat_keep=(), moe=moe, attention=attention)
 
 
 def inference_layout(layout: MeshConfig) -> MeshConfig:

@@ -32,6 +32,7 @@ from moejax.models.attend.choose_form import Kernel
 from moejax.models.attend.of_model import share_of_scores
 from moejax.models.attend.seen import Seen, make_mask, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
+from moejax.models.attend.to_cache import attend_to_cache
 from moejax.models.batch_shapes import batch_shapes
 from moejax.runtime import device_mesh
 from moejax.train.optimizer import make_optimizer
@@ -177,6 +178,18 @@ def test_values_and_gradients_are_the_oracle(form, case, small_blocks):
         assert (got is None) == (want is None)
         if want is not None:
             np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_accelerators_multiply_what_is_short_and_add_up_in_float32(small_blocks, monkeypatch):
+    monkeypatch.setattr(device_mesh, "platform", lambda: "tpu")
+    sizes, seen = CASES["documents, a window, a reach, grouped queries, wide values, sinks"]
+    q, k, v, sink = draw(sizes, seen)
+    arrays = Arrays(*(x.astype(jnp.bfloat16) for x in (q, k, v)), sink)
+    dy_BNHU = jnp.bfloat16(np.random.default_rng(4).normal(size=(*q.shape[:3], sizes[2])))
+    want = differentiate(arrays, seen, np.asarray(dy_BNHU, np.float64))
+    for got, expected in zip(run("blockwise", arrays, seen, dy_BNHU), want, strict=True):
+        assert got.dtype == (jnp.float32 if got.ndim == 1 else jnp.bfloat16)
+        np.testing.assert_allclose(np.float64(got), expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_blocks_of_other_documents_are_not_even_read(small_blocks):
@@ -336,12 +349,35 @@ def list_sizes(traced: jax.extend.core.Jaxpr) -> list[int]:
 
 
 def test_a_training_step_has_no_array_of_all_pairs(tiny):
-    assert max(list_sizes(trace_step(tiny, "dense").jaxpr.jaxpr)) >= LONG * LONG
     assert max(list_sizes(trace_step(tiny, "auto").jaxpr.jaxpr)) < LONG * LONG
+
+
+def test_a_prompt_is_read_into_a_cache_without_all_pairs():
+    slots = LONG + 100
+    k_BMJA = v_BMJU = jnp.zeros((1, slots, 2, A))
+
+    def read_prompt(q_BNHA: jax.Array, form: AttentionForm) -> jax.Array:
+        ids_BM = jnp.ones((1, slots), jnp.int32)
+        ids_BN = ids_BM[:, : q_BNHA.shape[1]]
+        seen = Seen(of_BN=ids_BN, at_BN=ids_BN, of_BM=ids_BM, at_BM=ids_BM)
+
+        def read(first: int, count: int) -> list[jax.Array]:
+            return [jax.lax.dynamic_slice_in_dim(x, first, count, 1) for x in (k_BMJA, v_BMJU)]
+
+        return attend_to_cache(q_BNHA, read, seen, None, SCALE, form)
+
+    def largest(queries: int, form: AttentionForm) -> int:
+        q_BNHA = jnp.zeros((1, queries, 4, A))
+        return max(list_sizes(jax.make_jaxpr(partial(read_prompt, form=form))(q_BNHA).jaxpr))
+
+    assert largest(LONG, "dense") >= LONG * slots
+    assert largest(LONG, "auto") < LONG * slots
+    assert largest(1, "blockwise") == largest(1, "auto")  # it reads the cache where it lies
 
 
 @pytest.mark.slow
 def test_a_compiled_training_step_has_no_array_of_all_pairs(tiny):
+    assert max(list_sizes(trace_step(tiny, "dense").jaxpr.jaxpr)) >= LONG * LONG
     program = trace_step(tiny, "auto").lower().compile().as_text()
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program)
     assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < LONG * LONG

@@ -192,6 +192,7 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("optim.beta1", 0.5, {}),
     ("optim.beta2", 0.5, {}),
     ("optim.moments", "bfloat16", {}),
+    ("optim.offload", True, {}),
     ("optim.label_smoothing", 0.1, {}),
     ("optim.next_token_weight", 0.7, {"model.next_tokens": 1}),
     ("optim.next_token_late_weight", 0.1, {"model.next_tokens": 1}),

@@ -41,6 +41,8 @@ class OptimConfig:
     moments: Literal["float32", "bfloat16"] = "float32"
     """Type in which moments (AdamW's two, Muon's momentum) are stored; their arithmetic is float32.
     `bfloat16` takes half the memory, and rounds at random, so that means stay right."""
+    offload: bool = False
+    """Keep moments in the host's memory between updates (TPUs and GPUs)."""
     next_token_weight: float = 0.3
     """With --model.next-tokens: the coefficient (lambda) of the mean loss of the modules that
     predict further tokens. DeepSeek-V3 has 0.3, and 0.1 in the last third of its training."""

@@ -41,6 +41,7 @@ MAY_CHANGE = frozenset(
         "mesh.chunks",
         "model.remat",
         "model.remat_keep",
+        "optim.offload",
         "model.unroll",
     }
 )

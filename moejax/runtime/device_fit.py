@@ -38,6 +38,21 @@ def check_fits(config: Config, mesh: Mesh | AbstractMesh) -> None:
                 f" {devices} devices): make it a divisor of {groups}, or the batch larger."
             )
     check_fsdp(config.model, config.mesh, mesh)
+    if isinstance(mesh, Mesh):
+        check_host(config, mesh.devices.flat[0].platform)
+
+
+def check_host(config: Config, platform: str) -> None:
+    """What waits in the host's memory needs a device that has another."""
+    flags = {
+        "--optim.offload True": config.optim.offload,
+        "--model.remat offload": config.model.remat == "offload",
+    }
+    for flag in (flag for flag, given in flags.items() if given and platform == "cpu"):
+        raise ConfigError(
+            f"{flag} lets numbers wait in the memory of the host, but the CPU has no other: leave"
+            f" it out here, or train on a TPU or a GPU."
+        )
 
 
 def check_fsdp(model: ModelConfig, layout: MeshConfig, mesh: Mesh | AbstractMesh) -> None:

@@ -21,6 +21,7 @@ from moejax.runtime import device_mesh, partition, pieces
 from moejax.train.eval_step import eval_step
 from moejax.train.forward import Batch
 from moejax.train.masters import gather_masters
+from moejax.train.offload import lay_state
 from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.reports import StepReport
 from moejax.train.state import TrainState, init_state
@@ -66,7 +67,7 @@ def make_learner(config: Config, vocab_size: int, mesh: Mesh) -> Learner:
     model = build(config.model, vocab_size, config.mesh)
     optimizer = make_optimizer(config.optim)
     init = partial(init_state, model, optimizer, config)
-    shardings = partition.tree_shardings(mesh, jax.eval_shape(init), config.mesh.spreads)
+    shardings = lay_state(config, jax.eval_shape(init), mesh)
     return Learner(model=model, optimizer=optimizer, init=init, shardings=shardings)
 
 

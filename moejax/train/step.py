@@ -15,6 +15,7 @@ from moejax.config.moe import MoEConfig
 from moejax.moe import selection_bias
 from moejax.train.forward import Batch, report_batch
 from moejax.train.gradients import gradients
+from moejax.train.offload import fetch_moments, put_moments
 from moejax.train.reports import StepReport, Sums
 from moejax.train.state import TrainState
 
@@ -40,7 +41,9 @@ def train_step(
     with jax.named_scope("gradient_norm"):
         norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.nats)
-    rate = shape(state.step)
+    rate, held = shape(state.step), state.optimizer
+    if config.optim.offload:
+        grads, held = fetch_moments(grads, held)
 
     @jax.named_scope("optimizer")
     def apply(
@@ -52,10 +55,12 @@ def train_step(
             bias_LE = update_bias(bias_LE, sums, config.model.moe)
         return params, optimizer_state, bias_LE
 
-    changing = (state.params, state.optimizer, state.bias_LE)
+    changing = (state.params, held, state.bias_LE)
     params, optimizer_state, bias_LE = jax.lax.cond(
         finite, apply, lambda *unchanged: unchanged, *changing
     )
+    if config.optim.offload:
+        optimizer_state = put_moments(optimizer_state, jax.memory.Space.Host)
     missed = 1 - finite.astype(jnp.int32)
     state = replace(
         state,

@@ -146,13 +146,20 @@ def advise_mesh(config: Config, vocab_size: int, grid: AbstractMesh, kind: str) 
 def roomier_configs(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, Config, int]]:
     """Changes that save memory, the cheapest first: the flags, the changed config, the devices."""
     layouts = {"": config}
+    if config.model.remat == "none":
+        layouts["--model.remat attention"] = changed(config, {"model.remat": "attention"})
+        layouts["--model.remat experts"] = changed(config, {"model.remat": "experts"})
     layered = changed(config, {"model.remat": "layer"})
-    spread = changed(layered, {"mesh.fsdp": True})
-    if config.model.remat != "layer":
-        layouts["--model.remat layer"] = layered
-    if not config.mesh.fsdp:
-        flags = " ".join([*list(layouts)[-1:], "--mesh.fsdp True"]).strip()
-        layouts[flags] = spread
+    spread = changed(layered, {"mesh": {"fsdp": True, "zero1": False}})
+    last = "--model.remat layer" if config.model.remat != "layer" else ""
+    layouts[last] = layered
+    if not config.mesh.spreads:
+        layouts[f"{last} --mesh.zero1 True".strip()] = changed(layered, {"mesh.zero1": True})
+    last = missing_memory_flags(config)
+    layouts[last] = spread
+    if config.optim.moments == "float32":
+        shorter = changed(spread, {"optim.moments": "bfloat16"})
+        layouts[f"{last} --optim.moments bfloat16".strip()] = shorter
     experts = config.model.moe.num_experts
     devices = grid.size
     while devices <= 4096:
@@ -178,6 +185,7 @@ def roomier_configs(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, C
 def missing_memory_flags(config: Config) -> str:
     """The flags that save memory on the same devices and are not yet set."""
     return " ".join(
-        ["--mesh.fsdp True"] * (not config.mesh.fsdp)
-        + ["--model.remat layer"] * (config.model.remat != "layer")
+        ["--model.remat layer"] * (config.model.remat != "layer")
+        + ["--mesh.zero1 False"] * config.mesh.zero1
+        + ["--mesh.fsdp True"] * (not config.mesh.fsdp)
     )

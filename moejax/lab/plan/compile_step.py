@@ -22,6 +22,7 @@ from moejax.models.used_types import cast_shapes
 from moejax.moe.quantise_params import quantise_shapes
 from moejax.runtime import device_fit, device_mesh, partition, targets
 from moejax.runtime.number_words import short
+from moejax.train.offload import lay_state
 from moejax.train.optimizer import make_optimizer
 from moejax.train.prepare import make_step
 from moejax.train.state import TrainState, init_state
@@ -86,7 +87,7 @@ def compile_step(
         base, state = base_shapes(config, vocab_size), state_shapes(config, vocab_size)
         shardings = (
             partition.tree_shardings(grid, base, config.mesh.fsdp),
-            partition.tree_shardings(grid, state, config.mesh.spreads),
+            lay_state(config, state, grid),
         )
         base, state = partition.set_shardings((base, state), shardings)
         rows = partition.activation_sharding(grid, "batch_BN")

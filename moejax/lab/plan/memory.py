@@ -39,6 +39,8 @@ class Memory:
     """What is there before and after a step."""
     moments: dict[str, dict[str, float]]
     """What else is there at the moments of a step that may be its peak."""
+    host: dict[str, float]
+    """What waits in the host's memory."""
 
     @property
     def peak(self) -> float:
@@ -76,14 +78,20 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     weights = FLOAT * sum(p.size for p in trained)
     state = {"frozen weights": frozen} if frozen else {}
     state |= {"weights": weights}
-    state |= {f"optimizer, {k}": v for k, v in optimizer_bytes(config, trained).items()}
+    kept = {f"optimizer, {k}": v for k, v in optimizer_bytes(config, trained).items()}
     copies = narrow * (sum(p.size for p in layers) + (0 if frozen else rest))
     if config.mesh.zero1:
         copies = B * (sum(p.gathered for p in layers) + (0 if frozen else rest))
     in_layers = [p for p in parameters if p.layers]
     gathered = 2 * B * largest_layer(in_layers, "gathered") if config.mesh.fsdp else 0.0
     added_up = FLOAT * largest_layer([p for p in layers if p.copies > 1], "size")
-    saved = saved_bytes(config, step, remat)
+    saved, host = saved_bytes(config, step, remat), {}
+    if remat == "offload":
+        host, saved = {"saved for backward, on the host": saved}, 0.0
+    if config.optim.offload:
+        host |= {f"{name}, on the host": size for name, size in kept.items()}
+    else:
+        state |= kept
     moments = {
         "loss": {
             "saved for backward": saved,
@@ -100,9 +108,11 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
             * (2 * step.D * B + step.N * (step.attention == "dense")),
         }
         | layer_workspace(config, step),
-        "update": {"gradients": FLOAT * sum(p.size for p in trained)},
+        "update": {"gradients": FLOAT * sum(p.size for p in trained)}
+        | (kept if config.optim.offload else {}),
     }
-    return Memory(state, {m: {k: v for k, v in has.items() if v} for m, has in moments.items()})
+    moments = {m: {k: v for k, v in has.items() if v} for m, has in moments.items()}
+    return Memory(state, moments, host)
 
 
 def loss_workspace(config: Config, step: StepSizes) -> dict[str, float]:

@@ -122,14 +122,19 @@ def list_memory(request: PlanRequest) -> Section:
                 f"a {request.kind} grants {device.bytes / 1e9:.1f} GB",
             )
         )
+    for name, size in found.host.items():
+        key = name.replace(", ", "_").replace(" ", "_")
+        lines.append(Line(key, (gigabytes(size),), size, "not in the device's memory"))
     for remat, name in (
         ("none", "saved_if_all_is_kept"),
+        ("attention", "saved_if_attention_is_recomputed"),
+        ("experts", "saved_if_feed_forward_networks_are_recomputed"),
         ("layer", "saved_if_layers_are_recomputed"),
     ):
         size = saved_bytes(config, step, remat)
         why = (
             "what autodiff asks of the layers, as it says itself"
-            if remat == "none"
+            if remat != "layer" or config.model.remat_keep
             else f"{len(config.model.routed_blocks)} layers x {step.T:,} tokens x {step.D:,}"
             f" x {step.itemsize} bytes;"
             f" and {gigabytes(sum(layer_workspace(config, step).values()))} for the one in work"

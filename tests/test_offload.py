@@ -9,8 +9,11 @@ import jax
 import pytest
 
 from moejax.config import Config, ConfigError, changed
+from moejax.lab.plan import compile_step as compiled
+from moejax.lab.plan.devices import paper_mesh
+from moejax.lab.plan.memory import plan_memory
 from moejax.models.decoder import DecoderLM
-from moejax.runtime import device_fit, device_mesh
+from moejax.runtime import device_fit, device_mesh, targets
 from moejax.train.offload import lay_state
 from moejax.train.optimizer import make_optimizer, make_schedule
 from moejax.train.state import init_state

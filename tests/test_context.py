@@ -235,10 +235,13 @@ def on_context(function: Any, devices: int) -> Any:
     return jax.jit(jax.shard_map(function, mesh=grid, check_vma=False, **specs))
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_strips_share_out_the_work_of_causal_attention_evenly(devices):
+@pytest.mark.parametrize(
+    ("devices", "length", "strips"), [(2, 128, 1), (8, 128, 1), (2, 6144, 6), (4, 8192, 2)]
+)
+def test_strips_share_out_the_work_of_causal_attention_evenly(devices, length, strips):
     """And they come back to where they were."""
-    at_BN = np.tile(np.arange(128), (2, 1))
+    at_BN = np.tile(np.arange(length, dtype=np.int32), (2, 1))
+    assert over_context.count_strips(length // devices, devices) == strips
 
     def run(piece: jax.Array, whole: jax.Array) -> jax.Array:
         strips = over_context.deal(piece)

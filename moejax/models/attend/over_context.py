@@ -2,14 +2,16 @@
 
 Keys and values are gathered from all devices of the axis, as they are kept: their gradients are
 added up and scattered back. Queries stay where they are, or are dealt out anew: of causal attention
-the last piece of a sequence costs almost twice the mean. Every device then gets a strip of each
-piece, turn about from the front and from the back, and gives back what its strips have found.
+the last piece of a sequence costs almost twice the mean. Sequences are then cut into runs of C
+strips. Every device gets one strip of each run, turn about from the front and from the back, and
+gives back what its strips have found.
 
 Moved out of a device with T tokens, C devices on the axis: T (C - 1) times the numbers that are
 kept of a position, once for keys and values, and once for their gradients; and, where queries are
 dealt out, T (C - 1) / C times those of a query, and of an output, and likewise for their gradients.
 
-Letters: A: width of a head; M: positions that are looked at; U: width of a head's values.
+Letters: A: width of a head; C: devices of the axis; K: runs of strips in a piece; M: positions that
+are looked at; S: positions of a strip; U: width of a head's values.
 """
 
 from collections.abc import Callable
@@ -75,31 +77,48 @@ def attend_over_context(
     return mapped(q_BNHA, kept, weights, seen, sink_H)
 
 
+SHORTEST = 256
+"""Positions of a strip at least, if a piece has enough: more strips share out packed documents more
+evenly, and blocks of queries, which are no longer, still lie in one."""
+
+
+def count_strips(positions: int, devices: int) -> int:
+    """How many strips of a piece of so many positions each device gets."""
+    most = max(1, positions // devices // SHORTEST)
+    return next(k for k in range(most, 0, -1) if positions % (k * devices) == 0)
+
+
 def deal(x_BN: jax.Array) -> jax.Array:
     """The strips of a device, from the pieces of all: [B, N, ...], N the positions of a piece."""
-    return _exchange(_turn(x_BN))
+    B, N, *rest = x_BN.shape
+    n = lax.axis_size("context")
+    x_BKCS = _turn(x_BN.reshape(B, count_strips(N, n), n, -1, *rest))
+    return _exchange(x_BKCS.swapaxes(1, 2).reshape(x_BN.shape))
 
 
 def collect(x_BN: jax.Array) -> jax.Array:
     """The piece of a device, from the strips of all: what ``deal`` has done, undone."""
-    return _turn(_exchange(x_BN))
+    B, N, *rest = x_BN.shape
+    n = lax.axis_size("context")
+    x_BCKS = _exchange(x_BN).reshape(B, n, count_strips(N, n), -1, *rest)
+    return _turn(x_BCKS.swapaxes(1, 2)).reshape(x_BN.shape)
 
 
 _exchange = partial(lax.all_to_all, axis_name="context", split_axis=1, concat_axis=1, tiled=True)
 
 
-def _turn(x_BN: jax.Array) -> jax.Array:
-    """Every second device has its strips in the opposite order."""
-    B, N, *rest = x_BN.shape
-    strips = x_BN.reshape(B, lax.axis_size("context"), -1, *rest)
-    odd = lax.axis_index("context") % 2 == 1
-    return jnp.where(odd, strips[:, ::-1], strips).reshape(x_BN.shape)
+def _turn(x_BKCS: jax.Array) -> jax.Array:
+    """Every second run of C strips in the opposite order."""
+    K = x_BKCS.shape[1]
+    odd_K = (lax.axis_index("context") * K + jnp.arange(K)) % 2 == 1
+    odd_K = odd_K.reshape(K, *[1] * (x_BKCS.ndim - 2))
+    return jnp.where(odd_K, x_BKCS[:, :, ::-1], x_BKCS)
 
 
 def take_strips(x_BM: jax.Array) -> jax.Array:
     """The strips of this device, from whole sequences: [B, M / C]."""
     n, me = lax.axis_size("context"), lax.axis_index("context")
-    piece = jnp.arange(n)
-    strip = jnp.where(piece % 2 == 1, n - 1 - me, me)
-    x_BCCS = x_BM.reshape(len(x_BM), n, n, -1)
-    return x_BCCS[:, piece, strip].reshape(len(x_BM), -1)
+    runs = n * count_strips(x_BM.shape[1] // n, n)
+    run = jnp.arange(runs)
+    strip = jnp.where(run % 2 == 1, n - 1 - me, me)
+    return x_BM.reshape(len(x_BM), runs, n, -1)[:, run, strip].reshape(len(x_BM), -1)

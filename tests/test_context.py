@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 from typing import Any
 
 import jax
@@ -21,6 +23,9 @@ from moejax.config import (
     MoEConfig,
     changed,
 )
+from moejax.lab.plan.devices import paper_mesh
+from moejax.lab.plan.step_sizes import size_step
+from moejax.lab.plan.traffic import list_moves
 from moejax.models.attend import over_context
 from moejax.models.attend.dense import attend_dense
 from moejax.models.attend.seen import Seen, make_mask
@@ -35,6 +40,7 @@ from moejax.train.step import train_step
 
 N, B = 32, 8
 ROUTED = {"num_experts": 8, "group_size": 4, "capacity_factor": 0.8}
+DEEPSEEK = AttentionConfig(kv_rank=6, query_rank=10, rope_head_size=4)
 BALANCE = BalanceConfig(loss_weight=0.3, z_loss_weight=0.1)
 KINDS: dict[str, dict[str, Any]] = {
     "deepseek": {
@@ -45,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "shared_experts": 1,
             "balance": dataclasses.replace(BALANCE, scope="sequence", bias_update="sign"),
         },
-        "attention": AttentionConfig(kv_rank=6, query_rank=10, rope_head_size=4),
+        "attention": DEEPSEEK,
         "qk_norm": False,
         "next_tokens": 2,
         "remat": "layer",
@@ -58,7 +64,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "balance": BalanceConfig(importance_loss_weight=0.1, load_loss_weight=0.1),
         },
         "num_kv_heads": 1,
-        "attention": AttentionConfig(window=9, full_every=2, sinks=True),
+        "attention": AttentionConfig(window=9, full_every=2, sinks=True, form="blockwise"),
     },
 }
 """What differs from the tiny config."""
@@ -96,11 +102,35 @@ def make_config(tiny: Config, kind: str) -> Config:
     return changed(tiny, model | data)
 
 
+def jit_step(config: Config, grid: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
+    """The first state, its shardings, and a step of an optimizer that keeps clipped gradients."""
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))
+    model = DecoderLM(config.model, 257, config.mesh)
+    begin = functools.partial(init_state, model, optimizer, config)
+    shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.fsdp)
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        shape=make_schedule(config.optim, config.run.steps),
+        config=config,
+    )
+    placed = (shardings, partition.activation_sharding(grid, "batch_BN"))
+    return begin, shardings, jax.jit(step, in_shardings=placed, out_shardings=(shardings, None))
+
+
+def compile_tiny(config: Config, grid: jax.sharding.Mesh) -> Any:
+    with jax.set_mesh(grid):
+        begin, shardings, step = jit_step(config, grid)
+        state = partition.set_shardings(jax.eval_shape(begin), shardings)
+        return step.lower(state, batch_rows.place_batch(grid, text())).compile()
+
+
 REMEMBERED: dict[Any, Any] = {}
 
 
 def take_step(tiny: Config, kind: str, **mesh: Any) -> tuple:
-    """The state and the report after a step of an optimizer that keeps the clipped gradients."""
+    """The state and the report after a step."""
     key = (kind, *mesh.items())
     if key in REMEMBERED:
         return REMEMBERED[key]
@@ -108,20 +138,8 @@ def take_step(tiny: Config, kind: str, **mesh: Any) -> tuple:
     config = dataclasses.replace(make_config(tiny, kind), mesh=layout)
     grid = device_mesh.make_mesh(layout, jax.devices()[: mesh["data"] * layout.beside_data])
     device_fit.check_fits(config, grid)
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))
-    model = DecoderLM(config.model, 257, layout)
-    begin = functools.partial(init_state, model, optimizer, config)
     with jax.set_mesh(grid):
-        shardings = partition.tree_shardings(grid, jax.eval_shape(begin), layout.fsdp)
-        step = functools.partial(
-            train_step,
-            model=model,
-            optimizer=optimizer,
-            shape=make_schedule(config.optim, config.run.steps),
-            config=config,
-        )
-        placed = (shardings, partition.activation_sharding(grid, "batch_BN"))
-        step = jax.jit(step, in_shardings=placed, out_shardings=(shardings, None))
+        begin, shardings, step = jit_step(config, grid)
         state = jax.jit(begin, out_shardings=shardings)()
         if state.bias_LE is not None:
             bias_LE = 0.1 * jnp.sin(jnp.arange(state.bias_LE.size)).reshape(state.bias_LE.shape)
@@ -295,6 +313,49 @@ def test_attention_over_pieces_is_that_of_whole_sequences(deals):
         (_, got), spread_gradient = jax.jit(jax.value_and_grad(spread, has_aux=True))(given)
     assert_equal(got, want)
     assert_equal(spread_gradient, gradient)
+
+
+# What a plan says of it.
+
+
+def sent_by_attention(text: str, devices: int) -> dict[str, float]:
+    """Bytes that a device sends for attention in the text of a compiled program, by collective."""
+    found = dict.fromkeys(("all-gather", "reduce-scatter", "all-to-all"), 0.0)
+    pattern = r"= (.+?) (all-gather|reduce-scatter|all-to-all)\(.*op_name=\"[^\"]*/attention/"
+    for shapes, name in re.findall(pattern, text):
+        sizes = re.findall(r"f32\[([\d,]+)\]", shapes)
+        total = sum(4 * math.prod(map(int, size.split(","))) for size in sizes)
+        found[name] += total * (devices - 1) / (1 if name == "reduce-scatter" else devices)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"num_kv_heads": 2, "attention": AttentionConfig(form="blockwise")},
+        {"attention": DEEPSEEK, "qk_norm": False, "remat": "layer"},
+    ],
+    ids=["grouped heads, dealt out", "latent vectors, recomputed"],
+)
+def test_a_plan_counts_the_bytes_that_attention_sends(tiny, model):
+    layout = MeshConfig(data=1, context=4, model=2)
+    changes = {f"model.{name}": value for name, value in model.items()}
+    sizes = {"num_heads": 4, "num_layers": 1, "unroll": True, "dense_hidden_size": 8}
+    changes |= {f"model.{name}": value for name, value in sizes.items()}
+    changes |= {"model.moe": dataclasses.replace(tiny.model.moe, every=0), "mesh": layout}
+    config = changed(tiny, changes | {"data.sequence_length": N})
+    text = compile_tiny(config, device_mesh.make_mesh(layout)).as_text()
+    with jax.sharding.use_abstract_mesh(paper_mesh(layout, 8, "cpu")):
+        step = size_step(config, 257)
+        moved = list_moves(config, step, [])
+    planned = dict.fromkeys(("all-gather", "reduce-scatter", "all-to-all"), 0.0)
+    for move in moved:
+        planned[move.name] = planned.get(move.name, 0.0) + move.count * move.bytes
+    dealt = step.attention == "blockwise"
+    assert (planned["all-to-all"] > 0) == dealt
+    got = sent_by_attention(text, 4)
+    assert got == {name: planned[name] for name in got}
 
 
 # What does not fit.

@@ -39,10 +39,11 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     """
     model, N = config.model, config.positions
     data, expert, split = mesh["data"], mesh["expert"], mesh["model"]
-    spread = expert * split * (data if config.mesh.spreads else 1)
+    pieces = config.mesh.context
+    spread = expert * split * (data * pieces if config.mesh.spreads else 1)
     moments = 1 if config.optim.optimizer == "muon" else 2
     size = jnp.dtype(model.dtype).itemsize
-    attention = size * N * count_kept(model, N) if has_attention(model) else 0.0
+    attention = size * N * count_kept(model, N, pieces) if has_attention(model) else 0.0
     devices = data * expert
     batch = config.data.batch_size // config.optim.accumulate
     numbers = sum(parameters(model, vocab_size).values())
@@ -52,7 +53,7 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     gathered = size * numbers * (config.mesh.zero1 and not frozen)
     return Least(
         state=state / spread + gathered / (expert * split),
-        row=size * N * model.width + attention / split,
+        row=(size * N * model.width + attention / split) / pieces,
         rows={
             "--data.batch-size / --optim.accumulate": batch / devices,
             "--data.eval-batch-size": config.data.eval_batch_size / devices,
@@ -60,11 +61,13 @@ def find_least(config: Config, vocab_size: int, mesh: Mapping[str, int]) -> Leas
     )
 
 
-def count_kept(model: ModelConfig, N: int) -> int:
-    """Numbers that the gradient of one layer's attention needs of each of N positions."""
+def count_kept(model: ModelConfig, N: int, pieces: int) -> int:
+    """Numbers that the gradient of one layer's attention needs of each of N positions, where every
+    device has all keys and values.
+    """
     H, J = model.num_heads, model.key_value_heads
-    form, _ = choose_training_form(model, N)
-    each = (H + J) * (model.query_head_size + model.value_head_size)
+    form, _ = choose_training_form(model, N, pieces)
+    each = (H + pieces * J) * (model.query_head_size + model.value_head_size)
     return each + H * N * (form == "dense")
 
 

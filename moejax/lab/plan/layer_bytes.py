@@ -22,9 +22,10 @@ def attention_kept(config: Config, step: StepSizes) -> float:
     """
     model = config.model
     A, U = model.query_head_size, model.value_head_size
-    latent = (model.attention.kv_rank or 0) + (model.attention.query_rank or 0)
+    latent = step.pieces * (model.attention.kv_rank or 0) + (model.attention.query_rank or 0)
     gate = step.heads * U * model.attention.output_gate
-    numbers = step.heads * (A + U) + gate + step.kv_heads * (A + U) + latent + step.D
+    of_keys = step.pieces * step.kv_heads * (A + U)  # of all pieces
+    numbers = step.heads * (A + U) + gate + of_keys + latent + step.D
     return step.T * numbers * step.itemsize + score_bytes(step, step.itemsize)
 
 
@@ -37,9 +38,9 @@ def attention_workspace(config: Config, step: StepSizes) -> dict[str, float]:
     if step.attention == "dense":
         return {"attention scores": score_bytes(step, FLOAT) + score_bytes(step, step.itemsize)}
     A, U = config.model.query_head_size, config.model.value_head_size
-    of_keys = step.kv_heads * (A + U)
-    copies = (step.heads * (A + U) + of_keys) * step.itemsize
-    return {"attention blocks": step.N * (copies + (step.heads * A + of_keys) * FLOAT)}
+    of_keys, queries = step.kv_heads * (A + U), step.heads / step.pieces
+    copies = (queries * (A + U) + of_keys) * step.itemsize
+    return {"attention blocks": step.N * (copies + (queries * A + of_keys) * FLOAT)}
 
 
 def dispatch_bytes(config: Config, step: StepSizes) -> float:

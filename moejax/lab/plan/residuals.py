@@ -47,17 +47,25 @@ def block_residuals(config: Config, step: StepSizes, kind: LayerKind) -> float:
             model.attention, form="dense" if step.attention == "dense" else "blockwise"
         ),
     )
-    return trace_residuals(model, kind, step.T // step.N, step.N)
+    # Those of a row's sequence, of which a device has a piece.
+    pieces, length = step.pieces, step.N // step.pieces
+    rows = pieces * (step.T // length)
+    return trace_residuals(model, kind, rows, length, pieces) / pieces
 
 
 @functools.cache
-def trace_residuals(model: ModelConfig, kind: LayerKind, rows: int, length: int) -> float:
-    """``block_residuals`` of a layer of a model, for so many rows of a length."""
-    block = recompute(Block, model, True)(model, MeshConfig(), kind, True)
+def trace_residuals(
+    model: ModelConfig, kind: LayerKind, rows: int, length: int, pieces: int = 1
+) -> float:
+    """``block_residuals`` of a layer of a model, for so many rows of a length, which are ``pieces``
+    of sequences.
+    """
+    block = recompute(Block, model, True)(model, MeshConfig(context=pieces), kind, True)
     x_BND = jax.ShapeDtypeStruct((rows, length, model.width), jnp.dtype(model.dtype))
     ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
-    context = jax.eval_shape(lambda batch: make_context(model, batch, None, None)[0], batch)
+    look = functools.partial(make_context, pieces=pieces)
+    context = jax.eval_shape(lambda batch: look(model, batch, None, None)[0], batch)
     each = {"layer": jnp.int32(0)}
     each |= {name: jnp.int32(0) for name in settings_of_layers(model)}
     bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)

@@ -57,6 +57,7 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
         Product("attention", latent, whole=True, **heads),
         Product("attention", flops["attention"] - latent - outputs, **heads),
         Product("attention", outputs, half="attention", name="attention_output"),
+        Product("attention", count_expansions(config), **heads),
         Product("attention_scores", count_rule(config), half="attention"),
         *list_score_products(config, vocab_size),
         Product("dense_feed_forward", dense * (1 - last), **hidden),
@@ -68,6 +69,16 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
         Product("next_tokens", flops.get("next_tokens", 0), again=False, whole=True),
     ]
     return found + (list_routed_products(config, flops["experts"]) if moe.every else [])
+
+
+def count_expansions(config: Config) -> int:
+    """FLOPs for one token, forward, of making keys and values of latent vectors that come from the
+    other devices of the context axis, each of which does so.
+    """
+    model = config.model
+    heads = model.num_heads * (model.plain_head_size + model.value_head_size)
+    matrix = (model.attention.kv_rank or 0) * heads
+    return 2 * len(model.routed_blocks) * matrix * (config.mesh.context - 1)
 
 
 def list_score_products(config: Config, vocab_size: int) -> list[Product]:

@@ -66,6 +66,8 @@ class StepSizes:
     """Hidden width of an expert, the part of it on this device."""
     split: int
     """Number of devices on the model axis."""
+    pieces: int
+    """Number of devices on the context axis: those that share each sequence."""
     vocabulary: int
     """The part of the vocabulary on this device."""
     dispatch: Dispatch | Literal["none"]
@@ -99,6 +101,7 @@ def size_step(config: Config, vocab_size: int) -> StepSizes:
         slots=rows / config.mesh.chunks,
         hidden=moe.hidden_size / split,
         split=split,
+        pieces=config.mesh.context,
         vocabulary=vocab_size // (split if partition.find_vocabulary_axis(vocab_size) else 1),
         dispatch=dispatch,
         form=form,

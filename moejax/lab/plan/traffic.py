@@ -6,6 +6,7 @@ from moejax.config.config import Config
 from moejax.config.model import ModelConfig
 from moejax.lab.plan.device_parameters import Parameter
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes
+from moejax.models.attend.over_context import deals_queries
 from moejax.runtime import device_mesh
 
 
@@ -62,6 +63,7 @@ def exchange_bytes(config: Config, step: StepSizes, form: str) -> float:
 def list_moves(config: Config, step: StepSizes, parameters: list[Parameter]) -> list[Move]:
     """The collectives of a step on the mesh in use, without small ones."""
     found = _move_tokens(config, step) if device_mesh.expert_devices() > 1 else []
+    found += _gather_context(config, step) if step.pieces > 1 else []
     found += _move_parameters(config, step, parameters)
     found += _move_embeddings(config, step)
     return found + _add_up_over_model_axis(config, step)
@@ -88,6 +90,35 @@ def _move_tokens(config: Config, step: StepSizes) -> list[Move]:
         Move(name, said, count * routed * parts * config.mesh.chunks, each)
         for name, said, count in zip(COLLECTIVES_BY_FORM[step.form], what, times, strict=True)
     ]
+
+
+def _gather_context(config: Config, step: StepSizes) -> list[Move]:
+    """Keys and values of the other pieces of sequences, as attention keeps them, and their
+    gradients; and queries and outputs, where they are dealt out (``attend.over_context``). Where
+    attention is recomputed, it does this again, unless it keeps what it makes of what has come.
+    """
+    model, n, parts = config.model, step.pieces, config.optim.accumulate
+    layers, keep = len(model.routed_blocks) * parts, model.remat_keep
+    again = model.remat in ("layer", "offload", "attention")
+    twice = int(parts > 1)
+    numbers = step.kv_heads * (model.query_head_size + model.value_head_size)
+    gathers = 1 + again + twice
+    if model.is_latent:
+        numbers = (model.attention.kv_rank or 0) + model.rotary_size
+        gathers -= again and "queries_keys_values" in keep
+    each = step.T * (n - 1) * numbers * step.itemsize
+    found = [
+        Move("all-gather", "keys and values of other pieces", gathers * layers, each),
+        Move("reduce-scatter", "their gradients", layers, each),
+    ]
+    if not deals_queries(step.attention, step.N // n, n):
+        return found
+    widths = (("queries", model.query_head_size), ("what they find", model.value_head_size))
+    for what, width in widths:
+        each = step.T * (n - 1) / n * step.heads * width * step.itemsize
+        count = (2 + again + twice) * layers
+        found.append(Move("all-to-all", f"{what}, dealt out, and gradients", count, each))
+    return found
 
 
 def _move_parameters(config: Config, step: StepSizes, parameters: list[Parameter]) -> list[Move]:

@@ -15,7 +15,13 @@ from moejax.models.attend.case import describe
 from moejax.models.attend.choose_form import choose_form
 from moejax.models.attend.dense import attend_dense
 from moejax.models.attend.on_parts import attend_on_parts
-from moejax.models.attend.over_context import OF_HEADS, Kept, MakeHeads, attend_over_context
+from moejax.models.attend.over_context import (
+    OF_HEADS,
+    Kept,
+    MakeHeads,
+    attend_over_context,
+    deals_queries,
+)
 from moejax.models.attend.seen import Seen, make_mask
 from moejax.runtime import device_mesh
 from moejax.runtime.pieces import join_for_each
@@ -74,8 +80,7 @@ def attend_to_kept(
         return attend(q_BNHA, *make_all(kept, weights), seen, sink_H, scale, form)
     k_BMJA, v_BMJU = jax.eval_shape(make_all, kept, weights)
     chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
-    # Only what passes over blocks that nobody sees has less to do for the first piece.
-    deals = chosen != "dense" and q_BNHA.shape[1] % seen.pieces == 0
+    deals = deals_queries(chosen, q_BNHA.shape[1], seen.pieces)
     rest = (weights, make_heads, seen, sink_H, scale)
     attend_here = partial(attend, form=chosen)
     return attend_over_context(attend_here, q_BNHA, kept, *rest, lie=lie, deals=deals)

@@ -77,6 +77,13 @@ def attend_over_context(
     return mapped(q_BNHA, kept, weights, seen, sink_H)
 
 
+def deals_queries(form: str, positions: int, devices: int) -> bool:
+    """Whether queries are dealt out, under this form of attention, where a piece has so many
+    positions: only what passes over blocks that nobody sees has less to do for the first piece.
+    """
+    return form != "dense" and positions % devices == 0
+
+
 SHORTEST = 256
 """Positions of a strip at least, if a piece has enough: more strips share out packed documents more
 evenly, and blocks of queries, which are no longer, still lie in one."""

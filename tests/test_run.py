@@ -249,7 +249,7 @@ def test_another_mesh_and_form_go_on_with_the_same_losses(config, tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(environment, "StopSignals", StopAtStepSeven)
         quick(config)
-    layout = MeshConfig(data=2, expert=2, model=2, fsdp=True, expert_parallel="ragged")
+    layout = MeshConfig(context=2, expert=2, model=2, fsdp=True, expert_parallel="ragged")
     quick(dataclasses.replace(config, mesh=layout), sample_tokens=0)
     got, want = metrics(config.run.directory), metrics(alone.run.directory)
     for one, other in zip(got, want, strict=True):

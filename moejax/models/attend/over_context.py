@@ -10,8 +10,8 @@ Moved out of a device with T tokens, C devices on the axis: T (C - 1) times the 
 kept of a position, once for keys and values, and once for their gradients; and, where queries are
 dealt out, T (C - 1) / C times those of a query, and of an output, and likewise for their gradients.
 
-Letters: A: width of a head; C: devices of the axis; K: runs of strips in a piece; M: positions that
-are looked at; S: positions of a strip; U: width of a head's values.
+Letters: A: width of a head; C: devices of the axis; J: key/value heads; K: runs of strips in a
+piece; M: positions that are looked at; S: positions of a strip; U: width of a head's values.
 """
 
 from collections.abc import Callable

@@ -91,7 +91,7 @@ PLAIN_CASE |= {"fsdp": False, "dtype": "float32", "mesh": None}
 
 
 def make_grid(shape, devices=None):
-    layout = MeshConfig(**dict(zip(device_mesh.AXES, shape, strict=True)))
+    layout = MeshConfig(**dict(zip(("data", "expert", "model"), shape, strict=True)))
     return device_mesh.make_mesh(layout, (devices or jax.devices())[: math.prod(shape)])
 
 

@@ -1,4 +1,7 @@
-"""The gradient of a batch, whole or in parts."""
+"""The gradient of a batch, whole or in parts.
+
+Letters: Q: the model itself, and the modules that predict further tokens.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,6 +1,7 @@
 """The loss: cross-entropy and the auxiliary losses of the routers.
 
-Letters: M: positions that are looked at; P: modules that predict further tokens.
+Letters: M: positions that are looked at; P: modules that predict further tokens; Q: these and the
+model itself, which comes first.
 """
 
 from dataclasses import replace

@@ -51,6 +51,7 @@ REFUSED = {
         "--mesh.receive-factor must be greater than 0, not 0.0",
     ),
     "a number for a truth": (lambda: layout(fsdp=1), "--mesh.fsdp must be bool, not 1"),
+    "spread twice": (lambda: layout(fsdp=True, zero1=True), "take zero1 where all of them fit"),
     "parts of what XLA moves": (
         lambda: layout(chunks=2),
         "--mesh.chunks 2", "--mesh.expert-parallel all_to_all, ragged or all_gather, not auto",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -50,8 +51,8 @@ def list_products(config: Config, vocab_size: int) -> list[Product]:
     outputs += count_deltas(model) * model.delta_sizes.value_heads * model.delta_sizes.value_size
     outputs = min(2 * outputs * model.width, flops["attention"] - latent)
     last = 1 / len(matrices(model.activation))
-    heads = {"half": "attention", "name": "queries_keys_values"}
-    hidden = {"half": "experts", "name": "hidden"}
+    heads: dict[str, Any] = {"half": "attention", "name": "queries_keys_values"}
+    hidden: dict[str, Any] = {"half": "experts", "name": "hidden"}
     dense, shared = flops["dense_feed_forward"], flops["shared_experts"]
     found = [
         Product("attention", latent, whole=True, **heads),

@@ -4,6 +4,8 @@ Letters: A: width of a head; J: key/value heads; M: positions that are looked at
 queries; P: blocks of keys; U: width of a head's values; X: queries in a block; Y: keys in a block.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,22 +31,25 @@ def choose_training_form(model: ModelConfig, N: int, pieces: int = 1) -> tuple[A
     H, J = model.num_heads, model.key_value_heads
     A, U = model.query_head_size, model.value_head_size
     own = N // pieces
-    shapes = (1, own, H, A), (1, N, J, A), (1, N, J, U)
-    q_BNHA, k_BMJA, v_BMJU = (jax.ShapeDtypeStruct(s, jnp.dtype(model.dtype)) for s in shapes)
+
+    def shape(*sizes: int, dtype: str = model.dtype) -> Any:
+        return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
+
+    arrays = shape(1, own, H, A), shape(1, N, J, A), shape(1, N, J, U)
     seeing = set(model.attention_kinds) - {"delta"}
-    ids_BN, ids_BM = (jax.ShapeDtypeStruct((1, length), jnp.int32) for length in (own, N))
+    ids_BN, ids_BM = (shape(1, length, dtype="int32") for length in (own, N))
     seen = Seen(
         of_BN=ids_BN,
         at_BN=ids_BN,
         of_BM=ids_BM,
         at_BM=ids_BM,
         window=model.attention.window if "window" in seeing else None,
-        near=jax.ShapeDtypeStruct((), jnp.bool_) if len(seeing) > 1 else None,
+        near=shape(dtype="bool") if len(seeing) > 1 else None,
         causal=model.material.language,
         in_order=model.material.language and pieces == 1,
     )
-    sink_H = jax.ShapeDtypeStruct((H,), jnp.float32) if model.attention.sinks else None
-    return choose_form(model.attention.form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
+    sink_H = shape(H, dtype="float32") if model.attention.sinks else None
+    return choose_form(model.attention.form, describe(*arrays, seen, sink_H))
 
 
 def share_of_scores(model: ModelConfig, N: int) -> float:

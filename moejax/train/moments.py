@@ -16,7 +16,7 @@ GOLDEN, FIRST, SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 class Stored(NamedTuple):
     """The state of an optimizer whose moments are stored in bfloat16."""
 
-    count: jax.Array
+    step: jax.Array
     """Updates so far."""
     inner: optax.OptState
 
@@ -40,8 +40,8 @@ def store_moments(inner: optax.GradientTransformation) -> optax.GradientTransfor
         assert isinstance(state, Stored)
         exact = _change(lambda x, _: x.astype(jnp.float32), state.inner)
         updates, exact = inner.update(updates, exact, params)
-        stored = _change(lambda x, place: round_at_random(x, state.count, place), exact)
-        return updates, Stored(state.count + 1, stored)
+        stored = _change(lambda x, place: round_at_random(x, state.step, place), exact)
+        return updates, Stored(state.step + 1, stored)
 
     return optax.GradientTransformation(init, update)
 

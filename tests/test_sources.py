@@ -555,3 +555,67 @@ def test_one_flag_names_what_is_read():
         open_documents(both)
     with pytest.raises(ConfigError, match="names no data set: write tfds:lm1b, say"):
         open_documents(settings("tfds:"))
+
+
+@pytest.mark.parametrize("kind", ["lines zst", "parquet"])
+def test_batches_do_not_depend_on_processes_or_on_a_stop(tmp_path, kind):
+    config = settings(FORMATS[kind](tmp_path))
+    documents = open_documents(config).train
+
+    def read(rows=None, state=None, count=3):
+        stream = train_batches(documents, TOKENIZER, config, batch_size=4, rows=rows)
+        if state is not None:
+            stream.set_state(state)
+        found = [next(stream) for _ in range(count)]
+        state = stream.get_state()
+        stream.close()
+        return found, state
+
+    whole, _ = read()
+    parts = [read(rows=np.array(rows))[0] for rows in ((0, 1), (2, 3))]
+    first, state = read(count=1)
+    resumed = first + read(state=json.loads(json.dumps(state)), count=2)[0]
+    for number, batch in enumerate(whole):
+        for name in batch:
+            joined = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(joined, batch[name])
+            np.testing.assert_array_equal(resumed[number][name], batch[name])
+
+
+@pytest.mark.slow
+def test_a_run_of_packed_lines_goes_on_where_it_stopped(tmp_path, tiny):
+    """With tokens that are kept: the losses of a run that was never stopped."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from moejax.train.training import train
+
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "words": 1, "and": 2, ".": 3}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    given = write_lines(folder, zstandard.compress, ".zst")
+    losses = []
+    for directory, stops in (("whole", [4]), ("parts", [2, 4])):
+        for steps in stops:
+            changes = {
+                "data.train": given,
+                "data.skip_bad": True,
+                "data.tokenizer": str(tmp_path / "tokenizer.json"),
+                "run.directory": str(tmp_path / directory),
+                "run.steps": steps,
+                "optim.final_fraction": 1.0,  # a rate that does not depend on the steps
+                "optim.warmup_fraction": 0.0,
+                "run.log_every": 1,
+                "run.eval_every": 4,
+                "run.checkpoint_every": 2,
+                "run.sample_tokens": 0,
+            }
+            train(changed(tiny, changes), name="tiny", command="test")
+        lines = Path(tmp_path, directory, "metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        trained = [line for line in found if line["split"] == "train"]
+        assert all(line["bad_documents"] == 0 for line in trained)
+        losses.append([line["loss"] for line in trained])
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert len(list((tmp_path / "cache").glob("moejax/tokens/*/about.json"))) == 2

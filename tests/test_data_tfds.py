@@ -79,6 +79,17 @@ def test_shares_of_splits_and_other_fields(tmp_path):
     assert corpus.train[0] == b"title"
 
 
+def test_one_flag_names_a_data_set(tmp_path):
+    place = {"tfds_validation_split": "test", "directory": str(tmp_path)}
+    config = DataConfig(train="tfds:tiny_texts", field="title", **place)
+    corpus, same = open_documents(config), settings(tmp_path, tfds_text_field="title")
+    assert corpus.description == open_documents(same).description
+    assert corpus.train[0] == b"title" and len(corpus.validation) == 4
+    words = "^--data.train tfds:tiny_texts --data.field body: .*Its text fields are: text, title"
+    with pytest.raises(ConfigError, match=words):
+        open_documents(DataConfig(train="tfds:tiny_texts", field="body", **place))
+
+
 def test_a_split_may_be_a_text_to_evaluate_on(tmp_path):
     options = {"field": "text", "directory": str(tmp_path)}
     documents, about = open_text("tfds:tiny_texts", split="train[:50%]", **options)

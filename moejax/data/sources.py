@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from moejax.config.checks import check
 from moejax.config.data import TFDS, DataConfig, names_tfds
@@ -230,16 +231,12 @@ def _open_named_tfds(config: DataConfig) -> Corpus:
     assert isinstance(config.train, str)
     name = config.train.removeprefix(TFDS)
     check(bool(name), f"--data.train {config.train} names no data set: write tfds:lm1b, say.")
-    return _open_tfds(
-        replace(
-            config,
-            train=None,
-            validation=None,
-            source="tfds",
-            tfds_name=name,
-            tfds_text_field=config.field,
-        )
-    )
+    changes: dict[str, Any] = {"source": "tfds", "tfds_name": name, "tfds_text_field": config.field}
+    try:
+        return _open_tfds(replace(config, train=None, validation=None, **changes))
+    except ConfigError as error:
+        at = f"--data.train {config.train} --data.field {config.field}"
+        raise ConfigError(f"{at}: {error}") from error
 
 
 def _name_others(others: Sequence[str]) -> str:

@@ -109,8 +109,8 @@ def test_on_eight_devices_each_gets_its_own_experts_alone(fsdp, checkpoint):
 
 
 def test_the_host_never_has_more_than_the_experts_of_one_layer(tmp_path):
-    """Of a model of 25 MB in eight layers."""
-    sizes = {"hidden_size": 64, "intermediate_size": 512, "num_local_experts": 8}
+    """Of a model of 50 MB in eight layers."""
+    sizes = {"hidden_size": 64, "intermediate_size": 1024, "num_local_experts": 8}
     config = hf_models.CASES["mixtral"] | sizes | {"num_hidden_layers": 8}
     shapes = {"model.norm.weight": [64]}
     shapes |= {name: [64, 64] for name in ("model.embed_tokens.weight", "lm_head.weight")}
@@ -122,19 +122,19 @@ def test_the_host_never_has_more_than_the_experts_of_one_layer(tmp_path):
             shapes[f"{at}self_attn.{name}_proj.weight"] = [width, 64]
         shapes[f"{at}block_sparse_moe.gate.weight"] = [8, 64]
         for e in range(8):
-            for name, shape in (("w1", [512, 64]), ("w2", [64, 512]), ("w3", [512, 64])):
+            for name, shape in (("w1", [1024, 64]), ("w2", [64, 1024]), ("w3", [1024, 64])):
                 shapes[f"{at}block_sparse_moe.experts.{e}.{name}.weight"] = shape
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     hf_models.save_file(tensors, tmp_path / "model.safetensors")
-    assert sum(x.nbytes for x in tensors.values()) > 25e6
+    assert sum(x.nbytes for x in tensors.values()) > 50e6
     del tensors
     moejax.hf.load(tmp_path)  # compiles
     tracemalloc.start()
     model = moejax.hf.load(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    bank = 8 * 64 * 512 * 4
+    bank = 8 * 64 * 1024 * 4
     assert bank < peak < 3 * bank, (peak, bank)
     assert model.config.num_layers == 8
 

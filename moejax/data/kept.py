@@ -19,7 +19,8 @@ def find_kept(directory: str | None) -> Path:
     """The folder of what is kept: ``--data.directory``, or the user's own for such things."""
     if directory is not None:
         return Path(expand_home("--data.directory", directory))
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moejax"
+    place = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(place)) / "moejax"
 
 
 @contextlib.contextmanager

@@ -219,7 +219,7 @@ def test_a_window_is_nothing_to_a_model_of_such_layers_alone():
     config = replace(ALONE, attention=replace(ALONE.attention, window=8))
     assert settings_of_layers(config) == settings_of_layers(ALONE) == {}
     full = replace(TINY, attention=AttentionConfig(kinds=("delta", "window"), window=8))
-    assert settings_of_layers(full)["window"][1::2] == [8, 8]
+    assert tuple(full.windows[1::2]) == (8, 8)
 
 
 def test_heads_that_a_mesh_cannot_share_out_are_named():

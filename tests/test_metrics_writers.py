@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import time
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -109,6 +110,8 @@ def records(file):
     data, at, body = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + size > len(data):
+            return
         if kind:
             body += data[at + 7 : at + 7 + size]
         if kind in (1, 4):
@@ -137,7 +140,12 @@ def test_weights_and_biases_has_the_numbers_of_the_lines(wandb, monkeypatch, tmp
         monkeypatch.setattr(wandb, "init", again := StandIn())
         open_writers(config, run)
     (file,) = tmp_path.glob("wandb/offline-*/*.wandb")
-    found = {record.WhichOneof("record_type"): record for record in records(file)}
+    found = {}
+    for _ in range(100):  # a process of its own writes the file
+        found = {record.WhichOneof("record_type"): record for record in records(file)}
+        if {"run", "history"} <= set(found):
+            break
+        time.sleep(0.1)
     begun, line = found["run"].run, read_items(found["history"].history.item)
     (call,) = again.calls
     assert begun.project == call["project"] == "moe"

@@ -15,6 +15,7 @@ from moejax.lab.plan.cost_report import table, to_json
 from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
 from moejax.lab.plan.devices import DEVICES, paper_mesh
 from moejax.lab.plan.part_bytes import scored, touch_products
+from moejax.lab.plan.plan_sections import list_flops, list_memory
 from moejax.lab.plan.roofline import Roofline, Row, draw_up
 from moejax.lab.plan.roofline_chart import roofline_chart
 from moejax.lab.plan.roofline_section import list_roofline
@@ -85,6 +86,37 @@ def test_what_products_touch_is_what_matrices_have(tiny, kind):
     assert dense.of_tokens == step.T * widths["feed_forward"]
 
 
+def test_adapters_take_two_thirds_of_the_products_of_parameters_and_little_of_muon(tiny):
+    whole = changed(tiny, {"optim.optimizer": "muon", "run.init_from": "model"})
+    adapted = changed(whole, {"run.lora.rank": 1})
+    rows = [
+        {
+            row.part: row.flops
+            for row in draw_up(config, V, paper_mesh(config.mesh, 1, "v5e"), PEAK).rows
+        }
+        for config in (whole, adapted)
+    ]
+    share = {part: rows[1][part] / rows[0][part] for part in rows[0] if rows[0][part]}
+    kept = {part: share.pop(part) for part in ("attention_scores", "dispatch") if part in share}
+    assert set(kept.values()) == {1.0}
+    assert share.pop("optimizer") < 0.1
+    assert list(share.values()) == pytest.approx([2 / 3] * len(share))
+
+
+@pytest.mark.parametrize(("form", "kind"), [("splash", "v5p"), ("cudnn", "h100")])
+def test_a_kernel_is_planned_for_its_devices_from_anywhere(form, kind):
+    flags = ["--model.attention.form", form, "--model.dtype", "bfloat16"]
+    config = Path("configs/quickstart.py")
+    request = make_request(CostSettings(config=config, device=kind), flags)
+    assert [line for line in list_memory(request).lines if line.key == "attention_form"]
+    assert list_flops(request).lines and list_roofline(request)
+    other = make_request(
+        CostSettings(config=config, device="a100" if kind == "v5p" else "v4"), flags
+    )
+    with pytest.raises(ConfigError, match=f"{form} is for (tpu|cuda), but this runs on (cuda|tpu)"):
+        list_memory(other)
+
+
 def test_only_dense_attention_writes_scores(tiny):
     config = changed(tiny, {"data.sequence_length": 512, "model.moe.group_size": 512})
     grid = paper_mesh(config.mesh, 1, "v5e")
@@ -149,6 +181,7 @@ def test_a_plan_tells_and_draws_it(tmp_path):
     [
         (["--device", "cpu", "--chart", "a.svg"], "the peaks of --device cpu are not known"),
         (["--device", "v5e", "--chart", "missing/a.svg"], "missing/a.svg cannot be written"),
+        (["--chart", "a.png"], "--chart must end in .svg, not be a.png"),
     ],
 )
 def test_a_picture_that_cannot_be_is_refused(words, said, tmp_path, monkeypatch):
@@ -156,6 +189,12 @@ def test_a_picture_that_cannot_be_is_refused(words, said, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=said):
         run(["plan", "--config", config, *words])
+
+
+@pytest.mark.parametrize("flag", [["--optim.offload", "True"], ["--model.remat", "offload"]])
+def test_a_cpu_has_no_other_memory(flag):
+    with pytest.raises(ConfigError, match="the CPU has no other"):
+        make_request(CostSettings(config=Path("configs/quickstart.py"), device="cpu"), flag)
 
 
 def test_a_dense_model_has_one(tiny):

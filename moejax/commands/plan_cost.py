@@ -68,6 +68,10 @@ class CostSettings(ConfigFile):
             self.config is None or self.hf is None,
             "--config and --hf exclude each other: leave one out.",
         )
+        check(
+            self.chart is None or self.chart.suffix == ".svg",
+            f"--chart must end in .svg, not be {self.chart}.",
+        )
 
 
 def plan_cost(settings: CostSettings, flags: list[str]) -> None:
@@ -119,6 +123,7 @@ def make_request(settings: CostSettings, flags: list[str]) -> PlanRequest:
     size = model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     grid = paper_mesh(config.mesh, settings.devices, settings.device)
     device_fit.check_fits(config, grid)
+    device_fit.check_host(config, DEVICES[settings.device].platform)
     if settings.load is not None and not any(model.routed_layers):
         warnings.warn(
             f"--load {settings.load} has no effect with --model.moe.every 0, which makes every"

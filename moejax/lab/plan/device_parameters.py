@@ -1,7 +1,7 @@
 """The parameters that lie on one device, and what the optimizer keeps for them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from moejax.config.config import Config
+from moejax.models.adapters import adapter_shapes
 from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import find_stack
 from moejax.runtime import device_mesh, partition
@@ -35,14 +36,23 @@ class Parameter:
 
 
 def parameter_shapes(config: Config, vocab_size: int) -> dict:
-    """The shapes of a decoder's parameters, before a mesh cuts them."""
-    model = DecoderLM(config.model, vocab_size)
+    """The shapes of a decoder's parameters, before a mesh cuts them. They are the same in every
+    form of attention, so a kernel of devices that are not here does no harm.
+    """
+    attention = replace(config.model.attention, form="auto")
+    model = DecoderLM(replace(config.model, attention=attention), vocab_size)
     length = config.data.sequence_length
     tokens = jax.ShapeDtypeStruct((config.sequences_per_group, length), jnp.int32)
     batch = {"inputs": tokens, "segments": tokens, "positions": tokens}
     return jax.eval_shape(
         lambda key, b: model.init(key, b, True)["params"], jax.random.key(0), batch
     )
+
+
+def trained_shapes(config: Config, shapes: dict) -> dict:
+    """The shapes of what is trained, from those of all parameters: these, or the adapters."""
+    lora = config.run.lora
+    return shapes if lora.rank is None else adapter_shapes(shapes, lora)
 
 
 def local_parameters(

@@ -17,11 +17,12 @@ from moejax.lab.plan.device_parameters import (
     local_parameters,
     optimizer_bytes,
     parameter_shapes,
+    trained_shapes,
 )
 from moejax.lab.plan.layer_bytes import layer_workspace
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, size_step
-from moejax.models.adapters import adapter_shapes, find_weights
+from moejax.models.adapters import find_weights
 from moejax.models.decoder import make_cache
 from moejax.models.head_loss import chunk_size
 from moejax.models.used_types import cast_shapes
@@ -68,7 +69,7 @@ def plan_memory(config: Config, vocab_size: int, grid: AbstractMesh) -> Memory:
     parameters = local_parameters(config, shapes, grid, lora.rank is not None)
     trained, frozen = parameters, 0.0
     if lora.rank is not None:
-        trained = local_parameters(config, adapter_shapes(shapes, lora), grid)
+        trained = local_parameters(config, trained_shapes(config, shapes), grid)
         frozen = frozen_bytes(config, shapes, parameters)
     remat, B = config.model.remat, step.itemsize
     layers = [p for p in trained if p.layers]

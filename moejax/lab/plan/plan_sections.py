@@ -5,7 +5,11 @@ import numpy as np
 
 from moejax.lab.plan.advice import advise
 from moejax.lab.plan.dense_twins import dense_twins
-from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
+from moejax.lab.plan.device_parameters import (
+    local_parameters,
+    parameter_shapes,
+    trained_shapes,
+)
 from moejax.lab.plan.devices import DEVICES
 from moejax.lab.plan.expected_drops import WANTED, expected_drops, forecast_seats
 from moejax.lab.plan.explanations import MEMORY_REASONS, explain_flops, explain_parameters
@@ -73,7 +77,7 @@ def list_flops(request: PlanRequest) -> Section:
             "training: once forward, twice backward (gradients of both factors of a product)",
         )
     )
-    params = parameter_shapes(config, V)
+    params = trained_shapes(config, parameter_shapes(config, V))
     with jax.sharding.use_abstract_mesh(request.grid):
         step = part_flops(config, V)
         muon = muon_flops(params, config.optim)

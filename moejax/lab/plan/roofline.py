@@ -10,12 +10,15 @@ import jax
 from jax.sharding import AbstractMesh
 
 from moejax.config.config import Config
-from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
+from moejax.lab.plan.device_parameters import (
+    local_parameters,
+    parameter_shapes,
+    trained_shapes,
+)
 from moejax.lab.plan.part_bytes import part_bytes
 from moejax.lab.plan.step_flops import forward_part_flops, muon_flops, part_flops
 from moejax.lab.plan.step_sizes import size_step
 from moejax.lab.plan.traffic import list_moves
-from moejax.models.adapters import adapter_shapes
 from moejax.models.counts import cost
 from moejax.runtime.device_peaks import Peak
 
@@ -105,17 +108,15 @@ def draw_up(config: Config, vocab_size: int, grid: AbstractMesh, peak: Peak) -> 
     if dtype not in peak.flops:
         return None
     shapes, lora = parameter_shapes(config, vocab_size), config.run.lora
-    parameters = local_parameters(config, shapes, grid)
-    trained = parameters
-    if lora.rank is not None:
-        trained = local_parameters(config, adapter_shapes(shapes, lora), grid)
+    in_training = trained_shapes(config, shapes)
+    trained = local_parameters(config, in_training, grid)
     with jax.sharding.use_abstract_mesh(grid):
         step = size_step(config, vocab_size)
         flops, forward = part_flops(config, vocab_size), forward_part_flops(config, vocab_size)
         times = {part: flops[part] / forward[part] for part in flops}
         moved = part_bytes(config, step, trained, times)
         moves = list_moves(config, step, trained)
-        flops["optimizer"] = muon_flops(shapes, config.optim)
+        flops["optimizer"] = muon_flops(in_training, config.optim)
     rows = [
         Row(part, flops.get(part, 0.0), moved.get(part, 0.0), 0.0, peak, dtype)
         for part in dict.fromkeys([*flops, *moved])

@@ -20,6 +20,9 @@ from moejax.models.counts import (
 from moejax.moe.experts import matrices
 from moejax.runtime import device_mesh, partition
 
+ACTIVATIONS = ("attention_scores", "dispatch")
+"""Parts whose products have no parameter for a factor."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -169,9 +172,19 @@ def count_in_step(product: Product, config: Config) -> float:
     """FLOPs of a product in a step on one device of the mesh in use."""
     tokens = config.data.batch_size * config.data.sequence_length
     accumulates = config.optim.accumulate > 1
-    times = 1 + product.backward + is_again(product, config.model) + accumulates
+    backward = product.backward - is_frozen(product, config)
+    times = 1 + backward + is_again(product, config.model) + accumulates
     devices = device_mesh.token_devices() if product.whole else device_mesh.devices()
     return times * product.flops * tokens / devices
+
+
+def is_frozen(product: Product, config: Config) -> bool:
+    """Whether a factor of the product is a parameter that stays, so that it has no gradient. The
+    products of adapters themselves are few, and are not counted.
+    """
+    lora = config.run.lora
+    trained = product.part in ACTIVATIONS or (product.part == "routers" and lora.routers)
+    return lora.rank is not None and not trained
 
 
 def hidden_flops(config: Config, vocab_size: int) -> float:
@@ -210,14 +223,14 @@ def muon_flops(params: object, config: OptimConfig) -> float:
     """
 
     def count_flops(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
-        if config.choose_transform(path[-1].key) != "muon":
+        keys = [key.key for key in path]
+        if config.choose_transform(keys[-1]) != "muon":
             return 0.0
+        name = keys[-2] if keys[-1] in partition.ADAPTER else keys[-1]
         *stacked, rows, columns = leaf.shape
         m, n = sorted((rows, columns))
         devices = (
-            device_mesh.expert_devices()
-            if "expert" in partition.PARAMETERS.get(path[-1].key, ())
-            else 1
+            device_mesh.expert_devices() if "expert" in partition.PARAMETERS.get(name, ()) else 1
         )
         # X X^T, its square, and the product with X.
         return math.prod(stacked) / devices * config.muon_iterations * (4 * m * m * n + 2 * m**3)

@@ -30,6 +30,8 @@ Keepable = Literal[
     "expert_outputs",
 ]
 """What layers compute and may keep, by name."""
+Remat = Literal["none", "layer", "attention", "experts", "offload"]
+"""What the backward pass computes again; see ``ModelConfig.remat``."""
 MOST_LAYERS, MOST_HEAD_SIZE = 100_000, 2**20
 MOST_NEXT_TOKENS = 16
 
@@ -86,7 +88,7 @@ class ModelConfig:
     """Norms multiply by 1 plus their parameter, which begins at 0 (Gemma, Qwen3-Next)."""
     dtype: FloatType = "float32"
     """Type of activations and matrix products; parameters and routers are float32 always."""
-    remat: Literal["none", "layer", "attention", "experts", "offload"] = "none"
+    remat: Remat = "none"
     """What the backward pass computes again instead of keeping it: `layer`, all of a layer but its
     input and --model.remat-keep; `attention`, that or the memory in its place; `experts`, the
     feed-forward network, routed or not. `offload`: as `layer`, and what is kept waits in the host's

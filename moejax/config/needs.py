@@ -105,7 +105,7 @@ NEEDS: tuple[Need, ...] = (
             *_paths(
                 "model.attention",
                 "kv_rank query_rank rope_head_size value_head_size bias qk_norm_over sinks scale"
-                " rotary_size qk_norm_place output_gate"
+                " rotary_size qk_norm_place output_gate form"
                 " rotary_in window_rope_theta",
             ),
         ),

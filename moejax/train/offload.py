@@ -32,6 +32,6 @@ def fetch_moments(grads: dict, optimizer: optax.OptState) -> tuple[dict, optax.O
     return grads, put_moments(optimizer, jax.memory.Space.Device)
 
 
-def put_moments(optimizer: optax.OptState, space: jax.memory.Space) -> optax.OptState:
+def put_moments(optimizer: optax.OptState, space: Any) -> optax.OptState:
     """The state with its moments in another memory of the same devices."""
     return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, optimizer)

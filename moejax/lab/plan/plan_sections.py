@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from moejax.config.model import Remat
 from moejax.lab.plan.advice import advise
 from moejax.lab.plan.dense_twins import dense_twins
 from moejax.lab.plan.device_parameters import (
@@ -129,12 +130,13 @@ def list_memory(request: PlanRequest) -> Section:
     for name, size in found.host.items():
         key = name.replace(", ", "_").replace(" ", "_")
         lines.append(Line(key, (gigabytes(size),), size, "not in the device's memory"))
-    for remat, name in (
-        ("none", "saved_if_all_is_kept"),
-        ("attention", "saved_if_attention_is_recomputed"),
-        ("experts", "saved_if_feed_forward_networks_are_recomputed"),
-        ("layer", "saved_if_layers_are_recomputed"),
-    ):
+    policies: dict[str, Remat] = {
+        "saved_if_all_is_kept": "none",
+        "saved_if_attention_is_recomputed": "attention",
+        "saved_if_feed_forward_networks_are_recomputed": "experts",
+        "saved_if_layers_are_recomputed": "layer",
+    }
+    for name, remat in policies.items():
         size = saved_bytes(config, step, remat)
         why = (
             "what autodiff asks of the layers, as it says itself"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moejax.config.config import Config
 from moejax.config.mesh import MeshConfig
-from moejax.config.model import ModelConfig
+from moejax.config.model import ModelConfig, Remat
 from moejax.lab.plan.step_sizes import StepSizes
 from moejax.models.decoder import make_context
 from moejax.models.layer_runs import LayerKind, list_blocks
@@ -129,7 +129,7 @@ def kept_bytes(traced: jax.extend.core.Jaxpr, given: int) -> float:
     return float(sum(sizes.values()))
 
 
-def saved_bytes(config: Config, step: StepSizes, remat: str) -> float:
+def saved_bytes(config: Config, step: StepSizes, remat: Remat) -> float:
     """What all layers keep for the backward pass under a policy of recomputation: everything that
     autodiff needs, or only their inputs, or what lies between.
     """

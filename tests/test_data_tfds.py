@@ -85,7 +85,7 @@ def test_one_flag_names_a_data_set(tmp_path):
     corpus, same = open_documents(config), settings(tmp_path, tfds_text_field="title")
     assert corpus.description == open_documents(same).description
     assert corpus.train[0] == b"title" and len(corpus.validation) == 4
-    words = "^--data.train tfds:tiny_texts --data.field body: .*Its text fields are: text, title"
+    words = "^--data.train tfds:tiny_texts: --data.field body: .*Its text fields are: text, title"
     with pytest.raises(ConfigError, match=words):
         open_documents(DataConfig(train="tfds:tiny_texts", field="body", **place))
 
@@ -95,7 +95,7 @@ def test_a_split_may_be_a_text_to_evaluate_on(tmp_path):
     documents, about = open_text("tfds:tiny_texts", split="train[:50%]", **options)
     assert len(documents) == 20 and documents[0].startswith(b"text ")
     assert about == "TFDS tiny_texts, train[:50%]: 20 documents"
-    with pytest.raises(ConfigError, match="^--data tfds:tiny_texts --split dev .*has the splits"):
+    with pytest.raises(ConfigError, match="^--data tfds:tiny_texts: --split dev.*has the splits"):
         open_text("tfds:tiny_texts", split="dev", **options)
 
 

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import sys
@@ -336,6 +337,8 @@ def write(folder, **files):
         (folder / name.replace("__", ".")).write_bytes(data)
 
 
+OBJECTS = io.BytesIO()
+np.save(OBJECTS, np.array([None, "a"]), allow_pickle=True)
 GOOD = lines(["one", "two"])
 PARQUET = b"PAR1" + bytes(100)
 WRONG = {
@@ -370,6 +373,12 @@ WRONG = {
         r"what is in .*a\.jsonl\.gz is UTF-16: convert it",
     ),
     "blank": ({"a__jsonl": b" \n\n"}, "*", r"there is no document in .* \(1 file\)"),
+    "one empty": ({"a__jsonl": b""}, "*", r"the file of .* is empty"),
+    "objects": (
+        {"a__npy": OBJECTS.getvalue()},
+        "*",
+        r"a\.npy cannot be read as an array of numpy: .*[^.]\.$",
+    ),
     "empty": ({"a__jsonl": b"", "b__jsonl": b""}, "*", r"all 2 files of .* are empty"),
     "several kinds": (
         {"a__jsonl": GOOD, "b__txt": b"text"},
@@ -412,7 +421,7 @@ WRONG = {
     "Parquet cut off": ({"a__parquet": PARQUET}, "*", r"a\.parquet cannot be read as Parquet"),
     "Parquet packed": ({"a__parquet__gz": PARQUET}, "*", r"file of Parquet may not be: unpack it"),
     "no Arrow": ({"a__arrow": GOOD}, "*", r"a\.arrow cannot be read as Arrow"),
-    "no npy": ({"a__npy": GOOD}, "*", r"a\.npy cannot be read as an array of numpy"),
+    "no npy": ({"a__npy": GOOD}, "*", r"a\.npy is no array of numpy: it begins with b'"),
     "half a token": ({"a__bin": b"abc"}, "*", r"a\.bin has 3 bytes, which is no whole number"),
     "another tokenizer's": (
         {"a__bin": b"\1\0\1\1\1\1"},

@@ -92,8 +92,9 @@ def find_files(flag: str, given: str | tuple[str, ...], wanted: Wanted = TEXTS) 
                 found.setdefault(identity, file)
     files = sorted((file for file in found.values() if file.size), key=lambda file: file.path)
     check(bool(found), f"{flag}: {_describe_problems(others, len(others), wanted)}")
-    are = f"all {count_words(len(found), 'file')} of {join_given(given)} are empty"
-    check(bool(files), f"{flag}: {are}.")
+    every = "the file" if len(found) == 1 else f"all {len(found):,} files"
+    verb = "is" if len(found) == 1 else "are"
+    check(bool(files), f"{flag}: {every} of {join_given(given)} {verb} empty.")
     return FoundFiles(files=tuple(files), others=tuple(sorted(others)))
 
 

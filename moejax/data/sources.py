@@ -113,7 +113,13 @@ def open_text(
     try:
         documents, _ = open_tfds(config)
     except ConfigError as error:
-        raise ConfigError(f"--data {what} --split {split} --text-field {field}: {error}") from error
+        names = {
+            f"--data.tfds-name {name}": f"--data {what}",
+            "--data.tfds-validation-split": "--split",
+            "--data.tfds-train-split": "--split",
+            "--data.tfds-text-field": "--text-field",
+        }
+        raise ConfigError(_in_words_of(names, error)) from error
     return documents, f"TFDS {name}, {split}: {count_words(len(documents), 'document')}"
 
 
@@ -235,8 +241,22 @@ def _open_named_tfds(config: DataConfig) -> Corpus:
     try:
         return _open_tfds(replace(config, train=None, validation=None, **changes))
     except ConfigError as error:
-        at = f"--data.train {config.train} --data.field {config.field}"
-        raise ConfigError(f"{at}: {error}") from error
+        names = {
+            f"--data.tfds-name {name}": f"--data.train {config.train}",
+            "--data.tfds-text-field": "--data.field",
+        }
+        raise ConfigError(_in_words_of(names, error)) from error
+
+
+def _in_words_of(names: dict[str, str], error: ConfigError) -> str:
+    """What is wrong, by the flags that were written; ``names`` has them by those of the source,
+    first that of the data set.
+    """
+    said = str(error)
+    for name, written in names.items():
+        said = said.replace(name, written)
+    first = next(iter(names.values()))
+    return said if said.startswith(first) else f"{first}: {said}"
 
 
 def _name_others(others: Sequence[str]) -> str:

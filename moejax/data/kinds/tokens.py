@@ -70,10 +70,14 @@ def open_tokens(path: str, tokenizer: Tokenizer) -> TokenFile:
 
 
 def _open_npy(path: str) -> Stream:
+    begin = read_part(path, 0, 6)
+    check(begin == b"\x93NUMPY", f"{path} is no array of numpy: it begins with {begin!r}.")
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read as an array of numpy: {error}.") from error
+        raise ConfigError(
+            f"{path} cannot be read as an array of numpy: {str(error).rstrip('.')}."
+        ) from error
     shown = f"{tokens.dtype}{list(tokens.shape)}"
     check(
         tokens.ndim == 1 and tokens.dtype.kind in "iu",

@@ -19,6 +19,7 @@ from moejax.config import (
     ModelConfig,
     MoEConfig,
     OptimConfig,
+    changed,
 )
 from moejax.models.by_kind import build
 from moejax.models.classifier import patches
@@ -173,9 +174,13 @@ def moved(params):
     )
 
 
-@pytest.mark.parametrize("moe", [PRIORITY | {"eval_capacity_factor": 0.5}, SOFT], ids=["v", "soft"])
-def test_a_whole_transformer_equals_one_in_float64(moe, images):
-    config = classifier(**moe)
+@pytest.mark.parametrize(
+    ("moe", "form"),
+    [(PRIORITY | {"eval_capacity_factor": 0.5}, "auto"), (SOFT, "blockwise")],
+    ids=["v", "soft"],
+)
+def test_a_whole_transformer_equals_one_in_float64(moe, form, images):
+    config = changed(classifier(**moe), {"model.attention.form": form})
     model = build(config.model, V)
     params = jax.jit(moved)(drawn(model, config))
     run = jax.jit(lambda p, b: model.apply({"params": p}, b, False))

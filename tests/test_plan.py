@@ -15,7 +15,7 @@ from test_hf_counts import CARDS, DEEPSEEK_V3, MIXTRAL
 
 from moejax.commands import main as cli
 from moejax.commands.plan_cost import CostSettings, make_request
-from moejax.config import ConfigError, MeshConfig, load_config_file
+from moejax.config import ConfigError, MeshConfig, changed, load_config_file
 from moejax.config.errors import UserError
 from moejax.lab.plan.advice import advise_mesh, roomier_configs
 from moejax.lab.plan.cost_report import table, to_json
@@ -266,6 +266,14 @@ def test_what_does_not_fit_is_said_and_what_would():
     )
     there = paper_mesh(advised[0].mesh, advised[1], "v5e")
     assert plan_memory(advised[0], 32000, there).peak < 0.9 * DEVICES["v5e"].bytes
+
+
+def test_advice_is_flags_as_they_are_typed(tiny):
+    config = changed(load_config_file("configs/mixtral_8x7b.py"), {"mesh.data": 1})
+    grid = paper_mesh(config.mesh, 8, "v5e")
+    for text, _, devices in roomier_configs(config, grid):
+        assert " ".join(text.split()) == text
+        assert devices == 8 or "--mesh.data None" in text
 
 
 @pytest.mark.parametrize(

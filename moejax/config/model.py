@@ -126,9 +126,11 @@ class ModelConfig:
             f" --model.head-size, or --model.width / --model.num-heads.",
         )
         self._check_total()
+        form = self.attention.form if self.kind == "vit" else "auto"
         check(
-            self.material.language or self.attention == AttentionConfig(),
-            f"--model.attention.* is for texts: leave it as it is with --model.kind {self.kind}.",
+            self.material.language or self.attention == AttentionConfig(form=form),
+            f"--model.attention.* is for texts{', but for its form' * (self.kind == 'vit')}: leave"
+            f" it as it is with --model.kind {self.kind}.",
         )
         check(
             self.kind != "vit" or self.image.size % self.image.patch_size == 0,

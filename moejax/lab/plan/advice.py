@@ -162,10 +162,11 @@ def roomier_configs(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, C
         layouts[f"{last} --optim.moments bfloat16".strip()] = shorter
     experts = config.model.moe.num_experts
     devices = grid.size
+    free = "" if config.mesh.data is None else "--mesh.data None"  # as large as the devices ask
     while devices <= 4096:
         for flags, other in layouts.items():
             if flags or devices > grid.size:
-                at = f"--devices {devices} {flags}".strip() if devices > grid.size else flags
+                at = _join(f"--devices {devices}", free, flags) if devices > grid.size else flags
                 yield at, changed(other, {"mesh.data": None}), devices
         devices *= 2
         for expert in (2**i for i in range(1, 9)):
@@ -175,11 +176,12 @@ def roomier_configs(config: Config, grid: AbstractMesh) -> Iterator[tuple[str, C
                     other = changed(spread, {"mesh.expert": expert, "mesh.data": None})
                 except ConfigError:
                     continue
-                yield (
-                    f"--devices {devices} --mesh.expert {expert} {missing_memory_flags(config)}",
-                    other,
-                    devices,
-                )
+                at = f"--devices {devices} --mesh.expert {expert}"
+                yield _join(at, free, missing_memory_flags(config)), other, devices
+
+
+def _join(*flags: str) -> str:
+    return " ".join(one for one in flags if one)
 
 
 def missing_memory_flags(config: Config) -> str:

@@ -72,7 +72,8 @@ def _list_limit(request: PlanRequest, found: Roofline | None) -> Section:
             {"overlapped": best, "apart": apart if known else None},
             f"{short(found.model_flops)} FLOPs of the model on a device, over these times and"
             f" {short(row.peak.flops[row.dtype])} FLOP/s of {row.dtype} products"
-            f" ({row.peak.source})",
+            f" ({row.peak.source}); all scores of attention count, computed or not, so it may be"
+            f" more than 100%",
         ),
         Line("binds", (found.binds,), found.binds, "most of this time is of this limit"),
     ]

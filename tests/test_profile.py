@@ -153,6 +153,10 @@ def test_the_table_is_of_one_step_and_one_device():
     assert table["operations"][0]["runs_in_a_step"] == 1
     said = describe_operations(table)
     assert "steps 100 to 102" in said and said.count("\n") == 12
+    merged = "jit(step)/(gradient_norm/mul:jvp(Model)/moe/dot_general:jvp()/add)"
+    both = sum_up([Operation("all-reduce.1", "all-reduce", merged, 0.1, 1)], 1, range(1, 2))
+    assert both["operations"][0]["source"] == "jit(step)/gradient_norm/mul and 2 more"
+    assert "all-reduce.1 (gradient_norm/mul and 2 more)" in describe_operations(both)
     nothing = sum_up([], devices=0, steps=range(5, 6))
     assert "5 to 5 has no operations" in describe_operations(nothing)
 

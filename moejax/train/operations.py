@@ -38,7 +38,7 @@ def sum_up(found: list[Operation], devices: int, steps: range) -> dict[str, Any]
                 "name": one.name,
                 "part": part,
                 "kind": one.kind,
-                "source": one.source,
+                "source": take_first(one.source),
                 "milliseconds": 1e3 * one.seconds / runs,
                 "share": one.seconds / all_seconds,
                 "runs_in_a_step": one.count / max(1, devices) / runs,
@@ -56,6 +56,17 @@ def sum_up(found: list[Operation], devices: int, steps: range) -> dict[str, Any]
         },
         "operations": rows[:MOST],
     }
+
+
+def take_first(source: str) -> str:
+    """The path of an operation; of several that a compiler has made one, ``jit(step)/(a:b:c)``, the
+    first path, and how many more there are.
+    """
+    before, opened, paths = source.partition("/(")
+    if not opened or ":" not in paths:
+        return source
+    first, *others = paths.removesuffix(")").split(":")
+    return f"{before}/{first} and {len(others)} more"
 
 
 def describe_operations(table: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from moejax.commands import main as cli
 from moejax.commands.plan_cost import CostSettings, make_request
 from moejax.config import ConfigError, MeshConfig, changed, load_config_file
 from moejax.config.errors import UserError
-from moejax.lab.plan.advice import advise_mesh, roomier_configs
+from moejax.lab.plan.advice import advise_capacity, advise_mesh, roomier_configs
 from moejax.lab.plan.cost_report import table, to_json
 from moejax.lab.plan.dense_twins import dense_twins
 from moejax.lab.plan.device_parameters import local_parameters, parameter_shapes
@@ -268,7 +268,14 @@ def test_what_does_not_fit_is_said_and_what_would():
     assert plan_memory(advised[0], 32000, there).peak < 0.9 * DEVICES["v5e"].bytes
 
 
-def test_advice_is_flags_as_they_are_typed(tiny):
+def test_groups_of_one_token_have_room_whatever_the_factor(tiny):
+    config = changed(tiny, {"model.moe.group_size": 1})
+    shares_LE = np.full((config.model.num_layers, config.model.moe.num_experts), 0.25)
+    said = advise_capacity(config, paper_mesh(config.mesh, 1, "v5e"), shares_LE)
+    assert said.startswith("--model.moe.group-size 1: ") and "nothing is dropped" in said
+
+
+def test_advice_is_flags_as_they_are_typed():
     config = changed(load_config_file("configs/mixtral_8x7b.py"), {"mesh.data": 1})
     grid = paper_mesh(config.mesh, 8, "v5e")
     for text, _, devices in roomier_configs(config, grid):

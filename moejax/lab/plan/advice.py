@@ -80,6 +80,11 @@ def advise_expert_parallel(config: Config, vocab_size: int) -> str:
 def advise_capacity(config: Config, grid: AbstractMesh, share_LE: np.ndarray) -> str:
     """The smallest capacity factor that drops few choices."""
     moe = config.model.moe
+    if moe.group_size == 1:
+        return (
+            "--model.moe.group-size 1: each expert has a slot for each token, so nothing is"
+            " dropped, whatever the capacity factor."
+        )
     seat = forecast_seats(config.model, count_slots(config), share_LE, moe.group_size)
     advised = f"--model.moe.capacity-factor {seat.least_factor:.2f} is the smallest that drops less"
     with jax.sharding.use_abstract_mesh(grid):

@@ -14,6 +14,7 @@ from moejax.models.context import Context
 from moejax.models.head import Head
 from moejax.models.layers import run_layers
 from moejax.models.norm import make_norm
+from moejax.models.replay import check_replays
 from moejax.moe.balance import Routed
 from moejax.moe.lying import multiply
 from moejax.moe.parameters import weight
@@ -47,6 +48,8 @@ class ImageClassifier(nn.Module):
     ) -> tuple[list[jax.Array], Head, Routed | None]:
         """What the head reads, ``x_B1D``; the head; and what routers say."""
         config, D, V = self.config, self.config.width, self.vocab_size
+        if "routes" in batch:
+            check_replays(config)
         dtype = jnp.dtype(config.dtype)
         x_BNX = patches(batch["images"], config.patch_side).astype(jnp.float32) / 127.5 - 1
         N, X = x_BNX.shape[1:]

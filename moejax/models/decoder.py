@@ -22,6 +22,7 @@ from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
 from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import make_norm
+from moejax.models.replay import take_routes
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying
@@ -46,9 +47,10 @@ class DecoderLM(nn.Module):
     """``batch -> (logits_BNV, routed)``.
 
     ``batch`` has ``inputs``, ``segments`` and ``positions``, all int32 [B, N]; segment 0 is
-    padding, and the positions of another lie one behind another. Logits are float32. ``routed`` is
-    None for a dense model. ``training`` chooses the capacity factor, and lets routers draw from the
-    random stream ``router`` if there is one.
+    padding, and the positions of another lie one behind another. It may have ``routes``, which the
+    layers then take in the place of their routers' choices (``models.replay``). Logits are float32.
+    ``routed`` is None for a dense model. ``training`` chooses the capacity factor, and lets routers
+    draw from the random stream ``router`` if there is one.
     ``bias_LE`` is the selection bias of the routed layers, by default none. ``layout`` says how the
     model lies on the mesh in use. ``place_LER`` says where experts stand in parameters made by
     ``inference.replicate``, for inference.
@@ -117,13 +119,15 @@ class DecoderLM(nn.Module):
             x_BND *= config.embedding_scale
         context, cache = make_context(config, batch, cache, reach, self.layout.context)
         embedded_BND, given = x_BND, {name: x for name, x in own.items() if x is not None}
+        routes_LBNK = take_routes(config, batch)
+        of_layers = given if routes_LBNK is None else given | {"routes_BNK": routes_LBNK}
         x_BND, routed, layers = run_layers(
             config,
             self.layout,
             x_BND,
             context,
             training=training,
-            own=given,
+            own=of_layers,
             caches=[] if cache is None else cache.layers,
             params=None if self.is_initializing() else self.variables["params"],
             in_place=in_place or cache is not None,

@@ -12,7 +12,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"\battention_scores\b", "attention_scores"),
     (r"\b(attention|delta)/", "attention"),
     (r"_norm\b|\._norm_", "norms"),
-    (r"\bmoe/(.*/)?shared/", "shared_experts"),
+    (r"\bmoe(\.run)?/(.*/)?shared/", "shared_experts"),
     (r"moe\._experts/(.*/)?feed_forward\b", "experts"),
     (r"moe\._experts/.*->", "dispatch"),
     (r"moe\._experts/(.*/)?(dot_general|ragged_dot\w*|pallas_call|t?gmm)\b", "experts"),

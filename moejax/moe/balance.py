@@ -66,6 +66,8 @@ class Routed:
     stats: RouterStats
     chosen_LBNE: jax.Array
     """Which experts each token asked for (bool)."""
+    expert_LBNK: jax.Array | None = None
+    """The same in the order of choice (int32, -1 for no expert), where tokens choose."""
 
 
 def join_routed(one: Routed | None, other: Routed | None) -> Routed | None:

@@ -23,8 +23,9 @@ from moejax.moe.lying import Lying, as_type
 from moejax.moe.parallel import by_rows
 from moejax.moe.parallel.on_each_device import run_on_each_device
 from moejax.moe.parallel.replicas import choose_places
-from moejax.moe.parameters import Matrix, matrix, weight, zeros
+from moejax.moe.parameters import matrix, weight, zeros
 from moejax.moe.quantised import is_quantised
+from moejax.moe.scores import add_noise, multiply_exactly, normalise, zero_bad_tokens
 from moejax.moe.trained_bank import train_bank
 from moejax.moe.travel import Travel
 from moejax.routing import contract
@@ -62,6 +63,9 @@ class MoELayer(nn.Module):
     that some routers look at. In training, routers that draw do so from the stream ``router``.
     ``layout`` says how tokens meet experts on other devices of the mesh in use.
 
+    ``routes_BNK`` are recorded choices, taken in the place of the router's own; ``run`` gives what
+    was chosen, ``expert_BNK``. Both are int32, -1 for no expert, in the order of choice, which is
+    the order in which slots are given out.
     In training, ``stacked`` is where the numbers of the bank's parameters lie, if it is given.
     At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.list_places``) says
     in which places of the bank's parameters, then [P, ...], each expert stands.
@@ -71,8 +75,15 @@ class MoELayer(nn.Module):
     activation: str
     layout: MeshConfig = MeshConfig()
 
-    @nn.compact
     def __call__(
+        self, x_BND: jax.Array, real_BN: jax.Array, *, training: bool, **own: Any
+    ) -> tuple[jax.Array, balance.RouterStats, jax.Array]:
+        """``(y_BND, stats, chosen_BNE)``; ``own`` are the further arguments of ``run``."""
+        y_BND, stats, chosen_BNE, _ = self.run(x_BND, real_BN, training=training, **own)
+        return y_BND, stats, chosen_BNE
+
+    @nn.compact
+    def run(
         self,
         x_BND: jax.Array,
         real_BN: jax.Array,
@@ -80,9 +91,11 @@ class MoELayer(nn.Module):
         training: bool,
         bias_E: jax.Array | None = None,
         token_BN: jax.Array | None = None,
+        routes_BNK: jax.Array | None = None,
         place_ER: jax.Array | None = None,
         stacked: dict[str, Lying] | None = None,
-    ) -> tuple[jax.Array, balance.RouterStats, jax.Array]:
+    ) -> tuple[jax.Array, balance.RouterStats, jax.Array, jax.Array | None]:
+        """What a call gives, and ``expert_BNK``, which is None where tokens do not choose."""
         moe, router = self.config, self.config.built_router
         if place_ER is not None and (training or router.experts_choose or router.slots):
             raise ValueError("replicas of experts are for inference, where tokens choose experts.")
@@ -93,14 +106,10 @@ class MoELayer(nn.Module):
         finite_BN = jnp.isfinite(x_BND).all(-1)
         x_BND = jnp.where((real_BN & finite_BN)[..., None], x_BND, 0)
         x_GSD = x_BND.reshape(-1, S, D)
-        fixed = not training and not router.experts_choose
-        factor = moe.eval_capacity_factor if fixed else moe.capacity_factor
-        slots = capacity(S, moe.top_k, moe.num_choices, factor)
-        draws = training and self.has_rng("router")
+        slots = self._count_slots(training)
         keys: jax.Array | list[None] = [None] * 3
-        if draws:
+        if training and self.has_rng("router"):
             keys = jax.random.split(self.make_rng("router"), 3)
-
         scores = self._score(x_GSD, slots, keys[0], rows)
         scores, bad_GS = zero_bad_tokens(checkpoint_name(scores, "router_logits"))
         real_GS, bad_GS = real_BN.reshape(-1, S), bad_GS | ~finite_BN.reshape(-1, S)
@@ -114,11 +123,12 @@ class MoELayer(nn.Module):
             bias_E=bias_E,
             token_GS=None if token_BN is None else token_BN.reshape(-1, S),
             rows=rows,
+            replayed_GSK=self._replay(routes_BNK),
         )
         choice = router.choose(inputs)
-        dropout = None
-        if keys[2] is not None and moe.expert_dropout:
-            dropout = Dropout(moe.expert_dropout, keys[2])
+        dropout, key = None, keys[2]
+        if key is not None and moe.expert_dropout:
+            dropout = Dropout(moe.expert_dropout, key)
         y_GSD, seated_GSE = self._experts(choice, x_GSD, inputs, place_ER, stacked, dropout)
         if moe.num_choices > E:
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
@@ -129,7 +139,27 @@ class MoELayer(nn.Module):
         if moe.shared_experts:
             y_BND += self._shared(x_BND)
         chosen_GSE = contract.asked(choice, inputs.real_GS) > 0
-        return y_BND, stats, chosen_GSE.reshape(B, N, -1)
+        expert_GSK = contract.in_order(choice, inputs.real_GS)
+        expert_BNK = None if expert_GSK is None else expert_GSK.reshape(B, N, -1)
+        return y_BND, stats, chosen_GSE.reshape(B, N, -1), expert_BNK
+
+    def _count_slots(self, training: bool) -> int:
+        """Slots of an expert in a group."""
+        moe = self.config
+        fixed = not training and not moe.built_router.experts_choose
+        factor = moe.eval_capacity_factor if fixed else moe.capacity_factor
+        return capacity(moe.group_size, moe.top_k, moe.num_choices, factor)
+
+    def _replay(self, routes_BNK: jax.Array | None) -> jax.Array | None:
+        """Recorded choices as the router takes them: a number of no expert is no expert."""
+        moe = self.config
+        if routes_BNK is None:
+            return None
+        if not moe.built_router.replays:
+            raise ValueError(f"the router {moe.router} cannot replay choices.")
+        known_BNK = (routes_BNK >= 0) & (routes_BNK < moe.num_choices)
+        replayed_BNK = jnp.where(known_BNK, routes_BNK.astype(jnp.int32), -1)
+        return replayed_BNK.reshape(-1, moe.group_size, moe.top_k)
 
     def _stats(
         self,
@@ -265,46 +295,3 @@ def fit_route(bank: dict[str, Any], travel: Travel, dtype: jnp.dtype) -> dict[st
         return w if is_quantised(w) else w.astype(dtype)
 
     return jax.tree.map(fit, bank, is_leaf=is_quantised)
-
-
-def multiply_exactly(x: jax.Array, w: Matrix) -> jax.Array:
-    """A float32 product in full precision: else bfloat16 passes on TPU, TF32 on GPU."""
-    return jnp.matmul(x, jnp.asarray(w), precision=jax.lax.Precision.HIGHEST)
-
-
-def normalise(x: jax.Array, axis: int) -> jax.Array:
-    """``x`` over its Euclidean norm."""
-    return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-12)
-
-
-def add_noise(x_GSD: jax.Array, moe: MoEConfig, key: jax.Array | None, rows: Rows) -> jax.Array:
-    """The router's input with the noise that training adds to it.
-
-    Fedus et al. 2021, section 2.4 and appendix C: jitter multiplies by a uniform number in
-    [1 - e, 1 + e]; router dropout zeroes numbers, as their input dropout.
-    """
-    if key is None:
-        return x_GSD
-    jitter_key, dropout_key = jax.random.split(key)
-    if moe.router_jitter:
-        low, high = 1 - moe.router_jitter, 1 + moe.router_jitter
-        jitter = partial(jax.random.uniform, minval=low, maxval=high)
-        x_GSD *= rows.draw(jitter, jitter_key, x_GSD.shape)
-    if moe.router_dropout:
-        x_GSD = Dropout(moe.router_dropout, dropout_key, rows)(x_GSD)
-    return x_GSD
-
-
-def zero_bad_tokens(
-    scores: dict[str, jax.Array],
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Set the scores [G, S, ...] of tokens that have one which is not finite to 0; and which tokens
-    those are, ``bad_GS``.
-    """
-    bad = sum(~jnp.isfinite(x).all(range(2, x.ndim)) for x in scores.values())
-    bad_GS = jnp.asarray(bad) > 0
-    clean = {
-        name: jnp.where(bad_GS.reshape(*bad_GS.shape, *[1] * (x.ndim - 2)), 0, x)
-        for name, x in scores.items()
-    }
-    return clean, bad_GS

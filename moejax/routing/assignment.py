@@ -28,11 +28,12 @@ def base(inputs: RouterInput, rule: BaseRule) -> TokenChoice:
     """
     score_GSE = jax.nn.sigmoid(inputs.logits_GSE)
     preference_GSE = jax.lax.stop_gradient(inputs.logits_GSE)
-    if inputs.training:
+    if inputs.training and inputs.replayed_GSK is None:
         expert_GS = balanced_assignment(preference_GSE, inputs.real_GS, rule)
         one_hot_GSE = expert_GS[..., None] == jnp.arange(score_GSE.shape[-1])
         preference_GSE = one_hot_GSE.astype(jnp.float32)
-    return choose_by(preference_GSE, score_GSE, 1, TokenChoiceRule(score="sigmoid"))
+    rule_of_weights = TokenChoiceRule(score="sigmoid")
+    return choose_by(preference_GSE, score_GSE, 1, rule_of_weights, inputs.replayed_GSK)
 
 
 def balanced_assignment(score_GSE: jax.Array, real_GS: jax.Array, rule: BaseRule) -> jax.Array:
@@ -130,9 +131,12 @@ def sinkhorn(inputs: RouterInput, rule: SinkhornRule) -> TokenChoice:
     """
     probability_GSE = jax.nn.softmax(inputs.logits_GSE)
     preference_GSE = jax.lax.stop_gradient(inputs.logits_GSE)
-    if inputs.training:
+    if inputs.training and inputs.replayed_GSK is None:
         preference_GSE = balanced_log_plan(preference_GSE, inputs.real_GS, rule.iterations)
-    return choose_by(preference_GSE, probability_GSE, inputs.top_k, TokenChoiceRule())
+    rule_of_weights = TokenChoiceRule()
+    return choose_by(
+        preference_GSE, probability_GSE, inputs.top_k, rule_of_weights, inputs.replayed_GSK
+    )
 
 
 def balanced_log_plan(logits_GSE: jax.Array, real_GS: jax.Array, iterations: int) -> jax.Array:

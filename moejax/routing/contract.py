@@ -57,6 +57,9 @@ class RouterInput:
     """Ids of the tokens (int32), where the model has such."""
     rows: Rows = Rows()
     """Random numbers are drawn by ``rows.draw``."""
+    replayed_GSK: jax.Array | None = None
+    """Recorded choices, to be taken in the place of the router's own (int32), -1 for no expert
+    (routers that say ``replays``). Weights and statistics are those of the logits, as always."""
 
 
 @jax.tree_util.register_dataclass
@@ -131,6 +134,15 @@ def asked(choice: Choice, real_GS: jax.Array) -> jax.Array:
     else:
         asked_GSE = jax.lax.stop_gradient(choice.dispatch_GSEC.sum(-1))
     return jnp.where(real_GS[..., None], asked_GSE, 0.0)
+
+
+def in_order(choice: Choice, real_GS: jax.Array) -> jax.Array | None:
+    """The experts of each token in the order of choice, ``expert_GSK`` (int32), -1 for none and at
+    padding; None where tokens do not choose.
+    """
+    if not isinstance(choice, TokenChoice):
+        return None
+    return jnp.where(real_GS[..., None], choice.expert_GSK, -1)
 
 
 def weight(choice: Choice, real_GS: jax.Array) -> jax.Array:

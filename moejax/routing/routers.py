@@ -51,6 +51,8 @@ class Router:
     """Fills every slot, so that the capacity factor is part of the model."""
     needs_tokens: bool = False
     """Looks at token ids."""
+    replays: bool = False
+    """Takes recorded choices (``RouterInput.replayed_GSK``) in the place of its own."""
 
     def choose(self, inputs: RouterInput) -> Choice:
         """Route one batch of groups."""
@@ -94,6 +96,7 @@ def _tokens_choose(paper: str, **rule: Any) -> Router:
         paper=paper,
         rule=TokenChoiceRule(**{k: v for k, v in rule.items() if k in own}),
         selection_bias=True,
+        replays=True,
         **{k: v for k, v in rule.items() if k not in own},
     )
 
@@ -165,6 +168,7 @@ ROUTERS: dict[str, Router] = {
         rule=BaseRule(),
         causal=False,
         decoding="evaluation and generation take each token's best expert, which is causal",
+        replays=True,
         top_k=1,
     ),
     "sinkhorn": Router(
@@ -173,6 +177,7 @@ ROUTERS: dict[str, Router] = {
         rule=SinkhornRule(),
         causal=False,
         decoding="evaluation and generation take each token's best experts, which is causal",
+        replays=True,
     ),
     "hash": Router(
         function=baselines.hash_of_token,

@@ -58,13 +58,15 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
     # Scores of very confident routers are equal in float32 where logits are not.
     by_logits = inputs.bias_E is None and rule.kept_expert_groups is None
     wanted_GSE = logits_GSE if by_logits else preference(score_GSE, inputs.bias_E, rule)
-    choice = choose_by(wanted_GSE, score_GSE, K, rule)
+    replayed_GSK = inputs.replayed_GSK
+    choice = choose_by(wanted_GSE, score_GSE, K, rule, replayed_GSK)
     if inputs.bias_E is not None:
         choice = replace(choice, unbiased_GSK=pick(score_GSE, K))
     if rule.noise == "learned" and inputs.key is not None:
-        load_GSE = smooth_load(inputs, logits_GSE, choice.expert_GSK)
+        own_GSK = choice.expert_GSK if replayed_GSK is None else pick(wanted_GSE, K)
+        load_GSE = smooth_load(inputs, logits_GSE, own_GSK)
         choice = replace(choice, smooth_load_GSE=load_GSE)
-    if rule.random_second and inputs.key is not None and K > 1:
+    if rule.random_second and inputs.key is not None and K > 1 and replayed_GSK is None:
         # Lepikhin et al. 2020, Algorithm 1, line 18. Without a key, in evaluation, all stay.
         shape = choice.weight_GSK.shape
         coin_GSK = inputs.rows.draw(jax.random.uniform, second_key, shape)
@@ -74,10 +76,16 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
 
 
 def choose_by(
-    preference_GSE: jax.Array, score_GSE: jax.Array, top_k: int, rule: TokenChoiceRule
+    preference_GSE: jax.Array,
+    score_GSE: jax.Array,
+    top_k: int,
+    rule: TokenChoiceRule,
+    replayed_GSK: jax.Array | None = None,
 ) -> TokenChoice:
-    """Choose by one array and weigh by another, as ``rule`` says."""
-    expert_GSK = pick(preference_GSE, top_k)
+    """Choose by one array and weigh by another, as ``rule`` says; or weigh what was chosen before
+    (``RouterInput.replayed_GSK``: Ma et al. 2025, section 4, "rollout routing replay").
+    """
+    expert_GSK = pick(preference_GSE, top_k) if replayed_GSK is None else replayed_GSK
     # A masked sum, not a gather: its gradient is a product, not a scatter.
     weight_GSK = jnp.stack([at(score_GSE, expert_GSK[..., k]) for k in range(top_k)], axis=-1)
     if rule.renormalise:

@@ -9,7 +9,7 @@ import numpy as np
 
 from moejax.config.errors import UserError
 from moejax.lab.bench.programs import Problem, dense_arms, full_precision, routed_arms
-from moejax.moe.layer import multiply_exactly
+from moejax.moe.scores import multiply_exactly
 
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
 """The largest allowed difference from our layer in float32, divided by its largest value."""

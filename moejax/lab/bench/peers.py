@@ -28,7 +28,7 @@ from moejax.lab.bench.programs import (
 )
 from moejax.lab.bench.shape import LayerShape
 from moejax.lab.bench.timing import Times, TimingSettings, interleave, main_clock
-from moejax.moe.layer import multiply_exactly
+from moejax.moe.scores import multiply_exactly
 
 MOST_COPIED_BYTES = 1e9
 """An implementation that copies more bytes of weights than this is left out."""

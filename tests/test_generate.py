@@ -1,6 +1,7 @@
 """Text generation: what the cache, the batch, the mesh and the shapes must not change."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from moejax.inference.prompts import SLOTS, pad_prompts, round_up
 from moejax.inference.replicate import replicate
 from moejax.inference.sampling import Sampling, draw
 from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.replay import record_routes
 from moejax.moe.parallel.placement import place
 from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.runtime import device_mesh, partition
@@ -333,6 +335,30 @@ def test_replicas_of_experts_change_no_text(params, one):
     many = jax.device_put(many, partition.tree_shardings(grid, many))
     there = generator(TINY, many, 8, layout=layout, place_LER=jnp.asarray(place_LER))
     assert ids_of(there) == ids_of(one)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), pytest.param((2, 4), marks=pytest.mark.slow)])
+def test_recorded_routes_are_those_of_the_whole_text(mesh, one, params):
+    """The tokens of prompts included; where a text ends early, all its tokens were read."""
+    ends = frozenset({ids_of(one)[0][5]})
+    layout = MeshConfig(data=mesh[0], expert=mesh[1])
+    devices = {"layout": layout, "devices": mesh[0] * mesh[1]}
+    there = generator(TINY, params, window=24, ends=ends, record_routes=True, **devices)
+    done = there.generate(PROMPTS, Sampling(tokens=12, temperature=0))
+    texts = joined(PROMPTS, [one.ids for one in done.continuations])
+    assert {one.ended for one in done.continuations} == {"end", "length"}
+    token_BN, segment_BN = np.zeros((2, len(texts), 24), np.int32)
+    for row, text in enumerate(texts):
+        token_BN[row, : len(text)], segment_BN[row, : len(text)] = text, 1
+    batch = {"inputs": token_BN, "segments": segment_BN, "positions": np.arange(24) * segment_BN}
+    model = DecoderLM(inference_config(TINY), V)
+    want_BNLK = np.array(jax.jit(partial(record_routes, model))(params, BIAS_LE, batch))
+    for text, continuation, got, want in zip(
+        texts, done.continuations, done.routes, want_BNLK, strict=True
+    ):
+        if continuation.ended == "length":
+            want[len(text) - 1] = -1  # of which nothing came
+        np.testing.assert_array_equal(got, want[: len(text)])
 
 
 def test_bfloat16_generates_what_its_own_logits_say(params):

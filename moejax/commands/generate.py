@@ -17,6 +17,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.json_files import read_bounded
 from moejax.config.needs import Need
 from moejax.config.paths import expand_home
+from moejax.data.route_files import Recording, write_recording
 from moejax.inference.generation import Generated, Generator
 from moejax.inference.inference_config import check_can_generate
 from moejax.inference.open_model import OpenModel
@@ -24,6 +25,7 @@ from moejax.inference.replicate import check_devices, replicate
 from moejax.inference.sampling import Sampling
 from moejax.moe.parallel.placement_file import read_placement
 from moejax.runtime.number_words import duration
+from moejax.runtime.writing import writing_to
 
 MOST_PROMPT_BYTES = 2**28
 """Of a file of prompts."""
@@ -55,6 +57,10 @@ class GenerateSettings(ModelSettings):
     and all lie where the plan says. The texts stay the same. --mesh.expert must be the number of
     devices of the plan."""
 
+    record_routes: Path | None = None
+    """A file (safetensors) for the experts that each token chose in each layer, those of prompts
+    included, so that training can replay them: see the guide on routes."""
+
     NEEDS: ClassVar[tuple[Need, ...]] = (
         *ModelSettings.NEEDS,
         Need(
@@ -72,6 +78,13 @@ class GenerateSettings(ModelSettings):
             bool(self.prompt) or self.prompt_file is not None,
             "there is no prompt: give --prompt TEXT, or --prompt-file FILE.",
         )
+        if self.record_routes is not None:
+            folder = self.record_routes.parent
+            check(folder.is_dir(), f"--record-routes {self.record_routes}: there is no {folder}.")
+            check(
+                not self.record_routes.is_dir(),
+                f"--record-routes {self.record_routes} is a folder: name a file.",
+            )
 
 
 def generate(settings: GenerateSettings) -> None:
@@ -94,6 +107,7 @@ def generate(settings: GenerateSettings) -> None:
         ends=model.ends,
         window=settings.window or model.context,
         cache=settings.cache,
+        record_routes=settings.record_routes is not None,
     )
     ids = [model.begin(prompt, settings.special_tokens) for prompt in prompts]
     generator.check_prompts(ids)
@@ -105,11 +119,32 @@ def generate(settings: GenerateSettings) -> None:
 
     show(0, prompts[0])
     done = generator.generate(ids, settings.sampling, batch_size=settings.batch_size, on_text=show)
+    write_routes(settings.record_routes, model, ids, done)
     if settings.json:
         print(json.dumps(texts_json(model, prompts, done), indent=2), flush=True)
     else:
         print("" if streams else "\n".join(write_headers(prompts, done)), flush=True)
     print(describe_speed(done), file=sys.stderr, flush=True)
+
+
+def write_routes(
+    file: Path | None, model: OpenModel, ids: list[np.ndarray], done: Generated
+) -> None:
+    """Write the routes of the texts after prompts ``ids`` to ``file``, if they were recorded."""
+    if file is None or done.routes is None:
+        return
+    texts = [one.ids for one in done.continuations]
+    moe = model.config.moe
+    layers = [i for i, routed in enumerate(model.config.routed_layers) if routed]
+    known = {"router": moe.router, "experts": moe.num_choices, "layers": layers}
+    recording = Recording(
+        tokens=[np.concatenate(both).astype(np.int32) for both in zip(ids, texts, strict=True)],
+        routes=done.routes,
+        prompt_lengths=[len(prompt) for prompt in ids],
+        settings={"model": model.description, **{name: str(x) for name, x in known.items()}},
+    )
+    with writing_to("--record-routes FILE"):
+        write_recording(file, recording)
 
 
 def place_experts(file: Path, model: OpenModel, mesh: Mesh) -> tuple[dict, np.ndarray]:

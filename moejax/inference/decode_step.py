@@ -27,17 +27,20 @@ def make_step(
     mesh: Mesh,
     window: int | None = None,
     kind: CacheType | None = None,
+    record: bool = False,
 ) -> Any:
     """``(weights, cache, token_BN, segment_BN, position_BN, draws) -> (cache, token_B1,
     position_B1)``, jitted: the cache with the tokens in it, written in place, the token after the
     last of them, and its position. N is 1 in a decode step, and the length of the prompts before.
+    With ``record``, it gives the routes of the tokens that it reads, too: ``routes_BNLK``.
     """
     model = DecoderLM(inference_config(config), vocab_size, inference_layout(layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")
+    plain = [everywhere] * (3 if record else 2)
     return jax.jit(
-        partial(_extend, model, window),
+        partial(_extend, model, window, "decode_and_record" if record else "decode"),
         donate_argnums=1,
-        out_shardings=(cache_shardings(config, mesh, kind), everywhere, everywhere),
+        out_shardings=(cache_shardings(config, mesh, kind), *plain),
     )
 
 
@@ -62,13 +65,14 @@ def cache_shardings(config: ModelConfig, mesh: Mesh, kind: CacheType | None = No
 def _extend(
     model: DecoderLM,
     window: int | None,
+    method: str,
     weights: Weights,
     cache: KVCache,
     token_BN: jax.Array,
     segment_BN: jax.Array,
     position_BN: jax.Array,
     draws: Draws,
-) -> tuple[KVCache, jax.Array, jax.Array]:
+) -> tuple[KVCache, *tuple[jax.Array, ...]]:
     params, bias_LE, place_LER = weights
     params = lie(params)
     batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
@@ -79,9 +83,9 @@ def _extend(
         bias_LE,
         place_LER,
         window,
-        method="decode",
+        method=method,
     )
-    logits_B1V, written = found
+    logits_B1V, written, *routes = found
     next_B = position_BN[:, -1] + 1
     token_B = draw(logits_B1V[:, 0], make_keys(draws, next_B), draws)
-    return written, token_B[:, None], next_B[:, None]
+    return written, token_B[:, None], next_B[:, None], *routes

@@ -25,8 +25,10 @@ from moejax.inference.inference_config import check_can_generate
 from moejax.inference.prompts import check_prompts, pad_prompts, round_up
 from moejax.inference.sampling import Sampling, make_draws
 from moejax.inference.stopwatch import Stopwatch
+from moejax.inference.text_routes import TextRoutes
 from moejax.models.kv_cache import CacheType
 from moejax.models.layer_runs import leave_out_next_tokens
+from moejax.models.replay import check_replays
 from moejax.moe.lying import hold
 from moejax.runtime import device_mesh, partition
 
@@ -40,6 +42,8 @@ class Generated:
     """Until there were two tokens in each row: compilation, and reading the prompts."""
     tokens_per_second: float | None
     """Of all rows together, from then on; None if there were no more."""
+    routes: list[np.ndarray] | None = None
+    """Where they are recorded, those of each text: see ``inference.text_routes``."""
 
 
 class Generator:
@@ -54,8 +58,9 @@ class Generator:
     goes on beyond N, and what left the window is still felt through the layers. Prompts may not be
     longer than the window. ``place_LER`` goes with parameters that have replicas
     (``inference.replicate``). ``cache`` is the type of keys and values that are kept, by default
-    that of the activations. On several processes, all call it alike. Raises ``ConfigError`` for a
-    router that cannot generate.
+    that of the activations. With ``record_routes``, which experts each token chose is given with
+    the texts. On several processes, all call it alike. Raises ``ConfigError`` for a router that
+    cannot generate, and one whose routes cannot be recorded.
     """
 
     def __init__(
@@ -71,8 +76,11 @@ class Generator:
         window: int | None = None,
         place_LER: jax.Array | None = None,
         cache: CacheType | None = None,
+        record_routes: bool = False,
     ) -> None:
         check_can_generate(config)
+        if record_routes:
+            check_replays(config)
         check(window is None or window > 0, f"--window must be greater than 0, not {window}.")
         # What predicts further tokens is not asked while text is generated.
         config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
@@ -82,7 +90,8 @@ class Generator:
             self._weights = (hold(params), bias_LE, place_LER)
         self._ends, self._window, self._attention = ends, window, config.attention
         self._empty_cache = make_empty_cache(config, mesh, cache)
-        self._run = make_step(config, self._vocab_size, layout, mesh, window, cache)
+        self._records = record_routes
+        self._run = make_step(config, self._vocab_size, layout, mesh, window, cache, record_routes)
 
     def generate(
         self,
@@ -109,6 +118,7 @@ class Generator:
             read = round_up(max(map(len, prompts)))
             slots = round_up(read + sampling.tokens - 1)
             texts: list[GrowingText] = []
+            routes: list[np.ndarray] = []
             clock = Stopwatch()
             for first in range(0, len(prompts), rows):
                 batch = [
@@ -118,12 +128,15 @@ class Generator:
                     for number, prompt in enumerate(prompts[first : first + rows], first)
                 ]
                 clock.begin()
-                self._continue(batch, first, (rows, read, slots), sampling, clock)
+                log = TextRoutes(batch, read)
+                self._continue(batch, first, (rows, read, slots), sampling, clock, log)
                 texts += batch
+                routes += log.finish() if self._records else []
         return Generated(
             continuations=[text.continuation() for text in texts],
             first_seconds=clock.first_seconds,
             tokens_per_second=clock.tokens / clock.seconds if clock.tokens else None,
+            routes=routes if self._records else None,
         )
 
     def check_prompts(self, prompts: Sequence[np.ndarray]) -> None:
@@ -137,9 +150,11 @@ class Generator:
         sizes: tuple[int, int, int],
         sampling: Sampling,
         clock: Stopwatch,
+        log: TextRoutes,
     ) -> None:
         """Continue texts until all have ended. ``first`` is the number of the first prompt;
-        ``sizes`` are rows, slots that are read at once, and slots of the cache.
+        ``sizes`` are rows, slots that are read at once, and slots of the cache. ``log`` gets the
+        routes, if there are any.
         """
         rows, read, slots = sizes
         everywhere = partition.activation_sharding(self._mesh, "everywhere")
@@ -149,7 +164,8 @@ class Generator:
         draws = jax.device_put(draws, everywhere)  # once: it takes as long as a small step
         batch = pad_prompts([text.prompt for text in texts], rows, read)
         cache = self._empty_cache(rows, slots)
-        cache, token_B1, position_B1 = self._run(self._weights, cache, *batch, draws)
+        cache, token_B1, position_B1, *routes = self._run(self._weights, cache, *batch, draws)
+        log.add_prompts(routes)
         going_on: list[int] = []
         while True:
             new_B1 = np.asarray(token_B1)
@@ -163,6 +179,7 @@ class Generator:
                 going_on = still
                 segment_B1 = np.isin(np.arange(rows), still).astype(np.int32)[:, None]
                 segment_B1 = jax.device_put(segment_B1, everywhere)
-            cache, token_B1, position_B1 = self._run(
+            cache, token_B1, position_B1, *routes = self._run(
                 self._weights, cache, token_B1, segment_B1, position_B1, draws
             )
+            log.add(routes, still)

@@ -56,6 +56,11 @@ class GrowingText:
         if self._stream.stopped:
             self.ended = "stop"
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of what came after it so far."""
+        return len(self.prompt) + len(self._ids)
+
     def _give(self, piece: str) -> None:
         if piece:
             self._pieces.append(piece)

@@ -22,7 +22,7 @@ from moejax.models.layer_runs import cut_layers
 from moejax.models.layers import run_layers
 from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import make_norm
-from moejax.models.replay import take_routes
+from moejax.models.replay import order_routes, take_routes
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying
@@ -95,10 +95,32 @@ class DecoderLM(nn.Module):
         and the cache with the batch in it. Positions see what the cache has of their segment, but
         of no layer more than the last ``reach`` positions, themselves included.
         """
+        return self._extend(batch, cache, bias_LE, place_LER, reach)[:2]
+
+    def decode_and_record(
+        self,
+        batch: dict[str, jax.Array],
+        cache: KVCache,
+        bias_LE: jax.Array | None = None,
+        place_LER: jax.Array | None = None,
+        reach: int | None = None,
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """What ``decode`` gives, and the routes of the batch, ``routes_BNLK``."""
+        logits_B1V, written, routed = self._extend(batch, cache, bias_LE, place_LER, reach)
+        return logits_B1V, written, order_routes(routed)
+
+    def _extend(
+        self,
+        batch: dict[str, jax.Array],
+        cache: KVCache,
+        bias_LE: jax.Array | None,
+        place_LER: jax.Array | None,
+        reach: int | None,
+    ) -> tuple[jax.Array, KVCache, Routed | None]:
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        (x_B1D,), head, _, written = self._run(batch, False, own, cache, reach)
+        (x_B1D,), head, routed, written = self._run(batch, False, own, cache, reach)
         assert written is not None  # as a cache was given
-        return head.read(x_B1D), written
+        return head.read(x_B1D), written, routed
 
     @nn.compact
     def _run(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
+from moejax.moe.balance import Routed
 
 
 def record_routes(
@@ -33,12 +34,13 @@ def record_routes(
     check_replays(model.config)
     training, rngs = key is not None, {} if key is None else {"router": key}
     _, routed = model.apply({"params": params}, batch, training, bias_LE, rngs=rngs)
-    return order_routes(routed.expert_LBNK[: sum(model.config.routed_layers)])
+    return order_routes(routed)
 
 
-def order_routes(expert_LBNK: jax.Array) -> jax.Array:
-    """The routes of a batch, from what the layers say."""
-    return jnp.moveaxis(expert_LBNK, 0, 2)
+def order_routes(routed: Routed | None) -> jax.Array:
+    """The routes of a batch, ``routes_BNLK``, from what the layers of a model say."""
+    assert routed is not None and routed.expert_LBNK is not None  # as ``check_replays`` demands
+    return jnp.moveaxis(routed.expert_LBNK, 0, 2)
 
 
 def take_routes(config: ModelConfig, batch: dict[str, jax.Array]) -> jax.Array | None:

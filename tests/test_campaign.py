@@ -20,7 +20,7 @@ import pytest
 from campaign import Launcher, digest, must, read_page, wait_for
 from safetensors.numpy import save_file
 
-from moejax.data.tokenizer import make_byte_tokenizer_files
+from moejax.data.byte_tokenizer import make_byte_tokenizer_files
 
 pytestmark = pytest.mark.slow
 

@@ -27,7 +27,8 @@ from moejax.config import (
     load_config_file,
 )
 from moejax.config.errors import RunError, UserError
-from moejax.data.tokenizer import ByteTokenizer, load_tokenizer, make_byte_tokenizer_files
+from moejax.data.byte_tokenizer import ByteTokenizer, make_byte_tokenizer_files
+from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.reading import Pretrained
 from moejax.inference.opening import open_model
 from moejax.runs.stored_arrays import list_arrays

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import moejax.hf
 from moejax.commands.main import run
 from moejax.config import ConfigError, ModelConfig, MoEConfig
-from moejax.data.tokenizer import make_byte_tokenizer_files
+from moejax.data.byte_tokenizer import make_byte_tokenizer_files
 from moejax.hf.reading import make_batch
 from moejax.inference.prune import choose_kept, count_kept, prune
 from moejax.lab.saliency import Measure, score_experts

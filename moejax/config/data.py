@@ -37,6 +37,14 @@ class DataConfig:
     skip_bad: bool = False
     """Leave out documents that cannot be read, count them, and go on; by default the first one ends
     the run before it begins."""
+    chat_template: str | None = None
+    """Read what `train` names as conversations, and learn what the assistant says in them: `auto`
+    writes them by the model's own chat template, which lies beside the tokenizer; `chatml`,
+    `llama3` and `plain` are others; or a file with one. `field` is then where the messages are; by
+    default `messages`, `conversations`, or `prompt` and `completion`."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """What becomes of a conversation longer than `sequence_length`: its end is left out, or all of
+    it."""
     source: Literal["stdlib", "tfds", "files", "digits"] = "stdlib"
     """What is read if `train` names nothing. `stdlib`: the Python standard library of this
     interpreter. `tfds`: a data set of TensorFlow Datasets by name, of text or of labelled images.
@@ -91,7 +99,7 @@ class DataConfig:
         at = "data"
         make_tuples(self, *GIVEN)
         check_types(at, self)
-        check_paths(at, self, "directory", *GIVEN, "tokenizer", "field")
+        check_paths(at, self, "directory", *GIVEN, "tokenizer", "field", "chat_template")
         check_sizes(at, self, "sequence_length", "batch_size", "eval_batch_size")
         check_positive(at, self, "shuffle_window", "shards", "prefetch")
         check(
@@ -104,6 +112,11 @@ class DataConfig:
             f"--data.validation-percent must lie between 0 and 100, not {self.validation_percent}.",
         )
         check(
+            self.chat_template is None or self.train is not None and not self._reads_tfds,
+            f"--data.chat-template {self.chat_template} reads conversations from files: name them"
+            f" by --data.train 'chats/*.jsonl'.",
+        )
+        check(
             self.source != "tfds" or self.train is not None or bool(self.tfds_name),
             "--data.source tfds needs --data.tfds-name, such as lm1b, or mnist for images.",
         )
@@ -112,6 +125,10 @@ class DataConfig:
             "--data.source files needs --data.files: a file, a folder, or a glob such as"
             " 'books/**/*.txt'.",
         )
+
+    @property
+    def _reads_tfds(self) -> bool:
+        return any(given and names_tfds(given) for given in (self.train, self.validation))
 
 
 def names_tfds(given: str | tuple[str, ...]) -> bool:

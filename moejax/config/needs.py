@@ -380,6 +380,18 @@ NEEDS: tuple[Need, ...] = (
         "give --data.train 'corpus/*.jsonl', say, too",
     ),
     Need(
+        ("data.too_long",),
+        lambda c: c.data.chat_template is not None,
+        "texts, which are cut into pieces",
+        "give --data.chat-template auto, too",
+    ),
+    Need(
+        ("data.token_cache",),
+        lambda c: c.data.chat_template is None,
+        "--data.chat-template, as the tokens of conversations are always kept",
+        "",
+    ),
+    Need(
         ("data.token_cache",),
         lambda c: c.data.tokenizer != "bytes",
         "--data.tokenizer bytes, whose tokens are the text",

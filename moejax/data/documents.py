@@ -15,8 +15,20 @@ class Encoded(NamedTuple):
     """The bytes that each stands for, int32 [n]."""
 
 
-Document = bytes | np.ndarray | Encoded
-"""Raw text, ids of tokens (int32 [n]) that were made of it earlier, or what a tokenizer says of it.
+class Conversation(NamedTuple):
+    """The tokens of a conversation, all of them: it begins and ends as its template says."""
+
+    ids: np.ndarray
+    """int32 [n]."""
+    target_bytes: np.ndarray
+    """The bytes of text that each stands for, int32 [n]; 0 for control tokens."""
+    spoken: np.ndarray
+    """Which are the assistant's, int32 [n] of 0 and 1: these are learned."""
+
+
+Document = bytes | np.ndarray | Encoded | Conversation
+"""Raw text, ids of tokens (int32 [n]) that were made of it earlier, what a tokenizer says of it, or
+the tokens of a conversation.
 """
 
 

@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from moejax.data.documents import Document, Documents, Encoded, find_path
+import numpy as np
+
+from moejax.data.documents import Conversation, Document, Documents, find_path
 from moejax.data.text_files import find_cut_of_text
 
 
@@ -76,7 +78,7 @@ class Cut:
     def __getitem__(self, index: int) -> Document:
         number, at = self._cuts[index]
         document = self._documents[number]
-        assert not isinstance(document, Encoded)  # which is made of what was cut
+        assert isinstance(document, bytes | np.ndarray)  # others are made of what was cut
         return document[:at] if self._side == "train" else document[at:]
 
     def path(self, index: int) -> str | None:
@@ -90,6 +92,8 @@ def hold_out(documents: Documents, percent: float) -> tuple[Documents, Documents
         train = Side(documents, percent, held_out=False)
         if len(train):
             return train, Side(documents, percent, held_out=True), ""
+    if isinstance(documents[0], Conversation):
+        return None  # half of one has no end
     cuts, lengths = [], []
     for i in range(len(documents)):
         document = documents[i]

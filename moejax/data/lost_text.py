@@ -4,8 +4,9 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+from moejax.data.characters import split_characters
 from moejax.data.documents import Document, Documents
-from moejax.data.tokenizer import Tokenizer, encode_document, split_characters
+from moejax.data.tokenizer import Tokenizer, encode_document
 
 
 class LostText:

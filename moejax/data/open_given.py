@@ -46,6 +46,10 @@ class Given:
     """Documents that were left out."""
     bad: str | None = None
     """What is wrong with the first of them."""
+    long_count: int = 0
+    """Conversations that are too long ..."""
+    gone_count: int = 0
+    """... and those of them that are left out."""
 
 
 def open_given(
@@ -65,7 +69,7 @@ def open_given(
         bool(files),
         f"every file of {flag} {words} is among what is held out: nothing is left to train on.",
     )
-    if kind == TEXT and not any(map(_is_packed, files)):
+    if options.chat is None and kind == TEXT and not any(map(_is_packed, files)):
         documents: Documents = TextFiles([file.path for file in files])
         size = sum(file.size for file in files)
         return Given(documents=documents, files=files, others=found.others, size=size)
@@ -84,6 +88,8 @@ def open_given(
         size=sum(one.size for one in opened),
         bad_count=sum(one.bad_count for one in opened),
         bad=bad,
+        long_count=sum(getattr(one, "long_count", 0) for one in opened),
+        gone_count=sum(getattr(one, "gone_count", 0) for one in opened),
     )
 
 

@@ -11,6 +11,10 @@ A batch is a dict of int32 arrays [B, N]:
 ``segments``             0 for padding, 1, 2, ... for the pieces packed into a row
 ``positions``            position within the piece
 ``bytes``                bytes of text that the target stands for; 0 for beginnings, ends, padding
+``counted``              of conversations: 1 for targets that are learned, the assistant's; others 0
+
+A conversation has its beginning and its end in its template: its inputs are all its tokens but the
+last, its targets all but the first. ``bytes`` of targets that are not learned are 0.
 """
 
 import itertools
@@ -30,7 +34,7 @@ from moejax.data.batches import (
     split_rows_by_stream,
 )
 from moejax.data.check_tokens import check_some_tokens
-from moejax.data.documents import Document, Documents
+from moejax.data.documents import Conversation, Document, Documents
 from moejax.data.lost_text import LostText
 from moejax.data.tokenizer import Tokenizer, encode_document
 
@@ -44,6 +48,8 @@ class Piece(NamedTuple):
     tokens: np.ndarray
     """One more than the targets: the inputs are all but the last, the targets all but the first."""
     target_bytes: np.ndarray
+    counted: np.ndarray | None = None
+    """Which targets are learned, int32 of 0 and 1; None: all."""
 
 
 class Pieces(Sequence[Piece]):
@@ -51,12 +57,18 @@ class Pieces(Sequence[Piece]):
 
     def __init__(self, document: Document, tokenizer: Tokenizer, length: int) -> None:
         ids, counts = encode_document(document, tokenizer)
-        before, end = tokenizer.edges.before_document, tokenizer.edges.end
         self.ids = ids
-        self.before = len(before)
-        """Tokens before the text; the first of them is no target."""
-        self._tokens = np.concatenate([before, ids, [end]]).astype(np.int32)
-        self._target_bytes = np.pad(counts, (self.before - 1, 1))
+        self.before = 0
+        """Tokens before the text; the first of all is no target."""
+        self._counted = None
+        if isinstance(document, Conversation):
+            self._tokens, self._counted = ids, document.spoken[1:]
+            self._target_bytes = counts[1:] * self._counted
+        else:
+            before, end = tokenizer.edges.before_document, tokenizer.edges.end
+            self.before = len(before)
+            self._tokens = np.concatenate([before, ids, [end]]).astype(np.int32)
+            self._target_bytes = np.pad(counts, (self.before - 1, 1))
         self._length = length
         # A document without tokens has nothing to predict.
         self._count = -(-len(self._target_bytes) // length) if len(ids) else 0
@@ -66,7 +78,8 @@ class Pieces(Sequence[Piece]):
 
     def __getitem__(self, index: int) -> Piece:  # type: ignore[override] # never a slice
         start, stop = index * self._length, (index + 1) * self._length
-        return Piece(self._tokens[start : stop + 1], self._target_bytes[start:stop])
+        counted = None if self._counted is None else self._counted[start:stop]
+        return Piece(self._tokens[start : stop + 1], self._target_bytes[start:stop], counted)
 
 
 class _CutDocuments(grain.experimental.FlatMapTransform):
@@ -86,22 +99,28 @@ class _CutDocuments(grain.experimental.FlatMapTransform):
 
 def _stack_columns(piece: Piece) -> dict[str, np.ndarray]:
     """Inputs, targets and bytes side by side: one array packs faster than three."""
-    columns = np.empty((len(piece.target_bytes), 3), np.int32)
+    count = 3 if piece.counted is None else 4
+    columns = np.empty((len(piece.target_bytes), count), np.int32)
     columns[:, 0] = piece.tokens[:-1]
     columns[:, 1] = piece.tokens[1:]
     columns[:, 2] = piece.target_bytes
+    if piece.counted is not None:
+        columns[:, 3] = piece.counted
     return {"piece": columns}
 
 
 def _make_batch(rows: dict[str, np.ndarray]) -> Batch:
     """Packed rows, stacked, to the named arrays of a batch."""
-    inputs, targets, target_bytes = np.ascontiguousarray(np.moveaxis(rows["piece"], -1, 0))
+    inputs, targets, target_bytes, *counted = np.ascontiguousarray(
+        np.moveaxis(rows["piece"], -1, 0)
+    )
     return {
         "inputs": inputs,
         "targets": targets,
         "segments": rows["piece_segment_ids"],
         "positions": rows["piece_positions"],
         "bytes": target_bytes,
+        **({"counted": counted[0]} if counted else {}),
     }
 
 
@@ -156,6 +175,8 @@ def train_batches(
         "tokenizer": tokenizer.fingerprint,
         "documents": len(source),
     }
+    if config.chat_template is not None:
+        layout |= {"chat_template": config.chat_template, "too_long": config.too_long}
     streams = {number: _open_stream(source, tokenizer, config, number, part) for number in own_rows}
     return TrainBatches(streams, own_rows, layout)
 

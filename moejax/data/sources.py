@@ -7,13 +7,15 @@ so that they can be shuffled globally and split over processes without being rea
 import os
 import platform
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from moejax.config.checks import check
 from moejax.config.data import TFDS, DataConfig, names_tfds
 from moejax.config.errors import ConfigError
+from moejax.data.chat.conversations import ChatFormat
+from moejax.data.chat.find_template import find_template
 from moejax.data.documents import Documents
 from moejax.data.find_files import count_words, find_files, join_given
 from moejax.data.fingerprint import Mark, mark_documents, mark_files, stamp_files
@@ -36,10 +38,10 @@ class Corpus:
     """Reads a fingerprint of the text."""
     stamp: str = ""
     """Where the files are and when they were written, for what is made of them."""
-    bad_count: int = 0
-    """Documents that were left out, as they cannot be read."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What was left out, or cut, for every line of metrics."""
     bad: str | None = None
-    """What is wrong with the first of them."""
+    """What is wrong with the first document that cannot be read."""
 
 
 def open_documents(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -193,6 +195,10 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
         directory=config.directory,
         tokenizer=tokenizer,
     )
+    if config.chat_template is not None:
+        if tokenizer is None:
+            raise ConfigError("--data.chat-template needs the tokenizer of the model.")
+        options = replace(options, chat=_choose_format(config, tokenizer))
     words, note = join_given(config.train), ""
     held_out = config.validation and open_given("--data.validation", config.validation, options)
     given = open_given("--data.train", config.train, options, held_out.files if held_out else ())
@@ -212,18 +218,44 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     both = [given, held_out] if held_out else [given]
     bad_count = sum(one.bad_count for one in both)
     size = _format_bytes(sum(one.size for one in both))
+    counts = {"bad_documents": bad_count} if config.skip_bad else {}
+    if options.chat is not None:
+        counts["long_conversations"] = sum(one.long_count for one in both)
+        counts["lost_conversations"] = sum(one.gone_count for one in both)
     skipped = f"; {count_words(bad_count, 'bad document')} left out" * bool(bad_count)
+    made_by = config.field if options.chat is None else options.chat.fingerprint
     return Corpus(
         train=train,
         validation=validation,
         description=f"{words} ({size}): {count_words(len(train), 'document')} to train on,"
         f" {count_words(len(validation), 'document')} held out{note}{skipped}"
-        f"{_name_others(given.others)}",
-        take_marks=lambda: mark_files(files, [f"{role} {config.field}" for role in roles]),
+        f"{_tell_long(config, counts)}{_name_others(given.others)}",
+        take_marks=lambda: mark_files(files, [f"{role} {made_by}" for role in roles]),
         stamp=stamp_files(files),
-        bad_count=bad_count,
+        counts=counts,
         bad=next((one.bad for one in both if one.bad), None),
     )
+
+
+def _choose_format(config: DataConfig, tokenizer: Tokenizer) -> ChatFormat:
+    """How the conversations of ``--data.train`` become tokens."""
+    assert config.chat_template is not None
+    return ChatFormat(
+        template=find_template(config.chat_template, tokenizer),
+        tokenizer=tokenizer,
+        field=None if config.field == DataConfig.field else config.field,
+        length=config.sequence_length,
+        too_long=config.too_long,
+    )
+
+
+def _tell_long(config: DataConfig, counts: dict[str, int]) -> str:
+    """``; 3 conversations longer than --data.sequence-length 128 (2 cut, 1 left out)``."""
+    long, lost = counts.get("long_conversations", 0), counts.get("lost_conversations", 0)
+    if not long:
+        return ""
+    words = f"; {count_words(long, 'conversation')} longer than --data.sequence-length"
+    return f"{words} {config.sequence_length} ({long - lost} cut, {lost} left out)"
 
 
 def _open_named_tfds(config: DataConfig) -> Corpus:

@@ -5,9 +5,8 @@ text it stands for, so ``encode`` returns those counts beside the ids.
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +17,13 @@ from moejax.config.checks import LARGEST, check, shorten
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.config.paths import expand_home
-from moejax.data.documents import Document, Encoded
+from moejax.data.byte_tokenizer import ByteTokenizer
+from moejax.data.characters import split_characters
+from moejax.data.documents import Conversation, Document, Encoded
 from moejax.data.plain_text import hide_control_tokens
 from moejax.data.rust_failures import explain_failure
 from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
-from moejax.data.token_bytes import TokenBytes, name_bytes
+from moejax.data.token_bytes import TokenBytes
 from moejax.data.tokenizer_file import open_file
 
 _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
@@ -61,60 +62,24 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_rendered(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text in which the names of control tokens stand for these, int32[n], and the
+        first character of each and the one after its last, int64[n, 2].
+        """
+        ...
+
+    control: Mapping[str, int]
+    """The control tokens by their names."""
+    folder: Path | None
+    """Where the other files of its model are."""
+
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""
         ...
 
-
-class ByteTokenizer:
-    """Ids 0..255 are the bytes themselves, 256 begins and ends documents."""
-
-    vocab_size = 257
-    edges = make_edges(256, "the tokenizer of bytes")
-    is_lossless = True
-    fingerprint = "bytes"
-
-    def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and the bytes each stands for (always 1), both int32[n]."""
-        ids = np.frombuffer(text, np.uint8).astype(np.int32)
-        return ids, np.ones(len(ids), np.int32)
-
-    def count_bytes(self, ids: np.ndarray) -> np.ndarray:
-        """One each, int32[n]; none of the token that begins and ends documents."""
-        return (ids < 256).astype(np.int32)
-
-    def encode_with_names(self, text: str) -> np.ndarray:
-        """Raises ``ConfigError``: there is no name to look for."""
-        raise ConfigError(
-            "--special-tokens True: this model reads bytes, among which no control token has a"
-            " name: leave it out."
-        )
-
-    def decode(self, ids: np.ndarray | list[int]) -> str:
-        """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""
-        return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", "replace")
-
-
-def make_byte_tokenizer_files() -> dict[str, dict]:
-    """The ``ByteTokenizer`` in the files of a Hugging Face tokenizer, by name: the same ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    backend = Tokenizer(models.BPE(dict(sorted(name_bytes().items(), key=lambda one: one[1])), []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    end = END_NAMES[0]
-    backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{end} $A", special_tokens=[(end, ByteTokenizer.edges.end)]
-    )
-    return {
-        "tokenizer.json": json.loads(backend.to_str()),
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": end,
-            "eos_token": end,
-        },
-    }
+    def show(self, ids: np.ndarray | list[int]) -> str:
+        """The text of ``ids`` with the names of control tokens."""
+        ...
 
 
 class HuggingFaceTokenizer:
@@ -142,8 +107,9 @@ class HuggingFaceTokenizer:
             raise ConfigError(
                 f"--data.tokenizer {path} has a post-processor that cannot be: {error!r}."
             ) from error
-        folder = self._path.parent if self._path.name == "tokenizer.json" else None
-        self.edges = find_edges(known, special, template, folder)
+        self.folder = self._path.parent if self._path.name == "tokenizer.json" else None
+        self.control: Mapping[str, int] = special
+        self.edges = find_edges(known, special, template, self.folder)
         self.fingerprint = f"tokenizer.json {hashlib.sha256(data).hexdigest()[:16]}"
         check(
             self.vocab_size <= LARGEST,
@@ -209,6 +175,14 @@ class HuggingFaceTokenizer:
         """Ids of a text, int32[n], in which the names of control tokens stand for these."""
         return np.asarray(self._encode(self._backend, text, special_tokens=True).ids, np.int32)
 
+    def encode_rendered(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text with the names of control tokens, int32[n], and the characters that each is
+        of, int64[n, 2].
+        """
+        found = self._encode(self._backend, text, special_tokens=True)
+        places = np.asarray(found.offsets, np.int64).reshape(-1, 2)
+        return np.asarray(found.ids, np.int32), places
+
     def _encode(self, backend: Any, text: str, *, special_tokens: bool) -> Any:
         self._growth.check(text)
         backend.encode_special_tokens = not special_tokens
@@ -222,6 +196,11 @@ class HuggingFaceTokenizer:
         with explain_failure(f"the tokenizer {self._path} fails on the tokens {shorten(kept)}"):
             return self._backend.decode(kept, skip_special_tokens=True)
 
+    def show(self, ids: np.ndarray | list[int]) -> str:
+        """The text of ``ids`` with the names of control tokens."""
+        with explain_failure(f"the tokenizer {self._path} fails on some tokens"):
+            return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
 
 def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Ids of a document, and the bytes that each stands for, both int32[n]. Of tokens that were
@@ -232,6 +211,8 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarra
         return tokenizer.encode(document)
     if isinstance(document, Encoded):
         return document
+    if isinstance(document, Conversation):
+        return document.ids, document.target_bytes
     highest, before = int(document.max(initial=0)), tokenizer.edges.before_document
     check(
         highest < tokenizer.vocab_size,
@@ -241,22 +222,6 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarra
     ids = document[len(before) :] if tuple(document[: len(before)]) == before else document
     ids = ids[:-1] if len(ids) and ids[-1] == tokenizer.edges.end else ids
     return ids, tokenizer.count_bytes(ids)
-
-
-def split_characters(text: bytes) -> tuple[str, np.ndarray]:
-    """The characters of ``text``, and for each count of characters the bytes they take up.
-
-    Each byte that is not UTF-8 becomes one U+FFFD that counts as one byte.
-    """
-    escaped = text.decode("utf-8", "surrogateescape")
-    codes = np.frombuffer(escaped.encode("utf-32-le", "surrogatepass"), np.uint32)
-    # Valid UTF-8 holds no surrogates: each one here is an escaped byte.
-    invalid = (codes >= 0xDC80) & (codes <= 0xDCFF)
-    widths = 1 + (codes >= 0x80) + (codes >= 0x800).astype(np.int64) + (codes >= 0x10000)
-    widths[invalid] = 1
-    if invalid.any():
-        escaped = np.where(invalid, 0xFFFD, codes).astype("<u4").tobytes().decode("utf-32-le")
-    return escaped, np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moejax.config.json_files import MOST_TABLE_BYTES
+from moejax.data.byte_tokenizer import make_byte_tokenizer_files
 from moejax.data.text_edges import TextEdges
-from moejax.data.tokenizer import load_tokenizer, make_byte_tokenizer_files
+from moejax.data.tokenizer import load_tokenizer
 from moejax.hf.files import read_json
 from moejax.hf.writing import OTHER_FILES, copy_other_files
 from moejax.runtime.atomic_files import write_json, write_text

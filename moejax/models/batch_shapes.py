@@ -14,7 +14,8 @@ def batch_shapes(config: Config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     piece = (pieces * rows, config.data.sequence_length // pieces)
     whole = jax.ShapeDtypeStruct(piece, jnp.int32)
     if config.model.material.language:
-        names = ("inputs", "targets", "segments", "positions", "bytes")
+        names = ["inputs", "targets", "segments", "positions", "bytes"]
+        names += ["counted"] * (config.data.chat_template is not None)
         return dict.fromkeys(names, whole)
     one, image = jax.ShapeDtypeStruct((rows, 1), jnp.int32), config.model.image
     shape = (rows, image.size, image.size, image.channels)

@@ -51,7 +51,6 @@ def batch_sums(
     best = bool(config.material.classes) or not training
     with jax.named_scope("head"):
         found = sum_losses(head, tokens, weight_Q, aim, best)
-    real_BN = batch["segments"] > 0
     moe, scoped, scopes = config.moe, None, None
     if routed is not None and moe.balance.scope != "batch":
         scoped, scopes = scoped_loss(routed.stats, moe, device_mesh.token_devices(), pieces)
@@ -60,7 +59,7 @@ def batch_sums(
         loss=found.loss,
         nats=found.nats_Q[0],
         log_z_squared=found.log_z_squared_Q[0],
-        targets=real_BN.sum(dtype=jnp.float32),
+        targets=tokens.real_QBN[0].sum(dtype=jnp.float32),
         text_bytes=batch["bytes"].sum(dtype=jnp.float32) if "bytes" in batch else None,
         correct=count_right(best_BN, batch) if config.material.classes else None,
         router=balance.sum_sequences(routed.stats) if routed is not None else None,
@@ -76,19 +75,33 @@ def list_tokens(states: list[jax.Array], batch: Batch, pieces: int = 1) -> Token
     what it should say. The k-th module is held to the target k positions further on, where that is
     in the same document. Sequences lie in so many ``pieces``.
     """
-    targets_BN, segments_BN, further = batch["targets"], batch["segments"], range(1, len(states))
+    targets_BN, further = batch["targets"], range(1, len(states))
     return Tokens(
         tuple(states),
         (targets_BN, *(shift(targets_BN, count, pieces) for count in further)),
-        (segments_BN > 0, *(find_real(segments_BN, count, pieces) for count in further)),
+        list_counted(batch, len(further), pieces),
+    )
+
+
+def list_counted(batch: Batch, modules: int, pieces: int = 1) -> tuple[jax.Array, ...]:
+    """Which positions the model and each module are held to the target of, bool [B, N] each: where
+    it is real, and in conversations where the assistant has said it (``counted``).
+    """
+    segments_BN, further = batch["segments"], range(1, modules + 1)
+    real_QBN = (segments_BN > 0, *(find_real(segments_BN, count, pieces) for count in further))
+    if "counted" not in batch:
+        return real_QBN
+    counted_BN = batch["counted"] > 0
+    return tuple(
+        real_BN & (shift(counted_BN, count, pieces) if count else counted_BN)
+        for count, real_BN in enumerate(real_QBN)
     )
 
 
 def count_targets(batch: Batch, modules: int, pieces: int = 1) -> jax.Array:
     """How many tokens the model and each module are held to, float32 [1 + modules]."""
-    segments_BN = batch["segments"]
-    real_QBN = [find_real(segments_BN, count, pieces) for count in range(modules + 1)]
-    return jnp.stack([real_BN.sum(dtype=jnp.float32) for real_BN in real_QBN])
+    counted_QBN = list_counted(batch, modules, pieces)
+    return jnp.stack([counted_BN.sum(dtype=jnp.float32) for counted_BN in counted_QBN])
 
 
 def sum_ahead(found: HeadSums, tokens: Tokens, pieces: int = 1) -> AheadSums | None:

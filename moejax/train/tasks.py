@@ -58,8 +58,10 @@ class LanguageTask:
 
     @property
     def counted(self) -> dict[str, int]:
-        """The documents that were left out, where that is allowed, for every line of metrics."""
-        return {"bad_documents": self.corpus.bad_count} if self.config.data.skip_bad else {}
+        """The documents that were left out or cut, where that is allowed, for every line of
+        metrics.
+        """
+        return self.corpus.counts
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from moejax.config.checks import LARGEST, check
 from moejax.config.errors import ConfigError
 from moejax.data.documents import Document
-from moejax.data.kinds.records import Bad, Record
+from moejax.data.kinds.records import WHOLE, Bad, Record, keep_whole
 
 PARQUET_MARK, ARROW_MARK = b"PAR1", b"ARROW1"
 _ROWS = 64
@@ -37,8 +37,14 @@ def read_parquet(path: str, field: str) -> Iterator[Record]:
     try:
         # Without a buffer in front of it, a whole column of a group of rows would be in memory.
         with pa.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            _check_column(file.schema_arrow, field, path)
+            if field != WHOLE:
+                _check_column(file.schema_arrow, field, path)
             number = 0
+            for batch in file.iter_batches(_ROWS, use_threads=False) if field == WHOLE else ():
+                yield from _keep_rows(batch, path, number)
+                number += len(batch)
+            if field == WHOLE:
+                return
             for batch in file.iter_batches(_ROWS, columns=[field], use_threads=False):
                 for value in _take_values(_find_column(batch.to_struct_array(), field)):
                     yield Record(0, 0, _make_document(value, field, f"{path}, row {number:,}"))
@@ -52,6 +58,11 @@ def read_parquet(path: str, field: str) -> Iterator[Record]:
 def read_arrow(path: str, field: str) -> Iterator[Record]:
     """The documents of an Arrow file, batch by batch."""
     number = 0
+    if field == WHOLE:
+        for batch in _read_tables(path):
+            yield from _keep_rows(batch, path, number)
+            number += len(batch)
+        return
     for column in _read_batches(path, field):
         for value in _take_values(column):
             yield Record(0, 0, _make_document(value, field, f"{path}, row {number:,}"))
@@ -135,18 +146,30 @@ def list_saved(folder: str, flag: str) -> list[str]:
     return files
 
 
+def _keep_rows(batch: Any, path: str, first: int) -> Iterator[Record]:
+    """The rows of a batch as they are."""
+    for number, row in enumerate(batch.to_pylist(), first):
+        yield Record(0, 0, keep_whole(row, f"{path}, row {number:,}"))
+
+
 def _read_batches(path: str, field: str) -> Iterator[Any]:
-    """The column in each batch of an Arrow file, or of a stream in one."""
+    """The column in each batch of an Arrow file."""
+    for number, batch in enumerate(_read_tables(path)):
+        if not number:
+            _check_column(batch.schema, field, path)
+        yield _find_column(batch.to_struct_array(), field)
+
+
+def _read_tables(path: str) -> Iterator[Any]:
+    """The batches of an Arrow file, or of a stream in one."""
     pa = import_pyarrow(path)
     try:
         source = pa.memory_map(path, "r")
         is_file = source.read(len(ARROW_MARK)) == ARROW_MARK
         source.seek(0)
         reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source)
-        _check_column(reader.schema, field, path)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        for batch in batches:
-            yield _find_column(batch.to_struct_array(), field)
+        yield from batches
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
             f"{path} cannot be read as Arrow: {_shorten(error)} It is cut off, or damaged."

@@ -46,6 +46,8 @@ class Request:
     skip_bad: bool
     directory: str | None
     """`--data.directory`."""
+    made_by: str = ""
+    """A fingerprint of what else makes the documents of what is read."""
 
 
 class PreparedFile:
@@ -63,6 +65,11 @@ class PreparedFile:
 
     def __len__(self) -> int:
         return self._count
+
+    def read_sizes(self) -> np.ndarray:
+        """The bytes of each document, int64 [n]."""
+        places = np.fromfile(self._folder / "places", np.int64).reshape(-1, 2)
+        return places[:, 1] - places[:, 0]
 
     def __getitem__(self, index: int) -> Document:
         if not 0 <= index < self._count:
@@ -87,6 +94,7 @@ def prepare(request: Request, read: Callable[[], Iterable[Record]]) -> PreparedF
     facts = os.stat(request.path)
     key = [_VERSION, os.path.realpath(request.path), *find_stamp(facts)]
     key += [request.field, request.kind, request.unpack]
+    key += [request.made_by] if request.made_by else []
     name = hashlib.sha256(repr(key).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     folder = find_kept(request.directory) / "documents" / name
     try:

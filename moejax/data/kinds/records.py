@@ -1,5 +1,6 @@
 """A value of a table or of JSON as a document: its field found, its kind checked."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,8 +33,19 @@ class Record(NamedTuple):
     value: Document | Bad
 
 
+WHOLE = ""
+"""As the name of a field: the record as it is, with its place, as ``keep_whole`` writes them."""
+
+
+def keep_whole(value: Any, place: str) -> bytes:
+    """A record and its place as JSON: a conversation is more than one field."""
+    return json.dumps([place, value], default=str).encode()
+
+
 def pick_document(value: Any, field: str, place: str) -> Document | Bad:
     """The document in a value of JSON: that of its ``field``, or the value itself if it is text."""
+    if field == WHOLE:
+        return keep_whole(value, place)
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
     if not isinstance(value, dict):
@@ -41,8 +53,15 @@ def pick_document(value: Any, field: str, place: str) -> Document | Bad:
     try:
         found = find_field(value, field)
     except KeyError:
-        return Bad(place, f"has no field `{field}` (--data.field). It has: {name_fields(value)}.")
+        there = f"It has: {name_fields(value)}.{_hint(value)}"
+        return Bad(place, f"has no field `{field}` (--data.field). {there}")
     return make_document(found, f"{place}, field `{field}`,")
+
+
+def _hint(value: dict[str, Any]) -> str:
+    """What to do about conversations that were taken for texts."""
+    usual = {"messages", "conversations", "completion"} & value.keys()
+    return " Of conversations, give --data.chat-template auto." if usual else ""
 
 
 def make_document(value: Any, place: str) -> Document | Bad:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from moejax.config.checks import check
 from moejax.config.data import TFDS
 from moejax.config.errors import ConfigError
+from moejax.data.chat.conversations import ChatFile, ChatFormat
 from moejax.data.documents import Documents
 from moejax.data.kinds import columns
 from moejax.data.kinds.compression import (
@@ -22,7 +23,7 @@ from moejax.data.kinds.compression import (
 )
 from moejax.data.kinds.json_records import read_lines, read_values
 from moejax.data.kinds.prepared import Request, prepare
-from moejax.data.kinds.records import Record
+from moejax.data.kinds.records import WHOLE, Record
 from moejax.data.kinds.tokens import open_tokens
 from moejax.data.text_files import TextFiles
 from moejax.data.text_format import BYTE_ORDER_MARK, HEAD, name_other_format
@@ -74,6 +75,8 @@ class Options:
     directory: str | None = None
     tokenizer: Tokenizer | None = None
     """With which tokens were made; other formats need none."""
+    chat: ChatFormat | None = None
+    """How conversations are read; None for texts."""
 
 
 def find_kind(path: str) -> str:
@@ -111,6 +114,8 @@ def find_problem(path: str) -> str | None:
 
 def open_file(path: str, kind: str, options: Options) -> FileDocuments:
     """The documents of one file. Raises ``ConfigError``, naming file and place."""
+    if options.chat is not None:
+        return _open_chats(path, kind, options, options.chat)
     if kind == TOKENS:
         if options.tokenizer is None:
             raise ConfigError(f"{path}: tokens are read with the tokenizer that made them.")
@@ -131,6 +136,25 @@ def open_file(path: str, kind: str, options: Options) -> FileDocuments:
         directory=options.directory,
     )
     return prepare(request, partial(_read, path, kind, options.field))
+
+
+def _open_chats(path: str, kind: str, options: Options, chat: ChatFormat) -> ChatFile:
+    """The conversations of one file, whose tokens are kept."""
+    check(
+        kind not in (TEXT, TOKENS),
+        f"--data.chat-template: {path} is {kind}; conversations are read from JSON lines, JSON,"
+        f" Parquet and Arrow.",
+    )
+    request = Request(
+        path=path,
+        field=WHOLE,
+        kind=kind,
+        unpack=True,
+        skip_bad=options.skip_bad,
+        directory=options.directory,
+        made_by=chat.fingerprint,
+    )
+    return ChatFile(prepare(request, lambda: chat.read(_read(path, kind, WHOLE))), chat)
 
 
 class TextFile(TextFiles):

@@ -16,7 +16,7 @@ from token import EXACT_TOKEN_TYPES
 
 import numpy as np
 
-from moejax.data.tokenizer import split_characters
+from moejax.data.characters import split_characters
 
 CLASSES = (
     "keyword",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moejax.data.tokenizer import split_characters
+from moejax.data.characters import split_characters
 from moejax.lab.specialisation.association import Association, Choices, contributions
 from moejax.lab.specialisation.sample import AROUND, Sample
 from moejax.runs.lift import SURE

@@ -48,6 +48,7 @@ DENSE = {"model.moe.every": 0}
 STDLIB = {"data.source": "stdlib"}
 FILES = {"data.source": "files", "data.files": "x/*.txt"}
 GIVEN = {"data.train": "x/*.jsonl"}
+CHATS = GIVEN | {"data.chat_template": "plain"}
 LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
 EVERY_SECOND = {"model.attention": {"window": 4, "kinds": ("window", "full")}}
 MEMORY = {"model.attention.kinds": ("delta", "full")}
@@ -214,7 +215,7 @@ MATTERS: list[tuple[str, object, dict]] = [
 # or the processes and devices that are there.
 OUTSIDE = {
     "data": """source tfds_name tfds_text_field tfds_train_split tfds_validation_split directory
-        train validation field skip_bad token_cache
+        train validation field skip_bad token_cache chat_template too_long
         files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
     "data.images": "image_field label_field shift flip",
     "mesh": "data context expert model fsdp zero1 expert_parallel chunks receive_factor",
@@ -351,6 +352,8 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("data.field", "body", FILES, "give --data.train 'corpus/*.jsonl', say, too"),
     ("data.skip_bad", True, {}, "give --data.train 'corpus/*.jsonl', say, too"),
     ("data.token_cache", "never", GIVEN, "give --data.tokenizer tokenizer.json, say, too"),
+    ("data.token_cache", "never", CHATS, "always kept: leave --data.token-cache out"),
+    ("data.too_long", "drop", GIVEN, "give --data.chat-template auto, too"),
     ("data.source", "files", GIVEN, "leave --data.train out"),
     ("data.files", "x/*.txt", GIVEN, "leave --data.train out"),
     ("data.tfds_train_split", "train[:9%]", GIVEN, "write --data.train tfds:lm1b, say"),

@@ -468,7 +468,7 @@ def test_what_is_wrong_in_tables_is_named(tmp_path):
             with pytest.raises(ConfigError, match=words):
                 open_documents(settings(path, field=field))
         corpus = open_documents(settings(path, skip_bad=True))
-        assert corpus.bad_count == 1 and corpus.train[0] == TEXTS[0].encode()
+        assert corpus.counts["bad_documents"] == 1 and corpus.train[0] == TEXTS[0].encode()
         assert corpus.description.endswith("; 1 bad document left out")
         assert len(corpus.train) + len(corpus.validation) == len(TEXTS)
 
@@ -489,7 +489,7 @@ def test_bad_documents_are_left_out_and_counted(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.jsonl:1 is not JSON: .*--data\.skip-bad True"):
         open_documents(settings(str(tmp_path / "a.jsonl")))
     corpus = open_documents(settings(str(tmp_path / "a.jsonl"), skip_bad=True))
-    assert corpus.bad_count == 3 and "a.jsonl:1 is not JSON" in corpus.bad
+    assert corpus.counts["bad_documents"] == 3 and "a.jsonl:1 is not JSON" in corpus.bad
     assert corpus.train[0] == TEXTS[0].encode()
     assert corpus.description.endswith("; 3 bad documents left out")
     # What was prepared without its bad documents is still refused without the flag.
@@ -498,7 +498,7 @@ def test_bad_documents_are_left_out_and_counted(tmp_path):
     packed = gzip.compress(good + b"x" * 10_000)
     write(tmp_path, b__jsonl__gz=packed[:-30])
     corpus = open_documents(settings(str(tmp_path / "b.jsonl.gz"), skip_bad=True))
-    assert len(corpus.train) and corpus.bad_count == 1 and "is cut off" in corpus.bad
+    assert len(corpus.train) and corpus.counts["bad_documents"] == 1 and "is cut off" in corpus.bad
 
 
 def test_a_file_that_changes_under_a_run_is_noticed(tmp_path):

@@ -12,8 +12,7 @@ from moejax.data.tokenizer import Tokenizer
 
 MOST_BYTES = MEBIBYTE
 """Of a template; the longest released ones have some 30 kB."""
-_NAMES_OF_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-_NAMES_OF_TOKENS += ("mask_token",)
+_NAMES_OF_TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _CHATML = """\
 {% for message in messages %}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
@@ -106,7 +105,7 @@ def _find_names(
     ``tokenizer_config.json``. Without that file, the names of the tokens that the edges have.
     """
     if not said:
-        first, end = tokenizer.edges.before_text[:1], tokenizer.edges.end
+        first, end = list(tokenizer.edges.before_text[:1]), tokenizer.edges.end
         return {"bos_token": tokenizer.show(first), "eos_token": tokenizer.show([end])}
     found = {}
     for name in _NAMES_OF_TOKENS:

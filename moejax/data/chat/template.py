@@ -148,8 +148,6 @@ def import_jinja2() -> Any:
     """The library for templates. Raises ``ConfigError`` if it is missing."""
     try:
         import jinja2
-        import jinja2.ext
-        import jinja2.sandbox
     except ImportError as error:
         raise ConfigError(
             "chat templates are read by jinja2, which is missing: pip install -e '.[chat]'"
@@ -161,7 +159,8 @@ def _make_environment(marks: bool) -> Any:
     """Jinja as transformers has it for chat templates; with ``marks``, what stands between
     ``{% generation %}`` and ``{% endgeneration %}`` has ``BEGIN`` and ``END`` around it.
     """
-    jinja2 = import_jinja2()
+    import jinja2.ext
+    import jinja2.sandbox
 
     class Generation(jinja2.ext.Extension):
         tags = {"generation"}

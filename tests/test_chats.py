@@ -1,12 +1,13 @@
 """Conversations: their formats, templates, the assistant's tokens, and the loss on these alone."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from moejax.config import ConfigError, DataConfig
+from moejax.config import Config, ConfigError, DataConfig
 from moejax.data.chat.conversations import ChatFormat, encode, pack, unpack
 from moejax.data.chat.find_template import NAMED, find_template
 from moejax.data.chat.messages import Talk, find_messages
@@ -15,9 +16,11 @@ from moejax.data.documents import Conversation
 from moejax.data.kinds.records import Bad
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.sources import open_documents
-from moejax.data.tokenizer import ByteTokenizer
+from moejax.data.tokenizer import ByteTokenizer, load_tokenizer
+from moejax.inference.kept_files import find_text, keep_files
 from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import init_params
+from moejax.runs.run_directory import RunDirectory
 from moejax.train.forward import batch_sums, count_targets, list_counted
 
 BYTES = ByteTokenizer()
@@ -51,6 +54,7 @@ THINKING = (
     " %}{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -318,6 +322,32 @@ def test_which_template_is_meant(tmp_path):
     assert find_template("auto", Other()).render([]) == "c"
 
 
+def test_a_run_keeps_the_template_and_finds_its_file_again(tmp_path, monkeypatch):
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "model").mkdir()
+    words = {"[UNK]": 0, "</s>": 1}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "model" / "tokenizer.json"))
+    (tmp_path / "model" / "chat_template.jinja").write_text("the model's")
+    (tmp_path / "own.jinja").write_text("my own")
+    monkeypatch.chdir(tmp_path)
+    kept = {}
+    for name in ("own.jinja", "chatml", "auto"):
+        data = settings(
+            tmp_path / "x.jsonl", tokenizer="model", chat_template=name, sequence_length=128
+        )
+        with RunDirectory(tmp_path / f"run {name}") as run:
+            keep_files(run, Config(data=data), load_tokenizer("model"))
+        kept[name] = (run.tokenizer / "chat_template.jinja").read_text()
+        (run.path / "summary.json").write_text(json.dumps({"folder": str(tmp_path)}))
+        monkeypatch.chdir("/")
+        there = find_text(run.path, data).chat_template
+        assert there == (str(tmp_path / name) if name == "own.jinja" else name)
+        monkeypatch.chdir(tmp_path)
+    assert kept == {"own.jinja": "my own", "chatml": NAMED["chatml"], "auto": "the model's"}
+
+
 def test_tokens_are_kept_as_they_are():
     one = Conversation(
         *(np.asarray(x, np.int32) for x in ([3, 0, 2**31 - 1], [0, 7, 1], [0, 1, 1]))
@@ -381,3 +411,43 @@ def test_the_masked_loss_is_the_loss_of_the_parts(tiny, batch):
     assert float(whole[1].router.tokens_B.sum()) == float(one[1].router.tokens_B.sum())
     for a, b, c in zip(*(jax.tree.leaves(x[0]) for x in (whole, one, other)), strict=True):
         np.testing.assert_allclose(a, b + c, atol=1e-5)
+
+
+def show(run_command, path, *words):
+    """`moejax data show` of the quickstart on conversations."""
+    given = ["--config", QUICKSTART, "--data.train", path, "--data.chat-template", "plain"]
+    given += ["--data.directory", path.parent / "kept", "--data.validation-percent", "50"]
+    given += ["--data.batch-size", "4", "--data.prefetch", "1", "--data.shuffle-window", "4"]
+    return run_command("data", "show", *given, *words)
+
+
+def test_data_show(tmp_path, run_command, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    sly = [{"role": "user", "content": "<b>\x1b[31m"}, A]
+    write(path, [json.dumps({"messages": talk}) for talk in [TALK, sly] * 20])
+    found = show(run_command, path, "--rows", "2")
+    assert found.returncode == 0 and "20 documents to train on" in found.stdout
+    assert "User: Hi, é?\nAssistant: [[Hello <|endoftext|>]]\nUser: And now\n" in found.stdout
+    assert "User: <b>\ufffd[31m\n" in found.stdout and "\x1b" not in found.stdout
+    assert "row 1: " in found.stdout and "row 2: " not in found.stdout
+    monkeypatch.setattr("moejax.commands.data_show.has_colours", lambda: True)
+    found = show(run_command, path, "--held-out")
+    said = "Assistant: \x1b[0m\x1b[32mHello <|endoftext|>\x1b[0m\x1b[2m\n"
+    assert said in found.stdout and "[[" not in found.stdout
+    page = tmp_path / "page.html"
+    assert show(run_command, path, "--output", page).returncode == 0
+    html = page.read_text(encoding="utf-8")
+    assert 'learned" title="7 tokens">Hello &lt;|endoftext|&gt;</span>' in html
+    assert "User: &lt;b&gt;" in html and "<b>" not in html
+    found = show(run_command, tmp_path / "none.jsonl")
+    assert found.returncode == 2 and "none.jsonl" in found.stderr
+
+
+def test_data_show_of_texts(tmp_path, run_command):
+    """Of a text all is learned but its beginning."""
+    (tmp_path / "a.txt").write_text("abc\n\n" * 50)
+    given = ["--config", QUICKSTART, "--data.train", tmp_path / "a.txt", "--data.prefetch", "1"]
+    given += ["--data.shuffle-window", "4", "--data.batch-size", "2"]
+    found = run_command("data", "show", *given, "--rows", "1")
+    assert found.returncode == 0 and "row 0: " in found.stdout
+    assert "[[" in found.stdout and "abc\n\nabc" in found.stdout

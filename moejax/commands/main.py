@@ -100,6 +100,16 @@ COMMANDS: dict[str, Command | Group] = {
         },
         default="cost",
     ),
+    "data": Group(
+        "what a config trains on",
+        {
+            "show": Command(
+                "the first rows of a config's data as the model sees them, and which tokens are"
+                " learned (--config FILE [flags of the config])",
+                "data_show:show_data",
+            ),
+        },
+    ),
     "bench": Group(
         "what a routed layer costs, and how fast a model generates",
         {

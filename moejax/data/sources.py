@@ -14,8 +14,7 @@ from typing import Any
 from moejax.config.checks import check
 from moejax.config.data import TFDS, DataConfig, names_tfds
 from moejax.config.errors import ConfigError
-from moejax.data.chat.conversations import ChatFormat
-from moejax.data.chat.find_template import find_template
+from moejax.data.chat.choose import choose_format, tell_long
 from moejax.data.documents import Documents
 from moejax.data.find_files import count_words, find_files, join_given
 from moejax.data.fingerprint import Mark, mark_documents, mark_files, stamp_files
@@ -198,7 +197,7 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     if config.chat_template is not None:
         if tokenizer is None:
             raise ConfigError("--data.chat-template needs the tokenizer of the model.")
-        options = replace(options, chat=_choose_format(config, tokenizer))
+        options = replace(options, chat=choose_format(config, tokenizer))
     words, note = join_given(config.train), ""
     held_out = config.validation and open_given("--data.validation", config.validation, options)
     given = open_given("--data.train", config.train, options, held_out.files if held_out else ())
@@ -229,33 +228,12 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
         validation=validation,
         description=f"{words} ({size}): {count_words(len(train), 'document')} to train on,"
         f" {count_words(len(validation), 'document')} held out{note}{skipped}"
-        f"{_tell_long(config, counts)}{_name_others(given.others)}",
+        f"{tell_long(config, counts)}{_name_others(given.others)}",
         take_marks=lambda: mark_files(files, [f"{role} {made_by}" for role in roles]),
         stamp=stamp_files(files),
         counts=counts,
         bad=next((one.bad for one in both if one.bad), None),
     )
-
-
-def _choose_format(config: DataConfig, tokenizer: Tokenizer) -> ChatFormat:
-    """How the conversations of ``--data.train`` become tokens."""
-    assert config.chat_template is not None
-    return ChatFormat(
-        template=find_template(config.chat_template, tokenizer),
-        tokenizer=tokenizer,
-        field=None if config.field == DataConfig.field else config.field,
-        length=config.sequence_length,
-        too_long=config.too_long,
-    )
-
-
-def _tell_long(config: DataConfig, counts: dict[str, int]) -> str:
-    """``; 3 conversations longer than --data.sequence-length 128 (2 cut, 1 left out)``."""
-    long, lost = counts.get("long_conversations", 0), counts.get("lost_conversations", 0)
-    if not long:
-        return ""
-    words = f"; {count_words(long, 'conversation')} longer than --data.sequence-length"
-    return f"{words} {config.sequence_length} ({long - lost} cut, {lost} left out)"
 
 
 def _open_named_tfds(config: DataConfig) -> Corpus:

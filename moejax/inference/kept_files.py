@@ -12,6 +12,7 @@ from moejax.config.data import GIVEN, DataConfig, names_tfds
 from moejax.config.json_files import MOST_TABLE_BYTES
 from moejax.config.own_code import FOLDER, find_router_file
 from moejax.config.paths import expand_home
+from moejax.data.chat.find_template import AUTO, find_template, is_file_name
 from moejax.data.expand_glob import expand, split_glob
 from moejax.data.text_edges import read_edges
 from moejax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
@@ -19,10 +20,12 @@ from moejax.hf.files import read_json
 from moejax.hf.writing import OTHER_FILES
 from moejax.inference.imported import ORIGINAL
 from moejax.runs.run_directory import RunDirectory
-from moejax.runtime.atomic_files import write_file, write_json
+from moejax.runtime.atomic_files import write_file, write_json, write_text
 
 BESIDE = (*OTHER_FILES, "config.json", ORIGINAL)
 """Files beside a tokenizer that say how it is used."""
+TEMPLATE = "chat_template.jinja"
+"""In the run's copy: how conversations are written."""
 EDGES = "edges.json"
 """In the run's copy: with which tokens its texts begin and end."""
 
@@ -50,6 +53,10 @@ def keep_files(run: RunDirectory, config: Config, tokenizer: Tokenizer | None) -
         for other in BESIDE if file.name == "tokenizer.json" else ():
             if (file.parent / other).is_file():
                 _copy(file.parent / other, run.tokenizer / other)
+        template = config.data.chat_template
+        if template is not None and template != AUTO:
+            source = find_template(template, tokenizer).source
+            write_text(run.tokenizer / TEMPLATE, source)
     if config.run.init_from is not None:
         began = Path(expand_home("--run.init-from", config.run.init_from))
         for other in (ORIGINAL, "config.json"):
@@ -118,7 +125,8 @@ def find_text(path: Path, data: DataConfig) -> DataConfig:
         return there if any(expand(*split_glob(there))) else given
 
     changes: dict[str, Any] = {}
-    for name in (*GIVEN, "directory"):
+    own = data.chat_template is not None and is_file_name(data.chat_template)
+    for name in (*GIVEN, "directory", *["chat_template"] * own):
         given = getattr(data, name)
         if isinstance(given, str):
             changes[name] = anchor(given)

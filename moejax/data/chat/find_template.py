@@ -47,6 +47,15 @@ NAMED = {"chatml": _CHATML, "llama3": _LLAMA3, "plain": _PLAIN}
 """Templates with a name. ``plain`` needs no control token but the end, and so suits bytes."""
 
 
+AUTO = "auto"
+"""The model's own."""
+
+
+def is_file_name(given: str) -> bool:
+    """Whether a template is a file, which may lie anywhere."""
+    return given != AUTO and given not in NAMED
+
+
 def find_template(given: str, tokenizer: Tokenizer) -> Template:
     """The template of ``--data.chat-template``: ``auto``, a name in ``NAMED``, or a file. Raises
     ``ConfigError``.
@@ -57,7 +66,7 @@ def find_template(given: str, tokenizer: Tokenizer) -> Template:
     flag = f"--data.chat-template {given}"
     if given in NAMED:
         return Template(NAMED[given], names, flag)
-    if given != "auto":
+    if given != AUTO:
         path = Path(expand_home("--data.chat-template", given))
         if not path.is_file():
             raise ConfigError(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_guides import run_page
 
 from moejax.commands.generate import GenerateSettings, collect_prompts, place_experts
 from moejax.commands.main import run as run_words
@@ -461,3 +462,36 @@ def test_text_that_gives_no_tokens_is_refused(run, tmp_path, monkeypatch):
     )
     with pytest.raises(ConfigError, match="the text gives no tokens"):
         moejax("eval", run, "--data", tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_the_guide_on_routes_replays_what_was_generated(run, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/quickstart").symlink_to(run)
+    prompts = sum(
+        (["--prompt", text] for text in ("def", "x", "", "abc", "if", "for", "y", "z")), []
+    )
+    plain = ("generate", "runs/quickstart", *prompts, "--tokens", 6, "--seed", 3)
+    without = said(*plain).out
+    assert said(*plain, "--record-routes", "routes.safetensors").out == without
+    names = run_page("docs/guides/routes.md")
+    texts, model = names["texts"], names["model"]
+    assert texts.settings["router"] == model.config.moe.router
+    assert texts.prompt_lengths == [len(model.begin(text)) for text in prompts[1::2]]
+    log_BN, batch = np.asarray(names["log_BN"]), names["batch"]
+    assert ((log_BN < 0) == (batch["segments"] > 0)).all()
+    for row, (tokens, routes) in enumerate(zip(texts.tokens, texts.routes, strict=True)):
+        np.testing.assert_array_equal(batch["routes"][row, : len(tokens) - 1], routes[:-1])
+    turned = (names["placed"]["routes"] + 1) % model.config.moe.num_choices
+    with jax.set_mesh(names["mesh"]):
+        other_BN = names["log_probabilities"](model.params, names["placed"] | {"routes": turned})
+    assert np.abs(log_BN - other_BN).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name, words", [("nowhere/routes", "there is no nowhere"), ("", "is a folder: name a file")]
+)
+def test_a_file_of_routes_that_cannot_be_is_refused_at_once(name, words):
+    with pytest.raises(ConfigError, match=words):
+        GenerateSettings(path=Path("run"), prompt=("a",), record_routes=Path(name))

@@ -231,6 +231,19 @@ def test_models_without_routes_are_refused(settings, words, tiny, batch):
     assert words in str(refused.value)
 
 
+def test_modules_that_predict_further_tokens_choose_by_themselves(tiny, batch):
+    config = routed(tiny, **{"model.next_tokens": 1})
+    model = DecoderLM(config.model, 257)
+    begin = jax.eval_shape(lambda: init_state(model, make_optimizer(config.optim), config))
+    routes = jax.eval_shape(
+        functools.partial(record_routes, model), begin.params, begin.bias_LE, batch
+    )
+    assert routes.shape == (8, 16, 2, 2)
+    run = functools.partial(gradients, model, config=config)
+    _, sums = jax.eval_shape(run, begin.params, begin.bias_LE, batch | {"routes": routes}, KEY)
+    assert sums.router.asked_BE.shape == (3, 4)
+
+
 def test_a_batch_with_routes_of_another_model_is_refused_before_it_is_compiled(tiny, batch):
     model = DecoderLM(tiny.model, 257)
     for shape, words in (((8, 16, 3, 2), "not this model's"), ((8, 8, 2, 2), "these tokens")):

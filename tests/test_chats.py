@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from moejax.commands.data_show import draw_rows, write_rows
 from moejax.config import Config, ConfigError, DataConfig
+from moejax.config.change import changed
 from moejax.data.chat.conversations import ChatFormat, encode, pack, unpack
 from moejax.data.chat.find_template import NAMED, find_template
 from moejax.data.chat.messages import Talk, find_messages
@@ -15,6 +17,7 @@ from moejax.data.chat.template import Template, TemplateError
 from moejax.data.documents import Conversation
 from moejax.data.kinds.records import Bad
 from moejax.data.pipeline import train_batches, validation_batches
+from moejax.data.seen import list_rows
 from moejax.data.sources import open_documents
 from moejax.data.tokenizer import ByteTokenizer, load_tokenizer
 from moejax.inference.kept_files import find_text, keep_files
@@ -55,6 +58,54 @@ THINKING = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+ZEPHYR = """{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>
+' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>
+' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>
+'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not"
+    " supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'assistant')"
+    " %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{"
+    " '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor"
+    " %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+PHI3 = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' +"
+    " '\n' + message['content'] + '<|end|>' + '\n' + '<|assistant|>' + '\n'}}{% elif"
+    " (message['role'] == 'assistant') %}{{message['content'] + '<|end|>' + '\n'}}{% endif %}{%"
+    " endfor %}"
+)
+LLAMA2 = (
+    "{% for message in messages %}{% set content = message['content'] %}{% if message['role'] =="
+    " 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] =="
+    " 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+DEEPSEEK = (
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif"
+    " %}{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' +"
+    " message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' +"
+    " message['content'] + eos_token }}{% elif message['role'] == 'system' %}{{ message['content']"
+    " + '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+OLMOE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{"
+    " '<|system|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{"
+    " '<|user|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}{% if not"
+    " loop.last %}{{ '<|assistant|>\n' + message['content'] + eos_token + '\n' }}{% else %}{{"
+    " '<|assistant|>\n' + message['content'] + eos_token }}{% endif %}{% endif %}{% if loop.last"
+    " and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -91,6 +142,36 @@ BY_HAND = {
         "User: Hi, é?\nAssistant: [Hello </s>]\nUser: And now\nAssistant: [Bye</s>]\n",
     ),
 }
+BY_HAND |= {
+    "Zephyr": (
+        ZEPHYR,
+        "<|user|>\nHi, é?</s>\n<|assistant|>\n[Hello </s>\n]"
+        "<|user|>\nAnd now</s>\n<|assistant|>\n[Bye</s>\n]",
+    ),
+    "Gemma": (
+        GEMMA,
+        "<s><start_of_turn>user\nHi, é?<end_of_turn>\n<start_of_turn>model\n[Hello<end_of_turn>\n]"
+        "<start_of_turn>user\nAnd now<end_of_turn>\n<start_of_turn>model\n[Bye<end_of_turn>\n]",
+    ),
+    "Phi-3": (
+        PHI3,
+        "<s><|user|>\nHi, é?<|end|>\n<|assistant|>\n[Hello <|end|>\n]"
+        "<|user|>\nAnd now<|end|>\n<|assistant|>\n[Bye<|end|>\n]",
+    ),
+    "Llama 2": (
+        LLAMA2,
+        "<s>{INST} Hi, é? {/INST}[ Hello </s>]<s>{INST} And now {/INST}[ Bye </s>]",
+    ),
+    "DeepSeek-V2": (
+        DEEPSEEK,
+        "<s>User: Hi, é?\n\nAssistant:[ Hello </s>]User: And now\n\nAssistant:[ Bye</s>]",
+    ),
+    "OLMoE": (
+        OLMOE,
+        "<s><|user|>\nHi, é?\n<|assistant|>\n[Hello </s>]\n"
+        "<|user|>\nAnd now\n<|assistant|>\n[Bye</s>]",
+    ),
+}
 BY_HAND["llama3"] = (NAMED["llama3"], BY_HAND["Llama 3"][1])
 
 
@@ -103,7 +184,7 @@ def test_a_template_by_hand(name):
     assert render(source) == [(text, spoken)]
     template = Template(source, NAMES, "it")
     before = template.render(TALK[:1], prompt=True)
-    assert text.startswith(before) and text[len(before) :].startswith("Hello")
+    assert text.startswith(before) and text[len(before) :].strip().startswith("Hello")
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_a_text_for_each_turn():
@@ -375,6 +456,13 @@ def test_another_template_has_other_tokens():
 
 
 def test_targets_further_on_count_if_the_assistant_said_them(batch):
+    """Of texts all count."""
+    for one, other in zip(
+        list_counted(batch, 2),
+        list_counted(batch | {"counted": np.ones((8, 16), np.int32)}, 2),
+        strict=True,
+    ):
+        assert (one == other).all()
     counted = np.arange(128).reshape(8, 16) % 3 == 0
     chats = batch | {"counted": counted.astype(np.int32)}
     for count, found in enumerate(list_counted(chats, 2)):
@@ -390,6 +478,7 @@ def test_the_masked_loss_is_the_loss_of_the_parts(tiny, batch):
     """Two masks that make up all targets: their nats and gradients are those of all; and what does
     not count has no part in it.
     """
+    tiny = changed(tiny, {"model.num_layers": 1})
     model = DecoderLM(tiny.model, 257)
     params = init_params(model, tiny)
 
@@ -404,50 +493,49 @@ def test_the_masked_loss_is_the_loss_of_the_parts(tiny, batch):
 
     counted = (np.arange(128).reshape(8, 16) % 3 == 0).astype(np.int32)
     whole, one, other = (run(params, mask) for mask in (counted * 0 + 1, counted, 1 - counted))
-    plain = jax.jit(lambda p: batch_sums(model, p, None, batch, jax.random.key(0))[0])(params)
-    np.testing.assert_array_equal(whole[1].nats, plain.nats)
-    assert whole[1].targets == plain.targets == one[1].targets + other[1].targets
-    np.testing.assert_allclose(one[1].nats + other[1].nats, plain.nats, rtol=1e-5)
+    assert whole[1].targets == (batch["segments"] > 0).sum() == one[1].targets + other[1].targets
+    np.testing.assert_allclose(one[1].nats + other[1].nats, whole[1].nats, rtol=1e-5)
     assert float(whole[1].router.tokens_B.sum()) == float(one[1].router.tokens_B.sum())
     for a, b, c in zip(*(jax.tree.leaves(x[0]) for x in (whole, one, other)), strict=True):
         np.testing.assert_allclose(a, b + c, atol=1e-5)
 
 
-def show(run_command, path, *words):
-    """`moejax data show` of the quickstart on conversations."""
+SLY = [{"role": "user", "content": "<b>\x1b[31m"}, A]
+
+
+def test_data_show(tmp_path, run_command):
+    path, page = tmp_path / "a.jsonl", tmp_path / "page.html"
+    write(path, [json.dumps({"messages": talk}) for talk in [TALK, SLY] * 20])
     given = ["--config", QUICKSTART, "--data.train", path, "--data.chat-template", "plain"]
     given += ["--data.directory", path.parent / "kept", "--data.validation-percent", "50"]
     given += ["--data.batch-size", "4", "--data.prefetch", "1", "--data.shuffle-window", "4"]
-    return run_command("data", "show", *given, *words)
-
-
-def test_data_show(tmp_path, run_command, monkeypatch):
-    path = tmp_path / "a.jsonl"
-    sly = [{"role": "user", "content": "<b>\x1b[31m"}, A]
-    write(path, [json.dumps({"messages": talk}) for talk in [TALK, sly] * 20])
-    found = show(run_command, path, "--rows", "2")
+    found = run_command("data", "show", *given, "--rows", "2")
     assert found.returncode == 0 and "20 documents to train on" in found.stdout
     assert "User: Hi, é?\nAssistant: [[Hello <|endoftext|>]]\nUser: And now\n" in found.stdout
     assert "User: <b>\ufffd[31m\n" in found.stdout and "\x1b" not in found.stdout
     assert "row 1: " in found.stdout and "row 2: " not in found.stdout
-    monkeypatch.setattr("moejax.commands.data_show.has_colours", lambda: True)
-    found = show(run_command, path, "--held-out")
-    said = "Assistant: \x1b[0m\x1b[32mHello <|endoftext|>\x1b[0m\x1b[2m\n"
-    assert said in found.stdout and "[[" not in found.stdout
-    page = tmp_path / "page.html"
-    assert show(run_command, path, "--output", page).returncode == 0
-    html = page.read_text(encoding="utf-8")
-    assert 'learned" title="7 tokens">Hello &lt;|endoftext|&gt;</span>' in html
-    assert "User: &lt;b&gt;" in html and "<b>" not in html
-    found = show(run_command, tmp_path / "none.jsonl")
-    assert found.returncode == 2 and "none.jsonl" in found.stderr
+    found = run_command("data", "show", *given, "--held-out", "--output", page)
+    assert found.returncode == 0 and "Hello &lt;|endoftext|&gt;</span>" in page.read_text("utf-8")
 
 
-def test_data_show_of_texts(tmp_path, run_command):
+def test_rows_in_colours_and_as_a_page(tmp_path):
     """Of a text all is learned but its beginning."""
-    (tmp_path / "a.txt").write_text("abc\n\n" * 50)
-    given = ["--config", QUICKSTART, "--data.train", tmp_path / "a.txt", "--data.prefetch", "1"]
-    given += ["--data.shuffle-window", "4", "--data.batch-size", "2"]
-    found = run_command("data", "show", *given, "--rows", "1")
-    assert found.returncode == 0 and "row 0: " in found.stdout
-    assert "[[" in found.stdout and "abc\n\nabc" in found.stdout
+    path = tmp_path / "a.jsonl"
+    write(path, [json.dumps({"messages": talk}) for talk in [TALK, SLY] * 10])
+    config = settings(path, validation_percent=50.0)
+    for documents, said in (
+        (
+            open_documents(config, BYTES).train,
+            "Assistant: \x1b[0m\x1b[32mHello <|endoftext|>\x1b[0m",
+        ),
+        ([b"abc"], "\x1b[2m<|endoftext|>\x1b[0m\x1b[32mabc<|endoftext|>\x1b[0m"),
+    ):
+        (batch, *_) = validation_batches(documents, BYTES, config, batch_size=8)
+        rows = list(list_rows(batch, BYTES))
+        assert sum(row.padding for row in rows) == (batch["segments"] == 0).sum()
+        learned = batch.get("counted", batch["segments"] > 0)
+        assert sum(row.learned for row in rows) == (learned > 0).sum()
+        text = write_rows("it", rows, True)
+        assert said in text and "[[" not in text
+        html = draw_rows("it", "it", rows)
+        assert 'class="learned" title="' in html and "<b>" not in html

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 from moejax.data.chat.messages import Message, Talk
 
@@ -28,6 +29,8 @@ DAY = datetime.datetime(2024, 7, 26)
 """What ``strftime_now`` takes for now: Llama 3.1's own default."""
 BEGIN, END = "\ufdd0", "\ufdd1"
 """Around what a template marks: no characters of any text (Unicode's noncharacters)."""
+_FIRST_SAFE = (3, 1, 6)
+"""Of Jinja: its sandbox had holes before."""
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 Span = tuple[int, int]
@@ -152,6 +155,12 @@ def import_jinja2() -> Any:
         raise ConfigError(
             "chat templates are read by jinja2, which is missing: pip install -e '.[chat]'"
         ) from error
+    version = tuple(int(n) for n in re.findall(r"\d+", jinja2.__version__)[:3])
+    check(
+        version >= _FIRST_SAFE,
+        f"chat templates are programs, and jinja2 {jinja2.__version__} lets them out of their"
+        f" sandbox: pip install -e '.[chat]' brings a newer one.",
+    )
     return jinja2
 
 

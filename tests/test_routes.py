@@ -154,18 +154,19 @@ def test_a_router_weighs_recorded_choices_as_its_own(name):
 
 
 def test_seats_are_given_out_in_the_order_of_recorded_choices(tiny, batch):
-    """With less room than choices, all first choices go before any second."""
-    moe = replace(tiny.model.moe, capacity_factor=0.5, dispatch="gather")
-    model = DecoderLM(changed(tiny, {"model.moe": moe, "model.num_layers": 1}).model, 257)
-    begin = start(changed(tiny, {"model.num_layers": 1}))
-    routes = np.broadcast_to(np.array([0, 1]), (8, 16, 1, 2))
+    """All first choices go before any second: here tokens 0 to 3 of a group want expert 0 second,
+    tokens 4 to 7 first, and each expert has two slots.
+    """
+    config = changed(tiny, {"model.num_layers": 1, "model.moe.dispatch": "gather"})
+    model = DecoderLM(changed(config, {"model.moe.capacity_factor": 0.5}).model, 257)
+    begin = start(config)
+    routes = np.array([[1, 0]] * 4 + [[0, 2]] * 4)
+    routes = np.broadcast_to(np.concatenate([routes, routes])[:, None], (8, 16, 1, 2))
     run = jax.jit(lambda r: model.apply({"params": begin[0]}, batch | {"routes": r}, True)[1])
-    first, turned = run(routes), run(routes[..., ::-1])
-    assert (first.stats.seated_BE <= 4).all()  # two groups of two slots
-    np.testing.assert_array_equal(
-        turned.expert_LBNK[0],
-        np.where((batch["segments"] > 0)[..., None], routes[:, :, 0, ::-1], -1),
-    )
+    for order, want in ((1, [1, 1, 0, 0, 2, 2, 0, 0]), (-1, [2, 2, 0, 0, 1, 1, 0, 0])):
+        routed = run(routes[..., ::order])
+        np.testing.assert_array_equal(routed.stats.seated_BW[0, 1], want * 2)  # no padding there
+        np.testing.assert_array_equal(routed.expert_LBNK[0, 1], routes[1, :, 0, ::order])
 
 
 # Routes of other engines, and what is no route.

@@ -83,7 +83,7 @@ def choose_by(
     replayed_GSK: jax.Array | None = None,
 ) -> TokenChoice:
     """Choose by one array and weigh by another, as ``rule`` says; or weigh what was chosen before
-    (``RouterInput.replayed_GSK``: Ma et al. 2025, section 4, "rollout routing replay").
+    (``RouterInput.replayed_GSK``; Ma et al. 2025, "rollout routing replay").
     """
     expert_GSK = pick(preference_GSE, top_k) if replayed_GSK is None else replayed_GSK
     # A masked sum, not a gather: its gradient is a product, not a scatter.

@@ -214,6 +214,7 @@ REFUSED = {
     "{% include '/etc/passwd' %}": "fails: no loader",
     "{% import 'os' as os %}": "fails: no loader",
     "{{ raise_exception('no such role') }}": "fails: no such role",
+    "{{ '{:>{w}}'.format('a', w=10**15) }}": "fails: MemoryError",
     "{{ messages[7].content }}": "fails: list object has no element 7",
     "{{ 1 // 0 }}": "fails: integer division",
     "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A{% endif %}":
@@ -277,6 +278,7 @@ BAD = {
     json.dumps({"messages": [U, A | {"content": "\ud800"}]}): "half of a pair of surrogates",
     json.dumps({"messages": [SYSTEM, A | {"content": [{"text": "x"}]}]}): "template .* fails",
     "{": "is not JSON",
+    '{"messages": ' + 400 * "[" + 400 * "]" + "}": "is nested more than 64 deep",
 }
 
 
@@ -360,6 +362,28 @@ def test_too_long_conversations(tmp_path):
         assert corpus.counts == {"long_conversations": 2, "lost_conversations": lost}
         assert f"({2 - lost} cut, {lost} left out)" in corpus.description
         assert max(len(corpus.train[i].ids) for i in range(count)) == (97 if lost == 1 else 33)
+
+
+def test_a_run_goes_on_with_the_same_conversations_alone(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write(path, [json.dumps({"messages": TALK})] * 22)
+
+    def open_stream(**changes):
+        config = settings(path, **changes)
+        train = open_documents(config, BYTES).train
+        return train_batches(train, BYTES, config, batch_size=2)
+
+    stream = open_stream()
+    first, place = next(stream), stream.get_state()
+    second = next(stream)
+    resumed = open_stream()
+    assert (next(resumed)["counted"] == first["counted"]).all()
+    resumed.set_state(json.loads(json.dumps(place)))
+    after = next(resumed)
+    assert all((x_BN == second[name]).all() for name, x_BN in after.items())
+    for change in ({"chat_template": "chatml"}, {"too_long": "drop"}):
+        with pytest.raises(ConfigError, match=f"{next(iter(change))} was "):
+            open_stream(**change).set_state(place)
 
 
 def test_few_conversations_are_never_cut_in_two(tmp_path):

@@ -66,13 +66,15 @@ class Template:
 
     @cached_property
     def _compiled(self) -> Any:
-        jinja2 = import_jinja2()
+        import_jinja2()
         try:
             return _make_environment(marks=False).from_string(self.source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except Exception as error:  # of Jinja, or of Python's compiler
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""
-            raise ConfigError(f"{self.at}{where} is no chat template: {error}.") from error
+            raise ConfigError(
+                f"{self.at}{where} is no chat template: {_shorten(error)}."
+            ) from error
 
     @cached_property
     def _with_marks(self) -> Any:
@@ -245,5 +247,5 @@ def _raise(message: str) -> None:
 
 
 def _shorten(error: object) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) < 200 else text[:197] + "..."

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moejax.config.checks import LARGEST, shorten
+from moejax.config.json_files import DEEPEST, measure_depth
 from moejax.data.documents import Document
 
 _NAMED = 12
@@ -45,6 +46,8 @@ def keep_whole(value: Any, place: str) -> bytes:
 def pick_document(value: Any, field: str, place: str) -> Document | Bad:
     """The document in a value of JSON: that of its ``field``, or the value itself if it is text."""
     if field == WHOLE:
+        if measure_depth(value) > DEEPEST:
+            return Bad(place, f"is nested more than {DEEPEST} deep.")
         return keep_whole(value, place)
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")

@@ -51,7 +51,7 @@ def test_settings_that_depend_on_each_other_change_together():
         ({"model.moe": {"tok_k": 1}}, "no setting model.moe.tok_k. Did you mean model.moe.top_k?"),
         ({"optm.beta1": 0.5}, "Did you mean optim.beta1?"),
         ({"wings": 2}, "no setting wings. There are: model, data, optim, mesh, distributed, run."),
-        ({"mesh.wings": 2}, "There are: mesh.data, mesh.expert, "),
+        ({"mesh.wings": 2}, "There are: mesh.data, mesh.context, "),
         ({"run.steps.x": 3}, "no setting run.steps.x: run.steps has no parts."),
         ({"run.steps": {"x": 3}}, "--run.steps must be int, not {'x': 3}"),
         ({"model.moe.top_k": "4"}, "--model.moe.top-k must be int, not '4'"),

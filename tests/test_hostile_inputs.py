@@ -356,7 +356,7 @@ FLAGS = [
     (train("--model.width", 10**6), "--model.width"),
     (train("--model.vocab-size", 2**31 - 1), "the largest part is"),
     (train("--data.sequence-length", 10**8), "make --data.sequence-length smaller"),
-    (train("--data.sequence-length", 10**6, "--moe.group-size", 10**6), "Not one sequence"),
+    (train("--data.sequence-length", 10**9, "--moe.group-size", 10**9), "Not one sequence"),
     (train("--data.eval-batch-size", 2**30), "--data.eval-batch-size"),
     (train("--data.batch-size", 2**30), "would fit, or a shorter --data.sequence-length"),
     (train("--model.num-layers", 10**9), "--model.num-layers must be at most 100,000"),

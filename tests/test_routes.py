@@ -27,10 +27,18 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def start(config: Config) -> tuple:
-    """The first parameters, and the selection bias."""
+    """Parameters without a program that draws them, and the selection bias."""
     model = DecoderLM(config.model, 257)
-    state = jax.jit(lambda: init_state(model, make_optimizer(config.optim), config))()
-    return jax.device_get((state.params, state.bias_LE))
+    state = jax.eval_shape(lambda: init_state(model, make_optimizer(config.optim), config))
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        centre, size = (1, 0) if path[-1].key == "scale_D" else (0, leaf.shape[-2:][0] ** -0.5)
+        return rng.normal(centre, size, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, state.params)
+    bias = state.bias_LE
+    return params, None if bias is None else np.zeros(bias.shape, np.float32)
 
 
 @functools.cache

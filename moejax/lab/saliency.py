@@ -80,10 +80,10 @@ class Measure:
             return found
         if context.method_name == "_experts":  # which the layer itself calls with what it chose
             self._sums.append(_sum_of_layer(context.module, *args[:3]))
-        if context.method_name != "__call__":
+        if context.method_name != "run":
             return found
-        y_BND, stats, _ = found
-        return y_BND, stats, self._sums.pop()
+        y_BND, stats, _, expert_BNK = found
+        return y_BND, stats, self._sums.pop(), expert_BNK
 
 
 def _sum_of_layer(

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 
 from moejax.config.config import Config
 from moejax.models.used_types import cast_shapes
-from moejax.runtime import partition
+from moejax.runtime import device_mesh, partition
 
 IN_PLACE = "embedding_VD"
 """What is read where it lies: so the gradient of rows that occur often adds up in float32."""
+
+
+def _spreads(config: Config) -> bool:
+    return config.mesh.zero1 and device_mesh.devices() > 1
 
 
 def gather_masters(params: dict, config: Config) -> dict:
@@ -20,7 +24,7 @@ def gather_masters(params: dict, config: Config) -> dict:
     it multiplies with, in the type of products; what travels has that type, too. Else they are as
     they are: with FSDP, each layer brings its own together.
     """
-    if not config.mesh.zero1:
+    if not _spreads(config):
         return params
 
     def gather(path: tuple, p: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -36,7 +40,7 @@ def scatter_gradients(grads: dict, config: Config) -> dict:
     """The gradients of what ``gather_masters`` gave: added up over devices in the type that they
     have, each device with its own part, in float32.
     """
-    if not config.mesh.zero1:
+    if not _spreads(config):
         return grads
 
     def scatter(path: tuple, d: Any) -> jax.Array:

@@ -77,9 +77,9 @@ def weigh_modules(targets_Q: jax.Array, next_token_weight: jax.Array | float) ->
     DeepSeek-V3 (2024), Eq. 24-25. Eq. 24 divides by the length of the sequence, also where a module
     has fewer targets, as at its end; this is the mean over the targets.
     """
-    modules = max(1, len(targets_Q) - 1)
-    weight_Q = jnp.full(len(targets_Q), next_token_weight / modules, jnp.float32).at[0].set(1)
-    return weight_Q / jnp.maximum(targets_Q, 1)
+    share_Q = 1 / jnp.maximum(targets_Q, 1)
+    modules = len(targets_Q) - 1
+    return share_Q.at[1:].multiply(next_token_weight / modules) if modules else share_Q
 
 
 def weigh_ahead_loss(optim: OptimConfig, step: jax.Array | int, steps: int) -> jax.Array | float:

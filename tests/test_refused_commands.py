@@ -60,6 +60,8 @@ REFUSED = [
     ["specialisation", "/nowhere"],
     ["specialisation", "run", "--output", "new/page.html"],
     ["specialisation", "model", "--data", "/nowhere"],
+    ["data", "show", "--config", "/nowhere.py"],
+    ["data", "show", "--config", "tiny.py", "--data.train", "packed.txt"],
     ["check", "/nowhere"],
     ["check", "model"],
     ["import", "/nowhere", "new/model"],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from test_attend import CASES, SCALE, differentiate, draw
 
 from moejax.config import (
     AttentionConfig,
@@ -38,7 +39,6 @@ from moejax.models.attend.of_model import choose_training_form
 from moejax.models.attend.seen import Seen
 from moejax.models.attend.splash import BLOCKS, Band, attend_splash, choose_block, count_blocks
 from moejax.runtime import device_mesh, targets
-from tests.test_attend import CASES, SCALE, differentiate, draw
 
 SPLASH = partial(attend_splash, interpret=True)
 CUDNN = partial(attend_cudnn, implementation="xla")

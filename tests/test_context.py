@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_parts
 
 from moejax.config import (
     AttentionConfig,
@@ -29,14 +30,10 @@ from moejax.lab.plan.traffic import list_moves
 from moejax.models.attend import over_context
 from moejax.models.attend.dense import attend_dense
 from moejax.models.attend.seen import Seen, make_mask
-from moejax.models.decoder import DecoderLM
 from moejax.moe.layer import MoELayer
 from moejax.routing.routers import ROUTERS
 from moejax.runtime import batch_rows, device_fit, device_mesh, partition
 from moejax.runtime.pieces import cut, join, join_for_each, shift
-from moejax.train.optimizer import make_schedule
-from moejax.train.state import init_state
-from moejax.train.step import train_step
 
 N, B = 32, 8
 ROUTED = {"num_experts": 8, "group_size": 4, "capacity_factor": 0.8}
@@ -105,16 +102,8 @@ def make_config(tiny: Config, kind: str) -> Config:
 def jit_step(config: Config, grid: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
     """The first state, its shardings, and a step of an optimizer that keeps clipped gradients."""
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))
-    model = DecoderLM(config.model, 257, config.mesh)
-    begin = functools.partial(init_state, model, optimizer, config)
-    shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.fsdp)
-    step = functools.partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        shape=make_schedule(config.optim, config.run.steps),
-        config=config,
-    )
+    begin, step = make_parts(config, optimizer)
+    shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.spreads)
     placed = (shardings, partition.activation_sharding(grid, "batch_BN"))
     return begin, shardings, jax.jit(step, in_shardings=placed, out_shardings=(shardings, None))
 

@@ -1,23 +1,20 @@
 """What waits in the host's memory between steps, or between the two passes of one."""
 
 import dataclasses
-import functools
 import importlib.util
 
 import chex
 import jax
 import pytest
+from steps import make_parts
 
 from moejax.config import Config, ConfigError, changed
 from moejax.lab.plan import compile_step as compiled
 from moejax.lab.plan.devices import paper_mesh
 from moejax.lab.plan.memory import plan_memory
-from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_fit, device_mesh, targets
 from moejax.train.offload import lay_state
-from moejax.train.optimizer import make_optimizer, make_schedule
-from moejax.train.state import init_state
-from moejax.train.step import train_step
+from moejax.train.optimizer import make_optimizer
 
 NEEDS_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
@@ -38,18 +35,10 @@ def test_moments_that_wait_in_pinned_memory_take_the_same_step(tiny, batch, opti
     for offload in (False, True):
         settings = {"optimizer": optimizer, "offload": offload, "moments": "bfloat16"}
         config = changed(tiny, {"optim": settings})
-        model, update = DecoderLM(config.model, 257), make_optimizer(config.optim)
-        begin = functools.partial(init_state, model, update, config)
+        begin, step = make_parts(config, make_optimizer(config.optim))
         mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:1])
         with jax.set_mesh(mesh):
             lies = lay_state(config, jax.eval_shape(begin), mesh)
-            step = functools.partial(
-                train_step,
-                model=model,
-                optimizer=update,
-                shape=make_schedule(config.optim, config.run.steps),
-                config=config,
-            )
             state = jax.jit(begin, out_shardings=lies)()
             step = jax.jit(step, out_shardings=(lies, None), donate_argnums=0)
             for _ in range(2):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import make_parts
 
 from moejax.config import (
     AttentionConfig,
@@ -26,9 +27,8 @@ from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import init_params
 from moejax.runtime import batch_rows, device_fit, device_mesh, partition
 from moejax.train.gradients import gradients
-from moejax.train.optimizer import make_optimizer, make_schedule
+from moejax.train.optimizer import make_optimizer
 from moejax.train.state import init_state
-from moejax.train.step import train_step
 
 MESHES = {"1x1": (1, 1, 1), "8x1": (8, 1, 1), "1x8": (1, 8, 1), "2x4": (2, 4, 1), "4x2": (4, 2, 1)}
 MESHES["2x2x2"] = (2, 2, 2)
@@ -58,17 +58,8 @@ def on(config: Config, mesh: str, **settings) -> tuple[Config, jax.sharding.Mesh
 
 def trainer(config: Config, grid: jax.sharding.Mesh, optimizer=None):
     """As the training loop has them: the first state, as it lies on the mesh, and the step."""
-    model = DecoderLM(config.model, 257, config.mesh)
-    optimizer = optimizer or make_optimizer(config.optim)
-    begin = functools.partial(init_state, model, optimizer, config)
+    begin, step = make_parts(config, optimizer or make_optimizer(config.optim))
     shardings = partition.tree_shardings(grid, jax.eval_shape(begin), config.mesh.spreads)
-    step = functools.partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        shape=make_schedule(config.optim, config.run.steps),
-        config=config,
-    )
     placed = (shardings, partition.activation_sharding(grid, "batch_BN"))
     step = jax.jit(step, in_shardings=placed, out_shardings=(shardings, None))
     return jax.jit(begin, out_shardings=shardings)(), step

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from moejax.models.attend.seen import Seen, find_limit, sees
+from moejax.models.attend.seen import HIDDEN, Seen, find_limit, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
 from moejax.runtime import device_mesh
 
@@ -24,8 +24,6 @@ ROWS = 256
 """Rows of a block, heads of the same keys together ..."""
 QUERIES = 32
 """... but at least so many queries, as blocks are skipped by their queries."""
-HIDDEN = -1e30
-"""The score of a key that is not seen."""
 LOWEST = -1e20
 """No score is lower, but those of what is not seen: so it has no weight even where nothing is
 seen."""

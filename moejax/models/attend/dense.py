@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moejax.models.attend.seen import HIDDEN
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend_dense(
@@ -58,7 +60,7 @@ def normalise(
     score_BJINM: jax.Array, mask_B1NM: jax.Array, sink_H: jax.Array | None, scale: float
 ) -> tuple[jax.Array, jax.Array | None]:
     """The probabilities, and what sinks took of them."""
-    score_BJINM = jnp.where(mask_B1NM[:, None], score_BJINM * scale, -1e30)
+    score_BJINM = jnp.where(mask_B1NM[:, None], score_BJINM * scale, HIDDEN)
     if sink_H is None:
         return jax.nn.softmax(score_BJINM), None
     B, J, I, N, _ = score_BJINM.shape  # noqa: E741

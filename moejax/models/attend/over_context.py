@@ -24,16 +24,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from moejax.models.attend.on_parts import Attend
 from moejax.models.attend.seen import Seen
-from moejax.runtime.partition import TOKENS
+from moejax.runtime.partition import SPECS
 
 Kept = Any
 """What is kept of positions, arrays [B, M, ...]."""
 MakeHeads = Callable[[Kept, Any], tuple[jax.Array, jax.Array]]
 """``(kept, weights) -> (k_BMJA, v_BMJU)``."""
-Attend = Callable[..., jax.Array]
-"""``(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale) -> y_BNHU``."""
-OF_TOKENS, OF_HEADS = P(TOKENS), P(TOKENS, None, "model")
+OF_TOKENS, OF_HEADS = SPECS["tokens_BND"], SPECS["heads_BNHA"]
 
 
 def attend_over_context(

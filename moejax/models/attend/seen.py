@@ -10,6 +10,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+HIDDEN = -1e30
+"""The score of a key that is not seen."""
 NO_LIMIT = 2**30
 """Positions, where a layer without a window runs in one loop with others that have one."""
 

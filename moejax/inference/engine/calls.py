@@ -1,0 +1,90 @@
+"""One call of the model by the engine: what goes in, what comes out, and who answers it.
+
+The cache is a pool of pages of ``page`` positions, on each *lane* (a device that has tokens of its
+own; most often there is one). A text has a *seat* on its lane while it runs, and a list of pages.
+
+Letters: B: rows of a call, lane by lane; K: experts a token chooses; L: routed layers; N: tokens of
+a row; Q: pages that a row looks at; S: seats of all lanes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from moejax.inference.sampling import Draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the runner has, and in which shapes it is called: no others are compiled."""
+
+    lanes: int
+    """Devices that have tokens of their own."""
+    seats: int
+    """Texts that run at once, on each lane."""
+    page: int
+    """Positions of a page."""
+    pages: int
+    """Pages on each lane; page 0 is nobody's: what is padding is written there."""
+    rows: tuple[int, ...]
+    """Rows of calls that add a token to each text, on each lane, ascending; the last is ``seats``."""
+    prompt_rows: int
+    """Rows of a call that reads prompts, on each lane."""
+    chunk: int
+    """Tokens of each of them, a multiple of ``page``."""
+    tables: tuple[int, ...]
+    """Pages that the rows of a call may look at (Q), ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Rows that each have the next tokens of one text, from the left; the rest is padding."""
+
+    seat_B: np.ndarray
+    """Seat of each row on its lane (int32); of a row without a text, any."""
+    token_BN: np.ndarray | None
+    """The tokens; None: of each row the token that was drawn last for its seat, which the host need
+    not have seen (N = 1)."""
+    count_B: np.ndarray
+    """How many of them there are; 0 for a row without a text."""
+    at_B: np.ndarray
+    """The position of the first."""
+    begin_B: np.ndarray
+    """The position of the first slot of the row's pages (a multiple of ``page``)."""
+    table_BQ: np.ndarray
+    """The pages of each row, one behind another, those that the tokens are written to included; 0
+    behind the last."""
+    draws: Draws
+    """How each row's token is drawn, on the host: an array [B] of each setting."""
+    every: bool = False
+    """Whether a token is drawn after each of the N, not after the last alone."""
+    scores: bool = False
+    """Whether logarithmic probabilities are given."""
+    routes: bool = False
+    """Whether experts and weights are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What a call gives. It may still be on its way: ``np.asarray`` waits for it. B1 is BN where
+    ``every`` token was drawn."""
+
+    token_B1: Any
+    logprob_B1: Any = None
+    best_B1X: Any = None
+    """The X best tokens, the best first, and their logarithmic probabilities (``best_logprob_B1X``)."""
+    best_logprob_B1X: Any = None
+    expert_BNLK: Any = None
+    weight_BNLK: Any = None
+
+
+class Runner(Protocol):
+    """The model with its pages: real, or one that tests have made up."""
+
+    sizes: Sizes
+
+    def extend(self, call: Call) -> Drawn:
+        """Read the tokens of each row, write them into its pages, and draw what comes next. The
+        last drawn token of each row with a text becomes that of its seat. Returns at once."""
+        ...

@@ -28,7 +28,7 @@ class Sizes:
     pages: int
     """Pages on each lane; page 0 is nobody's: what is padding is written there."""
     rows: tuple[int, ...]
-    """Rows of calls that add a token to each text, on each lane, ascending; the last is ``seats``."""
+    """Rows of calls that add a token to each text, on each lane, ascending; the last: ``seats``."""
     prompt_rows: int
     """Rows of a call that reads prompts, on each lane."""
     chunk: int
@@ -73,7 +73,7 @@ class Drawn:
     token_B1: Any
     logprob_B1: Any = None
     best_B1X: Any = None
-    """The X best tokens, the best first, and their logarithmic probabilities (``best_logprob_B1X``)."""
+    """The X best tokens, the best first."""
     best_logprob_B1X: Any = None
     expert_BNLK: Any = None
     weight_BNLK: Any = None

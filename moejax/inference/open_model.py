@@ -1,6 +1,7 @@
 """A model that can be run."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -10,6 +11,8 @@ from moejax.config.checks import check
 from moejax.config.data import DataConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.data.chat.find_template import AUTO, find_template
+from moejax.data.chat.template import Template
 from moejax.data.check_tokens import check_known
 from moejax.data.tokenizer import Tokenizer
 from moejax.moe.quantise_params import Weights
@@ -55,8 +58,17 @@ class OpenModel:
     """The text or images that it was trained on, with a part held out; None if unknown."""
     rows: int = 64
     """Sequences, or images, in a batch, by default."""
+    chat_template: str | None = None
+    """How it writes conversations: ``auto`` (the template that it came with), a name, or a file, as
+    in ``--data.chat-template``; None if it has learned none, which is as ``auto``."""
     base: Base | None = None
     """While it is being opened: what ``params``, which then are adapters, belong to."""
+
+    @cached_property
+    def template(self) -> Template:
+        """Its chat template. Raises ``ConfigError`` if it has none."""
+        assert self.tokenizer is not None  # callers check it
+        return find_template(self.chat_template or AUTO, self.tokenizer, flag="--chat-template")
 
     def begin(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """The tokens of a text that is to be continued, int32 [n]. With ``special_tokens``, names

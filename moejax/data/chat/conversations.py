@@ -44,8 +44,7 @@ class ChatFormat:
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        names = sorted(self.tokenizer.control, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names))) if names else None
+        return match_control(self.tokenizer)
 
     def read(self, records: Iterable[Record]) -> Iterator[Record]:
         """The conversations in records that were read whole, as bytes (``unpack``)."""
@@ -66,7 +65,7 @@ class ChatFormat:
         talk = find_messages(value, self.field, place)
         if isinstance(talk, Bad):
             return [talk]
-        if (wrong := self._find_problem(talk)) is not None:
+        if (wrong := find_problem(talk, self._control)) is not None:
             return [Bad(place, wrong)]
         try:
             found = [encode(one, self.tokenizer) for one in self.template.render_talk(talk)]
@@ -77,18 +76,25 @@ class ChatFormat:
             return [Bad(place, f"{wrong} for the assistant.")]
         return found
 
-    def _find_problem(self, talk: Talk) -> str | None:
-        """Texts that would be no texts among tokens."""
-        for text in list_texts([talk.messages, talk.tools]):
-            name = self._control and self._control.search(text)
-            if name:
-                return (
-                    f"has the name of a control token in a message, {name[0]}, which would become"
-                    " that token."
-                )
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                return "has half of a pair of surrogates, which is no character."
-        return None
+
+def match_control(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """What finds the names of control tokens in a text; None if there are none."""
+    names = sorted(tokenizer.control, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def find_problem(talk: Talk, control: re.Pattern[str] | None) -> str | None:
+    """What is wrong with the texts of a conversation: they would be no texts among tokens."""
+    for text in list_texts([talk.messages, talk.tools]):
+        name = control and control.search(text)
+        if name:
+            return (
+                f"has the name of a control token in a message, {name[0]}, which would become that"
+                " token."
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            return "has half of a pair of surrogates, which is no character."
+    return None
 
 
 def encode(rendered: Rendered, tokenizer: Tokenizer) -> Conversation:

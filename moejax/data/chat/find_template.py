@@ -1,6 +1,6 @@
 """Which chat template is meant: the model's own, one with a name, or a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ _PLAIN = """\
 {%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"""
 NAMED = {"chatml": _CHATML, "llama3": _LLAMA3, "plain": _PLAIN}
 """Templates with a name. ``plain`` needs no control token but the end, and so suits bytes."""
-
-
 AUTO = "auto"
 """The model's own."""
+FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+"""In which models have theirs."""
 
 
 def is_file_name(given: str) -> bool:
@@ -56,37 +56,44 @@ def is_file_name(given: str) -> bool:
     return given != AUTO and given not in NAMED
 
 
-def find_template(given: str, tokenizer: Tokenizer) -> Template:
-    """The template of ``--data.chat-template``: ``auto``, a name in ``NAMED``, or a file. Raises
+def find_template(
+    given: str,
+    tokenizer: Tokenizer,
+    models: Sequence[Path] = (),
+    flag: str = "--data.chat-template",
+) -> Template:
+    """The template that ``flag`` names: ``auto``, a name in ``NAMED``, or a file. ``auto`` is that
+    which lies beside the tokenizer, or else in one of the directories ``models``. Raises
     ``ConfigError``.
     """
-    folder = tokenizer.folder
-    said = _read_settings(folder)
-    names = _find_names(said, folder, tokenizer)
-    flag = f"--data.chat-template {given}"
+    places = [*([] if tokenizer.folder is None else [tokenizer.folder]), *models]
+    said = next((found for found in map(_read_settings, places) if found), {})
+    names = _find_names(said, tokenizer)
     if given in NAMED:
-        return Template(NAMED[given], names, flag)
+        return Template(NAMED[given], names, f"{flag} {given}")
     if given != AUTO:
-        path = Path(expand_home("--data.chat-template", given))
+        path = Path(expand_home(flag, given))
         if not path.is_file():
             raise ConfigError(
-                f"{flag}: there is no such file. Write a path, auto (the model's own, beside"
-                f" --data.tokenizer), or one of {', '.join(NAMED)}."
+                f"{flag} {given}: there is no such file. Write a path, auto (the model's own,"
+                f" beside its tokenizer), or one of {', '.join(NAMED)}."
             )
         return Template(_read(path), names, str(path))
-    if folder is not None and (file := folder / "chat_template.jinja").is_file():
-        return Template(_read(file), names, str(file))
-    own = said.get("chat_template")
-    if isinstance(own, list):  # several, of which transformers takes the one of this name
-        own = {one.get("name"): one.get("template") for one in own if isinstance(one, dict)}
-        own = own.get("default")
-    if not isinstance(own, str) or folder is None:
-        where = f"in {folder}" if folder else "of a tokenizer.json in a folder of its model"
-        raise ConfigError(
-            f"{flag}: there is no chat_template.jinja {where}, nor a chat_template in"
-            f" tokenizer_config.json. Give a file, or one of {', '.join(NAMED)}."
-        )
-    return Template(own, names, f"the chat_template of {folder / 'tokenizer_config.json'}")
+    for place in places:
+        if (file := place / FILE).is_file():
+            return Template(_read(file), names, str(file))
+        own = _read_settings(place).get("chat_template")
+        if isinstance(own, list):  # several, of which transformers takes the one of this name
+            own = {one.get("name"): one.get("template") for one in own if isinstance(one, dict)}
+            own = own.get("default")
+        if isinstance(own, str):
+            return Template(own, names, f"the chat_template of {place / SETTINGS}")
+    where = f" in {' or '.join(map(str, places))}" if places else ""
+    raise ConfigError(
+        f"{flag} {given}: this model has no chat template of its own: there is neither a {FILE}"
+        f" nor a chat_template in {SETTINGS}{where}. Give {flag} a file, or one of"
+        f" {', '.join(NAMED)}."
+    )
 
 
 def _read(path: Path) -> str:
@@ -96,9 +103,9 @@ def _read(path: Path) -> str:
         raise ConfigError(f"the chat template {path} cannot be read: {error}.") from error
 
 
-def _read_settings(folder: Path | None) -> dict[str, Any]:
-    file = None if folder is None else folder / "tokenizer_config.json"
-    if file is None or not file.is_file():
+def _read_settings(folder: Path) -> dict[str, Any]:
+    file = folder / SETTINGS
+    if not file.is_file():
         return {}
     try:
         said = read_json(file)
@@ -107,9 +114,7 @@ def _read_settings(folder: Path | None) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _find_names(
-    said: Mapping[str, Any], folder: Path | None, tokenizer: Tokenizer
-) -> dict[str, str]:
+def _find_names(said: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
     """The names of special tokens, as transformers gives them to templates: those of
     ``tokenizer_config.json``. Without that file, the names of the tokens that the edges have.
     """

@@ -35,7 +35,17 @@ class Talk(NamedTuple):
 
 
 def find_messages(value: Any, field: str | None, place: str) -> Talk | Bad:
-    """The conversation in a value of JSON, at ``field``, or else where it usually is."""
+    """The conversation to learn from in a value of JSON, at ``field``, or else where it usually is:
+    the assistant speaks in it.
+    """
+    talk = find_talk(value, field, place)
+    if isinstance(talk, Bad) or any(one["role"] == "assistant" for one in talk.messages):
+        return talk
+    return Bad(place, "is a conversation without an assistant: there is nothing to learn.")
+
+
+def find_talk(value: Any, field: str | None, place: str) -> Talk | Bad:
+    """The conversation in a value of JSON, whoever speaks in it; else as ``find_messages``."""
     tools = None
     if isinstance(value, dict):
         tools = value.get("tools") if isinstance(value.get("tools"), list) else None
@@ -57,8 +67,6 @@ def find_messages(value: Any, field: str | None, place: str) -> Talk | Bad:
         if isinstance(message, str):
             return Bad(place, f"has a message, its {_ordinal(number)}, {message}")
         messages.append(message)
-    if not any(message["role"] == "assistant" for message in messages):
-        return Bad(place, "is a conversation without an assistant: there is nothing to learn.")
     return Talk(messages, tools)
 
 

@@ -1,0 +1,56 @@
+"""Settings of the engine."""
+
+from dataclasses import dataclass
+
+from moejax.config.checks import check, check_sizes
+from moejax.models.kv_cache import CacheType
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How many texts run at once, and how the cache that they share is cut into pages."""
+
+    seats: int = 32
+    """Texts that run at once, on all devices together; others wait."""
+    queue: int = 1024
+    """Texts that may wait; more are refused."""
+    page: int = 8
+    """Positions of a page of the cache. The last page of a text is half empty on average, so that
+    small ones waste less."""
+    pages: int | None = None
+    """Pages on each device; by default as many as --memory-share holds, and no more than texts of
+    the longest kind on all seats could fill."""
+    memory_share: float = 0.9
+    """Of the memory that a device has left when the model is there, so much is for pages."""
+    chunk: int = 64
+    """Tokens of a prompt that are read in one call, a multiple of --page: larger ones read prompts
+    sooner, and hold up running texts longer."""
+    prompt_rows: int = 4
+    """Prompts that one call reads, on each device."""
+    prompt_calls: int = 1
+    """Calls that read prompts between two that add a token to each running text: with more, new
+    texts begin sooner, and running ones are held up longer."""
+    share_prefixes: bool = True
+    """Texts that begin alike, by whole pages, have these pages together, and pages of texts that
+    have ended are kept until there is need of them."""
+    window: int | None = None
+    """Positions that a position sees, itself included, and the longest prompt in tokens; by default
+    as many as the model was trained on."""
+    cache: CacheType | None = None
+    """Type of the cache of keys and values; by default that of the activations."""
+
+    def __post_init__(self) -> None:
+        check_sizes("", self, "seats", "queue", "page", "pages", "chunk", "window")
+        check_sizes("", self, "prompt_rows", "prompt_calls")
+        check(
+            0 < self.memory_share <= 1,
+            f"--memory-share must lie in (0, 1], not {self.memory_share}.",
+        )
+        check(
+            self.pages is None or self.pages > 1,
+            f"--pages must be at least 2, not {self.pages}: one of them is kept for padding.",
+        )
+        check(
+            self.chunk % self.page == 0,
+            f"--chunk {self.chunk} must be a multiple of --page {self.page}.",
+        )

@@ -29,6 +29,9 @@ class Request:
     and those of this many of the best tokens."""
     routes: bool = False
     """With each token, the experts of the position from which it was drawn, and their weights."""
+    ends: frozenset[int] | None = None
+    """The tokens that end the text; None: those of the model. An answer in a conversation has
+    others, and with none at all the text has as many tokens as are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

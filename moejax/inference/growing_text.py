@@ -35,7 +35,8 @@ class GrowingText:
     ) -> None:
         self.prompt = prompt
         self.ended: Literal["end", "stop", "length"] | None = None
-        self._ids: list[int] = []
+        self.ids: list[int] = []
+        """The tokens after the prompt so far, without the one that ended the text."""
         self._pieces: list[str] = []
         self._stream = TextStream(tokenizer, prompt.tolist(), sampling.stop)
         self._ends, self._tokens, self._give_out = ends, sampling.tokens, give_out
@@ -47,9 +48,9 @@ class GrowingText:
         if token in self._ends:
             self.ended = "end"
         else:
-            self._ids.append(token)
+            self.ids.append(token)
             self._give(self._stream.push(token))
-            if len(self._ids) == self._tokens:
+            if len(self.ids) == self._tokens:
                 self.ended = "length"
         if self.ended and not self._stream.stopped:
             self._give(self._stream.finish())
@@ -59,7 +60,7 @@ class GrowingText:
     @property
     def length(self) -> int:
         """Tokens of the prompt and of what came after it so far."""
-        return len(self.prompt) + len(self._ids)
+        return len(self.prompt) + len(self.ids)
 
     def _give(self, piece: str) -> None:
         if piece:
@@ -69,4 +70,4 @@ class GrowingText:
     def continuation(self) -> Continuation:
         """All that came after the prompt, when it has ended."""
         assert self.ended is not None
-        return Continuation(text="".join(self._pieces), ids=self._ids, ended=self.ended)
+        return Continuation(text="".join(self._pieces), ids=self.ids, ended=self.ended)

@@ -88,3 +88,9 @@ class Runner(Protocol):
         """Read the tokens of each row, write them into its pages, and draw what comes next. The
         last drawn token of each row with a text becomes that of its seat. Returns at once."""
         ...
+
+    def load_LE(self) -> np.ndarray | None:
+        """Choices asked of each expert of each layer since the start; None: nothing is routed. It
+        waits for the calls that are on their way.
+        """
+        ...

@@ -1,0 +1,244 @@
+"""Who runs, and what the next call of the model does.
+
+Texts run in the order in which they came: the first one that waits takes the next free seat, when
+there are pages for all it has; none goes before it. So none waits for ever.
+
+Calls that read chunks of prompts take turns with calls that add a token to each running text: at
+most ``prompt_calls`` of the former between two of the latter. So a long prompt makes the others
+slower, but never stops them.
+
+Pages are given when tokens are written to them. When a lane has none left, the text on it that came
+last is put back among those that wait: it gives up its pages, and later reads again all that it
+has, which changes no token. The first of all texts is never put back, so that it comes to its end.
+"""
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass
+
+from moejax.config.checks import LARGEST
+from moejax.inference.engine.calls import Sizes
+from moejax.inference.engine.pages import PagePool
+from moejax.inference.engine.seats import Seats
+from moejax.inference.engine.texts import Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one call does."""
+
+    texts: list[Text]
+    counts: list[int] | None
+    """How many tokens of each it reads; None: the one that was drawn last."""
+
+
+class Schedule:
+    """The texts that wait and that run, and the pages of the lanes."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        vocab_size: int,
+        *,
+        window: int | None = None,
+        share: bool = True,
+        prompt_calls: int = 1,
+    ) -> None:
+        self.waiting: deque[Text] = deque()
+        self.running: list[Text] = []
+        """In the order in which they came."""
+        self.seats = Seats(sizes, vocab_size)
+        self.pools = [PagePool(sizes.pages, share) for _ in range(sizes.lanes)]
+        self.put_back = self.found = self.found_tokens = 0
+        """How often a text was put back, and found pages that it could share; their tokens."""
+        self._sizes, self._window = sizes, window
+        self._prompt_calls, self._turns = prompt_calls, 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that has enough pages when it is alone. (The last token is
+        not written to any.)
+        """
+        most = min(self._sizes.pages - 1, self._sizes.tables[-1])
+        return LARGEST if self._need(LARGEST) <= most else most * self._sizes.page + 1
+
+    def next(self) -> Work | None:
+        """What the next call does; None: there is nothing to do before other tokens are read."""
+        self._seat_texts()
+        decoding = any(text.decoding and text.going_on for text in self.running)
+        may_read = not decoding or self._turns < self._prompt_calls
+        if may_read and (work := self._read_prompts()):
+            self._turns += 1
+            return work
+        self._turns = 0
+        return self._decode()
+
+    def wrote(self, work: Work) -> None:
+        """A call has been given to the device: what it writes is there for all later calls."""
+        page = self._sizes.page
+        for text, count in zip(work.texts, work.counts or [1] * len(work.texts), strict=True):
+            text.written += count
+            text.decoding = text.written >= text.known
+            if text.decoding:
+                text.unread += 1
+            if text.written >= (text.named + 1) * page:
+                self._name_pages(text)
+
+    def leave(self, text: Text) -> None:
+        """A text is over."""
+        text.over = True
+        if text.lane < 0:
+            self.waiting.remove(text)
+        else:
+            self.running.remove(text)
+            self._give_up(text)
+
+    def slots(self) -> tuple[int, int]:
+        """Slots of all pages that texts have, and those of them that no later token will see."""
+        page, window = self._sizes.page, self._window
+        lost = 0
+        for text in self.running:
+            begin = text.gone * page
+            lost += begin + len(text.pages) * page - text.written
+            lost += 0 if window is None else max(0, text.written - window + 1 - begin)
+        return sum(pool.used for pool in self.pools) * page, lost
+
+    def _need(self, tokens: int) -> int:
+        """The most pages that a text of so many tokens has at a time."""
+        page = self._sizes.page
+        need = -(-tokens // page)
+        if self._window is not None:
+            need = min(need, -(-(self._window - 1) // page) + max(1, self._sizes.chunk // page))
+        return need
+
+    def _seat_texts(self) -> None:
+        """Those that have waited longest take seats, as long as there are seats and pages."""
+        while self.waiting and self.waiting[0].unread == 0:
+            text = self.waiting[0]
+            lanes = {lane: found for lane in self._open() if (found := self._fits(text, lane))}
+            if not lanes:
+                return
+            lane = max(lanes, key=lambda lane: lanes[lane])
+            self.waiting.popleft()
+            self.seats.give(text, lane)
+            insort(self.running, text, key=lambda text: text.id)
+            self._share_pages(text)
+
+    def _open(self) -> list[int]:
+        return [lane for lane in range(self._sizes.lanes) if self.seats.free(lane)]
+
+    def _fits(self, text: Text, lane: int) -> tuple[int, int] | None:
+        """How many pages of a text are on a lane already, and how many are left there; None: it
+        must wait. A page is left for each text there, which soon wants it, and those for the rest
+        of what is being read.
+        """
+        pool, page = self.pools[lane], self._sizes.page
+        there = [other for other in self.running if other.lane == lane]
+        left = pool.available - len(there)
+        left -= sum(self._to_come(other) for other in there)
+        found = 0
+        for number in range((text.known - 1) // page):
+            at = pool.find(text.name(number, page))
+            if at is None:
+                break
+            found += 1
+            left -= pool.users[at] == 0
+        left -= max(0, self._need(text.known + 1) - found)
+        return (found, left) if left >= 0 or not there else None
+
+    def _to_come(self, text: Text) -> int:
+        """The pages that the rest of what a text has will want."""
+        return 0 if text.decoding else max(0, self._need(text.known) - len(text.pages))
+
+    def _share_pages(self, text: Text) -> None:
+        """Take the next full pages of what a text is to read from those that are known. At least
+        one token is left to be read, as the next one is drawn after it.
+        """
+        pool, page = self.pools[text.lane], self._sizes.page
+        before = text.named
+        while text.written == text.named * page and text.known > text.written + page:
+            at = pool.find(text.name(text.named, page))
+            if at is None:
+                break
+            pool.join(at)
+            text.pages.append(at)
+            text.named += 1
+            text.written += page
+            self._drop_pages(text)
+        if new := text.named - before:
+            self.seats.forget_pages(text)
+            self.found += 1
+            self.found_tokens += new * page
+
+    def _read_prompts(self) -> Work | None:
+        """Chunks of the texts that have not been read, the first ones on each lane."""
+        texts: list[Text] = []
+        counts = []
+        rows = [0] * self._sizes.lanes
+        for text in [text for text in self.running if not text.decoding]:
+            if text.lane < 0 or rows[text.lane] == self._sizes.prompt_rows:
+                continue
+            self._share_pages(text)
+            count = min(self._sizes.chunk, text.known - text.written)
+            if self._make_room(text, count):
+                texts.append(text)
+                counts.append(count)
+                rows[text.lane] += 1
+        return Work(texts=texts, counts=counts) if texts else None
+
+    def _decode(self) -> Work | None:
+        """A token for each text that has been read."""
+        texts = [text for text in self.running if text.decoding and text.going_on]
+        texts = [text for text in texts if text.lane >= 0 and self._make_room(text, 1)]
+        return Work(texts=texts, counts=None) if texts else None
+
+    def _make_room(self, text: Text, count: int) -> bool:
+        """Pages for the next tokens of a text; False: it has been put back itself."""
+        page, pool = self._sizes.page, self.pools[text.lane]
+        if self._window is not None and self._drop_pages(text):
+            self.seats.forget_pages(text)
+        new = -(-(text.written + count) // page) - text.gone - len(text.pages)
+        for _ in range(new):
+            while not pool.available:
+                last = next(other for other in reversed(self.running) if other.lane == text.lane)
+                self._put_back(last)
+                if last is text:
+                    return False
+            text.pages.append(pool.take())
+        if new > 0:
+            self.seats.show_pages(text, new)
+        return True
+
+    def _drop_pages(self, text: Text) -> bool:
+        """Give back the pages that no later token sees; whether there were any."""
+        if self._window is None:
+            return False
+        seen = max(0, text.written - self._window + 1) // self._sizes.page
+        gone = text.pages[: seen - text.gone]
+        if gone:
+            del text.pages[: len(gone)]
+            self.pools[text.lane].leave(gone)
+            text.gone += len(gone)
+        return bool(gone)
+
+    def _name_pages(self, text: Text) -> None:
+        """Name the pages that have become full of tokens that are known."""
+        page, pool = self._sizes.page, self.pools[text.lane]
+        full = min(text.written, text.known) // page
+        while text.named < full:
+            if text.named >= text.gone:
+                at = text.pages[text.named - text.gone]
+                pool.name(at, text.name(text.named, page))
+            text.named += 1
+
+    def _put_back(self, text: Text) -> None:
+        """A text gives up its seat and its pages, and is the next to have them again."""
+        self.put_back += 1
+        self.running.remove(text)
+        self._give_up(text)
+        self.waiting.appendleft(text)
+
+    def _give_up(self, text: Text) -> None:
+        self.seats.take_back(text)
+        self.pools[text.lane].leave(text.pages)
+        text.leave_seat()

@@ -1,0 +1,131 @@
+"""One text that the engine continues: what is known of it, and where it lies."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moejax.config.attention import AttentionConfig, check_length
+from moejax.config.checks import check
+from moejax.data.tokenizer import Tokenizer
+from moejax.inference.engine.pages import Name, name_page
+from moejax.inference.engine.requests import Ended, Piece, Request, Token
+from moejax.inference.growing_text import GrowingText
+from moejax.inference.prompts import check_prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """What the texts of a model are made of, and where they end."""
+
+    tokenizer: Tokenizer
+    ends: frozenset[int]
+    """The tokens that end a text."""
+    vocab_size: int
+    window: int | None = None
+    """Positions that a position sees in any layer, itself included; None: all before it."""
+    attention: AttentionConfig | None = None
+    """Says how long texts may be (``check_length``)."""
+
+    def check(self, request: Request) -> None:
+        """Raise ``ConfigError`` for a text that the model does not continue."""
+        prompt, tokens = request.prompt, request.sampling.tokens
+        check_prompts([prompt], self.window)
+        low, high = int(prompt.min()), int(prompt.max())
+        check(
+            low >= 0 and high < self.vocab_size,
+            f"the prompt has a token {low if low < 0 else high}: those of this model are 0 to"
+            f" {self.vocab_size - 1:,}.",
+        )
+        if self.attention is not None:
+            check_length(
+                self.attention,
+                len(prompt) + tokens,
+                f"a prompt of {len(prompt)} tokens and {tokens} to be generated",
+            )
+
+
+class Text:
+    """A request, its tokens so far, and its seat and pages while it runs."""
+
+    def __init__(self, number: int, request: Request, rules: TextRules, came_at: float) -> None:
+        self.id, self.request = number, request
+        self._new: list[str] = []
+        self._growing = GrowingText(
+            request.prompt, request.sampling, rules.ends, rules.tokenizer, self._new.append
+        )
+        self._names: list[Name] = []
+        self.came_at = came_at
+        """Seconds: when it was asked for."""
+        self.heard_at: float | None = None
+        """When its last token was read."""
+        self.read_before = False
+        """Whether it has had a seat."""
+        self.unread = 0
+        """Tokens that have been drawn, or will be by calls that are on their way, and that the host
+        has not seen."""
+        self.over = False
+        """Whether it has ended, or has been cancelled."""
+        self.leave_seat()
+
+    def take_seat(self, lane: int, seat: int) -> None:
+        """Run, from the beginning."""
+        self.lane, self.seat = lane, seat
+
+    def leave_seat(self) -> None:
+        """Nothing of it lies anywhere."""
+        self.lane = self.seat = -1
+        self.pages: list[int] = []
+        """Those that it has, one behind another."""
+        self.gone = 0
+        """Pages before them that no token sees any more."""
+        self.written = 0
+        """Tokens that are in its pages, or will be by calls that are on their way."""
+        self.named = 0
+        """Full pages that have got their names, from the first."""
+        self.decoding = False
+        """Whether all it has is read, and the token that its seat has drawn is the next one."""
+
+    @property
+    def known(self) -> int:
+        """Tokens of it that the host has seen."""
+        return self._growing.length
+
+    @property
+    def drawn(self) -> int:
+        """Tokens behind the prompt, those that were not seen yet included."""
+        return self.known - len(self.request.prompt) + self.unread
+
+    @property
+    def going_on(self) -> bool:
+        """Whether there are tokens to be drawn after those that were."""
+        return self.drawn < self.request.sampling.tokens
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why the text has ended."""
+        return self._growing.ended
+
+    def tokens(self, begin: int, end: int) -> np.ndarray:
+        """Known tokens, int32 [end - begin]."""
+        prompt = self.request.prompt[begin:end]
+        length = len(self.request.prompt)
+        if end <= length:
+            return prompt.astype(np.int32, copy=False)
+        later = self._growing.ids[max(0, begin - length) : end - length]
+        return np.concatenate([prompt, np.asarray(later, np.int32)])
+
+    def name(self, number: int, page: int) -> Name:
+        """The name of its full page of this number, of tokens that are known."""
+        while len(self._names) <= number:
+            begin = len(self._names) * page
+            before = self._names[-1] if self._names else b""
+            self._names.append(name_page(before, self.tokens(begin, begin + page)))
+        return self._names[number]
+
+    def hear(self, token: Token) -> Piece:
+        """Add a token that was drawn."""
+        length = self.known
+        self._new.clear()
+        self._growing.add(token.id)
+        tokens = (token,) if self.known > length else ()
+        return Piece(text="".join(self._new), tokens=tokens, ended=self.ended)

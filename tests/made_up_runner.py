@@ -1,0 +1,144 @@
+"""A model that tests have made up, with pages of numpy arrays, for the engine's host side.
+
+It keeps the tokens and positions that are written to pages, and draws a hash of what the table of a
+row shows, in order, with the settings of the draw. So a wrong page, position, window, seat or
+setting changes a text. What it draws alone, ``continue_alone`` computes from the tokens.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+
+from moejax.inference.engine.calls import Call, Drawn, Sizes
+from moejax.inference.engine.requests import Request
+
+BEST = 3
+"""Tokens that scores are given of."""
+
+
+def make_sizes(**changes) -> Sizes:
+    """Small sizes."""
+    sizes = {
+        "lanes": 1,
+        "seats": 4,
+        "page": 4,
+        "pages": 33,
+        "rows": (1, 4),
+        "prompt_rows": 2,
+        "chunk": 8,
+        "tables": (4, 16),
+    }
+    return Sizes(**sizes | changes)
+
+
+def draw_token(token_N, position: int, settings: dict, vocab_size: int) -> int:
+    """The token after those that a position sees, from ``position - len(token_N)`` on."""
+    words = [*map(int, token_N), position, *(str(settings[name]) for name in sorted(settings))]
+    return int.from_bytes(blake2b(repr(words).encode(), digest_size=4).digest(), "little") % (
+        vocab_size
+    )
+
+
+class Later:
+    """What a call draws: there when it is asked for."""
+
+    def __init__(self, array: np.ndarray, log: list, number: int) -> None:
+        self._array, self._log, self._number = array, log, number
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        self._log.append(("read", self._number))
+        return self._array
+
+
+class MadeUpRunner:
+    """Checks that every call is one of those that are compiled, and answers it.
+
+    ``log`` has what was done, in order: ``("call", n)`` and ``("read", n)``. After ``fails_after``
+    calls it raises.
+    """
+
+    def __init__(self, sizes: Sizes, vocab_size: int, window: int | None = None) -> None:
+        self.sizes, self.vocab_size, self.window = sizes, vocab_size, window
+        lanes = sizes.lanes
+        self._token = np.full((lanes, sizes.pages, sizes.page), -1)
+        self._position = np.full((lanes, sizes.pages, sizes.page), -1)
+        self._drawn = np.full((lanes, sizes.seats), -1)
+        self.log: list[tuple[str, int]] = []
+        self.calls = 0
+        self.fails_after: int | None = None
+
+    def load_LE(self) -> np.ndarray:
+        """Made up, too."""
+        return np.full((1, 2), self.calls)
+
+    def extend(self, call: Call) -> Drawn:
+        """As ``Runner.extend``."""
+        if self.calls == self.fails_after:
+            raise RuntimeError("out of everything")
+        self.calls += 1
+        self.log.append(("call", self.calls))
+        self._check(call)
+        B = len(call.seat_B)
+        token_B1 = np.full((B, 1), -7)
+        routes = np.full((B, 1 if call.token_BN is None else call.token_BN.shape[1], 1, 1), -1)
+        for row in range(B):
+            if call.count_B[row]:
+                token_B1[row] = self._extend_row(call, row, row // (B // self.sizes.lanes))
+                last = call.count_B[row] - 1
+                routes[row, last] = call.at_B[row] + last
+        scores = {}
+        if call.scores:
+            scores["logprob_B1"] = -token_B1.astype(np.float32)
+            scores["best_B1X"] = token_B1[..., None] + np.arange(BEST)
+            scores["best_logprob_B1X"] = -scores["best_B1X"].astype(np.float32)
+        if call.routes:
+            scores["expert_BNLK"], scores["weight_BNLK"] = routes, routes * 0.5
+        return Drawn(token_B1=Later(token_B1, self.log, self.calls), **scores)
+
+    def _check(self, call: Call) -> None:
+        sizes, (B, Q) = self.sizes, call.table_BQ.shape
+        allowed = sizes.rows if call.token_BN is None else [sizes.prompt_rows]
+        assert B in [rows * sizes.lanes for rows in allowed] and Q in sizes.tables
+        assert call.token_BN is None or call.token_BN.shape == (B, sizes.chunk)
+        for array in (call.seat_B, call.count_B, call.at_B, call.begin_B, call.table_BQ):
+            assert array.dtype == np.int32
+        assert not call.every and {len(of_B) for of_B in call.draws.values()} == {B}
+
+    def _extend_row(self, call: Call, row: int, lane: int) -> int:
+        page, seat = self.sizes.page, int(call.seat_B[row])
+        count, at, begin = (int(x[row]) for x in (call.count_B, call.at_B, call.begin_B))
+        pages = call.table_BQ[row]
+        new = [self._drawn[lane, seat]] if call.token_BN is None else call.token_BN[row, :count]
+        assert count == len(new) and begin % page == 0 and begin <= at
+        for position, token in enumerate(new, at):
+            there = pages[(position - begin) // page]
+            assert there > 0
+            self._token[lane, there, position % page] = token
+            self._position[lane, there, position % page] = position
+        end = at + count
+        first = begin if self.window is None else max(0, end - self.window)
+        seen = range(first, end)
+        slots = [(lane, pages[(p - begin) // page], p % page) for p in seen]
+        assert all(self._position[slot] == p for slot, p in zip(slots, seen, strict=True))
+        settings = {name: of_B[row].item() for name, of_B in call.draws.items()}
+        drawn = draw_token([self._token[slot] for slot in slots], end, settings, self.vocab_size)
+        self._drawn[lane, seat] = drawn
+        return drawn
+
+
+def continue_alone(request: Request, ends, vocab_size: int, window: int | None = None) -> list[int]:
+    """The tokens after a prompt, by the rule alone, the one that ends the text included."""
+    sampling, tokens = request.sampling, request.prompt.tolist()
+    settings = {
+        "temperature": float(np.float32(sampling.temperature)),
+        "top_k": min(vocab_size, sampling.top_k or vocab_size),
+        "top_p": float(np.float32(sampling.top_p)),
+        "seed": sampling.seed,
+        "row_B": request.number,
+    }
+    for _ in range(sampling.tokens):
+        seen = tokens if window is None else tokens[-window:]
+        tokens.append(draw_token(seen, len(tokens), settings, vocab_size))
+        if tokens[-1] in ends:
+            break
+    return tokens[len(request.prompt) :]

@@ -1,6 +1,7 @@
 """JSON from files that others wrote: bounded in size, depth and the length of its numbers."""
 
 import json
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -51,14 +52,23 @@ def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
     return parse_json(read_bounded(path, most))
 
 
-def parse_json(text: str | bytes, pairs: Callable[[list], Any] | None = None) -> Any:
-    """The value of a JSON text; ``pairs`` makes objects from lists of pairs, by default dicts.
+def parse_json(
+    text: str | bytes, pairs: Callable[[list], Any] | None = None, finite: bool = False
+) -> Any:
+    """The value of a JSON text; ``pairs`` makes objects from lists of pairs, by default dicts. With
+    ``finite``, numbers are those of JSON alone, and what Python has besides (NaN) is refused.
     Raises ``ValueError``, also for what is nested deeper than anyone means it.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        found = json.loads(text, parse_int=_parse_int, object_pairs_hook=pairs)
+        found = json.loads(
+            text,
+            parse_int=_parse_int,
+            parse_float=_parse_finite if finite else None,
+            parse_constant=_refuse_constant if finite else None,
+            object_pairs_hook=pairs,
+        )
     except RecursionError:
         found, depth = None, DEEPEST + 1
     else:
@@ -84,3 +94,14 @@ def _parse_int(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a number has {len(digits):,} digits")
     return int(digits)
+
+
+def _parse_finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:MOST_DIGITS]} is too large")
+    return number
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")

@@ -62,6 +62,10 @@ class ByteTokenizer:
         data = b"".join(END_NAMES[0].encode() if i == 256 else bytes([int(i)]) for i in ids)
         return data.decode("utf-8", "replace")
 
+    def spell(self, token: int) -> bytes:
+        """The byte that a token is, or its name."""
+        return END_NAMES[0].encode() if token == 256 else bytes([token])
+
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", "replace")

@@ -42,11 +42,15 @@ class TokenBytes:
                 name = name.replace(_WORD_BEGINS, " ").removeprefix("##")
                 self._text[token] = name.encode("utf-8", "surrogatepass")
 
+    def spell(self, token: int) -> bytes:
+        """The bytes of one token; none for a control token, or one that is not known."""
+        return self._text[token] if token < len(self._text) else b""
+
     def count(self, ids: np.ndarray) -> np.ndarray:
         """The bytes that each id stands for, int32 [n]. A character split over several tokens
         counts for the first of them.
         """
-        texts = [self._text[i] if i < len(self._text) else b"" for i in ids.tolist()]
+        texts = [self.spell(i) for i in ids.tolist()]
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         whole = np.frombuffer(b"".join(texts), np.uint8)
         # A byte inside a character belongs to the token that has the character's first one.

@@ -81,6 +81,12 @@ class Tokenizer(Protocol):
         """The text of ``ids`` with the names of control tokens."""
         ...
 
+    def spell(self, token: int) -> bytes:
+        """The text that a token alone stands for, which may be a part of a character; of a control
+        token its name.
+        """
+        ...
+
 
 class HuggingFaceTokenizer:
     """A tokenizer from the ``tokenizer.json`` that ships with a released model.
@@ -200,6 +206,10 @@ class HuggingFaceTokenizer:
         """The text of ``ids`` with the names of control tokens."""
         with explain_failure(f"the tokenizer {self._path} fails on some tokens"):
             return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def spell(self, token: int) -> bytes:
+        """The text that a token alone stands for, or its name."""
+        return self._token_bytes.spell(token) or self.show([token]).encode()
 
 
 def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Self
 
 from moejax.runtime.ending import exit_at_once
 
@@ -52,7 +53,7 @@ class StopSignals:
         self.signum: int | None = None
         self.begun = False
 
-    def __enter__(self) -> "StopSignals":
+    def __enter__(self) -> Self:
         _ear.add(self)  # before the handler, which asks it
         self._before = {number: signal.signal(number, _handle) for number in SIGNALS}
         return self

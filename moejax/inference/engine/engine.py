@@ -79,6 +79,11 @@ class Engine:
         """Tokens that a text may have, prompt and all; beyond them ``submit`` refuses it."""
         return self._core.longest
 
+    @property
+    def failed(self) -> BaseException | None:
+        """The error that stopped it, if one did."""
+        return self._failed
+
     def check(self, request: Request) -> None:
         """Raise ``ConfigError`` for a request that cannot be answered."""
         self._core.check(request)

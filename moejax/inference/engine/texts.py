@@ -50,8 +50,9 @@ class Text:
     def __init__(self, number: int, request: Request, rules: TextRules, came_at: float) -> None:
         self.id, self.request = number, request
         self._new: list[str] = []
+        ends = rules.ends if request.ends is None else request.ends
         self._growing = GrowingText(
-            request.prompt, request.sampling, rules.ends, rules.tokenizer, self._new.append
+            request.prompt, request.sampling, ends, rules.tokenizer, self._new.append
         )
         self._names: list[Name] = []
         self.came_at = came_at

@@ -1,0 +1,82 @@
+"""A server around a made-up model, for tests: in this process, or on a port in a thread."""
+
+import contextlib
+from types import SimpleNamespace
+
+import httpx
+from made_up_runner import MadeUpRunner, make_sizes
+
+from moejax.config import MeshConfig, ModelConfig
+from moejax.data.byte_tokenizer import ByteTokenizer
+from moejax.inference.engine.engine import Engine
+from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.texts import TextRules
+from moejax.inference.open_model import OpenModel
+from moejax.inference.server.app import make_app
+from moejax.inference.server.limits import Limits
+from moejax.inference.server.listen import Listener, open_socket
+from moejax.inference.server.served import Served
+
+VOCAB = 257
+END = 256
+NAME = "tiny"
+
+
+def make_model(**changes) -> OpenModel:
+    """A model of bytes without parameters, which writes conversations plainly."""
+    tokenizer = ByteTokenizer()
+    made = {
+        "config": ModelConfig(vocab_size=VOCAB),
+        "layout": MeshConfig(),
+        "vocab_size": VOCAB,
+        "params": {},
+        "bias_LE": None,
+        "tokenizer": tokenizer,
+        "context": 64,
+        "beginning": (END,),
+        "ends": frozenset({END}),
+        "description": "a made-up model",
+        "data": None,
+        "chat_template": "plain",
+    }
+    return OpenModel(**made | changes)
+
+
+def make_served(
+    *, queue: int = 100, limits: Limits | None = None, runner=None, model=None, **sizes
+) -> Served:
+    """The made-up model, served. Close its engine."""
+    model = model or make_model()
+    runner = runner or MadeUpRunner(make_sizes(**sizes), VOCAB)
+    rules = TextRules(tokenizer=model.tokenizer, ends=model.ends, vocab_size=VOCAB, window=64)
+    engine = Engine(runner, rules, EngineSettings(queue=queue))
+    return Served(
+        name=NAME,
+        model=model,
+        engine=engine,
+        limits=limits or Limits(),
+        window=64,
+        created=1,
+    )
+
+
+@contextlib.contextmanager
+def serve(keys=(), hosts=(), **settings):
+    """A server on a port: ``url``, ``served``, ``runner``."""
+    served = make_served(**settings)
+    app = make_app(served, keys, hosts)
+    seconds = served.limits.max_time
+    listener = Listener(app, open_socket("127.0.0.1", 0, seconds), seconds)
+    try:
+        yield SimpleNamespace(url=listener.url, served=served, listener=listener)
+    finally:
+        listener.drain()
+        served.engine.close()
+
+
+@contextlib.asynccontextmanager
+async def ask_app(served: Served, keys=(), hosts=()):
+    """A client of an app in this process."""
+    transport = httpx.ASGITransport(make_app(served, keys, hosts))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client

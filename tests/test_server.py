@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import numpy as np
 import pytest
@@ -352,7 +353,8 @@ def test_an_engine_that_failed_is_told_to_all():
     served = make_served()
     served.engine._core.runner.fails_after = 2
     try:
-        events = stream_until_error(served)
+        body = {"prompt": ["a", "b"], "max_tokens": 9, "ignore_eos": True}
+        events = stream_until_error(served, **body)
         assert events[-1]["error"]["code"] == "stopped"
         later, health = ask(
             served, ("POST", COMPLETIONS, {"json": {"prompt": "x"}}), ("GET", "/health", {})
@@ -365,9 +367,9 @@ def test_an_engine_that_failed_is_told_to_all():
         served.engine.close()
 
 
-def stream_until_error(served) -> list[dict]:
-    body = {"prompt": ["a", "b"], "max_tokens": 9, "stream": True, "ignore_eos": True}
-    (answer,) = ask(served, ("POST", COMPLETIONS, {"json": body}))
+def stream_until_error(served, **body) -> list[dict]:
+    """The events of a stream whose last one is an error."""
+    (answer,) = ask(served, ("POST", COMPLETIONS, {"json": body | {"stream": True}}))
     events = [one for one in answer.text.split("\n\n") if one]
     assert "[DONE]" not in events[-1]
     return [json.loads(one.removeprefix("data: ")) for one in events]
@@ -379,8 +381,6 @@ def test_time_that_is_over_is_an_error_and_frees_the_pages():
     extend = runner.extend
 
     def slow(call):
-        import time
-
         time.sleep(0.05)
         return extend(call)
 
@@ -389,17 +389,11 @@ def test_time_that_is_over_is_an_error_and_frees_the_pages():
         body = {"prompt": "x", "max_tokens": 40, "ignore_eos": True}
         (answer,) = ask(served, ("POST", COMPLETIONS, {"json": body}))
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
-        events = stream_until_error_of(served, body)
-        assert events[-1]["error"]["code"] == "timeout" and "choices" in events[0]
+        assert stream_until_error(served, **body)[-1]["error"]["code"] == "timeout"
         stats = served.engine.stats()
         assert stats.ended["cancelled"] == 2 and stats.pages_used == stats.running == 0
     finally:
         served.engine.close()
-
-
-def stream_until_error_of(served, body) -> list[dict]:
-    (answer,) = ask(served, ("POST", COMPLETIONS, {"json": body | {"stream": True}}))
-    return [json.loads(one.removeprefix("data: ")) for one in answer.text.split("\n\n") if one]
 
 
 def test_an_own_failure_is_told_without_details(served, monkeypatch, caplog):

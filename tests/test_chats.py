@@ -447,6 +447,9 @@ def test_a_run_keeps_the_template_and_finds_its_file_again(tmp_path, monkeypatch
         kept[name] = (run.tokenizer / "chat_template.jinja").read_text()
         (run.path / "summary.json").write_text(json.dumps({"folder": str(tmp_path)}))
         monkeypatch.chdir("/")
+        copy = run.tokenizer / "chat_template.jinja"
+        assert find_text(run.path, data).chat_template == str(copy)
+        copy.unlink()  # as in older runs
         there = find_text(run.path, data).chat_template
         assert there == (str(tmp_path / name) if name == "own.jinja" else name)
         monkeypatch.chdir(tmp_path)

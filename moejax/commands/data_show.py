@@ -9,6 +9,7 @@ from pathlib import Path
 from moejax.commands.command_line import ConfigFile, read_config
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check, check_positive
+from moejax.data.chat.choose import list_models
 from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.seen import Row, list_rows
 from moejax.data.sources import open_documents
@@ -54,7 +55,7 @@ def show_data(settings: ShowSettings, flags: list[str]) -> None:
     data, path = config.data, settings.output
     check(path is None or not path.is_dir(), f"--output {path} is a directory: name a file.")
     tokenizer = load_tokenizer(data.tokenizer)
-    corpus = open_documents(data, tokenizer)
+    corpus = open_documents(data, tokenizer, list_models(config))
     if settings.held_out:
         size = data.eval_batch_size
         held = corpus.validation

@@ -19,7 +19,7 @@ from moejax.hf.peft import list_shapes, refuse_adapters, write_adapter
 from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import new_directory
 from moejax.inference import imported
-from moejax.inference.kept_files import find_tokenizer
+from moejax.inference.kept_files import copy_template, find_tokenizer
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
 from moejax.inference.original_config import find_original, make_original
@@ -136,6 +136,7 @@ def write_checkpoint(
         assert opened.tokenizer is not None  # as in every run on text
         given, released = find_tokenizer(source, run), original is not None
         write_tokenizer(place, given, opened.tokenizer.edges, released=released)
+        copy_template(source, place)
     return family
 
 

@@ -18,7 +18,7 @@ from moejax.hf.peft import is_adapter
 from moejax.hf.tokenizer_files import write_tokenizer
 from moejax.hf.writing import copy_other_files, new_directory
 from moejax.inference import imported
-from moejax.inference.kept_files import find_tokenizer
+from moejax.inference.kept_files import copy_template, find_tokenizer
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import find_adapters_base, open_adapter, open_model
 from moejax.inference.original_config import make_original
@@ -87,6 +87,7 @@ def _merge(settings: MergeSettings, place: Path) -> tuple[str, OpenModel]:
             assert model.tokenizer is not None  # as in every run on text
             given = find_tokenizer(owner, read_config_json(owner / "config.json"))
             write_tokenizer(files, given, model.tokenizer.edges, released=True)
+            copy_template(owner, files)
         else:
             copy_other_files(owner, files)
         imported.write_model(

@@ -16,6 +16,8 @@ from moejax.config.images import ImageDataConfig
 
 GIVEN = ("train", "validation", "files", "validation_files")
 """The settings that name files, folders and globs."""
+DOCSTRINGS = "stdlib:docstrings"
+"""In ``train`` and ``validation``: the conversations of ``data/chat/docstrings.py``."""
 TFDS = "tfds:"
 """Before the name of a data set of TFDS, in ``train`` and ``validation``."""
 
@@ -28,7 +30,8 @@ class DataConfig:
     """What to train on, whatever its format: a file, a folder, a quoted glob, or several of these.
     The suffix says what it is: JSON lines, JSON, Parquet, Arrow, tokens (`.npy`, `.bin`), or else
     text; `.gz`, `.zst`, `.bz2` and `.xz` may follow. A data set saved by Hugging Face's `datasets`
-    is named by its folder, one of TensorFlow Datasets by `tfds:NAME`."""
+    is named by its folder, one of TensorFlow Datasets by `tfds:NAME`. `stdlib:docstrings` are
+    conversations about Python's standard library."""
     validation: str | tuple[str, ...] | None = None
     """What is held out, written as `train` is; by default `validation_percent` of its documents."""
     field: str = "text"
@@ -39,9 +42,10 @@ class DataConfig:
     the run before it begins."""
     chat_template: str | None = None
     """Read what `train` names as conversations, and learn what the assistant says in them: `auto`
-    writes them by the model's own chat template, which lies beside the tokenizer; `chatml`,
-    `llama3` and `plain` are others; or a file with one. `field` is then where the messages are; by
-    default `messages`, `conversations`, or `prompt` and `completion`."""
+    writes them by the model's own chat template, which lies beside the tokenizer or in the model of
+    `--run.init-from`; `chatml`, `llama3` and `plain` are others; or a file with one. `field` is
+    then where the messages are; by default `messages`, `conversations`, or `prompt` and
+    `completion`."""
     too_long: Literal["cut", "drop"] = "cut"
     """What becomes of a conversation longer than `sequence_length`: its end is left out, or all of
     it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moejax.config.config import Config
-from moejax.config.data import names_tfds
+from moejax.config.data import DOCSTRINGS, names_tfds
 
 
 @dataclass(frozen=True)
@@ -449,6 +449,12 @@ NEEDS: tuple[Need, ...] = (
         lambda c: c.data.validation is None,
         "--data.validation, which is what is held out",
         "leave --data.validation out",
+    ),
+    Need(
+        ("data.validation_percent",),
+        lambda c: c.data.train != DOCSTRINGS or c.data.validation is not None,
+        f"--data.train {DOCSTRINGS}, of which a part is held out always",
+        "",
     ),
     # Training.
     Need(

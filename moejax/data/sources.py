@@ -9,12 +9,13 @@ import platform
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from moejax.config.checks import check
 from moejax.config.data import TFDS, DataConfig, names_tfds
 from moejax.config.errors import ConfigError
-from moejax.data.chat.choose import choose_format, tell_long
+from moejax.data.chat.choose import choose_format, place_docstrings, tell_long
 from moejax.data.documents import Documents
 from moejax.data.find_files import count_words, find_files, join_given
 from moejax.data.fingerprint import Mark, mark_documents, mark_files, stamp_files
@@ -43,14 +44,17 @@ class Corpus:
     """What is wrong with the first document that cannot be read."""
 
 
-def open_documents(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+def open_documents(
+    config: DataConfig, tokenizer: Tokenizer | None = None, models: Sequence[Path] = ()
+) -> Corpus:
     """The corpus that ``config.train`` or ``config.source`` names, prepared first if that is
-    needed. Files of tokens need the ``tokenizer`` that made them.
+    needed. Files of tokens need the ``tokenizer`` that made them. The chat template ``auto`` may
+    lie beside it, or in one of the ``models`` (``choose.list_models``).
 
     Raises ``ConfigError`` if it cannot be had, or if one side of it is empty.
     """
     if config.train is not None:
-        return _open_train(config, tokenizer)
+        return _open_train(config, tokenizer, models)
     if config.source == "stdlib":
         return _open_stdlib(config)
     if config.source == "files":
@@ -183,11 +187,14 @@ def _open_files(config: DataConfig) -> Corpus:
     )
 
 
-def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
+def _open_train(config: DataConfig, tokenizer: Tokenizer | None, models: Sequence[Path]) -> Corpus:
     """The documents of ``--data.train``, in whatever format."""
     assert config.train is not None
     if names_tfds(config.train) or (config.validation and names_tfds(config.validation)):
         return _open_named_tfds(config)
+    words, note = join_given(config.train), ""
+    config = place_docstrings(config)
+    assert config.train is not None
     options = Options(
         field=config.field,
         skip_bad=config.skip_bad,
@@ -197,8 +204,7 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     if config.chat_template is not None:
         if tokenizer is None:
             raise ConfigError("--data.chat-template needs the tokenizer of the model.")
-        options = replace(options, chat=choose_format(config, tokenizer))
-    words, note = join_given(config.train), ""
+        options = replace(options, chat=choose_format(config, tokenizer, models))
     held_out = config.validation and open_given("--data.validation", config.validation, options)
     given = open_given("--data.train", config.train, options, held_out.files if held_out else ())
     if held_out:

@@ -8,11 +8,12 @@ from typing import Any
 
 from moejax.config import json_files
 from moejax.config.config import Config
-from moejax.config.data import GIVEN, DataConfig, names_tfds
+from moejax.config.data import DOCSTRINGS, GIVEN, DataConfig, names_tfds
 from moejax.config.json_files import MOST_TABLE_BYTES
 from moejax.config.own_code import FOLDER, find_router_file
 from moejax.config.paths import expand_home
-from moejax.data.chat.find_template import AUTO, find_template, is_file_name
+from moejax.data.chat.choose import KEPT, list_models
+from moejax.data.chat.find_template import FILE, SETTINGS, find_template, is_file_name
 from moejax.data.expand_glob import expand, split_glob
 from moejax.data.text_edges import read_edges
 from moejax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
@@ -24,8 +25,6 @@ from moejax.runtime.atomic_files import write_file, write_json, write_text
 
 BESIDE = (*OTHER_FILES, "config.json", ORIGINAL)
 """Files beside a tokenizer that say how it is used."""
-TEMPLATE = "chat_template.jinja"
-"""In the run's copy: how conversations are written."""
 EDGES = "edges.json"
 """In the run's copy: with which tokens its texts begin and end."""
 
@@ -42,6 +41,18 @@ def keep_files(run: RunDirectory, config: Config, tokenizer: Tokenizer | None) -
         _copy(own, run.path / FOLDER / own.name)
     if tokenizer is None:
         return
+    _keep_tokenizer(run, config, tokenizer)
+    if config.data.chat_template is not None:
+        _keep_template(run, config, tokenizer)
+    if config.run.init_from is not None:
+        began = Path(expand_home("--run.init-from", config.run.init_from))
+        for other in (ORIGINAL, "config.json"):
+            if (began / other).is_file() and "model_type" in (fields := read_json(began / other)):
+                write_json(run.path / ORIGINAL, fields)
+                break
+
+
+def _keep_tokenizer(run: RunDirectory, config: Config, tokenizer: Tokenizer) -> None:
     name = config.data.tokenizer
     place = Path(expand_home("--data.tokenizer", name))
     if name != "bytes" and place.exists():
@@ -53,16 +64,26 @@ def keep_files(run: RunDirectory, config: Config, tokenizer: Tokenizer | None) -
         for other in BESIDE if file.name == "tokenizer.json" else ():
             if (file.parent / other).is_file():
                 _copy(file.parent / other, run.tokenizer / other)
-        template = config.data.chat_template
-        if template is not None and template != AUTO:
-            source = find_template(template, tokenizer).source
-            write_text(run.tokenizer / TEMPLATE, source)
-    if config.run.init_from is not None:
-        began = Path(expand_home("--run.init-from", config.run.init_from))
-        for other in (ORIGINAL, "config.json"):
-            if (began / other).is_file() and "model_type" in (fields := read_json(began / other)):
-                write_json(run.path / ORIGINAL, fields)
-                break
+
+
+def _keep_template(run: RunDirectory, config: Config, tokenizer: Tokenizer) -> None:
+    """Keep how conversations are written: the template, and the names that it prints."""
+    assert config.data.chat_template is not None
+    models = list_models(config, run.tokenizer)
+    template = find_template(config.data.chat_template, tokenizer, models)
+    run.tokenizer.mkdir(exist_ok=True)
+    write_text(run.tokenizer / FILE, template.source)
+    if not (run.tokenizer / SETTINGS).is_file():
+        write_json(run.tokenizer / SETTINGS, template.names)
+
+
+def copy_template(path: Path, target: Path) -> None:
+    """Copy the chat template of the run in ``path``, if it has one, into the directory of a model
+    that is made of the run.
+    """
+    kept = path / KEPT / FILE
+    if kept.is_file():
+        _copy(kept, target / FILE)
 
 
 def adopt_edges(tokenizer: Tokenizer, path: Path) -> Tokenizer:
@@ -70,7 +91,7 @@ def adopt_edges(tokenizer: Tokenizer, path: Path) -> Tokenizer:
     it has saved anything. Raises ``ConfigError`` for a damaged file.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer) and any((path / "checkpoints").glob("*")):
-        file = path / "tokenizer" / EDGES
+        file = path / KEPT / EDGES
         tokenizer.edges = read_edges(file) if file.is_file() else tokenizer.edges_of_older_runs
     return tokenizer
 
@@ -85,7 +106,7 @@ def find_tokenizer(path: Path, config: Config) -> str:
     """The name of the tokenizer of the run in ``path``: its copy, or, in older runs, where it was
     when the run began.
     """
-    kept = path / "tokenizer"
+    kept = path / KEPT
     if config.data.tokenizer != "bytes" and (kept / "tokenizer.json").is_file():
         return str(kept)
     return expand_home("--data.tokenizer", config.data.tokenizer)
@@ -112,14 +133,18 @@ def _find_folder(path: Path) -> str:
 
 def find_text(path: Path, data: DataConfig) -> DataConfig:
     """The settings of the text of the run in ``path``, where relative paths are taken from the
-    folder in which it was trained, if they lead to anything there.
+    folder in which it was trained, if they lead to anything there; the chat template is its own
+    copy.
     """
+    kept = path / KEPT / FILE
+    if data.chat_template is not None and kept.is_file():
+        data = replace(data, chat_template=str(kept))
     folder = _find_folder(path)
     if not folder or folder == os.getcwd():
         return data
 
     def anchor(given: str) -> str:
-        if names_tfds(given):
+        if names_tfds(given) or given == DOCSTRINGS:
             return given
         there = os.path.join(folder, expand_home("--data.files", given))
         return there if any(expand(*split_glob(there))) else given

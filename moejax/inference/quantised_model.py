@@ -18,12 +18,13 @@ from moejax.config.files import read_config_json, to_dict
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import FloatType
 from moejax.config.own_code import FOLDER
+from moejax.data.chat.find_template import FILE
 from moejax.data.text_edges import read_edges
 from moejax.data.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from moejax.hf.writing import copy_other_files
 from moejax.inference.imported import ORIGINAL
 from moejax.inference.inference_config import check_layout
-from moejax.inference.kept_files import EDGES, find_text, find_tokenizer
+from moejax.inference.kept_files import EDGES, copy_template, find_text, find_tokenizer
 from moejax.inference.open_model import OpenModel, check_no_step
 from moejax.models.by_kind import state_shapes
 from moejax.models.used_types import cast_shapes
@@ -71,6 +72,7 @@ def write_quantised(
         write_json(directory / EDGES, model.tokenizer.edges.to_json())
     elif model.tokenizer is not None:
         tokenizer = "bytes"
+    copy_template(source, directory)
     for name in KEPT:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
@@ -132,7 +134,7 @@ def open_quantised(
         tokenizer = load_tokenizer(name if name == "bytes" else str(path))
     if isinstance(tokenizer, HuggingFaceTokenizer):
         tokenizer.edges = read_edges(path / EDGES)
-    bits = count_bits(tree["params"])
+    bits, template = count_bits(tree["params"]), path / FILE
     return OpenModel(
         config=replace(model, vocab_size=said["vocab_size"]),
         layout=layout,
@@ -146,6 +148,7 @@ def open_quantised(
         description=f"{path}, {describe_mark(path)} ({bits:.2f} bits a parameter), made of"
         f" {said['description']}",
         data=find_text(path, config.data) if said["has_text"] else None,
+        chat_template=str(template) if template.is_file() else None,
     )
 
 

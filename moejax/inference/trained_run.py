@@ -74,7 +74,7 @@ def open_run(
             f" {find_tokenizer(path, config)} ({trained_with}, not {tokenizer.fingerprint}): put"
             f" the old one back there."
         )
-    price = cost(config.model, V, config.positions)
+    price, data = cost(config.model, V, config.positions), find_text(path, config.data)
     return OpenModel(
         config=replace(model_config, vocab_size=V) if tokenizer else model_config,
         layout=layout,
@@ -87,7 +87,8 @@ def open_run(
         ends=tokenizer.edges.ends if tokenizer else frozenset(),
         description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",
-        data=find_text(path, config.data),
+        data=data,
+        chat_template=data.chat_template,
         rows=OpenModel.rows if tokenizer else config.data.eval_batch_size,
         base=None if lora.rank is None else describe_base(path, config, extra[BASE]),
     )

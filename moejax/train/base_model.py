@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from moejax.config.config import Config
+from moejax.config.errors import RunError
 from moejax.config.paths import expand_home
 from moejax.inference.open_model import OpenModel
 from moejax.models.used_types import read_frozen
@@ -30,6 +31,21 @@ def make_base(config: Config, there: OpenModel) -> Base:
         bias_LE=there.bias_LE,
         digest=sum_arrays(find_beginning(config)),
     )
+
+
+def check_beginning(config: Config) -> None:
+    """Raise ``RunError`` if there is nothing at ``run.init_from``, or a run that has saved nothing
+    yet. If that is the run of a file in `configs/`, the message has the command that trains it.
+    """
+    place = find_beginning(config)
+    file = Path("configs", f"{place.name}.py")
+    known = place.parent == Path("runs") and file.is_file()
+    first = f" Train it first: python train.py --config {file}" if known else ""
+    if not place.is_dir():
+        more = first or " Give that of a model."
+        raise RunError(f"--run.init-from {place}: there is no such directory.{more}")
+    if (place / "checkpoints").is_dir() and not any((place / "checkpoints").glob("[0-9]*")):
+        raise RunError(f"--run.init-from {place}: this run has saved no checkpoint yet.{first}")
 
 
 def find_beginning(config: Config) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 from moejax.config.config import Config
 from moejax.config.paths import expand_home
 from moejax.data.batches import Batch, TrainBatches
+from moejax.data.chat.choose import list_models
 from moejax.data.check_tokens import check_some_tokens
 from moejax.data.fingerprint import Mark, join_marks
 from moejax.data.image_batches import image_train_batches, image_validation_batches
@@ -158,7 +159,7 @@ def open_task(config: Config, kept_tokenizer: Path) -> Task:
         if name != "bytes" and not os.path.exists(name) and kept_tokenizer.is_dir():
             name = str(kept_tokenizer)
         tokenizer = adopt_edges(load_tokenizer(name), kept_tokenizer.parent)
-        corpus = open_documents(config.data, tokenizer)
+        corpus = open_documents(config.data, tokenizer, list_models(config, kept_tokenizer))
         check_some_tokens(
             corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"
         )

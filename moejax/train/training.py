@@ -25,7 +25,7 @@ from moejax.runs.quantised_mark import refuse_quantised
 from moejax.runtime import batch_rows, partition
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
-from moejax.train.base_model import Base, find_beginning, make_base
+from moejax.train.base_model import Base, check_beginning, find_beginning, make_base
 from moejax.train.environment import Environment, enter
 from moejax.train.evaluation import Evaluation
 from moejax.train.finish import finish, say_result
@@ -66,6 +66,8 @@ def train(
     with enter(config, name) as environment:
         run, mesh, processes = environment.run, environment.mesh, environment.processes
         measure = config.model.material.measure
+        if config.run.init_from is not None and not any(run.checkpoints.glob("[0-9]*")):
+            check_beginning(config)
         task = processes.first_then_others(lambda: open_task(config, run.tokenizer))
         processes.check_same("settings or data", shared_settings(config, task))
         check_training_room(config, task.vocab_size, mesh.shape)

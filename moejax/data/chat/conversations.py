@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from moejax.config.errors import ConfigError
 from moejax.data.characters import split_characters
-from moejax.data.chat.messages import Talk, find_messages, list_texts
+from moejax.data.chat.messages import Talk, find_messages, find_talk, list_texts
 from moejax.data.chat.template import Rendered, Template, TemplateError
 from moejax.data.documents import Conversation
 from moejax.data.kinds.prepared import PreparedFile
@@ -52,8 +53,7 @@ class ChatFormat:
             if isinstance(record.value, Bad):
                 yield record
                 continue
-            assert isinstance(record.value, bytes)  # as `records.keep_whole` gives it
-            place, value = json.loads(record.value)
+            place, value = _open_whole(record)
             for found in self.encode_value(value, place):
                 data = found if isinstance(found, Bad) else pack(found)
                 yield record._replace(value=data)
@@ -75,6 +75,27 @@ class ChatFormat:
             wrong = f"has nothing to learn: the chat template ({self.template.at}) writes nothing"
             return [Bad(place, f"{wrong} for the assistant.")]
         return found
+
+
+def _open_whole(record: Record) -> tuple[str, object]:
+    """The place of a record that was read whole, and what it is."""
+    assert isinstance(record.value, bytes)  # as `records.keep_whole` gives it
+    place, value = json.loads(record.value)
+    return place, value
+
+
+def read_talks(records: Iterable[Record]) -> Iterator[tuple[Talk, str]]:
+    """The conversations in records that were read whole, whoever speaks in them, and their places.
+    Raises ``ConfigError`` for a record that is none.
+    """
+    for record in records:
+        if isinstance(record.value, Bad):
+            raise ConfigError(str(record.value))
+        place, value = _open_whole(record)
+        talk = find_talk(value, None, place)
+        if isinstance(talk, Bad):
+            raise ConfigError(str(talk))
+        yield talk, place
 
 
 def match_control(tokenizer: Tokenizer) -> re.Pattern[str] | None:

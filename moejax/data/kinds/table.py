@@ -135,7 +135,7 @@ def open_file(path: str, kind: str, options: Options) -> FileDocuments:
         skip_bad=options.skip_bad,
         directory=options.directory,
     )
-    return prepare(request, partial(_read, path, kind, options.field))
+    return prepare(request, partial(read_records, path, kind, options.field))
 
 
 def _open_chats(path: str, kind: str, options: Options, chat: ChatFormat) -> ChatFile:
@@ -154,7 +154,7 @@ def _open_chats(path: str, kind: str, options: Options, chat: ChatFormat) -> Cha
         directory=options.directory,
         made_by=chat.fingerprint,
     )
-    return ChatFile(prepare(request, lambda: chat.read(_read(path, kind, WHOLE))), chat)
+    return ChatFile(prepare(request, lambda: chat.read(read_records(path, kind))), chat)
 
 
 class TextFile(TextFiles):
@@ -168,8 +168,8 @@ class TextFile(TextFiles):
         self.bad: list[str] = []
 
 
-def _read(path: str, kind: str, field: str) -> Iterator[Record]:
-    """The documents of a file, from the first to the last."""
+def read_records(path: str, kind: str, field: str = WHOLE) -> Iterator[Record]:
+    """The documents of a file, from the first to the last; by default records as they are."""
     if kind == PARQUET:
         yield from columns.read_parquet(path, field)
     elif kind == ARROW:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moejax.commands.data_show import draw_rows, write_rows
-from moejax.config import Config, ConfigError, DataConfig
+from moejax.config import Config, ConfigError, DataConfig, RunConfig
 from moejax.config.change import changed
+from moejax.data.chat.choose import list_models
 from moejax.data.chat.conversations import ChatFormat, encode, pack, unpack
 from moejax.data.chat.find_template import NAMED, find_template
 from moejax.data.chat.messages import Talk, find_messages
@@ -20,10 +21,11 @@ from moejax.data.pipeline import train_batches, validation_batches
 from moejax.data.seen import list_rows
 from moejax.data.sources import open_documents
 from moejax.data.tokenizer import ByteTokenizer, load_tokenizer
-from moejax.inference.kept_files import find_text, keep_files
+from moejax.inference.kept_files import copy_template, find_text, keep_files
 from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import init_params
 from moejax.runs.run_directory import RunDirectory
+from moejax.train.finish import begin_sample
 from moejax.train.forward import batch_sums, count_targets, list_counted
 
 BYTES = ByteTokenizer()
@@ -242,6 +244,27 @@ def test_what_templates_are_given():
     assert template.render([], [1]) == '{"a": "<é>"}26 Jul 2024{\'a\': 1}[1]01'
 
 
+PARTS = [one | {"content": [{"type": "text", "text": one["content"]}]} for one in TALK]
+"""The same with contents in parts, as messages with images have them."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ m.content }}",
+        "{% if m.content is string %}{{ m.content }}{% endif %}",
+        "{% for part in m.content %}{{ part.text }}{% endfor %}",
+        "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}",
+    ],
+)
+def test_texts_in_parts_are_texts(body):
+    template = Template("{% for m in messages %}" + body + ";{% endfor %}", {}, "it")
+    said = "Hi, é?;Hello ;And now;Bye;"
+    assert template.render(TALK) == template.render(PARTS) == said
+    two = [{"role": "user", "content": [{"text": "a"}, {"text": "b"}]}]
+    assert template.render(two) == "ab;"
+
+
 def test_the_usual_formats_are_the_same_conversation():
     sharegpt = [
         {"from": {"user": "human", "assistant": "gpt"}[one["role"]], "value": one["content"]}
@@ -276,7 +299,7 @@ BAD = {
     json.dumps({"messages": [U, 3]}): "that is 3: an object",
     json.dumps({"messages": [U, A | {"content": "a<|endoftext|>"}]}): "the name of a control token",
     json.dumps({"messages": [U, A | {"content": "\ud800"}]}): "half of a pair of surrogates",
-    json.dumps({"messages": [SYSTEM, A | {"content": [{"text": "x"}]}]}): "template .* fails",
+    json.dumps({"messages": [U, {"role": "assistant", "tool_calls": [1]}]}): "template .* fails",
     "{": "is not JSON",
     '{"messages": ' + 400 * "[" + 400 * "]" + "}": "is nested more than 64 deep",
 }
@@ -425,6 +448,45 @@ def test_which_template_is_meant(tmp_path):
     assert find_template("auto", Other()).render([]) == "b"
     (tmp_path / "chat_template.jinja").write_text("c")
     assert find_template("auto", Other()).render([]) == "c"
+
+
+def test_the_models_own_template_may_lie_in_the_model_that_a_run_begins_from(tmp_path):
+    """What the run itself has kept comes first, then a run's folder, then the model's."""
+    data = DataConfig(train="x", chat_template="auto")
+    config = Config(data=data, run=RunConfig(init_from=str(tmp_path / "model")))
+    places = [tmp_path / "model", tmp_path / "model" / "tokenizer", tmp_path / "kept"]
+    for place in places:
+        place.mkdir()
+        (place / "chat_template.jinja").write_text(f"{place.name}")
+        models = list_models(config, tmp_path / "kept")
+        assert find_template("auto", BYTES, models).render([]) == place.name
+    (tmp_path / "other").mkdir()
+    said = {"chat_template": "a{{ bos_token }}", "bos_token": "<b>"}
+    (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(said))
+    other = changed(config, {"run.init_from": str(tmp_path / "other")})
+    assert find_template("auto", BYTES, list_models(other)).render([]) == "a<b>"
+    nothing = changed(config, {"run.init_from": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json in .*/none/tokenizer or .*/none"):
+        find_template("auto", BYTES, list_models(nothing))
+
+
+def test_a_run_on_bytes_keeps_its_template_for_those_who_talk_to_it(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}:")
+    data = DataConfig(train="x", chat_template="auto")
+    init = RunConfig(init_from=str(tmp_path / "model"), sample_prompt="Hi")
+    config = Config(data=data, run=init)
+    with RunDirectory(tmp_path / "run") as run:
+        keep_files(run, config, BYTES)
+    copy_template(run.path, tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == "{{ messages[0].content }}:"
+    before, prompt, ends = begin_sample(config, BYTES, run)
+    assert before == BYTES.show(prompt) == "Hi:" and ends == {256}
+    plain = changed(config, {"data.chat_template": "plain"})
+    assert begin_sample(plain, BYTES, run)[0] == "User: Hi\nAssistant: "
+    text = changed(config, {"data.chat_template": None})
+    before, prompt, ends = begin_sample(text, BYTES, run)
+    assert before == "Hi" and prompt.tolist() == [256, *b"Hi"]
 
 
 def test_a_run_keeps_the_template_and_finds_its_file_again(tmp_path, monkeypatch):

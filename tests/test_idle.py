@@ -11,6 +11,7 @@ import pytest
 from moejax.commands.command_line import read_config
 from moejax.commands.main import run
 from moejax.config import Config, ConfigError, changed, differences, flatten, to_dict
+from moejax.config.data import DOCSTRINGS
 from moejax.config.errors import UserError
 from moejax.config.idle import differences_that_matter, find_idle, warn_of_runs
 from moejax.config.needs import NEEDS
@@ -348,6 +349,7 @@ IDLE: list[tuple[str, object, dict, str]] = [
         "leave --data.validation-files out",
     ),
     ("data.validation_percent", 1.0, GIVEN | {"data.validation": "x"}, "--data.validation out"),
+    ("data.validation_percent", 1.0, {"data.train": DOCSTRINGS}, "of which a part is held out"),
     ("data.validation", "x", {}, "give --data.train 'corpus/*.jsonl', say, too"),
     ("data.field", "body", FILES, "give --data.train 'corpus/*.jsonl', say, too"),
     ("data.skip_bad", True, {}, "give --data.train 'corpus/*.jsonl', say, too"),

@@ -25,6 +25,9 @@ from moejax.commands.upcycle import UpcycleSettings
 from moejax.config import Config, ConfigError, RunConfig, load_config_file
 from moejax.config.errors import RunError, UserError
 from moejax.runs.run_directory import RunDirectory
+from moejax.train.base_model import check_beginning
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,24 @@ def test_a_refused_run_leaves_nothing(config, tmp_path, kind, place):  # noqa: F
     with pytest.raises(UserError):
         quick(REFUSED[kind](config), directory=str(tmp_path / place))
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_model_that_is_to_be_trained_first_is_named_by_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tuned = load_config_file(ROOT / "configs/finetune_chat.py")
+    place = Path(tuned.run.init_from)
+    with pytest.raises(RunError, match="no directory of that name. Give that of a model"):
+        check_beginning(tuned)
+    Path("configs").symlink_to(ROOT / "configs")
+    command = "Train it first: python train.py --config configs/quickstart.py"
+    with pytest.raises(RunError, match=f"no directory of that name. {command}"):
+        check_beginning(tuned)
+    (place / "checkpoints").mkdir(parents=True)
+    with pytest.raises(RunError, match=f"has saved no checkpoint yet. {command}"):
+        check_beginning(tuned)
+    (place / "checkpoints" / "5").mkdir()
+    check_beginning(tuned)
+    assert load_config_file(ROOT / "configs/quickstart.py").model == tuned.model
 
 
 def test_a_refused_command_harms_no_run(config, tmp_path):  # noqa: F811

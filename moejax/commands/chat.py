@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +123,3 @@ def shorten(
 def tell(words: str) -> None:
     """Say something that is no answer."""
     print(words, file=sys.stderr, flush=True)
-
-
-def describe(talks: Sequence[Talking]) -> list[dict[str, Any]]:
-    """The conversations as JSON."""
-    return [{"messages": talk.messages} for talk in talks]

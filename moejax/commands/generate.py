@@ -3,7 +3,9 @@
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +13,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
+from moejax.commands.chat import Talking, ask, converse, has_conversations, read_conversations
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
@@ -18,6 +21,7 @@ from moejax.config.json_files import read_bounded
 from moejax.config.needs import Need
 from moejax.config.paths import expand_home
 from moejax.data.route_files import Recording, write_recording
+from moejax.inference.chat_prompts import find_turn_ends
 from moejax.inference.generation import Generated, Generator
 from moejax.inference.inference_config import check_can_generate
 from moejax.inference.open_model import OpenModel
@@ -38,7 +42,15 @@ class GenerateSettings(ModelSettings):
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """The beginning of a text; may be given several times."""
     prompt_file: str | None = None
-    """A file with a prompt on each line, or - for the standard input."""
+    """A file with a prompt on each line, or - for the standard input. With --chat it may be one of
+    conversations: JSON lines, JSON, Parquet or Arrow."""
+    chat: bool = False
+    """A prompt is what a user says: the model's chat template makes it a prompt, the answer alone
+    is printed, and ends with its turn. Without a prompt, a conversation on the terminal begins."""
+    system: str | None = None
+    """With --chat: the system's message before that of the user."""
+    chat_template: str | None = None
+    """With --chat: `chatml`, `llama3`, `plain`, or a file; by default the model's own."""
     special_tokens: bool = False
     """Names of control tokens in a prompt, such as </s>, are these tokens; by default text. A
     beginning that a prompt has already is not put before it again."""
@@ -70,13 +82,44 @@ class GenerateSettings(ModelSettings):
             "give a --temperature above 0",
             twin=True,
         ),
+        Need(
+            ("system", "chat_template"),
+            lambda s: s.chat,
+            "--chat",
+            "give that, too",
+            says="has no effect without",
+        ),
+        Need(
+            ("special_tokens",),
+            lambda s: not s.chat,
+            "--chat, where the template alone names control tokens",
+            "leave one of them out",
+        ),
+        Need(
+            ("json", "record_routes", "batch_size"),
+            lambda s: not s.converses,
+            "--chat on a terminal, without a prompt",
+            "give --prompt, too",
+        ),
     )
+
+    @property
+    def converses(self) -> bool:
+        """Whether messages are read from the terminal, one after the other."""
+        nothing = not self.prompt and self.prompt_file is None
+        return self.chat and nothing and sys.stdin is not None and sys.stdin.isatty()
+
+    @property
+    def reads_conversations(self) -> bool:
+        """Whether the file of prompts has conversations."""
+        return self.chat and self.prompt_file is not None and has_conversations(self.prompt_file)
 
     def __post_init__(self) -> None:
         check_positive("", self, "window", "batch_size")
         check(
-            bool(self.prompt) or self.prompt_file is not None,
-            "there is no prompt: give --prompt TEXT, or --prompt-file FILE.",
+            bool(self.prompt) or self.prompt_file is not None or self.converses,
+            "there is no prompt: give --prompt TEXT, or --prompt-file FILE"
+            + ("; or begin on a terminal." if self.chat else "."),
         )
         if self.record_routes is not None:
             folder = self.record_routes.parent
@@ -88,15 +131,48 @@ class GenerateSettings(ModelSettings):
 
 
 def generate(settings: GenerateSettings) -> None:
-    """Continue the prompts and print the texts: one as it grows, several at the end."""
-    prompts = collect_prompts(settings)
+    """Continue the prompts and print the texts: one as it grows, several at the end. Of answers to
+    messages nothing else is printed.
+    """
+    asked = collect_talks(settings) if settings.chat else collect_prompts(settings)
     model, mesh = open_language_model(settings)
+    if settings.chat_template is not None:
+        model = replace(model, chat_template=settings.chat_template)
+    ids = [
+        one.ids(model) if isinstance(one, Talking) else model.begin(one, settings.special_tokens)
+        for one in asked
+    ]
+    generator = make_generator(settings, model, mesh)
+    if settings.converses:
+        window = settings.window or model.context
+        converse(model, window, settings.system, partial(stream, generator, settings.sampling))
+        return
+    befores = ["" if isinstance(one, Talking) else one for one in asked]
+    generator.check_prompts(ids)
+    streams = len(asked) == 1 and not settings.json
+
+    def show(_: int, text: str) -> None:
+        if streams:
+            print(text, end="", flush=True)
+
+    show(0, befores[0])
+    done = generator.generate(ids, settings.sampling, batch_size=settings.batch_size, on_text=show)
+    write_routes(settings.record_routes, model, ids, done)
+    if settings.json:
+        print(json.dumps(texts_json(model, asked, done), indent=2), flush=True)
+    else:
+        print("" if streams else "\n".join(write_headers(befores, done)), flush=True)
+    print(describe_speed(done), file=sys.stderr, flush=True)
+
+
+def make_generator(settings: GenerateSettings, model: OpenModel, mesh: Mesh) -> Generator:
+    """What continues prompts. Raises ``ConfigError`` for settings that do not fit the model."""
     params: dict = model.params
     place_LER: Any = None
     assert model.tokenizer is not None  # as in every language model that is opened here
     if settings.placement is not None:
         params, place_LER = place_experts(settings.placement, model, mesh)
-    generator = Generator(
+    return Generator(
         model.config,
         model.layout,
         params,
@@ -104,27 +180,20 @@ def generate(settings: GenerateSettings) -> None:
         mesh=mesh,
         place_LER=place_LER,
         tokenizer=model.tokenizer,
-        ends=model.ends,
+        ends=find_turn_ends(model) if settings.chat else model.ends,
         window=settings.window or model.context,
         cache=settings.cache,
         record_routes=settings.record_routes is not None,
     )
-    ids = [model.begin(prompt, settings.special_tokens) for prompt in prompts]
-    generator.check_prompts(ids)
-    streams = len(prompts) == 1 and not settings.json
 
-    def show(_: int, text: str) -> None:
-        if streams:
-            print(text, end="", flush=True)
 
-    show(0, prompts[0])
-    done = generator.generate(ids, settings.sampling, batch_size=settings.batch_size, on_text=show)
-    write_routes(settings.record_routes, model, ids, done)
-    if settings.json:
-        print(json.dumps(texts_json(model, prompts, done), indent=2), flush=True)
-    else:
-        print("" if streams else "\n".join(write_headers(prompts, done)), flush=True)
-    print(describe_speed(done), file=sys.stderr, flush=True)
+def stream(generator: Generator, sampling: Sampling, ids: np.ndarray) -> str:
+    """Print an answer as it grows, and return it."""
+    done = generator.generate(
+        [ids], sampling, on_text=lambda _, text: print(text, end="", flush=True)
+    )
+    print(flush=True)
+    return done.continuations[0].text
 
 
 def write_routes(
@@ -163,7 +232,7 @@ def place_experts(file: Path, model: OpenModel, mesh: Mesh) -> tuple[dict, np.nd
 def collect_prompts(settings: GenerateSettings) -> list[str]:
     """The prompts of the flags, then those of the file; what is not UTF-8 becomes U+FFFD."""
     given, file = list(settings.prompt), settings.prompt_file
-    if file is not None:
+    if file is not None and not settings.reads_conversations:
         try:
             text = (
                 sys.stdin.buffer.read()
@@ -179,6 +248,16 @@ def collect_prompts(settings: GenerateSettings) -> list[str]:
     return [
         prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for prompt in given
     ]
+
+
+def collect_talks(settings: GenerateSettings) -> list[Talking]:
+    """The messages of flags and lines, each of them a conversation, then those of the file."""
+    system, file = settings.system, settings.prompt_file
+    texts = collect_prompts(settings)
+    talks = [ask(text, system, f"prompt {number}") for number, text in enumerate(texts, 1)]
+    if file is not None and settings.reads_conversations:
+        talks += read_conversations(file, system)
+    return talks
 
 
 def split_lines(text: str) -> list[str]:
@@ -206,12 +285,15 @@ def describe_speed(done: Generated) -> str:
     return f"{count:,} tokens, {fast}{duration(done.first_seconds)} to compile and read"
 
 
-def texts_json(model: OpenModel, prompts: list[str], done: Generated) -> dict[str, Any]:
+def texts_json(model: OpenModel, asked: Sequence[str | Talking], done: Generated) -> dict[str, Any]:
     """What `--json` prints."""
-    pairs = zip(prompts, done.continuations, strict=True)
+    pairs = zip(asked, done.continuations, strict=True)
     return {
         "model": model.description,
-        "texts": [{"prompt": prompt, **asdict(one)} for prompt, one in pairs],
+        "texts": [
+            ({"prompt": one} if isinstance(one, str) else {"messages": one.messages}) | asdict(text)
+            for one, text in pairs
+        ],
         "first_seconds": done.first_seconds,
         "tokens_per_second": done.tokens_per_second,
     }

@@ -62,7 +62,8 @@ class RunConfig:
     force: bool = False
     """Begin even where parameters, optimizer and one batch cannot fit into memory by arithmetic."""
     sample_prompt: str = "def "
-    """The text that the sample in the report begins with."""
+    """The text that the sample in the report begins with; of a run on conversations, what a user
+    says."""
     sample_tokens: int = 400
     """Tokens generated for the report; 0 for none."""
     sample_temperature: float = 0.7

@@ -43,7 +43,7 @@ def check_beginning(config: Config) -> None:
     first = f" Train it first: python train.py --config {file}" if known else ""
     if not place.is_dir():
         more = first or " Give that of a model."
-        raise RunError(f"--run.init-from {place}: there is no such directory.{more}")
+        raise RunError(f"--run.init-from {place}: there is no directory of that name.{more}")
     if (place / "checkpoints").is_dir() and not any((place / "checkpoints").glob("[0-9]*")):
         raise RunError(f"--run.init-from {place}: this run has saved no checkpoint yet.{first}")
 

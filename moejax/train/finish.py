@@ -1,12 +1,14 @@
 """The end of a run: its sample of text, its report, and the last lines printed."""
 
 import numpy as np
-from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.measure import Measure
+from moejax.data.chat.choose import list_models
+from moejax.data.chat.find_template import find_template
 from moejax.data.tokenizer import Tokenizer
+from moejax.inference.chat_prompts import find_turn_end, write_prompt
 from moejax.inference.generation import Generator
 from moejax.inference.sampling import Sampling
 from moejax.runs.pages.report import write_report
@@ -31,7 +33,7 @@ def finish(
     """Write the sample and the report, and print where everything is."""
     run, text = environment.run, None
     if isinstance(task, LanguageTask) and config.run.sample_tokens:
-        text = continue_prompt(config, task.tokenizer, environment.mesh, state)
+        text = continue_prompt(config, task.tokenizer, environment, state)
     run.write_sample(text)
     if run.owner:
         write_report(run.path)
@@ -43,32 +45,49 @@ def finish(
 
 
 def continue_prompt(
-    config: Config, tokenizer: Tokenizer, mesh: Mesh, state: TrainState
+    config: Config, tokenizer: Tokenizer, environment: Environment, state: TrainState
 ) -> str | None:
-    """The sample: the prompt and its continuation. If the model cannot generate, a line says why,
-    and the sample is None.
+    """The sample: the prompt and its continuation; of a run on conversations, the message and its
+    answer. If the model cannot generate, a line says why, and the sample is None.
     """
     run, length = config.run, config.data.sequence_length
     try:
+        before, prompt, ends = begin_sample(config, tokenizer, environment.run)
         generator = Generator(
             config.model,
             config.mesh,
             state.params,
             state.bias_LE,
-            mesh=mesh,
+            mesh=environment.mesh,
             tokenizer=tokenizer,
-            ends=tokenizer.edges.ends,
+            ends=ends,
             window=length,
         )
     except ConfigError as error:
         say(f"no sample: {error}")
         return None
-    prompt, _ = tokenizer.encode(run.sample_prompt.encode())
-    before = tokenizer.edges.before_document
-    prompt = np.concatenate([before, prompt])[-length:].astype(np.int32)
     sampling = Sampling(tokens=run.sample_tokens, temperature=run.sample_temperature, seed=run.seed)
-    (continuation,) = generator.generate([prompt], sampling).continuations
-    return run.sample_prompt + continuation.text
+    ids = prompt[-length:].astype(np.int32)
+    (continuation,) = generator.generate([ids], sampling).continuations
+    return before + continuation.text
+
+
+def begin_sample(
+    config: Config, tokenizer: Tokenizer, run: RunDirectory
+) -> tuple[str, np.ndarray, frozenset[int]]:
+    """The prompt of the sample, as a text and as tokens, and the tokens that end it. Raises
+    ``ConfigError``.
+    """
+    text, ends = config.run.sample_prompt, tokenizer.edges.ends
+    if config.data.chat_template is None:
+        ids, _ = tokenizer.encode(text.encode())
+        return text, np.concatenate([tokenizer.edges.before_document, ids]), ends
+    template = find_template(
+        config.data.chat_template, tokenizer, list_models(config, run.tokenizer)
+    )
+    said = [{"role": "user", "content": text}]
+    prompt = write_prompt(template, tokenizer, said, place="--run.sample-prompt")
+    return tokenizer.show(prompt), np.asarray(prompt), ends | find_turn_end(template, tokenizer)
 
 
 def say_result(config: Config, run: RunDirectory) -> None:

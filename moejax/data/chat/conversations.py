@@ -19,7 +19,7 @@ from moejax.data.kinds.prepared import PreparedFile
 from moejax.data.kinds.records import Bad, Record
 from moejax.data.tokenizer import Tokenizer
 
-_VERSION = 1
+_VERSION = 2
 """Of what is kept of conversations."""
 _WIDTH = 8
 """Bytes of a token there."""

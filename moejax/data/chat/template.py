@@ -12,6 +12,9 @@ Which characters the assistant has said:
   of its turn included. If a template writes earlier turns in another way once others follow (some
   leave out their reasoning), no text has all turns as the model is to say them: then each turn is a
   text of its own, with what came before it.
+
+A content that is a list of parts with texts is given as one text, and the other way round to a
+template that reads parts alone: some templates leave out what is not of the kind that they expect.
 """
 
 import datetime
@@ -29,6 +32,8 @@ DAY = datetime.datetime(2024, 7, 26)
 """What ``strftime_now`` takes for now: Llama 3.1's own default."""
 BEGIN, END = "\ufdd0", "\ufdd1"
 """Around what a template marks: no characters of any text (Unicode's noncharacters)."""
+_PROBE = "moejax probe"
+"""A text that a template writes as it is."""
 _FIRST_SAFE = (3, 1, 6)
 """Of Jinja: its sandbox had holes before."""
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -86,7 +91,24 @@ class Template:
         """
         return self._run(self._compiled, messages, tools, prompt)
 
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether it writes contents only where they are lists of parts."""
+
+        def writes(content: Any) -> bool:
+            try:
+                talk = [{"role": "user", "content": content}]
+                return _PROBE in self._render(self._compiled, talk, None, False)
+            except TemplateError:
+                return False
+
+        return not writes(_PROBE) and writes([{"type": "text", "text": _PROBE}])
+
     def _run(self, compiled: Any, messages: list[Message], tools: Any, prompt: bool) -> str:
+        shape = _make_parts if self._reads_parts else _join_parts
+        return self._render(compiled, [shape(one) for one in messages], tools, prompt)
+
+    def _render(self, compiled: Any, messages: list[Message], tools: Any, prompt: bool) -> str:
         try:
             return compiled.render(
                 messages=messages,
@@ -147,6 +169,22 @@ class Template:
         if marked.replace(BEGIN, "").replace(END, "") != text:
             raise TemplateError("looks at the text between its own marks, {% generation %}.")
         return Rendered(text, spans)
+
+
+def _join_parts(message: Message) -> Message:
+    """A message whose content is a text, where it was a list of parts with texts."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return message | {"content": "".join(part["text"] for part in content)}
+
+
+def _make_parts(message: Message) -> Message:
+    """A message whose content is a list of parts, where it was a text."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        return message
+    return message | {"content": [{"type": "text", "text": content}]}
 
 
 def import_jinja2() -> Any:

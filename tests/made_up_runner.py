@@ -33,10 +33,9 @@ def make_sizes(**changes) -> Sizes:
 
 def draw_token(token_N, position: int, settings: dict, vocab_size: int) -> int:
     """The token after those that a position sees, from ``position - len(token_N)`` on."""
-    words = [*map(int, token_N), position, *(str(settings[name]) for name in sorted(settings))]
-    return int.from_bytes(blake2b(repr(words).encode(), digest_size=4).digest(), "little") % (
-        vocab_size
-    )
+    words = np.asarray(token_N, np.int64).tobytes()
+    words += repr((position, *(settings[name] for name in sorted(settings)))).encode()
+    return int.from_bytes(blake2b(words, digest_size=4).digest(), "little") % vocab_size
 
 
 class Later:
@@ -110,18 +109,17 @@ class MadeUpRunner:
         pages = call.table_BQ[row]
         new = [self._drawn[lane, seat]] if call.token_BN is None else call.token_BN[row, :count]
         assert count == len(new) and begin % page == 0 and begin <= at
-        for position, token in enumerate(new, at):
-            there = pages[(position - begin) // page]
-            assert there > 0
-            self._token[lane, there, position % page] = token
-            self._position[lane, there, position % page] = position
         end = at + count
-        first = begin if self.window is None else max(0, end - self.window)
-        seen = range(first, end)
-        slots = [(lane, pages[(p - begin) // page], p % page) for p in seen]
-        assert all(self._position[slot] == p for slot, p in zip(slots, seen, strict=True))
+        position = np.arange(at, end)
+        there = pages[(position - begin) // page]
+        assert (there > 0).all()
+        self._token[lane, there, position % page] = new
+        self._position[lane, there, position % page] = position
+        seen = np.arange(begin if self.window is None else max(0, end - self.window), end)
+        slots = lane, pages[(seen - begin) // page], seen % page
+        assert (self._position[slots] == seen).all()
         settings = {name: of_B[row].item() for name, of_B in call.draws.items()}
-        drawn = draw_token([self._token[slot] for slot in slots], end, settings, self.vocab_size)
+        drawn = draw_token(self._token[slots], end, settings, self.vocab_size)
         self._drawn[lane, seat] = drawn
         return drawn
 

@@ -239,6 +239,7 @@ class Schedule:
         self.waiting.appendleft(text)
 
     def _give_up(self, text: Text) -> None:
+        self._name_pages(text)
         self.seats.take_back(text)
         self.pools[text.lane].leave(text.pages)
         text.leave_seat()

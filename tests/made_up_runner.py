@@ -112,7 +112,7 @@ class MadeUpRunner:
         end = at + count
         position = np.arange(at, end)
         there = pages[(position - begin) // page]
-        assert (there > 0).all()
+        assert (there > 0).all() and not pages[(end - 1 - begin) // page + 1 :].any()
         self._token[lane, there, position % page] = new
         self._position[lane, there, position % page] = position
         seen = np.arange(begin if self.window is None else max(0, end - self.window), end)

@@ -278,12 +278,12 @@ def test_none_waits_for_ever_while_others_come():
 
 def test_of_the_texts_the_last_one_is_put_back_and_the_first_one_never():
     core, _ = make_core(pages=17, share=False)
-    for number in range(4):
+    for number in range(8):
         core.add(number, make_request([number] * 4, 50))
     readers = Readers()
     readers.run(core)
     assert core.stats().put_back > 0
-    ends = [readers.ended_at[number] for number in range(4)]
+    ends = [readers.ended_at[number] for number in range(8)]
     assert ends == sorted(ends) and ends[0] < 60  # as if it were alone
 
 

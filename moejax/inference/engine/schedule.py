@@ -113,7 +113,7 @@ class Schedule:
 
     def _seat_texts(self) -> None:
         """Those that have waited longest take seats, as long as there are seats and pages."""
-        while self.waiting and self.waiting[0].unread == 0:
+        while self.waiting:
             text = self.waiting[0]
             lanes = {lane: found for lane in self._open() if (found := self._fits(text, lane))}
             if not lanes:

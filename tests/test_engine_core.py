@@ -140,7 +140,7 @@ def make_schedule(rng: np.random.Generator):
     )
     beginnings = [rng.integers(0, V, 30) for _ in range(2)]
     plan = []
-    for number in range(int(rng.integers(10, 26))):
+    for _ in range(int(rng.integers(10, 26))):
         prompt = np.concatenate(
             [
                 beginnings[rng.integers(2)][: rng.integers(0, 31)],

@@ -20,6 +20,8 @@ from moejax.inference.server.served import Served
 VOCAB = 257
 END = 256
 NAME = "tiny"
+CONTEXT = 48
+"""Fewer than the made-up pages hold: texts go on beyond it."""
 
 
 def make_model(**changes) -> OpenModel:
@@ -32,7 +34,7 @@ def make_model(**changes) -> OpenModel:
         "params": {},
         "bias_LE": None,
         "tokenizer": tokenizer,
-        "context": 64,
+        "context": CONTEXT,
         "beginning": (END,),
         "ends": frozenset({END}),
         "description": "a made-up model",
@@ -43,19 +45,19 @@ def make_model(**changes) -> OpenModel:
 
 
 def make_served(
-    *, queue: int = 100, limits: Limits | None = None, runner=None, model=None, **sizes
+    *, queue: int = 100, limits: Limits | None = None, window=CONTEXT, model=None, **sizes
 ) -> Served:
     """The made-up model, served. Close its engine."""
     model = model or make_model()
-    runner = runner or MadeUpRunner(make_sizes(**sizes), VOCAB)
-    rules = TextRules(tokenizer=model.tokenizer, ends=model.ends, vocab_size=VOCAB, window=64)
+    runner = MadeUpRunner(make_sizes(**sizes), VOCAB, window)
+    rules = TextRules(tokenizer=model.tokenizer, ends=model.ends, vocab_size=VOCAB, window=window)
     engine = Engine(runner, rules, EngineSettings(queue=queue))
     return Served(
         name=NAME,
         model=model,
         engine=engine,
         limits=limits or Limits(),
-        window=64,
+        window=window,
         created=1,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_up_runner import continue_alone
 from prometheus_client.parser import text_string_to_metric_families
-from serving import END, NAME, VOCAB, ask_app, make_model, make_served
+from serving import CONTEXT, END, NAME, VOCAB, ask_app, make_model, make_served
 
 from moejax.config import ConfigError
 from moejax.inference.engine.requests import Request
@@ -61,7 +61,7 @@ def expect(prompt, tokens: int, number: int = 0, **sampling) -> bytes:
     ids = np.asarray([END, *prompt.encode()] if isinstance(prompt, str) else prompt, np.int32)
     settings = Sampling(tokens=tokens, **{"temperature": 1.0, "seed": 5, **sampling})
     made = Request(prompt=ids, sampling=settings, number=number)
-    return bytes(i for i in continue_alone(made, {END}, VOCAB, 64) if i != END)
+    return bytes(i for i in continue_alone(made, {END}, VOCAB, CONTEXT) if i != END)
 
 
 def show(data: bytes) -> str:
@@ -98,6 +98,11 @@ def test_every_form_of_prompt_and_n_number_the_texts_by_their_index(served, prom
     for index, choice in enumerate(answer["choices"]):
         expected = expect(prompts[index // 2], 5, index, temperature=0.5)
         assert choice["text"] == show(expected)
+
+
+def test_a_text_may_be_longer_than_the_context(served):
+    (choice,) = post(served, COMPLETIONS, prompt="x", max_tokens=90, stop=["\x00"])["choices"]
+    assert choice["text"] == show(expect("x", 90).partition(b"\0")[0])
 
 
 def test_settings_of_the_draw_reach_the_engine(served):
@@ -172,9 +177,9 @@ def test_a_content_may_be_a_list_of_texts(served):
     assert one["choices"] == other["choices"]
 
 
-def test_an_answer_without_a_number_of_tokens_may_fill_the_cache(served):
+def test_an_answer_without_a_number_of_tokens_may_be_as_long_as_the_context(served):
     answer = post(served, CHAT, messages=HI, ignore_eos=True)
-    assert answer["usage"]["total_tokens"] == served.engine.longest
+    assert answer["usage"]["total_tokens"] == CONTEXT
     assert answer["choices"][0]["finish_reason"] == "length"
 
 

@@ -63,8 +63,8 @@ class ByteTokenizer:
         return data.decode("utf-8", "replace")
 
     def spell(self, token: int) -> bytes:
-        """The byte that a token is, or its name."""
-        return END_NAMES[0].encode() if token == 256 else bytes([token])
+        """The byte that a token is, or its name; nothing for one that a model has besides."""
+        return END_NAMES[0].encode() if token == 256 else bytes([token] * (token < 256))
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""

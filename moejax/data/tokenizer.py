@@ -83,7 +83,7 @@ class Tokenizer(Protocol):
 
     def spell(self, token: int) -> bytes:
         """The text that a token alone stands for, which may be a part of a character; of a control
-        token its name.
+        token its name. Models may have tokens besides: of these nothing.
         """
         ...
 

@@ -48,13 +48,13 @@ async def tell_model(request: Request) -> Response:
 
 
 def describe_model(served: Served) -> dict[str, object]:
-    """The model as OpenAI describes one, and the tokens that a text may have (as vLLM says it)."""
+    """The model as OpenAI describes one, and the tokens of its texts (by vLLM's name)."""
     return {
         "id": served.name,
         "object": "model",
         "created": served.created,
         "owned_by": "moejax",
-        "max_model_len": served.engine.longest,
+        "max_model_len": served.length,
     }
 
 

@@ -76,8 +76,8 @@ def read_conversation(body: dict[str, Any], served: Served) -> Asked:
     messages = fields.take("messages")
     fields.finish()
     prompt = read_messages(messages, served)
-    if tokens is None:  # as many as there is room for
-        tokens = max(1, served.engine.longest - len(prompt))
+    if tokens is None:
+        tokens = max(1, served.length - len(prompt))
     check_size([prompt], common.n, tokens, served, "messages")
     ends = served.turn_ends if common.ends is None else common.ends
     return Asked(

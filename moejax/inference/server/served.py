@@ -49,6 +49,13 @@ class Served:
         limits = [self.limits.max_prompt, self.window, self.engine.longest - 1]
         return min(limit for limit in limits if limit is not None)
 
+    @property
+    def length(self) -> int:
+        """Tokens of a text, prompt and all, where nobody says more: as many as the model was
+        trained on, if there is room for them.
+        """
+        return min(self.model.context, self.engine.longest)
+
     async def read(self, act: Callable[[], T]) -> T:
         """What ``act`` makes of a request, in the one thread that reads prompts: a long one holds
         up no answer.

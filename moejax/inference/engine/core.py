@@ -195,7 +195,9 @@ class _Tokens:
         """The token of a row, drawn after its token ``last``."""
         if request.logprobs is None and not request.routes:
             return Token(id=token)
-        logprob, best, routes = None, (), {}
+        logprob: float | None = None
+        best: tuple[tuple[int, float], ...] = ()
+        routes = {}
         if request.logprobs is not None:
             logprob = float(self._array("logprob_B1")[row, 0])
             ids = self._array("best_B1X")[row, 0, : request.logprobs].tolist()

@@ -146,7 +146,7 @@ class Engine:
         try:
             return self.between_steps(self._core.stats).result()
         except StoppedError:  # then nobody but us looks at it
-            return self._core.stats(failed=self._failed and repr(self._failed))
+            return self._core.stats(failed=None if self._failed is None else repr(self._failed))
 
     def between_steps(self, act: Callable[[], T]) -> Future[T]:
         """Have ``act`` called between two calls of the model, in the engine's thread. Raises

@@ -92,12 +92,17 @@ class TextStream(AsyncIterator[Piece]):
             await self._news.wait()
         if not self._items:
             raise StopAsyncIteration
-        pieces = []
-        while self._items and isinstance(self._items[0], Piece):
-            pieces.append(self._items.popleft())
-        if not pieces:
-            self._over = True
-            raise self._items.popleft()
+        pieces: list[Piece] = []
+        while self._items:
+            item = self._items.popleft()
+            if isinstance(item, Piece):
+                pieces.append(item)
+            elif pieces:
+                self._items.append(item)  # what came before it is given first
+                break
+            else:
+                self._over = True
+                raise item
         piece = join(pieces)
         self._over = piece.ended is not None
         return piece

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 
 import hf_models
 import jax
@@ -11,12 +12,23 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import moejax.hf
-from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, RunConfig
+from moejax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    RunConfig,
+)
 from moejax.hf import accounts
 from moejax.hf.families import FAMILIES
 from moejax.hf.reading import array_shapes, make_batch
 from moejax.hf.upcycle import upcycle, upcycle_config
 from moejax.moe import balance
+from moejax.runtime.device_mesh import make_mesh
+from moejax.train.gradients import gradients
+from moejax.train.objective import losses
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,6 +109,56 @@ def run_theirs(peer, ids_BN, real_BN, weight_BNV):
     (logits * torch.tensor(weight_BNV)).sum().backward()
     grads = {n: p.grad.numpy() for n, p in peer.named_parameters() if p.grad is not None}
     return logits.detach().numpy(), chosen, grads
+
+
+LEARNED = [0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0]
+"""Which tokens of a row are learned: the others are a prompt's, or padding."""
+
+
+@pytest.mark.parametrize(("case", "parts"), [("mixtral", 1), ("olmoe", 3), ("ernie4_5_moe", 3)])
+def test_the_whole_loss_is_theirs_with_prompts_and_padding(case, parts, tmp_path):
+    """Cross-entropy of what is learned, and the coefficient times the balance of all tokens that
+    are not padding, prompts included; and its gradients, from one micro-batch or several.
+    """
+    fields = {"router_aux_loss_coef": 0.5, "output_router_logits": True}
+    directory = hf_models.write(tmp_path, case, **fields)
+    model, (peer, _) = moejax.hf.load(directory), theirs(directory)
+    prompt, N = hf_models.prompt(), hf_models.N
+    ids_BN, real_BN, learned_BN = np.zeros((3, len(BEFORE), N + 3), np.int32)
+    for row, before in enumerate(BEFORE):
+        ids_BN[row, before : before + N], real_BN[row, before : before + N] = prompt[row], 1
+        learned_BN[row] = real_BN[row] * LEARNED
+    batch = make_batch(ids_BN, real_BN) | {
+        "targets": np.roll(ids_BN, -1, 1),
+        "counted": np.roll(learned_BN, -1, 1) * real_BN,
+    }
+    config = Config(
+        model=model.config,
+        data=DataConfig(batch_size=3, sequence_length=N + 3),
+        optim=OptimConfig(accumulate=parts),
+    )
+    step = jax.jit(partial(gradients, model.model, config=config))
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        grads, sums = step(model.params, model.bias_LE, batch, jax.random.key(0))
+    loss, auxiliary, want = run_their_loss(peer, ids_BN, real_BN, learned_BN)
+    nats = sums.nats / sums.targets
+    found = losses(sums.router, config.model.moe)["pooled_balance_loss"][0]
+    np.testing.assert_allclose(found, auxiliary, rtol=1e-5)
+    np.testing.assert_allclose(nats + 0.5 * found, loss, rtol=1e-5)
+    check_gradients(case, model, grads, want)
+
+
+def run_their_loss(peer, ids_BN, real_BN, learned_BN):
+    """The loss, the balance loss in it, and the gradients of the whole."""
+    import torch
+
+    ids, mask = (torch.tensor(array, dtype=torch.int64) for array in (ids_BN, real_BN))
+    labels = torch.where(torch.tensor(learned_BN) > 0, ids, -100)
+    positions = (mask.cumsum(1) - 1).clamp(min=0) * mask
+    said = peer(ids, attention_mask=mask, position_ids=positions, labels=labels)
+    said.loss.backward()
+    grads = {n: p.grad.numpy() for n, p in peer.named_parameters() if p.grad is not None}
+    return float(said.loss), float(said.aux_loss), grads
 
 
 def check_gradients(case, model, ours, grads) -> None:

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from moejax.config.describe_balance import describe_balance
 from moejax.config.errors import UserError
 from moejax.config.model import ModelConfig
 from moejax.data.tokenizer import load_tokenizer
@@ -27,6 +28,11 @@ def describe_import(kind: str, config: ModelConfig, target: Path) -> str:
         (
             f"model    {kind}: {short(price.parameters_total, 'kMBT')} parameters,"
             f" {short(price.parameters_active, 'kMBT')} active a token, all tensors accounted for",
+            *(
+                [f"balance  in training: {balance}"]
+                if (balance := describe_balance(config))
+                else []
+            ),
             *([_describe_modules(config.next_tokens)] if config.next_tokens else []),
             f"written  {target}",
             *([f"note     {fault}"] if fault else []),

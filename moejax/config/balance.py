@@ -30,9 +30,10 @@ class BalanceConfig:
     communication_loss_weight: float = 0.0
     """Coefficient of DeepSeek-V2's balance of what groups of experts receive."""
     bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
-    """How the selection bias of the loss-free balance moves after each step: `sign`, by a fixed
-    amount; `proportional`, in proportion to the lack; `quantile`, at once to where the margins of
-    the step's tokens say that the load would be even."""
+    """How the selection bias of the loss-free balance moves after each step: `none`, not at all (a
+    bias that a model came with stays as it is); `sign`, by a fixed amount; `proportional`, in
+    proportion to the lack; `quantile`, at once to where the margins of the step's tokens say that
+    the load would be even."""
     bias_rate: float = 0.001
     """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
     bias_centred: bool = False

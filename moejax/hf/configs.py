@@ -13,6 +13,7 @@ from moejax.config.model import MOST_LAYERS, ModelConfig
 from moejax.hf.codecs import find_codec
 from moejax.hf.families import FAMILIES
 from moejax.hf.families.family import Family
+from moejax.hf.fields.experts import coefficient_of_pool
 from moejax.hf.fields.layers import KINDS, layer_types, next_tokens, no_next_tokens
 from moejax.hf.text_part import take_text_config
 from moejax.routing import token_choice
@@ -21,6 +22,7 @@ KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id
 """Fields that mean the same in all families."""
 NEXT_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers")
 """Two names that are in use for one field."""
+COEFFICIENT = "moe.balance.loss_weight"
 OPTIONAL_SIZES = ("max_position_embeddings", "num_nextn_predict_layers")
 """Whole numbers that may be left out."""
 
@@ -82,14 +84,14 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
     try:
         for translation in family.translations:
             ours |= translation.read(hf)
+        if COEFFICIENT in ours:
+            ours[COEFFICIENT] = float(ours[COEFFICIENT] or 0)
     except KeyError as error:
         raise ConfigError(f"there is no {error.args[0]}, which {name} models need.") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"a field is not of its type: {error}.") from error
     except ArithmeticError as error:  # a division by 0, a number too large for a float
         raise ConfigError(f"a field is out of its range: {error}.") from error
-    if "moe.balance.loss_weight" in ours:
-        ours["moe.balance.loss_weight"] = float(ours["moe.balance.loss_weight"] or 0)
     config = from_dict(ModelConfig, unflatten_dict(ours, sep="."))
     kinds = hf.get("layer_types")
     if kinds is not None and layer_types not in family.translations:
@@ -196,6 +198,7 @@ def _read_setting(config: ModelConfig, path: str) -> Any:
         "moe.renormalise": rule and rule.renormalise,
         "moe.weight_scale": rule and rule.weight_scale,
         "moe.expert_groups": config.moe.expert_groups or 1,
+        COEFFICIENT: coefficient_of_pool(config),
         "moe.kept_expert_groups": config.moe.kept_expert_groups or config.moe.expert_groups or 1,
     }
     if path in special:

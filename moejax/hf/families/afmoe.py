@@ -5,12 +5,12 @@ Letters: X: all heads side by side.
 
 from moejax.hf.families.family import (
     ALL_BIASES,
+    BY_BIAS,
     DENSE,
     EXPERTS,
     GIVEN,
     GROUPED,
     GROUPED_QUERIES,
-    NO_LOSS,
     QUERY_NORMS,
     SHARED,
     SIZES,
@@ -53,7 +53,7 @@ FAMILIES: dict[str, Family] = {
         | {"route_scale": 1.0, "global_attn_every_n_layers": 4, "sliding_window": 1024}
         | {"mup_enabled": False, "attention_bias": False},
         fixed=SWIGLU | {"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1},
-        ours=NO_LOSS
+        ours=BY_BIAS
         | {"moe.router": "deepseek_v3", "attention.output_gate": True, "norm_place": "sandwich"},
         translations=(
             *GROUPED,

@@ -107,7 +107,12 @@ FAMILIES: dict[str, Family] = {
         | {"topk_method": "greedy", "max_position_embeddings": 2048},
         fixed=DEEPSEEK_FIXED | {"norm_topk_prob": False, "scoring_func": "softmax"},
         ours=DEEPSEEK_OURS | {"moe.router": "deepseek_v2"},
-        translations=(positions.latent_rope, attention.one_head_each, experts.group_method),
+        translations=(
+            positions.latent_rope,
+            attention.one_head_each,
+            experts.group_method,
+            experts.sequence_loss,
+        ),
         tensors=DEEPSEEK_TENSORS,
     ),
     # With a norm on what routed layers give.

@@ -3,6 +3,7 @@
 from moejax.config.model import ModelConfig
 from moejax.hf.families.family import (
     ALL_BIASES,
+    BY_BIAS,
     DENSE,
     DENSE_FIRST,
     EXPERTS,
@@ -10,7 +11,6 @@ from moejax.hf.families.family import (
     GROUPED,
     GROUPED_QUERIES,
     GROUPS,
-    NO_LOSS,
     NORMS,
     ONE_GROUP,
     QUERY_NORMS,
@@ -48,7 +48,7 @@ FAMILIES: dict[str, Family] = {
         | {"first_k_dense_replace": 0, "norm_topk_prob": False, "routed_scaling_factor": 1.0}
         | {"sliding_window": 4096, "max_window_layers": 62},
         fixed=SWIGLU | {"moe_layer_freq": 1, "topk_method": "noaux_tc"},
-        ours=NO_LOSS | {"moe.router": "deepseek_v3"},
+        ours=BY_BIAS | {"moe.router": "deepseek_v3"},
         translations=(
             *GROUPED,
             attention.attention_bias,

@@ -2,13 +2,13 @@
 
 from moejax.config.checks import check, shorten
 from moejax.hf.families.family import (
+    BY_BIAS,
     DENSE,
     EXPERTS,
     GIVEN,
     GROUPED,
     GROUPED_QUERIES,
     GROUPS,
-    NO_LOSS,
     NORMS,
     ONE_GROUP,
     QUERY_NORMS,
@@ -53,7 +53,7 @@ FAMILIES: dict[str, Family] = {
         | {"num_experts_per_tok": 8, "num_shared_experts": 1, "norm_topk_prob": True}
         | {"routed_scaling_factor": 2.5},
         fixed=SWIGLU,
-        ours=NO_LOSS | {"moe.router": "deepseek_v3"},
+        ours=BY_BIAS | {"moe.router": "deepseek_v3"},
         translations=(
             *GROUPED,
             layers.attention_kinds(_see_all, positions=False),

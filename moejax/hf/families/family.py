@@ -172,6 +172,9 @@ ALWAYS: dict[str, Any] = {
     "moe.balance.convention": "hf",
 }
 NO_LOSS = ALWAYS | {"moe.balance.loss_weight": 0.0}
+BY_BIAS = NO_LOSS | {"moe.balance.convention": "switch", "moe.balance.scope": "sequence"}
+"""Balanced by the selection bias that DeepSeek-V3 has. A loss beside it, for which ``config.json``
+has no field, is that of each sequence (2024, Eq. 17-20)."""
 NO_EXPERTS = ALWAYS | {"moe.every": 0, "qk_norm": False}
 NO_WINDOW = {"use_sliding_window": False}
 LOSS = {"router_aux_loss_coef": "moe.balance.loss_weight"}
@@ -210,7 +213,7 @@ LATENT_SIZES = {
 }
 DEEPSEEK_FIXED = SWIGLU | {"attention_bias": False, "mlp_bias": False, "moe_layer_freq": 1}
 SIGMOID = {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-DEEPSEEK_OURS = NO_LOSS | {"qk_norm": False}
+DEEPSEEK_OURS = BY_BIAS | {"qk_norm": False}
 LATENT_POSITIONS = (positions.latent_rope, attention.one_head_each, attention.rotary_head)
 DEEPSEEK_TENSORS = (*NORMS, *LATENT, *DENSE, *ROUTER, *EXPERTS, *SHARED)
 QWEN = {

@@ -2,6 +2,7 @@
 
 from moejax.hf.families.family import (
     BIASES,
+    BY_BIAS,
     DEEPSEEK_FIXED,
     DEEPSEEK_OURS,
     DEEPSEEK_TENSORS,
@@ -13,7 +14,6 @@ from moejax.hf.families.family import (
     GROUPS,
     LATENT_POSITIONS,
     LATENT_SIZES,
-    NO_LOSS,
     NORMS,
     ONE_GROUP,
     QUERY_NORMS,
@@ -39,7 +39,7 @@ FAMILIES: dict[str, Family] = {
         | {"num_experts_per_tok": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}
         | {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "num_nextn_predict_layers": 1},
         fixed=SWIGLU,
-        ours=NO_LOSS | {"moe.router": "deepseek_v3"},
+        ours=BY_BIAS | {"moe.router": "deepseek_v3"},
         translations=(positions.part_rope, attention.heads, attention.query_key_value_bias)
         + (layers.next_tokens,),
         tensors=(

@@ -3,12 +3,12 @@
 from moejax.config.checks import check, shorten
 from moejax.hf.families.family import (
     ALL_BIASES,
+    BY_BIAS,
     DENSE,
     EXPERTS,
     GIVEN,
     GROUPED,
     GROUPED_QUERIES,
-    NO_LOSS,
     NORMS,
     QUERY_NORMS,
     SIZES,
@@ -48,7 +48,7 @@ FAMILIES: dict[str, Family] = {
         | {"num_key_value_heads": 8, "head_dim": 128, "attention_bias": False}
         | {"num_experts_per_tok": 8, "num_shared_experts": 1, "router_scaling_factor": 2.826},
         fixed=SWIGLU | {"mlp_bias": False},
-        ours=NO_LOSS | {"moe.router": "deepseek_v3"},
+        ours=BY_BIAS | {"moe.router": "deepseek_v3"},
         translations=(
             *GROUPED,
             attention.attention_bias,

@@ -2,12 +2,12 @@
 
 from moejax.hf.families.family import (
     BIASES,
+    BY_BIAS,
     EXPERTS,
     GIVEN,
     GROUPED,
     GROUPED_QUERIES,
     GROUPS,
-    NO_LOSS,
     NORMS,
     ONE_GROUP,
     ROUTER,
@@ -31,7 +31,7 @@ FAMILIES: dict[str, Family] = {
         | {"num_experts_per_tok": 8, "n_shared_experts": 1, "norm_topk_prob": True}
         | {"routed_scaling_factor": 1.0},
         fixed=SWIGLU,
-        ours=NO_LOSS | {"qk_norm": False, "moe.router": "deepseek_v3"},
+        ours=BY_BIAS | {"qk_norm": False, "moe.router": "deepseek_v3"},
         translations=(*GROUPED, attention.query_key_value_bias),
         tensors=(
             *NORMS,

@@ -1,4 +1,4 @@
-"""Shared experts and groups of experts."""
+"""Shared experts, groups of experts, and the loss that balances them."""
 
 from moejax.config.checks import check, shorten
 from moejax.config.model import ModelConfig
@@ -38,3 +38,38 @@ def _write_group_method(model: ModelConfig) -> Fields:
 
 
 group_method = Translation(_read_group_method, _write_group_method)
+
+
+def _read_sequence_loss(hf: Fields) -> Fields:
+    """Transformers has no such loss; the code that DeepSeek-V2 was released with has it."""
+    by_sequence = hf.get("seq_aux", True)
+    return {
+        "moe.balance.loss_weight": hf.get("aux_loss_alpha", 0.0),
+        "moe.balance.scope": "sequence" if by_sequence else "batch",
+    }
+
+
+def _write_sequence_loss(model: ModelConfig) -> Fields:
+    balance = model.moe.balance
+    weight = coefficient_by_layer(model)
+    return {"aux_loss_alpha": weight, "seq_aux": balance.scope == "sequence"}
+
+
+sequence_loss = Translation(_read_sequence_loss, _write_sequence_loss)
+"""The coefficient of the balance loss of each layer, over each sequence or the whole batch."""
+
+
+def coefficient_by_layer(model: ModelConfig) -> float:
+    """The coefficient of a balance loss that is 1 at balance in each layer."""
+    moe, layers = model.moe, sum(model.routed_layers)
+    weight = moe.balance.loss_weight
+    return weight if moe.balance.convention == "switch" else weight * moe.top_k / max(1, layers)
+
+
+def coefficient_of_pool(model: ModelConfig) -> float:
+    """The coefficient of the balance loss of Hugging Face's models, K at balance over all layers,
+    that gives as much as the model's own where its layers are alike.
+    """
+    moe, layers = model.moe, sum(model.routed_layers)
+    weight = moe.balance.loss_weight
+    return weight if moe.balance.convention == "hf" else weight * layers / moe.top_k

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from test_report import EXPERTS, OTHER_FIGURES, ROUTING_FIGURES, write_load, write_run
+from test_routing_change import change
 
+from moejax.lab.routing_change.change_page import change_html
 from moejax.lab.study.side_by_side import compare_runs
 from moejax.lab.study.study_page import study_html
 from moejax.runs.pages.report import write_report
@@ -80,6 +82,16 @@ def test_three_runs_side_by_side(tmp_path):
     assert console == [] and asked in ([], [page.as_uri()])
     wanted = {"Bits per byte, ranked", "Validation, bits per byte", "Training loss", "one", "two"}
     assert wanted <= set(figures_of(dom)) and "three" not in figures_of(dom)
+
+
+def test_a_change_of_routing(tmp_path):
+    page = tmp_path / "routing.html"
+    page.write_text(change_html(change()), encoding="utf-8")
+    dom, console, asked = visit(page, tmp_path)
+    assert console == [] and asked in ([], [page.as_uri()])
+    figures = figures_of(dom)
+    assert {"The same choices, %", "Load after", "Layer 3, after"} <= set(figures)
+    assert all("<svg" in figure for figure in figures.values())
 
 
 def test_the_check_finds_errors_and_requests(tmp_path):

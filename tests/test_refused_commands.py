@@ -50,6 +50,8 @@ REFUSED = [
     ["report", "/nowhere"],
     ["report", "run", "--output", "new/page.html"],
     ["report", "run", "--output", "run"],
+    ["report", "whole", "model"],
+    ["report", "whole", "/nowhere", "--json"],
     ["report", "text.txt"],
     ["generate", "/nowhere", "--prompt", "a"],
     ["generate", "run", "--prompt", "a"],

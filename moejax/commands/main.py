@@ -42,7 +42,9 @@ COMMANDS: dict[str, Command | Group] = {
         "train a set of configs under equal conditions and compare them", "study:study"
     ),
     "report": Command(
-        "the page of a run, or of several runs side by side (RUN [RUN ...])", "report:report"
+        "the page of a run, or of several runs side by side (RUN [RUN ...]); what training has done"
+        " to the routing of a model (BEFORE AFTER)",
+        "report:report",
     ),
     "generate": Command("text from a trained model (RUN --prompt 'def ')", "generate:generate"),
     "eval": Command(

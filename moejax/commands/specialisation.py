@@ -17,13 +17,11 @@ from moejax.inference.inference_config import inference_config
 from moejax.lab.specialisation.collect_choices import check_routed
 from moejax.lab.specialisation.compare_choices import compare_with_classes
 from moejax.lab.specialisation.findings import findings_json, summarize
-from moejax.lab.specialisation.sample import draw_sample
+from moejax.lab.specialisation.sample import check_tokens, draw_sample
 from moejax.lab.specialisation.specialisation_page import specialisation_html
 from moejax.runs.metric_lines import null_not_finite
 from moejax.runtime.atomic_files import write_text
 from moejax.runtime.writing import writing_to
-
-MOST_TOKENS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +41,7 @@ class SpecialisationSettings(TextSettings):
         super().__post_init__()
         check_positive("", self, "tokens", "shifts")
         check(self.shifts >= 10, f"--shifts {self.shifts} give no spread: take 10 or more.")
-        check(
-            self.tokens <= MOST_TOKENS,
-            f"--tokens {self.tokens} cannot be counted exactly: take {MOST_TOKENS:,} at most.",
-        )
+        check_tokens(self.tokens)
 
 
 def specialisation(settings: SpecialisationSettings) -> None:

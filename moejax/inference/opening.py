@@ -158,3 +158,8 @@ KINDS = [
         open_checkpoint,
     ),
 ]
+
+
+def is_model_alone(path: Path) -> bool:
+    """Whether a directory holds a model that is no run's."""
+    return not is_run(path) and any(kind.is_here(path) for kind in KINDS)

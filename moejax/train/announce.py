@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 import moejax
 from moejax.config.config import Config
 from moejax.config.describe_balance import compare_balance
+from moejax.config.model import ModelConfig
 from moejax.data.lost_text import describe_share
 from moejax.models.counts import active_parameters, cost, forward_flops, parameters
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.number_words import short
 from moejax.runtime.processes import say
-from moejax.train.base_model import read_beginning
 from moejax.train.tasks import Task
 
 
@@ -54,10 +54,18 @@ def warn_of_constant_weights(config: Config) -> None:
 
 
 def announce(
-    config: Config, task: Task, mesh: Mesh, run: RunDirectory, step: int, *, name: str, command: str
+    config: Config,
+    task: Task,
+    mesh: Mesh,
+    run: RunDirectory,
+    step: int,
+    *,
+    name: str,
+    command: str,
+    before: ModelConfig | None,
 ) -> None:
-    """Print the model, its cost, its balance, the data, the devices and the step to begin with;
-    write ``summary.json``.
+    """Print the model, its cost, its balance (and that of the model ``before``, which it begins
+    from), the data, the devices and the step to begin with; write ``summary.json``.
     """
     price = cost(config.model, task.vocab_size, config.positions)
     kind = jax.devices()[0].device_kind
@@ -73,7 +81,7 @@ def announce(
         f"cost     {short(price.flops_per_token)} FLOPs a token in training,"
         f" {rows * config.positions:,} tokens{images} a step, {config.run.steps:,} steps"
     )
-    if balance := compare_balance(config, read_beginning(config)):
+    if balance := compare_balance(config, before):
         say(f"balance  {balance}")
     say(f"data     {task.description}")
     facts = task.facts

@@ -6,12 +6,8 @@ from pathlib import Path
 import jax
 
 from moejax.config.config import Config
-from moejax.config.errors import RunError, UserError
-from moejax.config.files import read_config_json
-from moejax.config.model import ModelConfig
+from moejax.config.errors import RunError
 from moejax.config.paths import expand_home
-from moejax.hf.configs import read_config
-from moejax.hf.files import is_checkpoint, read_json
 from moejax.inference.open_model import OpenModel
 from moejax.models.used_types import read_frozen
 from moejax.runs.same_model import sum_arrays
@@ -56,18 +52,3 @@ def find_beginning(config: Config) -> Path:
     """The directory of ``run.init_from``."""
     assert config.run.init_from is not None
     return Path(expand_home("--run.init-from", config.run.init_from))
-
-
-def read_beginning(config: Config) -> ModelConfig | None:
-    """The settings of the model of ``run.init_from``, from its own ``config.json``; None where
-    there is no such model, or no such file any more.
-    """
-    if config.run.init_from is None:
-        return None
-    place = find_beginning(config)
-    try:
-        if is_checkpoint(place):
-            return read_config(read_json(place / "config.json"))
-        return read_config_json(place / "config.json").model
-    except (UserError, OSError):
-        return None

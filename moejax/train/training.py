@@ -11,12 +11,13 @@ import jax
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
-from moejax.config.errors import ConfigError
-from moejax.config.model import FloatType
+from moejax.config.errors import ConfigError, UserError
+from moejax.config.model import FloatType, ModelConfig
 from moejax.hf.configs import collect_computation, list_differences
 from moejax.inference.kept_files import keep_files
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
+from moejax.inference.peek import peek_config
 from moejax.models.adapters import begin_adapters, find_weights
 from moejax.models.training_room import check_training_room
 from moejax.moe.quantise_params import Weights
@@ -85,7 +86,8 @@ def train(
             state, tally = restore_or_begin(config, learner, mesh, saving, base)
             run.write_config(config)
             keep_files(run, config, getattr(task, "tokenizer", None))
-            announce(config, task, mesh, run, tally.step, name=name, command=command)
+            began = read_beginning(config)
+            announce(config, task, mesh, run, tally.step, name=name, command=command, before=began)
             if tally.step < config.run.steps:
                 with closing(Journal(run, [*open_writers(config, run), *writers])) as journal:
                     state = run_steps(
@@ -237,3 +239,15 @@ def open_beginning(
             f" {shlex.quote(str(Path(str(place)) / 'config.json'))}, if `moejax import` wrote it."
         )
     return there
+
+
+def read_beginning(config: Config) -> ModelConfig | None:
+    """The settings of the model of ``run.init_from``, from its own ``config.json``; None where
+    there is no such model, or no such file any more.
+    """
+    if config.run.init_from is None:
+        return None
+    try:
+        return peek_config(find_beginning(config))
+    except (UserError, OSError):
+        return None

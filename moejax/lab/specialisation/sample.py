@@ -24,6 +24,7 @@ from moejax.lab.specialisation.classes import (
 
 AROUND = 40
 """How many bytes of the text are kept on each side of a token."""
+MOST_TOKENS = 2**24
 MOST_LABELS = 30
 """How many tokens, or domains, are classes of their own."""
 
@@ -81,6 +82,14 @@ class Sample:
         inputs_BN = self.inputs_BN.copy()
         inputs_BN[self.is_text_BN] = self.token_T[order_T]
         return inputs_BN, order_T
+
+
+def check_tokens(tokens: int) -> None:
+    """Raise ``ConfigError`` for more than can be counted in float32."""
+    check(
+        tokens <= MOST_TOKENS,
+        f"--tokens {tokens} cannot be counted exactly: take {MOST_TOKENS:,} at most.",
+    )
 
 
 def draw_sample(

@@ -47,13 +47,18 @@ def specialisation_html(found: Findings) -> str:
     layers times experts, and by the number of portraits.
     """
     parts = [_header(found), page.tiles(_key_numbers(found)), _information_section(found)]
-    classes = _TOKENS if found.not_python is None else _PYTHON
+    classes = describe_classes(python=found.not_python is not None)
     intro = f"{classes} {_LIFT} {_NULL.format(shifts=found.shifts)}"
     parts.append(_map_section(found, found.classes, "Classes", "class", intro))
     if found.domains is not None:
         parts.append(_map_section(found, found.domains, "Domains", "domain", _DOMAINS))
     parts += [_strongest_section(found), _portrait_section(found)]
     return page.document(f"{found.name}: specialisation – moejax", "\n".join(parts))
+
+
+def describe_classes(python: bool) -> str:
+    """What the classes of tokens are, for the reader of a page."""
+    return _PYTHON if python else _TOKENS
 
 
 def _header(found: Findings) -> str:

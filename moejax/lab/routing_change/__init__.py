@@ -1,0 +1,1 @@
+"""What training on has done to the routing of a model."""

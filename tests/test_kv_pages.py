@@ -32,7 +32,7 @@ def draw_params(config: ModelConfig) -> dict:
     return jax.jit(lambda: DecoderLM(config, V).init(jax.random.key(0), batch, False))()
 
 
-def read_whole(config: ModelConfig, token_BN: np.ndarray, window: int | None) -> np.ndarray:
+def read_whole(config: ModelConfig, token_BN: np.ndarray) -> np.ndarray:
     """Logits of whole sequences."""
     model = DecoderLM(config, V)
     run = jax.jit(lambda p, batch: model.apply(p, batch, False)[0])
@@ -94,7 +94,12 @@ def read_in_pages(config, token_BN, kind=None, drop=0) -> list[np.ndarray]:
 
 VARIANTS = {
     "grouped heads": {},
-    "latent": {"num_kv_heads": None, "qk_norm": False, "attention.kv_rank": 8, "attention.rope_head_size": 4},
+    "latent": {
+        "num_kv_heads": None,
+        "qk_norm": False,
+        "attention.kv_rank": 8,
+        "attention.rope_head_size": 4,
+    },
     "windows": {"attention.window": 4, "attention.kinds": ("window", "full")},
     "window": {"attention.window": 4, "attention.kinds": ("window", "window")},
     "sinks": {"attention.sinks": True},
@@ -108,14 +113,15 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [v if v == "window" else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
+)
 def test_texts_in_pages_have_the_logits_of_whole_sequences(variant):
     """Chunks of any cut, rows of mixed lengths, some without a text, whatever was in the pages."""
     config = inference_config(changed(MODEL, VARIANTS[variant]))
     token_BN = np.random.default_rng(1).integers(0, V, (3, max(LENGTHS)), dtype=np.int32)
-    whole_BNV = read_whole(config, token_BN, None)
+    whole_BNV = read_whole(config, token_BN)
     drop = 4 if variant == "window" else 0
     for row, logits_NV in enumerate(read_in_pages(config, token_BN, drop=drop)):
-        np.testing.assert_allclose(
-            logits_NV, whole_BNV[row, : LENGTHS[row]], atol=1e-5, rtol=1e-5
-        )
+        np.testing.assert_allclose(logits_NV, whole_BNV[row, : LENGTHS[row]], atol=1e-5, rtol=1e-5)

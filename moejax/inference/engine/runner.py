@@ -224,9 +224,7 @@ def _extend(
     return state, found
 
 
-def score(
-    logits_B1V: jax.Array, token_B1: jax.Array, wanted: jax.Array
-) -> dict[str, jax.Array]:
+def score(logits_B1V: jax.Array, token_B1: jax.Array, wanted: jax.Array) -> dict[str, jax.Array]:
     """Logarithmic probabilities of what was drawn and of the best tokens; 0 if not wanted."""
     X = min(BEST, logits_B1V.shape[-1])
 

@@ -15,9 +15,7 @@ from moejax.models.kv_pages import empty_pool, pool_shardings
 from moejax.runtime import device_mesh
 
 
-def choose_sizes(
-    config: ModelConfig, context: int, mesh: Mesh, settings: EngineSettings
-) -> Sizes:
+def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: EngineSettings) -> Sizes:
     """Sizes for a model that was trained on ``context`` positions and lies on this mesh already.
     Raises ``ConfigError`` if there is no room for one text of the longest kind.
     """

@@ -100,7 +100,7 @@ def batch_text(
     """
     documents, about = open_settings_text(settings, model)
     assert model.tokenizer is not None  # as in every language model that is opened here
-    batches = validation_batches(
+    read = validation_batches(
         documents,
         model.tokenizer,
         DataConfig(sequence_length=length),
@@ -108,6 +108,7 @@ def batch_text(
         limit=limit,
         lost=lost,
     )
+    batches = list(read)
     for batch in batches:
         for name in ("inputs", "targets"):
             check_known(batch[name], model.vocab_size, model.tokenizer)

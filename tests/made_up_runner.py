@@ -128,10 +128,10 @@ def continue_alone(request: Request, ends, vocab_size: int, window: int | None =
     """The tokens after a prompt, by the rule alone, the one that ends the text included."""
     sampling, tokens = request.sampling, request.prompt.tolist()
     settings = {
-        "temperature": float(np.float32(sampling.temperature)),
-        "top_k": min(vocab_size, sampling.top_k or vocab_size),
-        "top_p": float(np.float32(sampling.top_p)),
-        "seed": sampling.seed,
+        "temperature_B": float(np.float32(sampling.temperature)),
+        "top_k_B": min(vocab_size, sampling.top_k or vocab_size),
+        "top_p_B": float(np.float32(sampling.top_p)),
+        "seed_B": sampling.seed,
         "row_B": request.number,
     }
     for _ in range(sampling.tokens):

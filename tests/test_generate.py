@@ -14,7 +14,7 @@ from moejax.inference.generation import Generator
 from moejax.inference.inference_config import inference_config
 from moejax.inference.prompts import SLOTS, pad_prompts, round_up
 from moejax.inference.replicate import replicate
-from moejax.inference.sampling import Sampling, draw
+from moejax.inference.sampling import Sampling, draw, make_draws
 from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.replay import record_routes
 from moejax.moe.parallel.placement import place
@@ -203,29 +203,40 @@ def test_the_seed_decides(one):
     assert len({tuple(ids) for ids in same}) == 4  # each text has draws of its own
 
 
-@pytest.mark.parametrize(
-    ("options", "want"),
-    [
-        ({}, [0.5, 0.3, 0.2]),
-        ({"temperature": 0.5}, [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38]),
-        ({"top_k": 2}, [0.625, 0.375, 0]),
-        ({"top_p": 0.75}, [0.625, 0.375, 0]),
-        ({"top_p": 0.85}, [0.5, 0.3, 0.2]),
-        # Of two tokens, the first has 0.625 of the probability: it is enough.
-        ({"top_k": 2, "top_p": 0.6}, [1, 0, 0]),
-        ({"temperature": 0}, [1, 0, 0]),
-    ],
-)
-def test_tokens_are_drawn_as_often_as_they_should_be(options, want):
-    """On three tokens, of which the best is the second one; 4,000 draws, within four sigma."""
-    draws = {"temperature": 1.0, "top_k": 3, "top_p": 1.0} | options
-    draws = {name: jnp.asarray(value) for name, value in draws.items()}
+SHARES = [
+    ({}, [0.5, 0.3, 0.2]),
+    ({"temperature": 0.5}, [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38]),
+    ({"top_k": 2}, [0.625, 0.375, 0]),
+    ({"top_p": 0.75}, [0.625, 0.375, 0]),
+    ({"top_p": 0.85}, [0.5, 0.3, 0.2]),
+    # Of two tokens, the first has 0.625 of the probability: it is enough.
+    ({"top_k": 2, "top_p": 0.6}, [1, 0, 0]),
+    ({"temperature": 0}, [1, 0, 0]),
+]
+"""How tokens are drawn, and how often the best of three are."""
+
+
+def test_tokens_are_drawn_as_often_as_they_should_be():
+    """On three tokens, of which the best is the second one; 4,000 draws of each kind, beside each
+    other, within four sigma.
+    """
     rows = 4000
-    logits_BV = jnp.tile(jnp.log(jnp.array([0.2, 0.5, 0.3])), (rows, 1))
-    token_B = jax.jit(draw)(logits_BV, jax.random.split(jax.random.key(0), rows), draws)
-    share = np.bincount(token_B, minlength=3)[[1, 2, 0]] / rows
-    sigma = np.sqrt(np.array(want) * (1 - np.array(want)) / rows)
-    assert (np.abs(share - want) <= 4 * sigma).all(), share
+    each = [
+        make_draws(Sampling(**{"temperature": 1.0} | options), 3, np.arange(rows))
+        for options, _ in SHARES
+    ]
+    together = {name: np.stack([draws[name] for draws in each], 1).reshape(-1) for name in each[0]}
+    logits_3 = jnp.log(jnp.array([0.2, 0.5, 0.3]))
+    key_B = jax.random.split(jax.random.key(0), rows * len(each))
+    token_B = jax.jit(draw)(jnp.tile(logits_3, (len(key_B), 1)), key_B, together)
+    token_BK = np.asarray(token_B).reshape(rows, -1)
+    for kind, (_, want) in enumerate(SHARES):
+        share = np.bincount(token_BK[:, kind], minlength=3)[[1, 2, 0]] / rows
+        sigma = np.sqrt(np.array(want) * (1 - np.array(want)) / rows)
+        assert (np.abs(share - want) <= 4 * sigma).all(), (kind, share)
+    # Those that limit nothing are drawn as if they were alone.
+    alone_B = draw(jnp.tile(logits_3, (rows, 1)), key_B[:: len(each)], each[0])
+    np.testing.assert_array_equal(alone_B, token_BK[:, 0])
 
 
 def test_a_text_ends_before_any_of_the_end_tokens(params, one):

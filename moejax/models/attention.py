@@ -44,7 +44,7 @@ class Attention(nn.Module):
         rest = (context["seen"], sink_H, scale, settings.form)
         if cache:
             new = {"k_LBMJA": k_BMJA, "v_LBMJA": v_BMJA}
-            cache, read = extend_cache(cache, new, layer, context["start"])
+            cache, read = extend_cache(cache, new, layer, context["slots"])
             y_BNHA = attend_to_cache(q_BNHA, read, *rest)
         else:
             y_BNHA = attend_to_kept(q_BNHA, (k_BMJA, v_BMJA), *rest)

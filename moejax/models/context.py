@@ -5,6 +5,7 @@ from typing import TypedDict
 import jax
 
 from moejax.models.attend.seen import Seen
+from moejax.models.kv_cache import Slots
 
 
 class Context(TypedDict, total=False):
@@ -18,7 +19,7 @@ class Context(TypedDict, total=False):
     seen: Seen
     fresh_BN: jax.Array
     """Where layers have memories: where these begin anew."""
-    start: jax.Array
-    """With a cache: its first free slot."""
+    slots: Slots
+    """With a cache: where it has the tokens."""
     stacks: dict[str, dict[str, jax.Array]]
     """In training: the stacks of the routed layers' banks, by the name of the block."""

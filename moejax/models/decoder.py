@@ -3,7 +3,9 @@
 Letters: M: positions that are looked at; P: modules that predict further tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,8 +19,9 @@ from moejax.models.context import Context
 from moejax.models.delta_rule import find_fresh, find_last
 from moejax.models.embedding import look_up
 from moejax.models.head import Head
-from moejax.models.kv_cache import CacheType, KVCache, empty_cache
-from moejax.models.layer_runs import cut_layers
+from moejax.models.kv_cache import Cache, CacheType, CommonSlots, KVCache, empty_cache
+from moejax.models.kv_pages import PagedRows, Pool, find_slots, page_size
+from moejax.models.layer_runs import count_kept
 from moejax.models.layers import run_layers
 from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import make_norm
@@ -36,11 +39,15 @@ def make_cache(
     """An empty cache for ``rows`` sequences of at most ``slots`` positions, of numbers of this
     ``kind``, by default those of the activations.
     """
-    runs = [
-        ((len(run.unit) - run.delta) * run.repeats, run.delta * run.repeats)
-        for run in cut_layers(config)
-    ]
-    return empty_cache(config, runs, rows, slots, kind or config.dtype)
+    return empty_cache(config, count_kept(config), rows, slots, kind or config.dtype)
+
+
+class Kept(NamedTuple):
+    """What is kept of positions before those at hand."""
+
+    layers: list[Cache]
+    take: Callable[[jax.Array], jax.Array]
+    """The states that logits are wanted of, from those of all positions at hand."""
 
 
 class DecoderLM(nn.Module):
@@ -70,7 +77,8 @@ class DecoderLM(nn.Module):
         own = {"bias_E": bias_LE, "place_ER": place_LER}
         # The modules that predict further tokens are asked by ``find_states`` alone.
         ahead = self.config.next_tokens > 0 and self.is_initializing()
-        states, head, routed, _ = self._run(batch, training, own, None, ahead=ahead)
+        context, _ = make_context(self.config, batch, None, None, self.layout.context)
+        states, head, routed, _ = self._run(batch, training, own, context, ahead=ahead)
         return head.read(states[0]), routed
 
     def find_states(
@@ -80,7 +88,8 @@ class DecoderLM(nn.Module):
         a further token; the head; and what routers say, those of the modules after the layers'.
         """
         own, ahead = {"bias_E": bias_LE}, self.config.next_tokens > 0
-        states, head, routed, _ = self._run(batch, training, own, None, ahead=ahead)
+        context, _ = make_context(self.config, batch, None, None, self.layout.context)
+        states, head, routed, _ = self._run(batch, training, own, context, ahead=ahead)
         return states, head, routed
 
     def decode(
@@ -118,9 +127,35 @@ class DecoderLM(nn.Module):
         reach: int | None,
     ) -> tuple[jax.Array, KVCache, Routed | None]:
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        (x_B1D,), head, routed, written = self._run(batch, False, own, cache, reach)
-        assert written is not None  # as a cache was given
-        return head.read(x_B1D), written, routed
+        context, after = make_context(self.config, batch, cache, reach)
+        assert after is not None  # as a cache was given
+        last = Kept(cache.layers, lambda x_BND: x_BND[:, -1:])
+        (x_B1D,), head, routed, layers = self._run(batch, False, own, context, last)
+        return head.read(x_B1D), replace(after, layers=layers), routed
+
+    def extend(
+        self,
+        token_BN: jax.Array,
+        rows: PagedRows,
+        pool: Pool,
+        bias_LE: jax.Array | None = None,
+        place_LER: jax.Array | None = None,
+        reach: int | None = None,
+        every: bool = False,
+    ) -> tuple[jax.Array, Pool, Routed | None]:
+        """Go on after what texts have in pages, each with tokens of its own number: the logits of
+        each row's last token, ``logits_B1V``, or of all that it has place for, ``logits_BNV``, with
+        ``every``; the pool with the tokens in it; and what routers say. ``reach`` as in ``decode``.
+        """
+
+        def take(x_BND: jax.Array) -> jax.Array:
+            last_B = jnp.maximum(rows.count_B - 1, 0)
+            return x_BND if every else jnp.take_along_axis(x_BND, last_B[:, None, None], axis=1)
+
+        own = {"bias_E": bias_LE, "place_ER": place_LER}
+        batch, context = make_paged_context(self.config, token_BN, rows, pool, reach)
+        (x_B1D,), head, routed, pool = self._run(batch, False, own, context, Kept(pool, take))
+        return head.read(x_B1D), pool, routed
 
     @nn.compact
     def _run(
@@ -128,10 +163,10 @@ class DecoderLM(nn.Module):
         batch: dict[str, jax.Array],
         training: bool,
         own: dict[str, jax.Array | None],
-        cache: KVCache | None,
-        reach: int | None = None,
+        context: Context,
+        kept: Kept | None = None,
         ahead: bool = False,
-    ) -> tuple[list[jax.Array], Head, Routed | None, KVCache | None]:
+    ) -> tuple[list[jax.Array], Head, Routed | None, list[Cache]]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
@@ -139,7 +174,6 @@ class DecoderLM(nn.Module):
         x_BND = look_up(embedding_VD, batch["inputs"], dtype, self.layout.spreads)
         if config.embedding_scale != 1:
             x_BND *= config.embedding_scale
-        context, cache = make_context(config, batch, cache, reach, self.layout.context)
         embedded_BND, given = x_BND, {name: x for name, x in own.items() if x is not None}
         routes_LBNK = take_routes(config, batch)
         of_layers = given if routes_LBNK is None else given | {"routes_BNK": routes_LBNK}
@@ -150,12 +184,12 @@ class DecoderLM(nn.Module):
             context,
             training=training,
             own=of_layers,
-            caches=[] if cache is None else cache.layers,
+            caches=[] if kept is None else kept.layers,
             params=None if self.is_initializing() else self.variables["params"],
-            in_place=in_place or cache is not None,
+            in_place=in_place or kept is not None,
         )
-        if cache is not None:
-            cache, x_BND = replace(cache, layers=layers), x_BND[:, -1:]
+        if kept is not None:
+            x_BND = kept.take(x_BND)
         states = [make_norm(config, "final_norm")(x_BND)]
         if ahead:
             above = {name: x[sum(config.routed_layers) :] for name, x in given.items()}
@@ -170,7 +204,7 @@ class DecoderLM(nn.Module):
         tied, scale = config.tie_embeddings, config.logit_multiplier
         w = embedding_VD if tied else weight(self, "w_head_DV", (D, V), dtype)
         head = Head(w, tied, scale, self.layout.spreads, unroll=config.unroll is True)
-        return states, head, routed, cache
+        return states, head, routed, layers
 
 
 def make_context(
@@ -193,7 +227,8 @@ def make_context(
         before_B = None if cache is None else find_last(cache.segments_BM)
         context["fresh_BN"] = find_fresh(segments_BN, before_B)
     if cache is not None:
-        start = context["start"] = cache.start
+        start = cache.start
+        context["slots"] = CommonSlots(start)
         of_BM, at_BM = (
             jax.lax.dynamic_update_slice_in_dim(all_BM, new_BN, start, 1)
             for all_BM, new_BN in (
@@ -202,17 +237,50 @@ def make_context(
             )
         )
         cache = replace(cache, segments_BM=of_BM, positions_BM=at_BM, start=start + N)
-    if set(config.attention_kinds) == {"delta"}:
-        return context, cache
-    context["cos"], context["sin"] = rotary(positions_BN, config)
-    context["seen"] = Seen(
-        of_BN=segments_BN,
-        at_BN=positions_BN,
-        of_BM=of_BM,
-        at_BM=at_BM,
-        window=config.attention.window if "window" in config.attention_kinds else None,
-        reach=reach,
-        in_order=cache is None and pieces == 1,
-        pieces=pieces,
-    )
+    if set(config.attention_kinds) != {"delta"}:
+        context["cos"], context["sin"] = rotary(positions_BN, config)
+        context["seen"] = Seen(
+            of_BN=segments_BN,
+            at_BN=positions_BN,
+            of_BM=of_BM,
+            at_BM=at_BM,
+            window=find_window(config),
+            reach=reach,
+            in_order=cache is None and pieces == 1,
+            pieces=pieces,
+        )
     return context, cache
+
+
+def make_paged_context(
+    config: ModelConfig, token_BN: jax.Array, rows: PagedRows, pool: Pool, reach: int | None
+) -> tuple[dict[str, jax.Array], Context]:
+    """The batch of a call's rows, and what all layers look at, as ``make_context``."""
+    N, page = token_BN.shape[1], page_size(pool)
+    real_BN = jnp.arange(N) < rows.count_B[:, None]
+    position_BN = jnp.where(real_BN, rows.at_B[:, None] + jnp.arange(N), 0)
+    segment_BN = real_BN.astype(jnp.int32)
+    context: Context = {
+        "real_BN": real_BN,
+        "token_BN": token_BN,
+        "slots": find_slots(rows, N, pool),
+        "fresh_BN": real_BN & (position_BN == 0),
+    }
+    if set(config.attention_kinds) != {"delta"}:
+        context["cos"], context["sin"] = rotary(position_BN, config)
+        at_BM = rows.begin_B[:, None] + jnp.arange(rows.table_BQ.shape[1] * page)
+        context["seen"] = Seen(
+            of_BN=segment_BN,
+            at_BN=position_BN,
+            of_BM=jnp.ones_like(at_BM),  # what is behind a row's tokens is later than all of them
+            at_BM=at_BM,
+            window=find_window(config),
+            reach=reach,
+            page=page,
+        )
+    return {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}, context
+
+
+def find_window(config: ModelConfig) -> int | None:
+    """How many positions layers with a window see; None if no layer has one."""
+    return config.attention.window if "window" in config.attention_kinds else None

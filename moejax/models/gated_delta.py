@@ -16,7 +16,7 @@ from moejax.config.model import ModelConfig
 from moejax.models.context import Context
 from moejax.models.delta_rule import DeltaInput, in_chunks, step_by_step
 from moejax.models.heads import join_heads, project, split_heads
-from moejax.models.kv_cache import Cache, put_in_cache, take_from_cache
+from moejax.models.kv_cache import Cache
 from moejax.models.norm import RMSNorm
 from moejax.models.short_convolution import convolve, convolve_on
 from moejax.moe.parameters import matrix
@@ -61,8 +61,9 @@ class GatedDelta(nn.Module):
         )
         if cache:
             form = step_by_step if x_BND.shape[1] == 1 else in_chunks
-            y_BNHU, state_BHAU = form(given, take_from_cache(cache, "state_LBHAU", layer))
-            cache = put_in_cache(cache, "state_LBHAU", state_BHAU, layer)
+            slots, kept = context["slots"], cache["state_LBHAU"]
+            y_BNHU, state_BHAU = form(given, slots.recall(kept, layer))
+            cache = cache | {"state_LBHAU": slots.remember(kept, state_BHAU, layer)}
         else:
             y_BNHU, _ = in_chunks(given)
         y_BNHU = RMSNorm(self.config.norm_epsilon, name="head_norm")(y_BNHU.astype(x_BND.dtype))
@@ -84,10 +85,10 @@ class GatedDelta(nn.Module):
         w_WX = jnp.asarray(matrix(self, f"mix_{name}_WX", shape))
         if not cache:
             return jax.nn.silu(convolve(x_BNX, w_WX, context["fresh_BN"])), cache
-        kept, real_BN = f"last_{name}_LBWX", context["real_BN"]
-        last_BWX = take_from_cache(cache, kept, layer)
+        kept, slots, real_BN = f"last_{name}_LBWX", context["slots"], context["real_BN"]
+        last_BWX = slots.recall(cache[kept], layer)
         y_BNX, last_BWX = convolve_on(x_BNX, w_WX, context["fresh_BN"], real_BN, last_BWX)
-        return jax.nn.silu(y_BNX), put_in_cache(cache, kept, last_BWX, layer)
+        return jax.nn.silu(y_BNX), cache | {kept: slots.remember(cache[kept], last_BWX, layer)}
 
     def _decay(self, x_BND: jax.Array, H: int) -> jax.Array:
         """``log_decay_BNH``: minus a rate of each head, times a step that the position chooses. As

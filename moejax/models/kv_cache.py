@@ -12,7 +12,7 @@ U: width of a value; W: positions that a short convolution looks at before the o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,47 @@ Cache = dict[str, jax.Array]
 Read = Callable[[Any, int], list[jax.Array]]
 """``(first, count) -> arrays [B, count, ...]``: so many slots of a layer from one on, which may be
 float32 where the cache is shorter."""
+
+
+class Slots(Protocol):
+    """Where the tokens of a call lie in the arrays of a cache, which have all layers of a run."""
+
+    def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
+        """The array with what a layer keeps of the tokens, [B, N, ...]."""
+
+    def read(self, kept: jax.Array, layer: jax.Array | int, first: Any, count: int) -> jax.Array:
+        """So many slots of a layer from one on, [B, count, ...]."""
+
+    def remember(self, kept: jax.Array, x_B: jax.Array, layer: jax.Array | int) -> jax.Array:
+        """The array with a layer's memory of each text, [B, ...]."""
+
+    def recall(self, kept: jax.Array, layer: jax.Array | int) -> jax.Array:
+        """A layer's memory of each text, [B, ...]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CommonSlots:
+    """The same slots for all texts, from ``start`` on; arrays are [L, B, M, ...], or [L, B, ...]
+    of memories.
+    """
+
+    start: jax.Array
+
+    def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
+        at = (layer, 0, self.start, *(0,) * (x_BN.ndim - 2))
+        return jax.lax.dynamic_update_slice(kept, x_BN[None], at)
+
+    def read(self, kept: jax.Array, layer: jax.Array | int, first: Any, count: int) -> jax.Array:
+        sizes = (1, kept.shape[1], count, *kept.shape[3:])
+        at = (layer, 0, first, *(0,) * (kept.ndim - 3))
+        return jax.lax.dynamic_slice(kept, at, sizes)[0]
+
+    def remember(self, kept: jax.Array, x_B: jax.Array, layer: jax.Array | int) -> jax.Array:
+        return jax.lax.dynamic_update_slice(kept, x_B[None], (layer, *(0,) * x_B.ndim))
+
+    def recall(self, kept: jax.Array, layer: jax.Array | int) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(kept, layer, 0, False)
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +90,21 @@ def empty_cache(
     """A cache without content for ``rows`` sequences. Of each run, how many layers have attention,
     and how many have a memory.
     """
+    layers = empty_layers(config, runs, kind, lambda L: (L, rows, slots), lambda L: (L, rows))
+    nothing_BM = jnp.zeros((rows, slots), jnp.int32)
+    return KVCache(layers, nothing_BM, nothing_BM, jnp.zeros((), jnp.int32))
+
+
+def empty_layers(
+    config: ModelConfig,
+    runs: list[tuple[int, int]],
+    kind: CacheType,
+    of_slots: Callable[[int], tuple[int, ...]],
+    of_texts: Callable[[int], tuple[int, ...]],
+) -> list[Cache]:
+    """The arrays of each run: the first dimensions of what so many layers keep of positions, and of
+    texts, are given.
+    """
     of_positions = _position_shapes(config, kind)
     bits = kind == "bfloat16" and device_mesh.platform() == "cpu"
     of_memory = _memory_shapes(config)
@@ -56,22 +112,20 @@ def empty_cache(
     def zeros(attending: int, remembering: int) -> Cache:
         kept = {
             name: jnp.zeros(
-                (attending, rows, slots, *shape),
+                (*of_slots(attending), *shape),
                 jnp.float32 if name.startswith("scale_") else jnp.uint16 if bits else kind,
             )
             for name, shape in of_positions.items()
             if attending
         }
         memory = {
-            name: jnp.zeros((remembering, rows, *shape), jnp.float32)
+            name: jnp.zeros((*of_texts(remembering), *shape), jnp.float32)
             for name, shape in of_memory.items()
             if remembering
         }
         return kept | memory
 
-    nothing_BM = jnp.zeros((rows, slots), jnp.int32)
-    layers = [zeros(*counts) for counts in runs]
-    return KVCache(layers, nothing_BM, nothing_BM, jnp.zeros((), jnp.int32))
+    return [zeros(*counts) for counts in runs]
 
 
 def _position_shapes(config: ModelConfig, kind: CacheType) -> dict[str, tuple[int, ...]]:
@@ -98,39 +152,21 @@ def _memory_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def extend_cache(
-    cache: Cache, new: Cache, layer: jax.Array | int, start: jax.Array
+    cache: Cache, new: Cache, layer: jax.Array | int, slots: Slots
 ) -> tuple[Cache, Read]:
-    """The cache with ``new`` [B, N, ...] in the slots from ``start`` of a layer, and what reads the
-    layer where it lies.
+    """The cache with ``new`` [B, N, ...] in the slots of a layer, and what reads the layer where it
+    lies.
     """
     stored: Cache = {}
     for name, x in new.items():
         stored |= _shorten(name, x, cache[name].dtype)
-    for name, x in stored.items():
-        cache = put_in_cache(cache, name, x, layer, start)
+    cache = cache | {name: slots.write(cache[name], x, layer) for name, x in stored.items()}
 
     def read(first: Any, count: int) -> list[jax.Array]:
-        def cut(x: jax.Array) -> jax.Array:
-            sizes = (1, x.shape[1], count, *x.shape[3:])
-            return jax.lax.dynamic_slice(x, (layer, 0, first, *[0] * (x.ndim - 3)), sizes)[0]
-
-        there = {name: cut(cache[name]) for name in stored}
+        there = {name: slots.read(cache[name], layer, first, count) for name in stored}
         return [_lengthen(name, there) for name in new]
 
     return cache, read
-
-
-def take_from_cache(cache: Cache, name: str, layer: jax.Array | int) -> jax.Array:
-    """What a layer keeps under this name, [B, ...]."""
-    return jax.lax.dynamic_index_in_dim(cache[name], layer, 0, False)
-
-
-def put_in_cache(
-    cache: Cache, name: str, x: jax.Array, layer: jax.Array | int, start: jax.Array | int = 0
-) -> Cache:
-    """The cache with ``x`` [B, ...] of a layer under this name, from slot ``start``."""
-    at = (layer, 0, start, *(0,) * (x.ndim - 2))
-    return cache | {name: jax.lax.dynamic_update_slice(cache[name], x[None], at)}
 
 
 def _shorten(name: str, x: jax.Array, dtype: jnp.dtype) -> Cache:

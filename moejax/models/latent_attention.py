@@ -66,7 +66,7 @@ class LatentAttention(nn.Module):
         rest = (context["seen"], None, scale, settings.form)
         if cache:
             new = {"c_LBMR": c_BMR, "key_LBM1A": key_BM1A}
-            cache, read = extend_cache(cache, new, layer, context["start"])
+            cache, read = extend_cache(cache, new, layer, context["slots"])
             q_BNHR = jnp.einsum("BNHA,RHA->BNHR", plain_BNHA, key_RHA)
             q_BNHX = jnp.concatenate([q_BNHR, turned_BNHA], -1)
             y_BNHR = attend_to_cache(q_BNHX, partial(_read_heads, read), *rest)

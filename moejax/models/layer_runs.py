@@ -114,6 +114,14 @@ def number_in_cache(run: Run) -> list[int]:
     return [deltas[:i].count(delta) for i, delta in enumerate(deltas)]
 
 
+def count_kept(config: ModelConfig) -> list[tuple[int, int]]:
+    """Of each run, how many layers keep positions, and how many a memory."""
+    return [
+        ((len(run.unit) - run.delta) * run.repeats, run.delta * run.repeats)
+        for run in cut_layers(config)
+    ]
+
+
 def with_repeats(config: ModelConfig, repeats: Sequence[int]) -> ModelConfig:
     """The model with so many repeats of each run that ``cut_layers`` gives."""
     first, below = 0, 0

@@ -74,7 +74,7 @@ class Block(nn.Module):
             return self._add(x_BND, self._norm_output(name, dense(normed_BND))), None
         layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
         stacks = context.get("stacks", {}).get(str(self.name))
-        y_BND, stats, chosen_BNE, expert_BNK = layer.run(
+        y_BND, stats, chosen_BNE, ordered = layer.run(
             normed_BND,
             context["real_BN"],
             training=self.training,
@@ -83,7 +83,7 @@ class Block(nn.Module):
             **own,
         )
         y_BND = self._norm_output("feed_forward", y_BND)
-        return self._add(x_BND, y_BND), Routed(stats, chosen_BNE, expert_BNK)
+        return self._add(x_BND, y_BND), Routed(stats, chosen_BNE, *(ordered or ()))
 
     def _attend(
         self, x_BND: jax.Array, cache: Cache, context: Context, each: Own

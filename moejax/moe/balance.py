@@ -68,6 +68,8 @@ class Routed:
     """Which experts each token asked for (bool)."""
     expert_LBNK: jax.Array | None = None
     """The same in the order of choice (int32, -1 for no expert), where tokens choose."""
+    weight_LBNK: jax.Array | None = None
+    """The weight of each of them (float32), 0 for no expert."""
 
 
 def join_routed(one: Routed | None, other: Routed | None) -> Routed | None:

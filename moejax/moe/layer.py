@@ -64,7 +64,7 @@ class MoELayer(nn.Module):
     ``layout`` says how tokens meet experts on other devices of the mesh in use.
 
     ``routes_BNK`` are recorded choices, taken in the place of the router's own; ``run`` gives what
-    was chosen, ``expert_BNK``. Both are int32, -1 for no expert, in the order of choice, which is
+    was chosen. Both are int32, -1 for no expert, in the order of choice, which is
     the order in which slots are given out.
     In training, ``stacked`` is where the numbers of the bank's parameters lie, if it is given.
     At inference, experts may have replicas: ``place_ER`` (int32, see ``replicas.list_places``) says
@@ -94,8 +94,10 @@ class MoELayer(nn.Module):
         routes_BNK: jax.Array | None = None,
         place_ER: jax.Array | None = None,
         stacked: dict[str, Lying] | None = None,
-    ) -> tuple[jax.Array, balance.RouterStats, jax.Array, jax.Array | None]:
-        """What a call gives, and ``expert_BNK``, which is None where tokens do not choose."""
+    ) -> tuple[jax.Array, balance.RouterStats, jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """What a call gives, and ``(expert_BNK, weight_BNK)``: what was chosen, and the weights;
+        None where tokens do not choose.
+        """
         moe, router = self.config, self.config.built_router
         if place_ER is not None and (training or router.experts_choose or router.slots):
             raise ValueError("replicas of experts are for inference, where tokens choose experts.")
@@ -139,9 +141,9 @@ class MoELayer(nn.Module):
         if moe.shared_experts:
             y_BND += self._shared(x_BND)
         chosen_GSE = contract.asked(choice, inputs.real_GS) > 0
-        expert_GSK = contract.in_order(choice, inputs.real_GS)
-        expert_BNK = None if expert_GSK is None else expert_GSK.reshape(B, N, -1)
-        return y_BND, stats, chosen_GSE.reshape(B, N, -1), expert_BNK
+        ordered = contract.in_order(choice, inputs.real_GS)
+        ordered = jax.tree.map(lambda x_GSK: x_GSK.reshape(B, N, -1), ordered)
+        return y_BND, stats, chosen_GSE.reshape(B, N, -1), ordered
 
     def _count_slots(self, training: bool) -> int:
         """Slots of an expert in a group."""

@@ -136,13 +136,16 @@ def asked(choice: Choice, real_GS: jax.Array) -> jax.Array:
     return jnp.where(real_GS[..., None], asked_GSE, 0.0)
 
 
-def in_order(choice: Choice, real_GS: jax.Array) -> jax.Array | None:
+def in_order(choice: Choice, real_GS: jax.Array) -> tuple[jax.Array, jax.Array] | None:
     """The experts of each token in the order of choice, ``expert_GSK`` (int32), -1 for none and at
-    padding; None where tokens do not choose.
+    padding, and their weights, ``weight_GSK``, 0 there; None where tokens do not choose.
     """
     if not isinstance(choice, TokenChoice):
         return None
-    return jnp.where(real_GS[..., None], choice.expert_GSK, -1)
+    expert_GSK = jnp.where(real_GS[..., None], choice.expert_GSK, -1)
+    # Told, not learned from: so no gradient.
+    weight_GSK = jax.lax.stop_gradient(choice.weight_GSK)
+    return expert_GSK, jnp.where(expert_GSK >= 0, weight_GSK, 0)
 
 
 def weight(choice: Choice, real_GS: jax.Array) -> jax.Array:

@@ -24,10 +24,10 @@ class Seats:
         self._free = [list(range(sizes.seats - 1, -1, -1)) for _ in range(sizes.lanes)]
         self._table_SQ = np.zeros((seats, sizes.tables[-1]), np.int32)
         self._draws: dict[str, np.ndarray] = {
-            "temperature": np.zeros(seats, np.float32),
-            "top_k": np.full(seats, vocab_size, np.int32),
-            "top_p": np.ones(seats, np.float32),
-            "seed": np.zeros(seats, np.int32),
+            "temperature_B": np.zeros(seats, np.float32),
+            "top_k_B": np.full(seats, vocab_size, np.int32),
+            "top_p_B": np.ones(seats, np.float32),
+            "seed_B": np.zeros(seats, np.int32),
             "row_B": np.zeros(seats, np.int32),
         }
 
@@ -39,10 +39,10 @@ class Seats:
         """A text takes a free seat of a lane."""
         text.take_seat(lane, self._free[lane].pop())
         sampling, place = text.request.sampling, self._place(text)
-        self._draws["temperature"][place] = sampling.temperature
-        self._draws["top_k"][place] = min(self._vocab_size, sampling.top_k or LARGEST)
-        self._draws["top_p"][place] = sampling.top_p
-        self._draws["seed"][place] = sampling.seed
+        self._draws["temperature_B"][place] = sampling.temperature
+        self._draws["top_k_B"][place] = min(self._vocab_size, sampling.top_k or LARGEST)
+        self._draws["top_p_B"][place] = sampling.top_p
+        self._draws["seed_B"][place] = sampling.seed
         self._draws["row_B"][place] = text.request.number
 
     def take_back(self, text: Text) -> None:

@@ -19,7 +19,7 @@ NO_LIMIT = 2**30
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["of_BN", "at_BN", "of_BM", "at_BM", "near"],
-    meta_fields=["window", "reach", "causal", "in_order", "pieces"],
+    meta_fields=["window", "reach", "causal", "in_order", "pieces", "page"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -50,6 +50,8 @@ class Seen:
     pieces: int = 1
     """In how many pieces sequences lie on the mesh (``runtime.pieces``): the places of keys are
     those of all positions of a sequence, while keys and values come as pieces."""
+    page: int = 1
+    """Keys in a cache are read so many at once."""
 
 
 def find_limit(seen: Seen) -> jax.Array | int | None:

@@ -47,7 +47,8 @@ def attend_to_cache(
         return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale, form)
     # A block is there twice: products turn it so that heads come first.
     blocks = math.ceil(2 * M * slot / lying.BLOCK)
-    X = math.ceil(M / blocks)
+    X = math.ceil(math.ceil(M / blocks) / seen.page) * seen.page
+    blocks = math.ceil(M / X)
     (B, N, H, A), (_, _, J, U) = q_BNHA.shape, one_slot[1].shape
     q_BNJIA = q_BNHA.reshape(B, N, J, -1, A).astype(jnp.float32)
 

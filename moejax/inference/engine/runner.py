@@ -1,0 +1,257 @@
+"""A model that is called with rows of tokens, and keeps its texts in pages.
+
+Letters: F: what a call says of a row, side by side; L: routed layers; Q: pages that a row looks at;
+S: seats of a lane; X: lanes, or the best tokens that scores are given of.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moejax.config.errors import ConfigError
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
+from moejax.inference.decode_step import Weights
+from moejax.inference.engine.calls import Call, Drawn, Sizes
+from moejax.inference.inference_config import (
+    check_can_generate,
+    inference_config,
+    inference_layout,
+)
+from moejax.inference.sampling import Draws, draw, make_keys
+from moejax.models.decoder import DecoderLM
+from moejax.models.kv_cache import CacheType
+from moejax.models.kv_pages import PagedRows, empty_pool, pool_shardings
+from moejax.models.layer_runs import leave_out_next_tokens
+from moejax.moe.balance import Routed
+from moejax.moe.lying import hold, lie
+from moejax.runtime import partition
+from moejax.runtime.partition import TOKENS
+
+BEST = 20
+"""Tokens that scores are given of, if there are so many."""
+State = dict[str, Any]
+"""What stays on the devices between calls: ``pool``; ``token_XS``, the last token that was drawn
+for each seat; and ``asked_XLE``, the choices asked of each expert (uint32, which may overflow)."""
+SCORES = ("logprob_B1", "best_B1X", "best_logprob_B1X")
+ROUTES = ("expert_BNLK", "weight_BNLK")
+DRAWS = {
+    "temperature_B": np.float32,
+    "top_k_B": np.int32,
+    "top_p_B": np.float32,
+    "seed_B": np.int32,
+    "row_B": np.int32,
+}
+
+
+class PageRunner:
+    """One model on one mesh, with a pool of pages of these ``sizes`` (a ``calls.Runner``).
+
+    ``window``, ``place_LER`` and ``cache`` as for ``Generator``. Calls of other shapes than those
+    of ``sizes`` are answered, too, but compiled when they come. Raises ``ConfigError`` for a router
+    that cannot generate, and for several processes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: MeshConfig,
+        params: dict,
+        bias_LE: jax.Array | None,
+        *,
+        mesh: Mesh,
+        sizes: Sizes,
+        window: int | None = None,
+        place_LER: jax.Array | None = None,
+        cache: CacheType | None = None,
+    ) -> None:
+        check_can_generate(config)
+        if jax.process_count() > 1:
+            raise ConfigError("texts that share a running batch are for one process, not several.")
+        config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
+        self.sizes, self._mesh = sizes, mesh
+        self._vocab_size = params["embedding_VD"].shape[0]
+        self.set_weights(params, bias_LE, place_LER)
+        config = inference_config(config)
+        model = DecoderLM(config, self._vocab_size, inference_layout(layout))
+        make = partial(_empty_state, config, sizes, cache)
+        with jax.set_mesh(mesh):
+            shardings = _state_shardings(mesh, jax.eval_shape(make))
+            self._state = jax.jit(make, out_shardings=shardings)()
+        self._asked_LE: np.ndarray | None = None
+        self._total_LE: np.ndarray | None = None
+        self._run = jax.jit(
+            partial(_extend, model, window, sizes),
+            static_argnames=("N", "every"),
+            donate_argnums=1,
+            out_shardings=(shardings, partition.activation_sharding(mesh, "everywhere")),
+        )
+
+    def set_weights(
+        self, params: dict, bias_LE: jax.Array | None, place_LER: jax.Array | None = None
+    ) -> None:
+        """Go on with other parameters of the same shapes, from the next call."""
+        with jax.set_mesh(self._mesh):
+            self._weights: Weights = (hold(params), bias_LE, place_LER)
+
+    def extend(self, call: Call) -> Drawn:
+        """As ``calls.Runner.extend``."""
+        N = 0 if call.token_BN is None else call.token_BN.shape[1]
+        with jax.set_mesh(self._mesh):
+            self._state, found = self._run(
+                self._weights, self._state, pack(call), N=N, every=call.every
+            )
+        wanted = ("token_B1", *SCORES * call.scores, *ROUTES * call.routes)
+        told = {name: found[name] for name in wanted}
+        for array in told.values():
+            array.copy_to_host_async()
+        return Drawn(**told)
+
+    def warm(self) -> None:
+        """Compile all calls of these sizes, by making them without a text."""
+        sizes = self.sizes
+        shapes = [(rows, None) for rows in sizes.rows] + [(sizes.prompt_rows, sizes.chunk)]
+        for pages in sizes.tables:
+            for rows, tokens in shapes:
+                self.extend(_empty_call(rows * sizes.lanes, tokens, pages))
+
+    def load_LE(self) -> np.ndarray | None:
+        """As ``calls.Runner.load_LE``."""
+        if "asked_XLE" not in self._state:
+            return None
+        asked_LE = np.asarray(self._state["asked_XLE"]).sum(0, dtype=np.uint32)
+        if self._total_LE is None or self._asked_LE is None:
+            self._total_LE, self._asked_LE = np.zeros(asked_LE.shape, np.int64), 0 * asked_LE
+        self._total_LE = self._total_LE + (asked_LE - self._asked_LE)  # whatever has overflown
+        self._asked_LE = asked_LE
+        return self._total_LE
+
+
+def pack(call: Call) -> np.ndarray:
+    """A call as one array, int32 [B, F], as each array that goes to a device takes its time."""
+    draws = [call.draws[name].astype(dtype).view(np.int32) for name, dtype in DRAWS.items()]
+    B = len(call.seat_B)
+    of_B = [call.seat_B, call.count_B, call.at_B, call.begin_B, np.full(B, call.scores), *draws]
+    tokens = [] if call.token_BN is None else [call.token_BN]
+    return np.concatenate([np.stack(of_B, 1), *tokens, call.table_BQ], 1, dtype=np.int32)
+
+
+def unpack(packed_BF: jax.Array, N: int) -> tuple[PagedRows, jax.Array, jax.Array, Draws]:
+    """The rows of a call, their N tokens, whether scores are wanted, and how tokens are drawn."""
+    *of_rows, scores_B = (packed_BF[:, i] for i in range(5))
+    ends = np.cumsum([5, len(DRAWS), N])
+    draws = {
+        name: jax.lax.bitcast_convert_type(packed_BF[:, i], dtype)
+        for i, (name, dtype) in enumerate(DRAWS.items(), ends[0])
+    }
+    rows = PagedRows(*of_rows, packed_BF[:, ends[2] :])
+    return rows, packed_BF[:, ends[1] : ends[2]], scores_B.any(), draws
+
+
+def _empty_call(B: int, N: int | None, Q: int) -> Call:
+    """A call without a text."""
+    nothing_B = np.zeros(B, np.int32)
+    return Call(
+        seat_B=nothing_B,
+        token_BN=None if N is None else np.zeros((B, N), np.int32),
+        count_B=nothing_B,
+        at_B=nothing_B,
+        begin_B=nothing_B,
+        table_BQ=np.zeros((B, Q), np.int32),
+        draws={name: np.zeros(B, dtype) for name, dtype in DRAWS.items()},
+    )
+
+
+def _empty_state(config: ModelConfig, sizes: Sizes, kind: CacheType | None) -> State:
+    lanes, L = sizes.lanes, sum(config.routed_layers)
+    routed = {"asked_XLE": jnp.zeros((lanes, L, config.moe.num_choices), jnp.uint32)}
+    return {
+        "pool": empty_pool(config, lanes, sizes.seats, sizes.pages, sizes.page, kind),
+        "token_XS": jnp.zeros((lanes, sizes.seats), jnp.int32),
+        **(routed if L else {}),
+    }
+
+
+def _state_shardings(mesh: Mesh, state: State) -> State:
+    of_lanes = NamedSharding(mesh, P(TOKENS))
+    return {name: of_lanes for name in state} | {"pool": pool_shardings(mesh, state["pool"])}
+
+
+def _extend(
+    model: DecoderLM,
+    window: int | None,
+    sizes: Sizes,
+    weights: Weights,
+    state: State,
+    packed_BF: jax.Array,
+    *,
+    N: int,
+    every: bool,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after a call, and what it gives, by the names of ``Drawn``. Without tokens (N = 0)
+    each row goes on with the last one that was drawn for its seat.
+    """
+    packed_BF = partition.pin(packed_BF, "batch_BN")
+    rows, token_BN, scores, draws = unpack(packed_BF, N)
+    seat_XR, count_XR = (x.reshape(sizes.lanes, -1) for x in (rows.seat_B, rows.count_B))
+    if N == 0:
+        token_BN = jax.vmap(lambda token_S, seat_R: token_S[seat_R])(state["token_XS"], seat_XR)
+        token_BN = token_BN.reshape(-1, 1)
+    params, bias_LE, place_LER = weights
+    given = (token_BN, rows, state["pool"], bias_LE, place_LER, window, every)
+    variables = {"params": lie(params)}
+    logits_B1V, pool, routed = model.apply(variables, *given, method="extend")
+    B, n = logits_B1V.shape[:2]
+    first_B = rows.at_B + (1 if every else rows.count_B)
+    position_B1 = first_B[:, None] + jnp.arange(n)
+    of_all = {name: jnp.repeat(x_B, n) for name, x_B in draws.items()}
+    keys = make_keys(of_all, position_B1.reshape(-1))
+    token_B1 = draw(logits_B1V.reshape(B * n, -1), keys, of_all).reshape(B, n)
+    last_B1 = jnp.clip(rows.count_B[:, None] - 1, 0, n - 1)
+    last_XR = jnp.take_along_axis(token_B1, last_B1, 1).reshape(seat_XR.shape)
+    there_XR = jnp.where(count_XR > 0, seat_XR, sizes.seats)
+    put = jax.vmap(lambda token_S, seat_R, new_R: token_S.at[seat_R].set(new_R, mode="drop"))
+    state = state | {"pool": pool, "token_XS": put(state["token_XS"], there_XR, last_XR)}
+    found = {"token_B1": token_B1} | score(logits_B1V, token_B1, scores)
+    if routed is not None:
+        state["asked_XLE"] += _add_up(routed, sizes.lanes)
+        found |= _order_routes(routed)
+    return state, found
+
+
+def score(logits_B1V: jax.Array, token_B1: jax.Array, wanted: jax.Array) -> dict[str, jax.Array]:
+    """Logarithmic probabilities of what was drawn and of the best tokens; 0 if not wanted."""
+    X = min(BEST, logits_B1V.shape[-1])
+
+    def look() -> tuple[jax.Array, jax.Array, jax.Array]:
+        logprob_B1V = jax.nn.log_softmax(logits_B1V)
+        of_drawn_B1 = jnp.take_along_axis(logprob_B1V, token_B1[..., None], -1)[..., 0]
+        best_logprob_B1X, best_B1X = jax.lax.top_k(logprob_B1V, X)
+        return of_drawn_B1, best_B1X, best_logprob_B1X
+
+    shapes = jax.eval_shape(look)
+    found = jax.lax.cond(
+        wanted, look, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    )
+    return dict(zip(SCORES, found, strict=True))
+
+
+def _add_up(routed: Routed, lanes: int) -> jax.Array:
+    """The choices asked of each expert by the rows of each lane, ``asked_XLE``."""
+    asked_LBE = routed.stats.asked_BE
+    L, _, E = asked_LBE.shape
+    asked_XLE = asked_LBE.reshape(L, lanes, -1, E).sum(2).swapaxes(0, 1)
+    return asked_XLE.astype(jnp.uint32)
+
+
+def _order_routes(routed: Routed) -> dict[str, jax.Array]:
+    """Experts and weights of each token, where tokens choose."""
+    if routed.expert_LBNK is None or routed.weight_LBNK is None:
+        return {}
+    both = (routed.expert_LBNK, routed.weight_LBNK)
+    return dict(zip(ROUTES, (jnp.moveaxis(x_LBNK, 0, 2) for x_LBNK in both), strict=True))

@@ -1,0 +1,81 @@
+"""How many texts and pages there are on each device, and in which shapes the model is called."""
+
+from math import ceil, prod
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moejax.config.checks import check
+from moejax.config.model import ModelConfig
+from moejax.inference.engine.calls import Sizes
+from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.inference_config import inference_config
+from moejax.models.kv_pages import empty_pool, pool_shardings
+from moejax.runtime import device_mesh
+
+
+def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: EngineSettings) -> Sizes:
+    """Sizes for a model that was trained on ``context`` positions and lies on this mesh already.
+    Raises ``ConfigError`` if there is no room for one text of the longest kind.
+    """
+    with jax.set_mesh(mesh):
+        lanes = device_mesh.token_devices()
+    seats, page = ceil(settings.seats / lanes), settings.page
+    window = settings.window or context
+    # The first token of a call sees so many, and they need not begin with a page.
+    most = ceil((window - 1 + settings.chunk) / page) + 1
+    pages = settings.pages
+    if pages is None:
+        room = free_bytes(mesh)
+        used = [bytes_on_device(config, mesh, lanes, seats, n, page, settings) for n in (1, 2)]
+        pages = seats * most + 1
+        if room is not None:
+            left = room * settings.memory_share - used[0]
+            pages = min(pages, 1 + int(max(0, left) // max(1, used[1] - used[0])))
+    check(
+        pages > most,
+        f"--pages {pages} of {page} positions do not hold one text: it may need {most} beside the"
+        f" one that is kept for padding.",
+    )
+    return Sizes(
+        lanes=lanes,
+        seats=seats,
+        page=page,
+        pages=pages,
+        rows=tuple(sorted({1, ceil(seats / 4), seats})),
+        prompt_rows=min(settings.prompt_rows, seats),
+        chunk=settings.chunk,
+        tables=tuple(sorted({ceil(most / 4), ceil(most / 2), most})),
+    )
+
+
+def bytes_on_device(
+    config: ModelConfig,
+    mesh: Mesh,
+    lanes: int,
+    seats: int,
+    pages: int,
+    page: int,
+    settings: EngineSettings,
+) -> int:
+    """Bytes of a pool on one device."""
+    config = inference_config(config)
+
+    def make() -> Any:
+        return empty_pool(config, lanes, seats, pages, page, settings.cache)
+
+    with jax.set_mesh(mesh):
+        pool = jax.eval_shape(make)
+    shardings = jax.tree.leaves(pool_shardings(mesh, pool))
+    return sum(
+        prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x, sharding in zip(jax.tree.leaves(pool), shardings, strict=True)
+    )
+
+
+def free_bytes(mesh: Mesh) -> int | None:
+    """Bytes that are free on the fullest device of this process; None where it does not tell."""
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
+    return min(known, default=None)

@@ -1,0 +1,143 @@
+"""What a decoder keeps of the texts of a running batch, in pages that texts take and give back.
+
+A pool has pages of so many positions, and seats for the memories of layers that have such. On a
+mesh each device that has tokens of its own (a lane) has pages and seats of its own, and a row of a
+call looks at those of its lane alone.
+
+Letters: P: pages of a lane; Q: pages that a row looks at; R: rows of a lane; S: seats of a lane;
+X: lanes; Y: positions of a page.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moejax.config.model import ModelConfig
+from moejax.models.kv_cache import Cache, CacheType, empty_layers
+from moejax.models.layer_runs import count_kept
+from moejax.runtime.partition import CACHE, TOKENS
+
+Pool = list[Cache]
+"""For each run of layers (see ``layer_runs``), its arrays: of positions [X, L, P, Y, ...], and of
+memories [X, L, S, ...]; under the names of ``kv_cache``."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedRows:
+    """The rows of a call, lane by lane, each with the next tokens of one text."""
+
+    seat_B: jax.Array
+    """The seat of each row on its lane, int32 as all."""
+    count_B: jax.Array
+    """Its tokens, from the left; what is behind them is padding."""
+    at_B: jax.Array
+    """The position of the first."""
+    begin_B: jax.Array
+    """The position of the first slot of the first page."""
+    table_BQ: jax.Array
+    """Its pages, those that the tokens are written to included."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PageSlots:
+    """Slots (``kv_cache.Slots``) in the pages of a pool."""
+
+    page_BN: jax.Array
+    """Where each token is written; of padding, no page that there is ..."""
+    offset_BN: jax.Array
+    """... and at which of its positions."""
+    table_BQ: jax.Array
+    seat_B: jax.Array
+    """Of a row without a text, no seat that there is."""
+
+    def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
+        def put(kept_LPY: jax.Array, page_RN: Any, offset_RN: Any, x_RN: jax.Array) -> jax.Array:
+            return kept_LPY.at[layer, page_RN, offset_RN].set(x_RN, mode="drop")
+
+        return _on_lanes(put, kept, self.page_BN, self.offset_BN, x_BN)
+
+    def read(self, kept: jax.Array, layer: jax.Array | int, first: Any, count: int) -> jax.Array:
+        """``first`` is the first slot of a page."""
+        page = kept.shape[3]
+        pages = -(-count // page)
+        table_Bq = jax.lax.dynamic_slice_in_dim(self.table_BQ, first // page, pages, 1)
+
+        def take(kept_LPY: jax.Array, table_Rq: jax.Array) -> jax.Array:
+            return kept_LPY.at[layer, table_Rq].get(mode="promise_in_bounds")
+
+        x_XRqY = _on_lanes(take, kept, table_Bq)
+        return x_XRqY.reshape(len(table_Bq), pages * page, *kept.shape[4:])[:, :count]
+
+    def remember(self, kept: jax.Array, x_B: jax.Array, layer: jax.Array | int) -> jax.Array:
+        def put(kept_LS: jax.Array, seat_R: jax.Array, x_R: jax.Array) -> jax.Array:
+            return kept_LS.at[layer, seat_R].set(x_R, mode="drop")
+
+        return _on_lanes(put, kept, self.seat_B, x_B)
+
+    def recall(self, kept: jax.Array, layer: jax.Array | int) -> jax.Array:
+        def take(kept_LS: jax.Array, seat_R: jax.Array) -> jax.Array:
+            return kept_LS.at[layer, seat_R].get(mode="clip")
+
+        x_XR = _on_lanes(take, kept, self.seat_B)
+        return x_XR.reshape(-1, *kept.shape[3:])
+
+
+def _on_lanes(act: Callable, kept: jax.Array, *of_rows: jax.Array) -> jax.Array:
+    """``act`` on what each lane keeps and on its rows."""
+    X = len(kept)
+    return jax.vmap(act)(kept, *(x_B.reshape(X, -1, *x_B.shape[1:]) for x_B in of_rows))
+
+
+def empty_pool(
+    config: ModelConfig, lanes: int, seats: int, pages: int, page: int, kind: CacheType | None
+) -> Pool:
+    """A pool without content: so many seats and pages on each lane, of numbers of this ``kind``, by
+    default those of the activations.
+    """
+    return empty_layers(
+        config,
+        count_kept(config),
+        kind or config.dtype,
+        lambda L: (lanes, L, pages, page),
+        lambda L: (lanes, L, seats),
+    )
+
+
+def pool_shardings(mesh: Mesh, pool: Pool) -> Any:
+    """How a pool lies on a mesh."""
+
+    def sharding(name: str, x: jax.Array) -> NamedSharding:
+        # In the dimensions that both have; one entry is on every device.
+        both = zip(x.shape[3:], CACHE[name][1:], strict=True)
+        inside = [None if n == 1 else axis for n, axis in both]
+        return NamedSharding(mesh, P(TOKENS, None, None, *inside))
+
+    return [{name: sharding(name, x) for name, x in cache.items()} for cache in pool]
+
+
+def page_size(pool: Pool) -> int:
+    """Positions of a page; 1 if no layer keeps positions."""
+    return next((x.shape[3] for cache in pool for name, x in cache.items() if "BM" in name), 1)
+
+
+def find_slots(rows: PagedRows, N: int, pool: Pool) -> PageSlots:
+    """Where the N tokens of each row are written, and what is read."""
+    page = page_size(pool)
+    real_BN = jnp.arange(N) < rows.count_B[:, None]
+    slot_BN = (rows.at_B - rows.begin_B)[:, None] + jnp.arange(N)
+    number_BN = jnp.minimum(slot_BN // page, rows.table_BQ.shape[1] - 1)
+    page_BN = jnp.take_along_axis(rows.table_BQ, number_BN, axis=1)
+    nowhere = jnp.iinfo(jnp.int32).max
+    return PageSlots(
+        page_BN=jnp.where(real_BN, page_BN, nowhere),
+        offset_BN=slot_BN % page,
+        table_BQ=rows.table_BQ,
+        seat_B=jnp.where(rows.count_B > 0, rows.seat_B, nowhere),
+    )

@@ -1,6 +1,7 @@
 """A server around a made-up model, for tests: in this process, or on a port in a thread."""
 
 import contextlib
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -44,20 +45,29 @@ def make_model(**changes) -> OpenModel:
     return OpenModel(**made | changes)
 
 
-def make_served(
-    *, queue: int = 100, limits: Limits | None = None, window=CONTEXT, model=None, **sizes
-) -> Served:
-    """The made-up model, served. Close its engine."""
-    model = model or make_model()
+def make_engine(model: OpenModel, *, queue: int = 100, window=CONTEXT, slow=0.0, **sizes) -> Engine:
+    """An engine of the made-up model, each call of which takes ``slow`` seconds at least."""
     runner = MadeUpRunner(make_sizes(**sizes), VOCAB, window)
+    extend = runner.extend
+
+    def extend_slowly(call):
+        time.sleep(slow)
+        return extend(call)
+
+    runner.extend = extend_slowly if slow else extend
     rules = TextRules(tokenizer=model.tokenizer, ends=model.ends, vocab_size=VOCAB, window=window)
-    engine = Engine(runner, rules, EngineSettings(queue=queue))
+    return Engine(runner, rules, EngineSettings(queue=queue))
+
+
+def make_served(*, limits: Limits | None = None, model=None, engine=None, **settings) -> Served:
+    """The made-up model, or another one, served. Close its engine."""
+    model = model or make_model()
     return Served(
         name=NAME,
         model=model,
-        engine=engine,
+        engine=engine or make_engine(model, **settings),
         limits=limits or Limits(),
-        window=window,
+        window=CONTEXT,
         created=1,
     )
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 
 import numpy as np
 import pytest
@@ -381,15 +380,7 @@ def stream_until_error(served, **body) -> list[dict]:
 
 
 def test_time_that_is_over_is_an_error_and_frees_the_pages():
-    served = make_served(limits=Limits(max_time=0.2))
-    runner = served.engine._core.runner
-    extend = runner.extend
-
-    def slow(call):
-        time.sleep(0.05)
-        return extend(call)
-
-    runner.extend = slow
+    served = make_served(limits=Limits(max_time=0.2), slow=0.05)
     try:
         body = {"prompt": "x", "max_tokens": 40, "ignore_eos": True}
         (answer,) = ask(served, ("POST", COMPLETIONS, {"json": body}))

@@ -118,22 +118,9 @@ def wait_for(true) -> None:
         time.sleep(0.01)
 
 
-def slow_down(server, seconds: float) -> None:
-    """Let every call of the model take so long."""
-    runner = server.served.engine._core.runner
-    extend = runner.extend
-
-    def slow(call):
-        time.sleep(seconds)
-        return extend(call)
-
-    runner.extend = slow
-
-
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_client_that_goes_away_frees_its_pages_at_once(streams):
-    with serve() as server:
-        slow_down(server, 0.02)
+    with serve(slow=0.02) as server:
         engine, tally = server.served.engine, server.served.tally
         body = {"prompt": ["a", "b", "c"], "n": 2, "max_tokens": 900, "stream": streams}
         with httpx.Client(base_url=server.url) as client:
@@ -170,8 +157,7 @@ def test_a_slow_reader_holds_up_nobody_and_ends_with_its_time():
 
 
 def test_draining_answers_what_was_asked_and_nothing_more():
-    with serve() as server:
-        slow_down(server, 0.02)
+    with serve(slow=0.02) as server:
         body = {"prompt": "a", "max_tokens": 20, "stream": True, "ignore_eos": True}
         with (
             httpx.Client(base_url=server.url) as client,

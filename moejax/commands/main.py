@@ -47,6 +47,10 @@ COMMANDS: dict[str, Command | Group] = {
         "report:report",
     ),
     "generate": Command("text from a trained model (RUN --prompt 'def ')", "generate:generate"),
+    "serve": Command(
+        "a trained model for many clients at once, by OpenAI's HTTP interface (RUN --port 8000)",
+        "serve:serve",
+    ),
     "eval": Command(
         "perplexity and bits per byte of a trained model on any text (RUN --data stdlib)",
         "eval:evaluate",

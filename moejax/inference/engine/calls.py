@@ -4,11 +4,11 @@ The cache is a pool of pages of ``page`` positions, on each *lane* (a device tha
 own; most often there is one). A text has a *seat* on its lane while it runs, and a list of pages.
 
 Letters: B: rows of a call, lane by lane; K: experts a token chooses; L: routed layers; N: tokens of
-a row; Q: pages that a row looks at; S: seats of all lanes.
+a row; Q: pages that a row looks at; S: seats of all lanes; X: the best
+tokens that scores are given of.
 """
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,19 +30,12 @@ class Sizes:
     """Pages on each lane; page 0 is nobody's: what is padding is written there."""
     rows: tuple[int, ...]
     """Rows of calls that add a token to each text, on each lane, ascending; the last: ``seats``."""
-    tables: tuple[int, ...]
-    """Pages that these rows may look at (Q), ascending."""
-    prompt_rows: tuple[int, ...]
-    """Rows of calls that read prompts, on each lane, ascending."""
-    prompt_tables: tuple[int, ...]
-    """Pages that these may look at, ascending."""
+    prompt_rows: int
+    """Rows of a call that reads prompts, on each lane."""
     chunk: int
     """Tokens of each of them, a multiple of ``page``."""
-
-    def shapes(self) -> list[tuple[int, int | None, int]]:
-        """All calls that there are: rows on each lane, tokens (as in ``Call``), and pages."""
-        decode = product(self.rows, [None], self.tables)
-        return [*decode, *product(self.prompt_rows, [self.chunk], self.prompt_tables)]
+    tables: tuple[int, ...]
+    """Pages that the rows of a call may look at (Q), ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)

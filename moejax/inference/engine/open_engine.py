@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 from jax.sharding import Mesh
 
 from moejax.inference.engine.engine import Engine
@@ -12,9 +13,15 @@ from moejax.inference.engine.texts import TextRules
 from moejax.inference.open_model import OpenModel
 
 
-def open_engine(model: OpenModel, mesh: Mesh, settings: EngineSettings) -> Engine:
-    """The engine of a language model, with all its programs compiled. Raises ``ConfigError`` for a
-    model that cannot generate, and if there is no room for its texts.
+def open_engine(
+    model: OpenModel,
+    mesh: Mesh,
+    settings: EngineSettings,
+    place_LER: jax.Array | None = None,
+) -> Engine:
+    """The engine of a language model, with all its programs compiled. ``place_LER`` goes with
+    parameters that have replicas of experts. Raises ``ConfigError`` for a model that cannot
+    generate, and if there is no room for its texts.
     """
     assert model.tokenizer is not None  # callers check it
     window = settings.window or model.context
@@ -26,6 +33,7 @@ def open_engine(model: OpenModel, mesh: Mesh, settings: EngineSettings) -> Engin
         mesh=mesh,
         sizes=choose_sizes(model.config, model.context, mesh, settings),
         window=window,
+        place_LER=place_LER,
         cache=settings.cache,
     )
     runner.warm()

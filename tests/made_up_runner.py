@@ -24,9 +24,10 @@ def make_sizes(**changes) -> Sizes:
         "page": 4,
         "pages": 33,
         "rows": (1, 4),
-        "prompt_rows": 2,
-        "chunk": 8,
         "tables": (4, 16),
+        "prompt_rows": (1, 2),
+        "prompt_tables": (16,),
+        "chunk": 8,
     }
     return Sizes(**sizes | changes)
 
@@ -96,9 +97,8 @@ class MadeUpRunner:
 
     def _check(self, call: Call) -> None:
         sizes, (B, Q) = self.sizes, call.table_BQ.shape
-        allowed = sizes.rows if call.token_BN is None else [sizes.prompt_rows]
-        assert B in [rows * sizes.lanes for rows in allowed] and Q in sizes.tables
-        assert call.token_BN is None or call.token_BN.shape == (B, sizes.chunk)
+        tokens = None if call.token_BN is None else call.token_BN.shape[1]
+        assert (B / sizes.lanes, tokens, Q) in sizes.shapes()
         for array in (call.seat_B, call.count_B, call.at_B, call.begin_B, call.table_BQ):
             assert array.dtype == np.int32
         assert not call.every and {len(of_B) for of_B in call.draws.values()} == {B}

@@ -369,7 +369,7 @@ def test_rows_have_whole_conversations_and_the_assistants_targets_alone(tmp_path
     assert segments.max() > 1 and not batch["counted"][segments == 0].any()
     letters = (batch["counted"] > 0) & (batch["targets"] < 256)
     assert (batch["bytes"] == letters).all()
-    held = validation_batches(corpus.validation, BYTES, config, batch_size=4)
+    held = list(validation_batches(corpus.validation, BYTES, config, batch_size=4))
     assert held[0]["counted"].sum() > 0
 
 

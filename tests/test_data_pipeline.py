@@ -72,7 +72,7 @@ def test_packing_by_hand():
 
 def test_every_target_is_scored_exactly_once():
     documents = [*some_documents(150), b"\xff\x00 not UTF-8", "é世🙂".encode()]
-    batches = validation_batches(documents, TOKENIZER, settings(), batch_size=7)
+    batches = list(validation_batches(documents, TOKENIZER, settings(), batch_size=7))
     assert sum(int(batch["bytes"].sum()) for batch in batches) == sum(map(len, documents))
     assert all(batch["inputs"].shape == (7, 16) for batch in batches)
     found = Counter((tuple(p["inputs"]), tuple(p["targets"])) for p in pieces_of(batches))
@@ -84,24 +84,26 @@ def test_every_target_is_scored_exactly_once():
 
 def test_targets_decode_to_the_documents():
     documents = some_documents(40, longest=100)
-    batches = validation_batches(documents, TOKENIZER, settings(sequence_length=128), batch_size=8)
+    batches = list(
+        validation_batches(documents, TOKENIZER, settings(sequence_length=128), batch_size=8)
+    )
     texts = [TOKENIZER.decode(piece["targets"]) for piece in pieces_of(batches)]
     assert sorted(texts) == sorted(text.decode() for text in documents)
 
 
 def test_validation_is_the_same_on_one_and_several_processes():
     documents = some_documents(100)
-    whole = validation_batches(documents, TOKENIZER, settings(), batch_size=8)
+    whole = list(validation_batches(documents, TOKENIZER, settings(), batch_size=8))
     every_other = [np.arange(i, 8, 4) for i in range(4)]
     shares = [
-        validation_batches(documents, TOKENIZER, settings(), batch_size=8, rows=rows)
+        list(validation_batches(documents, TOKENIZER, settings(), batch_size=8, rows=rows))
         for rows in every_other
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
         for name in batch:
             joined = np.concatenate([p[name] for p in parts])[np.argsort(np.hstack(every_other))]
             np.testing.assert_array_equal(batch[name], joined)
-    first = validation_batches(documents, TOKENIZER, settings(), batch_size=8, limit=2)
+    first = list(validation_batches(documents, TOKENIZER, settings(), batch_size=8, limit=2))
     assert_same(first, whole[:2])
 
 
@@ -296,7 +298,7 @@ def test_errors_of_the_source_reach_the_caller():
 def test_rows_of_a_part_are_spread_evenly_and_are_the_same_for_any_processes(count):
     """Row i of batch b is written 10 b + i."""
     batches = [{"inputs": 10 * b + np.arange(4)[:, None]} for b in range(5)]
-    whole = pick_rows(batches, count, np.arange(4), 4)
+    whole = pick_rows(lambda: iter(batches), count, np.arange(4), 4)
     found = [one["inputs"][:, 0].tolist() for one in whole]
     assert (
         found
@@ -309,5 +311,5 @@ def test_rows_of_a_part_are_spread_evenly_and_are_the_same_for_any_processes(cou
     )
     for rows in (np.arange(2), np.arange(2, 4)):
         own = [{"inputs": one["inputs"][rows]} for one in batches]
-        for ours, one in zip(pick_rows(own, count, rows, 4), whole, strict=True):
+        for ours, one in zip(pick_rows(lambda own=own: own, count, rows, 4), whole, strict=True):
             np.testing.assert_array_equal(ours["inputs"], one["inputs"][rows])

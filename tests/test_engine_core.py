@@ -132,7 +132,8 @@ def make_schedule(rng: np.random.Generator):
         page=page,
         pages=1 + int(most * rng.uniform(1, 1.6)),
         rows=tuple(sorted({1, (seats + 1) // 2, seats})),
-        prompt_rows=int(rng.integers(1, seats + 1)),
+        prompt_rows=tuple(sorted({1, int(rng.integers(1, seats + 1))})),
+        prompt_tables=tuple(sorted({-(-most // 2), most})),
         chunk=chunk,
         tables=tuple(sorted({-(-most // 3), most})),
         share=bool(rng.random() < 0.8),
@@ -244,7 +245,7 @@ def test_a_text_with_a_given_length_costs_no_row_too_many():
 @pytest.mark.parametrize("prompt_calls", [1, 2])
 def test_prompts_are_read_beside_running_texts(prompt_calls):
     """Neither stops the other."""
-    core, _ = make_core(prompt_calls=prompt_calls, pages=200, tables=(64,))
+    core, _ = make_core(prompt_calls=prompt_calls, pages=200, tables=(64,), prompt_tables=(64,))
     core.add(0, make_request([1], 60))
     readers = Readers()
     for _ in range(3):
@@ -317,7 +318,7 @@ def test_a_conversation_goes_on_from_its_own_pages():
 
 
 def test_texts_share_pages_at_the_same_time_also_when_they_came_together():
-    core, _ = make_core(pages=65, prompt_rows=1)
+    core, _ = make_core(pages=65, prompt_rows=(1,))
     for number in range(4):
         core.add(number, make_request([*range(24), number], 8))
     readers = Readers()
@@ -329,7 +330,7 @@ def test_texts_share_pages_at_the_same_time_also_when_they_came_together():
 
 
 def test_with_a_window_a_long_text_has_few_pages():
-    core, rules = make_core(window=10, pages=9, tables=(6,))
+    core, rules = make_core(window=10, pages=9, tables=(4,), prompt_tables=(5,))
     request = make_request(range(10), 300)
     core.check(request)
     core.add(0, request)
@@ -363,7 +364,14 @@ def test_cancelled_texts_free_their_pages_for_the_next_step():
 def test_little_of_the_cache_is_wasted_at_mixed_lengths():
     rng = np.random.default_rng(0)
     core, _ = make_core(
-        seats=32, page=8, pages=1200, rows=(32,), prompt_rows=4, chunk=64, tables=(64,)
+        seats=32,
+        page=8,
+        pages=1600,
+        rows=(32,),
+        tables=(64,),
+        prompt_rows=(4,),
+        prompt_tables=(64,),
+        chunk=64,
     )
     for number in range(80):
         prompt = rng.integers(0, 256, int(rng.integers(16, 192)))

@@ -59,6 +59,7 @@ REFUSED = [
     ["eval", "/nowhere"],
     ["eval", "run"],
     ["eval", "model", "--data", "/nowhere"],
+    ["eval", "whole", "--routes", "/nowhere"],
     ["specialisation", "/nowhere"],
     ["specialisation", "run", "--output", "new/page.html"],
     ["specialisation", "model", "--data", "/nowhere"],

@@ -197,7 +197,7 @@ def make_batches(config: DataConfig, count=4):
     stream = train_batches(corpus.train, TOKENIZER, config, batch_size=config.batch_size)
     found = [next(stream) for _ in range(count)]
     stream.close()
-    held = validation_batches(corpus.validation, TOKENIZER, config, batch_size=2)
+    held = list(validation_batches(corpus.validation, TOKENIZER, config, batch_size=2))
     return found, held, stream.get_state()["layout"], corpus
 
 

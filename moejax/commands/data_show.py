@@ -59,7 +59,7 @@ def show_data(settings: ShowSettings, flags: list[str]) -> None:
     if settings.held_out:
         size = data.eval_batch_size
         held = corpus.validation
-        batch = validation_batches(held, tokenizer, data, batch_size=size, limit=1)[0]
+        batch = next(validation_batches(held, tokenizer, data, batch_size=size, limit=1))
     else:
         stream = train_batches(corpus.train, tokenizer, data, batch_size=data.batch_size)
         batch = next(stream)

@@ -1,7 +1,8 @@
 """Batches of texts or of images: streams that can be resumed, and whose rows are whose."""
 
+import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -12,21 +13,23 @@ from moejax.config.checks import check
 Batch = dict[str, np.ndarray]
 
 
-def pick_rows(batches: list[Batch], count: int, rows: np.ndarray, size: int) -> list[Batch]:
-    """``count`` batches of rows that are spread evenly over all ``batches``, in order; all of them
-    where there are no more. ``rows``: the indices of this process's rows in batches of ``size``.
+def pick_rows(
+    read: Callable[[], Iterable[Batch]], count: int, rows: np.ndarray, size: int
+) -> list[Batch]:
+    """``count`` batches of rows that are spread evenly over all batches that ``read`` gives, in
+    order; all of them where there are no more. They are read twice: first they are counted.
+    ``rows``: the indices of this process's rows in batches of ``size``.
     """
-    if len(batches) <= count:
-        return batches
-    source_CB = np.arange(count * size).reshape(count, size)[:, rows] * len(batches)
-    source_CB //= count * size
-    return [
-        {
-            name: np.stack([batches[b][name][i] for i, b in enumerate(source_B)])
-            for name in batches[0]
-        }
-        for source_B in source_CB
-    ]
+    total = sum(1 for _ in read())
+    if total <= count:
+        return list(read())
+    source_CB = np.arange(count * size).reshape(count, size)[:, rows] * total // (count * size)
+    picked: list[dict[str, list[np.ndarray]]] = [{} for _ in range(count)]
+    for number, batch in enumerate(itertools.islice(read(), int(source_CB.max()) + 1)):
+        for c, i in np.argwhere(source_CB == number):
+            for name, x_BN in batch.items():
+                picked[c].setdefault(name, []).append(x_BN[i].copy())
+    return [{name: np.stack(found) for name, found in one.items()} for one in picked]
 
 
 class TrainBatches:

@@ -28,7 +28,7 @@ from moejax.data.kinds.table import (
     find_problem,
     open_file,
 )
-from moejax.data.text_files import TextFiles
+from moejax.data.text_parts import open_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def open_given(
         f"every file of {flag} {words} is among what is held out: nothing is left to train on.",
     )
     if options.chat is None and kind == TEXT and not any(map(_is_packed, files)):
-        documents: Documents = TextFiles([file.path for file in files])
+        documents: Documents = open_texts([(file.path, file.size) for file in files])
         size = sum(file.size for file in files)
         return Given(documents=documents, files=files, others=found.others, size=size)
     opened: list[FileDocuments] = [open_file(file.path, kind, options) for file in files]

@@ -18,7 +18,7 @@ last, its targets all but the first. ``bytes`` of targets that are not learned a
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -205,19 +205,18 @@ def validation_batches(
     rows: np.ndarray | None = None,
     limit: int | None = None,
     lost: LostText | None = None,
-) -> list[Batch]:
+) -> Iterator[Batch]:
     """The held-out text in order, in batches of ``batch_size`` rows; of each, the ``rows``
-    (indices) of one process, by default all.
+    (indices) of one process, by default all. They are made when they are asked for.
 
     All processes pack the same rows and take theirs, so that all have equally many batches. The
-    last batch is filled up with rows of padding. ``limit`` keeps the first so many batches.
+    last batch is filled up with rows of padding. ``limit`` ends it after the first so many batches.
     ``lost`` counts what the tokenizer loses of the documents that are read.
     """
     documents = grain.MapDataset.source(source)
     pieces = _cut_pieces(documents, tokenizer, config.sequence_length, lost)
     packed = iter(_pack_rows(pieces, config.sequence_length).batch(batch_size))
     own = slice(None) if rows is None else rows
-    return [
-        {name: x_BN[own] for name, x_BN in pad_batch(_make_batch(packed_rows), batch_size).items()}
-        for packed_rows in itertools.islice(packed, limit)
-    ]
+    for packed_rows in itertools.islice(packed, limit):
+        batch = pad_batch(_make_batch(packed_rows), batch_size)
+        yield {name: x_BN[own] for name, x_BN in batch.items()}

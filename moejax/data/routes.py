@@ -10,6 +10,8 @@ from moejax.config.checks import check
 from moejax.config.errors import ConfigError
 from moejax.config.model import ModelConfig
 from moejax.data.batches import Batch
+from moejax.data.route_files import Recording
+from moejax.data.tokenizer import Tokenizer
 from moejax.models.replay import check_replays, check_shape
 
 
@@ -85,11 +87,13 @@ def lay_batch(
     texts: Sequence[np.ndarray],
     routes: Sequence[np.ndarray | str],
     length: int,
+    first: int = 0,
 ) -> Batch:
     """A batch with a text in each row, and its routes: arrays [B, length], of routes
     [B, length, L, K]. The model is to say each token of a text but the first.
 
-    ``texts`` are tokens (int [n], 2 <= n <= length + 1), ``routes`` what ``fit_routes`` takes.
+    ``texts`` are tokens (int [n], 2 <= n <= length + 1), ``routes`` what ``fit_routes`` takes;
+    ``first`` is the number of the first text in messages.
     """
     L, K = sum(config.routed_layers), config.moe.top_k
     shape = (len(texts), length)
@@ -100,7 +104,7 @@ def lay_batch(
         n = len(tokens) - 1
         check(
             0 < n <= length,
-            f"text {row} has {n + 1:,} tokens, and a row of {length:,} positions holds 2 to"
+            f"text {first + row} has {n + 1:,} tokens, and a row of {length:,} positions holds 2 to"
             f" {length + 1:,}.",
         )
         batch["inputs"][row, :n] = tokens[:-1]
@@ -109,3 +113,30 @@ def lay_batch(
         batch["positions"][row, :n] = np.arange(n)
         batch["routes"][row, :n] = fit_routes(config, one, n + 1)[:n]
     return batch
+
+
+def lay_recording(
+    config: ModelConfig, texts: Recording, tokenizer: Tokenizer, length: int, rows: int
+) -> list[Batch]:
+    """Batches of ``rows`` texts of a recording, as of ``lay_batch``; the last may have empty rows.
+    ``bytes`` are those that each target stands for. Raises ``ConfigError`` for texts of fewer than
+    two tokens or more than ``length + 1``, and as ``fit_routes`` does, with the number of the text.
+    """
+    batches = []
+    for begin in range(0, len(texts.tokens), rows):
+        part = slice(begin, begin + rows)
+        tokens = texts.tokens[part]
+        batch = lay_batch(config, tokens, texts.routes[part], length, first=begin)
+        batch["bytes"] = np.zeros((len(tokens), length), np.int32)
+        for row, ids in enumerate(tokens):
+            batch["bytes"][row, : len(ids) - 1] = tokenizer.count_bytes(ids[1:])
+        lacking = rows - len(tokens)
+        batches.append(
+            {
+                name: np.pad(
+                    x, [(0, lacking), *[(0, 0)] * (x.ndim - 1)], constant_values=-(name == "routes")
+                )
+                for name, x in batch.items()
+            }
+        )
+    return batches

@@ -27,7 +27,7 @@ from moejax.runtime.atomic_files import write_json
 from moejax.runtime.number_words import duration
 from moejax.runtime.processes import say
 
-_VERSION = 1
+_VERSION = 2
 _SILENCE = 60.0
 """Seconds after which a line is printed, where there is no terminal."""
 _ALONE = 3.0
@@ -107,6 +107,8 @@ def _make_in_processes(packed: bytes, left: list[int], workers: int, progress: "
         numbers.put(number)
     answers: queue.SimpleQueue[tuple[int | None, str]] = queue.SimpleQueue()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    # One process a CPU: the library's own threads would be in their way.
+    environment["TOKENIZERS_PARALLELISM"] = "false"
     command = [sys.executable, "-m", "moejax.data.token_worker"]
     pipe = subprocess.PIPE
     with contextlib.ExitStack() as stack:

@@ -20,10 +20,12 @@ from moejax.config.paths import expand_home
 from moejax.data.byte_tokenizer import ByteTokenizer
 from moejax.data.characters import split_characters
 from moejax.data.documents import Conversation, Document, Encoded
+from moejax.data.long_texts import encode_in_stretches
 from moejax.data.plain_text import hide_control_tokens
 from moejax.data.rust_failures import explain_failure
 from moejax.data.text_edges import END_NAMES, TextEdges, find_edges, find_template, make_edges
 from moejax.data.token_bytes import TokenBytes
+from moejax.data.token_lengths import find_lengths
 from moejax.data.tokenizer_file import open_file
 
 _BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
@@ -127,6 +129,7 @@ class HuggingFaceTokenizer:
             for name in names:
                 self._growth.check(f" {name} a{name}b")
             self._plain = hide_control_tokens(self._backend, names)
+            self._lengths = find_lengths(self._plain, known)
 
     def _list_control_names(self, special: Iterable[str]) -> list[str]:
         """The names that mean nothing in a text; those of bytes (`<0x0A>`) do."""
@@ -157,6 +160,28 @@ class HuggingFaceTokenizer:
         tokenizer drops (a normalizer may strip spaces) counts for the token after it, or at the
         end of the document for the last one.
         """
+        return encode_in_stretches(self._encode_stretch, text)
+
+    def _encode_stretch(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """The same of a text of some length."""
+        return self._encode_by_table(text) or self._encode_by_places(text)
+
+    def _encode_by_table(self, text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ids and bytes without the places of tokens in the text; None if it cannot be so."""
+        if self._lengths is None or not text:
+            return None
+        try:
+            letters = text.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        if not self._lengths.leaves(letters):
+            return None
+        encoding = self._encode(self._plain, letters, special_tokens=False, places=False)
+        ids = np.asarray(encoding.ids, np.int32)
+        counts = self._lengths.count(ids, text) if len(ids) else None
+        return None if counts is None else (ids, counts)
+
+    def _encode_by_places(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         letters, byte_ends = split_characters(text)
         encoding = self._encode(self._plain, letters, special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
@@ -189,11 +214,14 @@ class HuggingFaceTokenizer:
         places = np.asarray(found.offsets, np.int64).reshape(-1, 2)
         return np.asarray(found.ids, np.int32), places
 
-    def _encode(self, backend: Any, text: str, *, special_tokens: bool) -> Any:
+    def _encode(self, backend: Any, text: str, *, special_tokens: bool, places: bool = True) -> Any:
+        """What the library says of a text; without ``places`` it is quicker."""
         self._growth.check(text)
         backend.encode_special_tokens = not special_tokens
         with explain_failure(f"the tokenizer {self._path} fails on the text {shorten(text)}"):
-            return backend.encode(text, add_special_tokens=False)
+            if places:
+                return backend.encode(text, add_special_tokens=False)
+            return backend.encode_batch_fast([text], add_special_tokens=False)[0]
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without control tokens; ids outside the vocabulary are left out."""

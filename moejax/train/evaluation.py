@@ -1,7 +1,7 @@
 """Evaluation of a run on held-out data."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,16 +55,16 @@ class Evaluation:
         seconds = {"seconds": time.monotonic() - started}
         self.journal.write({"step": step, "split": "part", **line, **seconds})
 
-    def _batches(self) -> list[Batch]:
+    def _batches(self) -> Iterable[Batch]:
         return self.task.validation_batches(batch_rows.process_rows(self.mesh, self.rows))
 
     @cached_property
     def _part(self) -> list[Batch]:
         own_rows = batch_rows.process_rows(self.mesh, self.rows)
-        return pick_rows(self._batches(), self.part_batches, own_rows, self.rows)
+        return pick_rows(self._batches, self.part_batches, own_rows, self.rows)
 
     def _measure(
-        self, state: TrainState, step: int, batches: list[Batch], folder: str
+        self, state: TrainState, step: int, batches: Iterable[Batch], folder: str
     ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
         """Metrics of these batches, and for images the counts by class; choices are written."""
         totals, chosen_LBNE, counts = None, None, None

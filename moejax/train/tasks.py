@@ -1,6 +1,7 @@
 """What a run learns: the next token of texts, or the class of images."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ class LanguageTask:
         source, size = self.tokens.train, data.batch_size
         return train_batches(source, self.tokenizer, data, batch_size=size, rows=rows)
 
-    def validation_batches(self, rows: np.ndarray) -> list[Batch]:
-        """These rows of the evaluation batches."""
+    def validation_batches(self, rows: np.ndarray) -> Iterable[Batch]:
+        """These rows of the evaluation batches; of a text, made when they are asked for."""
         data = self.config.data
         return validation_batches(
             self.tokens.validation,
@@ -136,7 +137,7 @@ class ImageTask:
         data = self.config.data
         return image_train_batches(self.images.train, data, batch_size=data.batch_size, rows=rows)
 
-    def validation_batches(self, rows: np.ndarray) -> list[Batch]:
+    def validation_batches(self, rows: np.ndarray) -> Iterable[Batch]:
         """These rows of the evaluation batches."""
         return image_validation_batches(
             self.images.validation,

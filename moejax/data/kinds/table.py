@@ -11,7 +11,7 @@ from moejax.config.checks import check
 from moejax.config.data import TFDS
 from moejax.config.errors import ConfigError
 from moejax.data.chat.conversations import ChatFile, ChatFormat
-from moejax.data.documents import Documents
+from moejax.data.documents import Document, Documents
 from moejax.data.kinds import columns
 from moejax.data.kinds.compression import (
     MARKS,
@@ -25,8 +25,8 @@ from moejax.data.kinds.json_records import read_lines, read_values
 from moejax.data.kinds.prepared import Request, prepare
 from moejax.data.kinds.records import WHOLE, Record
 from moejax.data.kinds.tokens import open_tokens
-from moejax.data.text_files import TextFiles
 from moejax.data.text_format import BYTE_ORDER_MARK, HEAD, name_other_format
+from moejax.data.text_parts import PART, open_texts, read_parts
 from moejax.data.tokenizer import Tokenizer
 
 TEXT, JSON_LINES, JSON, PARQUET, ARROW, TOKENS = (
@@ -134,6 +134,7 @@ def open_file(path: str, kind: str, options: Options) -> FileDocuments:
         unpack=packing is not None or kind not in (JSON_LINES, JSON),
         skip_bad=options.skip_bad,
         directory=options.directory,
+        made_by=f"parts of {PART}" if kind == TEXT else "",
     )
     return prepare(request, partial(read_records, path, kind, options.field))
 
@@ -157,15 +158,25 @@ def _open_chats(path: str, kind: str, options: Options, chat: ChatFormat) -> Cha
     return ChatFile(prepare(request, lambda: chat.read(read_records(path, kind))), chat)
 
 
-class TextFile(TextFiles):
-    """One text as one document."""
+class TextFile:
+    """One text."""
 
     bad_count = 0
 
     def __init__(self, path: str) -> None:
-        super().__init__([path])
         self.size = os.path.getsize(path)
         self.bad: list[str] = []
+        self._texts = open_texts([(path, self.size)])
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> Document:
+        return self._texts[index]
+
+    def path(self, index: int) -> str:
+        """The path of a document."""
+        return self._texts.path(index)
 
 
 def read_records(path: str, kind: str, field: str = WHOLE) -> Iterator[Record]:
@@ -183,7 +194,8 @@ def _read_stream(stream: Any, path: str, kind: str, field: str) -> Iterator[Reco
     if split_compression(path)[1] and (problem := name_other_format(stream.peek(HEAD))):
         raise ConfigError(f"what is in {path} {problem}.")
     if kind == TEXT:
-        yield Record(0, 0, stream.read().removeprefix(BYTE_ORDER_MARK))
+        for number, text in enumerate(read_parts(stream)):
+            yield Record(0, 0, text if number else text.removeprefix(BYTE_ORDER_MARK))
     elif kind == JSON_LINES:
         yield from read_lines(stream, path, field)
     else:

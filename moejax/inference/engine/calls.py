@@ -9,6 +9,7 @@ tokens that scores are given of.
 """
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,12 +31,19 @@ class Sizes:
     """Pages on each lane; page 0 is nobody's: what is padding is written there."""
     rows: tuple[int, ...]
     """Rows of calls that add a token to each text, on each lane, ascending; the last: ``seats``."""
-    prompt_rows: int
-    """Rows of a call that reads prompts, on each lane."""
+    tables: tuple[int, ...]
+    """Pages that these rows may look at (Q), ascending."""
+    prompt_rows: tuple[int, ...]
+    """Rows of calls that read prompts, on each lane, ascending."""
+    prompt_tables: tuple[int, ...]
+    """Pages that these may look at, ascending."""
     chunk: int
     """Tokens of each of them, a multiple of ``page``."""
-    tables: tuple[int, ...]
-    """Pages that the rows of a call may look at (Q), ascending."""
+
+    def shapes(self) -> list[tuple[int, int | None, int]]:
+        """All calls that there are: rows on each lane, tokens (as in ``Call``), and pages."""
+        decode = product(self.rows, [None], self.tables)
+        return [*decode, *product(self.prompt_rows, [self.chunk], self.prompt_tables)]
 
 
 @dataclass(frozen=True, kw_only=True)

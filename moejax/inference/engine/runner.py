@@ -114,11 +114,8 @@ class PageRunner:
 
     def warm(self) -> None:
         """Compile all calls of these sizes, by making them without a text."""
-        sizes = self.sizes
-        shapes = [(rows, None) for rows in sizes.rows] + [(sizes.prompt_rows, sizes.chunk)]
-        for pages in sizes.tables:
-            for rows, tokens in shapes:
-                self.extend(_empty_call(rows * sizes.lanes, tokens, pages))
+        for rows, tokens, pages in self.sizes.shapes():
+            self.extend(_empty_call(rows * self.sizes.lanes, tokens, pages))
 
     def load_LE(self) -> np.ndarray | None:
         """As ``calls.Runner.load_LE``."""

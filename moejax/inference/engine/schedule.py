@@ -59,8 +59,13 @@ class Schedule:
         """Tokens of the longest text that has enough pages when it is alone. (The last token is
         not written to any.)
         """
-        most = min(self._sizes.pages - 1, self._sizes.tables[-1])
-        return LARGEST if self._need(LARGEST) <= most else most * self._sizes.page + 1
+        sizes = self._sizes
+        most = min(sizes.pages - 1, sizes.tables[-1], sizes.prompt_tables[-1])
+        moving = -(-(self._window - 1) // sizes.page) if self._window else LARGEST
+        fits = moving + 1 <= sizes.tables[-1] and moving + sizes.chunk // sizes.page <= min(
+            sizes.pages - 1, sizes.prompt_tables[-1]
+        )
+        return LARGEST if fits else most * sizes.page + 1
 
     def next(self) -> Work | None:
         """What the next call does; None: there is nothing to do before other tokens are read."""
@@ -108,7 +113,7 @@ class Schedule:
         page = self._sizes.page
         need = -(-tokens // page)
         if self._window is not None:
-            need = min(need, -(-(self._window - 1) // page) + max(1, self._sizes.chunk // page))
+            need = min(need, -(-(self._window - 1) // page) + self._sizes.chunk // page)
         return need
 
     def _seat_texts(self) -> None:
@@ -176,7 +181,7 @@ class Schedule:
         counts = []
         rows = [0] * self._sizes.lanes
         for text in [text for text in self.running if not text.decoding]:
-            if text.lane < 0 or rows[text.lane] == self._sizes.prompt_rows:
+            if text.lane < 0 or rows[text.lane] == self._sizes.prompt_rows[-1]:
                 continue
             self._share_pages(text)
             count = min(self._sizes.chunk, text.known - text.written)

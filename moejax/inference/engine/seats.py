@@ -22,7 +22,7 @@ class Seats:
         seats = sizes.lanes * sizes.seats
         self._sizes, self._vocab_size = sizes, vocab_size
         self._free = [list(range(sizes.seats - 1, -1, -1)) for _ in range(sizes.lanes)]
-        self._table_SQ = np.zeros((seats, sizes.tables[-1]), np.int32)
+        self._table_SQ = np.zeros((seats, max(sizes.tables[-1], sizes.prompt_tables[-1])), np.int32)
         self._draws: dict[str, np.ndarray] = {
             "temperature_B": np.zeros(seats, np.float32),
             "top_k_B": np.full(seats, vocab_size, np.int32),
@@ -72,10 +72,11 @@ class Seats:
             rows.append(of_lane[text.lane])
             of_lane[text.lane] += 1
         most = max(of_lane)
-        height = next(r for r in sizes.rows if r >= most) if counts is None else sizes.prompt_rows
+        decodes = counts is None
+        height = next(r for r in (sizes.rows if decodes else sizes.prompt_rows) if r >= most)
         rows = [text.lane * height + row for text, row in zip(texts, rows, strict=True)]
         pages = max(len(text.pages) for text in texts)
-        width = next(q for q in sizes.tables if q >= pages)
+        width = next(q for q in (sizes.tables if decodes else sizes.prompt_tables) if q >= pages)
         index_B = np.zeros(lanes * height, np.int32)  # a row without a text has settings of any
         index_B[rows] = [self._place(text) for text in texts]
         table_BQ = np.zeros((lanes * height, width), np.int32)

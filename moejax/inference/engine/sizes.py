@@ -21,22 +21,24 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
     """
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
-    seats, page = ceil(settings.seats / lanes), settings.page
     window = settings.window or context
-    # The first token of a call sees so many, and they need not begin with a page.
-    most = ceil((window - 1 + settings.chunk) / page) + 1
+    seats, page = ceil(settings.seats / lanes), settings.page or choose_page(window)
+    chunk = ceil(settings.chunk / page) * page
+    # What the first token of a call sees need not begin with a page.
+    seen = ceil((window - 1) / page)
+    most, most_prompt = seen + 1, seen + chunk // page
     pages = settings.pages
     if pages is None:
         room = free_bytes(mesh)
         used = [bytes_on_device(config, mesh, lanes, seats, n, page, settings) for n in (1, 2)]
-        pages = seats * most + 1
+        pages = seats * most + 1 + settings.prompt_rows * chunk // page
         if room is not None:
             left = room * settings.memory_share - used[0]
             pages = min(pages, 1 + int(max(0, left) // max(1, used[1] - used[0])))
     check(
-        pages > most,
-        f"--pages {pages} of {page} positions do not hold one text: it may need {most} beside the"
-        f" one that is kept for padding.",
+        pages > most_prompt,
+        f"--pages {pages} of {page} positions do not hold one text: it may need {most_prompt}"
+        f" beside the one that is kept for padding.",
     )
     return Sizes(
         lanes=lanes,
@@ -44,10 +46,18 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
         page=page,
         pages=pages,
         rows=tuple(sorted({1, ceil(seats / 4), seats})),
-        prompt_rows=min(settings.prompt_rows, seats),
-        chunk=settings.chunk,
-        tables=tuple(sorted({ceil(most / 4), ceil(most / 2), most})),
+        tables=tuple(sorted({ceil(most / 2), most})),
+        prompt_rows=tuple(sorted({1, min(settings.prompt_rows, seats)})),
+        prompt_tables=tuple(sorted({max(chunk // page, ceil(most_prompt / 4)), most_prompt})),
+        chunk=chunk,
     )
+
+
+def choose_page(window: int) -> int:
+    """Positions of a page so that texts which have as many as the window leave less than 4 % of
+    their slots empty: half a page at their end, and half a page before the window.
+    """
+    return 4 if window < 256 else 8 if window < 512 else 16
 
 
 def bytes_on_device(

@@ -15,8 +15,9 @@ def get_config() -> Config:
         "optim.muon_learning_rate": 0.01,
         "optim.router_learning_rate": 0.001,
         "run.init_from": "runs/quickstart",
-        "run.steps": 1000,
-        "run.eval_every": 500,
-        "run.checkpoint_every": 500,
+        "run.steps": 1200,
+        "run.eval_every": 600,
+        "run.checkpoint_every": 600,
+        "run.sample_prompt": "What is threading.Event?",
     }
     return changed(quickstart.get_config(), tuned)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from test_chat_prompts import BYTES, PLAIN, SYSTEM, A, U
 
-from moejax.commands.chat import converse, read_conversations, shorten
-from moejax.commands.generate import GenerateSettings, collect_talks
+from moejax.commands.chat import Talking, converse, read_conversations, shorten
+from moejax.commands.generate import GenerateSettings, collect_talks, texts_json
 from moejax.commands.main import run
 from moejax.config import ConfigError
 from moejax.config.errors import UserError
+from moejax.inference.generation import Generated
+from moejax.inference.growing_text import Continuation
 
 
 def write(path, *lines):
@@ -75,6 +77,15 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch, words,
     write(tmp_path / "x.jsonl.zst", "x")
     with pytest.raises(UserError, match=why):
         run(["generate", "nowhere", *words.split()])
+
+
+def test_answers_as_json():
+    texts = [Continuation(text=text, ids=[1], ended="end") for text in ("a", "b")]
+    done = Generated(continuations=texts, first_seconds=1.0, tokens_per_second=None)
+    found = texts_json(PLAIN, [Talking([SYSTEM, U]), "Hi"], done)["texts"]
+    rest = {"ids": [1], "ended": "end"}
+    assert found[0] == {"messages": [SYSTEM, U], "text": "a"} | rest
+    assert found[1] == {"prompt": "Hi", "text": "b"} | rest
 
 
 class Terminal(io.StringIO):

@@ -32,6 +32,7 @@ from moejax.config import (
     read_config_json,
 )
 from moejax.config.errors import RunError, UserError
+from moejax.data.chat.find_template import NAMED
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.hf.peft import list_shapes, write_adapter
 from moejax.inference.inference_config import inference_config
@@ -45,6 +46,7 @@ from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
 N = 16
+BYTES = ByteTokenizer()
 HELD_OUT = (ROOT / "train.py").read_bytes()
 
 
@@ -227,7 +229,7 @@ def test_generate_prints_one_object(run, said, tmp_path):
     assert [text["prompt"] for text in got["texts"]] == ["one", "two é"]
     for text in got["texts"]:
         assert text["ended"] == "length" and len(text["ids"]) == 6
-        assert text["text"] == ByteTokenizer().decode(text["ids"])
+        assert text["text"] == BYTES.decode(text["ids"])
     assert got["tokens_per_second"] > 0 and got["first_seconds"] > 0
 
 
@@ -326,6 +328,24 @@ def test_prompts_come_from_flags_and_lines(monkeypatch, tmp_path):
     (tmp_path / "empty").touch()
     with pytest.raises(ConfigError, match="--prompt-file .*empty is empty"):
         collect_prompts(GenerateSettings(path=tmp_path, prompt_file=str(tmp_path / "empty")))
+
+
+@pytest.mark.filterwarnings("ignore:.*but checkpoint 8 was saved with")
+def test_a_run_on_conversations_is_talked_to(run, tmp_path, monkeypatch, said):
+    """By the command and by the Python of the guide."""
+    place = shutil.copytree(run, tmp_path / "runs/finetune_chat")
+    settings = json.loads((place / "config.json").read_text())
+    settings["data"] |= {"train": "x.jsonl", "chat_template": "plain", "sequence_length": 128}
+    (place / "config.json").write_text(json.dumps(settings))
+    (place / "tokenizer").mkdir()
+    (place / "tokenizer/chat_template.jinja").write_text(NAMED["plain"])
+    monkeypatch.chdir(tmp_path)
+    names = run_page("docs/guides/chats.md")
+    answer = names["answer"].text
+    words = ("generate", place, "--chat", "--prompt", "Hi", "--tokens", "100")
+    found = said(*words)
+    assert found.out == f"{answer}\n" and "tokens/s" in found.errors
+    assert BYTES.show(names["prompt"]) == "User: Hi\nAssistant: "
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_left_alone(copy, figures):

@@ -170,7 +170,7 @@ def test_what_a_prompt_becomes(tmp_path, single, prompt, special, want):
 
 
 def test_bytes_have_no_named_tokens():
-    with pytest.raises(ConfigError, match="--special-tokens True: .* leave it out"):
+    with pytest.raises(ConfigError, match="--special-tokens: .* leave it out"):
         opened(ByteTokenizer()).begin("</s>", True)
 
 

@@ -35,7 +35,7 @@ class ByteTokenizer:
     def encode_with_names(self, text: str) -> np.ndarray:
         """Raises ``ConfigError``: there is no name to look for."""
         raise ConfigError(
-            "--special-tokens True: this model reads bytes, among which no control token has a"
+            "--special-tokens: this model reads bytes, among which no control token has a"
             " name: leave it out."
         )
 

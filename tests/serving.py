@@ -56,7 +56,7 @@ def make_engine(model: OpenModel, *, queue: int = 100, window=CONTEXT, slow=0.0,
 
     runner.extend = extend_slowly if slow else extend
     rules = TextRules(tokenizer=model.tokenizer, ends=model.ends, vocab_size=VOCAB, window=window)
-    return Engine(runner, rules, EngineSettings(queue=queue))
+    return Engine(runner, rules, EngineSettings(max_queue=queue))
 
 
 def make_served(*, limits: Limits | None = None, model=None, engine=None, **settings) -> Served:

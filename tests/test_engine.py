@@ -163,11 +163,11 @@ def test_a_slow_reader_gets_all_that_came_as_one_piece_and_holds_up_nobody(make_
 
 
 def test_more_texts_than_may_wait_are_refused_until_one_has_ended(make_engine):
-    engine, _ = make_engine(ends=(), queue=2)
+    engine, _ = make_engine(ends=(), max_queue=2)
 
     async def ask() -> None:
         streams = [engine.submit(make_request([1], ENDLESS)) for _ in range(4 + 2)]
-        with pytest.raises(FullError, match=r"2 texts wait, as many as may \(--queue\)"):
+        with pytest.raises(FullError, match=r"2 texts wait, as many as may \(--max-queue\)"):
             engine.submit(make_request([1], 1))
         streams[0].cancel()
         text = engine.submit(make_request([1], 3))

@@ -4,6 +4,8 @@ A step gives the device its next call, and only then reads the tokens of the cal
 the device has work while the host looks at them. What the next call does is known without them: the
 device keeps each seat's last token. If a text turns out to have ended, one row of the call that is
 on its way was for nothing.
+
+Letters: X: the best tokens that scores are given of.
 """
 
 import time

@@ -63,7 +63,7 @@ class Engine:
             prompt_calls=settings.prompt_calls,
         )
         seats = runner.sizes.lanes * runner.sizes.seats
-        self._most, self._queue = seats + settings.queue, settings.queue
+        self._most, self._queue = seats + settings.max_queue, settings.max_queue
         self._changed = threading.Condition()
         self._orders: list[Order] = []
         self._readers: dict[int, Reader] = {}
@@ -98,7 +98,7 @@ class Engine:
         with self._changed:
             if len(self._readers) >= self._most:
                 raise FullError(
-                    f"{self._queue:,} texts wait, as many as may (--queue): ask again later."
+                    f"{self._queue:,} texts wait, as many as may (--max-queue): ask again later."
                 )
             if loop not in self._posts:
                 gone = [other for other in self._posts if other.is_closed()]

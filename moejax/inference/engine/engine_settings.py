@@ -12,7 +12,7 @@ class EngineSettings:
 
     seats: int = 32
     """Texts that run at once, on all devices together; others wait."""
-    queue: int = 1024
+    max_queue: int = 1024
     """Texts that may wait; more are refused."""
     page: int | None = None
     """Positions of a page of the cache: small ones waste less, as the last page of a text is half
@@ -40,7 +40,7 @@ class EngineSettings:
     """Type of the cache of keys and values; by default that of the activations."""
 
     def __post_init__(self) -> None:
-        check_sizes("", self, "seats", "queue", "page", "pages", "chunk", "window")
+        check_sizes("", self, "seats", "max_queue", "page", "pages", "chunk", "window")
         check_sizes("", self, "prompt_rows", "prompt_calls")
         check(
             0 < self.memory_share <= 1,

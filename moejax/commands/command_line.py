@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from moejax.commands.short_flags import lengthen
 from moejax.config.config import Config
+from moejax.config.data import DataConfig
 from moejax.config.errors import ConfigError, UserError
 from moejax.config.files import load_config_file
 from moejax.config.idle import check_command, check_flags, warn_of_file
@@ -133,10 +134,32 @@ def override(config: Config, flags: list[str], program: str) -> Config:
         description="Every setting below can be overridden; the defaults are those of the file."
         " --model.moe.* may be written as --moe.*, and --model.moe.balance.* as --balance.*:"
         " --moe.top-k 2 --balance.loss-weight 0.01.",
+        registry=_read_mixtures(),
         config=(tyro.conf.FlagConversionOff,),  # --mesh.fsdp True, as for truths that may be None
     )
     check_flags(made, config)
     return made
+
+
+def _read_mixtures() -> Any:
+    """A mixture is given by its file; without this, tyro would make commands of its types."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def read(info: Any) -> Any:
+        if info.type != get_type_hints(DataConfig)["mixture"]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{None}|FILE.toml",
+            instance_from_str=lambda words: None if words[0] == "None" else words[0],
+            is_instance=lambda value: value is None or isinstance(value, tuple),
+            str_from_instance=lambda value: [", ".join(s.name for s in value) if value else "None"],
+        )
+
+    return registry
 
 
 def _first_capital(summary: str) -> str:

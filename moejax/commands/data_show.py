@@ -10,9 +10,9 @@ from moejax.commands.command_line import ConfigFile, read_config
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check, check_positive
 from moejax.data.chat.choose import list_models
-from moejax.data.pipeline import train_batches, validation_batches
+from moejax.data.mixed_corpus import batch_corpus, open_corpus, plan_mixture
+from moejax.data.pipeline import validation_batches
 from moejax.data.seen import Row, list_rows
-from moejax.data.sources import open_documents
 from moejax.data.tokenizer import load_tokenizer
 from moejax.runs.pages.page import document, text
 from moejax.runtime.atomic_files import write_text
@@ -55,17 +55,18 @@ def show_data(settings: ShowSettings, flags: list[str]) -> None:
     data, path = config.data, settings.output
     check(path is None or not path.is_dir(), f"--output {path} is a directory: name a file.")
     tokenizer = load_tokenizer(data.tokenizer)
-    corpus = open_documents(data, tokenizer, list_models(config))
+    corpus = open_corpus(data, tokenizer, list_models(config))
     if settings.held_out:
         size = data.eval_batch_size
         held = corpus.validation
         batch = next(validation_batches(held, tokenizer, data, batch_size=size, limit=1))
     else:
-        stream = train_batches(corpus.train, tokenizer, data, batch_size=data.batch_size)
+        plan = plan_mixture(corpus, tokenizer, data, config.run.steps)
+        stream = batch_corpus(corpus, tokenizer, data, plan)
         batch = next(stream)
         stream.close()
     batch = {name: x_BN[: settings.rows] for name, x_BN in batch.items()}
-    rows = list(list_rows(batch, tokenizer))
+    rows = list(list_rows(batch, tokenizer, list(corpus.sources)))
     if path is None:
         print(write_rows(corpus.description, rows, has_colours()), flush=True)
         return
@@ -82,7 +83,10 @@ def has_colours() -> bool:
 def describe_row(number: int, row: Row) -> str:
     """``row 0: 2 texts in 96 positions, 7 of them padding; 31 targets learned``."""
     texts = f"{len(row.texts)} text{'s' * (len(row.texts) != 1)}"
-    words = f"row {number}: {texts} in {row.positions} positions, {row.padding} of them padding"
+    source = f" of {row.source}" * bool(row.source)
+    words = (
+        f"row {number}{source}: {texts} in {row.positions} positions, {row.padding} of them padding"
+    )
     return f"{words}; {row.learned} targets learned"
 
 

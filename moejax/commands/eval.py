@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,10 +160,11 @@ def batch_text(
     """
     documents, about = open_settings_text(settings, model)
     assert model.tokenizer is not None  # as in every language model that is opened here
+    own = model.data if settings.data is None else None
     read = validation_batches(
         documents,
         model.tokenizer,
-        DataConfig(sequence_length=length),
+        replace(own or DataConfig(), sequence_length=length),
         batch_size=rows,
         limit=limit,
         lost=lost,

@@ -17,7 +17,8 @@ from moejax.config.model import ModelConfig
 from moejax.config.needs import Need
 from moejax.data.documents import Documents
 from moejax.data.kinds.table import has_fields, is_prepared
-from moejax.data.sources import open_documents, open_text
+from moejax.data.mixed_corpus import open_corpus
+from moejax.data.sources import open_text
 from moejax.inference.open_model import OpenModel
 from moejax.inference.opening import open_model
 from moejax.moe.quantise_params import Weights
@@ -178,7 +179,7 @@ def open_settings_text(settings: TextSettings, model: OpenModel) -> tuple[Docume
         )
     if model.data is None:
         raise ConfigError("--data is missing: the text to evaluate on, such as stdlib.")
-    corpus = open_documents(model.data, model.tokenizer)
+    corpus = open_corpus(model.data, model.tokenizer)
     return corpus.validation, corpus.description
 
 

@@ -26,6 +26,7 @@ from moejax.config.files import (
 from moejax.config.images import ImageConfig, ImageDataConfig
 from moejax.config.lora import LoraConfig
 from moejax.config.mesh import MeshConfig
+from moejax.config.mixture import SourceConfig
 from moejax.config.model import ModelConfig
 from moejax.config.moe import MoEConfig
 from moejax.config.optim import OptimConfig
@@ -48,6 +49,7 @@ __all__ = [
     "OptimConfig",
     "RopeConfig",
     "RunConfig",
+    "SourceConfig",
     "call_file",
     "changed",
     "check",

@@ -69,10 +69,11 @@ class Config:
         """Language models need text, classifiers images."""
         material, kind, source = self.model.material, self.model.kind, self.data.source
         check(
-            material.language or self.data.train is None,
-            f"--model.kind {kind} sees images, but --data.train names texts: leave it out.",
+            material.language or not self.data.names_text,
+            f"--model.kind {kind} sees images, but"
+            f" --data.{'train' if self.data.train else 'mixture'} names texts: leave it out.",
         )
-        if self.data.train is not None:
+        if self.data.names_text:
             source = "files"  # of some format; what else `source` says is not looked at
         refused = material.other_source.format(kind=kind, source=source)
         check(source in material.sources, refused)

@@ -12,7 +12,9 @@ from moejax.config.checks import (
     check_types,
     make_tuples,
 )
+from moejax.config.errors import ConfigError
 from moejax.config.images import ImageDataConfig
+from moejax.config.mixture import NONE, Mixture, SourceConfig, make_mixture
 
 GIVEN = ("train", "validation", "files", "validation_files")
 """The settings that name files, folders and globs."""
@@ -20,6 +22,9 @@ DOCSTRINGS = "stdlib:docstrings"
 """In ``train`` and ``validation``: the conversations of ``data/chat/docstrings.py``."""
 TFDS = "tfds:"
 """Before the name of a data set of TFDS, in ``train`` and ``validation``."""
+STDLIB = "stdlib"
+STDLIB_PARTS = ("code", "prose")
+"""Of the standard library, as texts: `stdlib:code` and, the docstrings, `stdlib:prose`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +35,12 @@ class DataConfig:
     """What to train on, whatever its format: a file, a folder, a quoted glob, or several of these.
     The suffix says what it is: JSON lines, JSON, Parquet, Arrow, tokens (`.npy`, `.bin`), or else
     text; `.gz`, `.zst`, `.bz2` and `.xz` may follow. A data set saved by Hugging Face's `datasets`
-    is named by its folder, one of TensorFlow Datasets by `tfds:NAME`. `stdlib:docstrings` are
-    conversations about Python's standard library."""
+    is named by its folder, one of TensorFlow Datasets by `tfds:NAME`. `stdlib` is the standard
+    library of Python, `stdlib:code` and `stdlib:prose` are its code and its docstrings alone, and
+    `stdlib:docstrings` conversations about it."""
+    mixture: str | Mixture | None = None
+    """Several sources instead, with weights, epochs or both: a TOML file that names them (see
+    docs/guides/data.md), or in a config file a list of `SourceConfig`."""
     validation: str | tuple[str, ...] | None = None
     """What is held out, written as `train` is; by default `validation_percent` of its documents."""
     field: str = "text"
@@ -102,6 +111,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         at = "data"
         make_tuples(self, *GIVEN)
+        if isinstance(self.mixture, str | tuple | list):
+            object.__setattr__(self, "mixture", make_mixture(self.mixture))
         check_types(at, self)
         check_paths(at, self, "directory", *GIVEN, "tokenizer", "field", "chat_template")
         check_sizes(at, self, "sequence_length", "batch_size", "eval_batch_size")
@@ -116,23 +127,100 @@ class DataConfig:
             f"--data.validation-percent must lie between 0 and 100, not {self.validation_percent}.",
         )
         check(
-            self.chat_template is None or self.train is not None and not self._reads_tfds,
+            self.mixture is None or self.train is None,
+            "--data.train and --data.mixture both say what to train on: leave one out.",
+        )
+        self._check_stdlib()
+        check(
+            self.chat_template is None or self.names_text and not self._reads_tfds,
             f"--data.chat-template {self.chat_template} reads conversations from files: name them"
             f" by --data.train 'chats/*.jsonl'.",
         )
+        for source in self.sources:
+            self.of_source(source)
         check(
-            self.source != "tfds" or self.train is not None or bool(self.tfds_name),
+            self.source != "tfds" or self.names_text or bool(self.tfds_name),
             "--data.source tfds needs --data.tfds-name, such as lm1b, or mnist for images.",
         )
         check(
-            self.source != "files" or self.train is not None or bool(self.files),
+            self.source != "files" or self.names_text or bool(self.files),
             "--data.source files needs --data.files: a file, a folder, or a glob such as"
             " 'books/**/*.txt'.",
         )
 
+    def _check_stdlib(self) -> None:
+        """The standard library has its own held-out part, and is texts."""
+        if not (isinstance(self.train, str) and names_stdlib(self.train)):
+            return
+        part = self.train.partition(":")[2]
+        check(
+            part in ("", *STDLIB_PARTS),
+            f"--data.train {self.train}: there are {STDLIB},"
+            f" {', '.join(f'{STDLIB}:{name}' for name in STDLIB_PARTS)} and {DOCSTRINGS}.",
+        )
+        check(
+            self.validation in (None, self.train) and self.chat_template is None,
+            f"--data.train {self.train} has its own held-out part, and no conversations: leave"
+            f" --data.validation and --data.chat-template out.",
+        )
+
+    @property
+    def names_text(self) -> bool:
+        """Whether ``train`` or ``mixture`` says what to train on, and not ``source``."""
+        return self.train is not None or self.mixture is not None
+
+    @property
+    def sources(self) -> Mixture:
+        """The sources of a mixture, by name; none without one."""
+        return self.mixture if isinstance(self.mixture, tuple) else ()
+
+    @property
+    def learns_parts(self) -> bool:
+        """Whether batches say which of their targets are learned: they have conversations."""
+        return any(one.chat_template is not None for one in map(self.of_source, self.sources)) or (
+            self.mixture is None and self.chat_template is not None
+        )
+
+    def of_source(self, source: SourceConfig) -> "DataConfig":
+        """The settings of one source of a mixture, as if it were alone. Raises ``ConfigError``."""
+        template = source.chat_template or self.chat_template
+        try:
+            return dataclasses.replace(
+                self,
+                mixture=None,
+                train=source.path,
+                validation=source.eval,
+                field=source.field or self.field,
+                chat_template=None if template == NONE else template,
+            )
+        except ConfigError as error:
+            raise ConfigError(in_words_of(source, error)) from error
+
     @property
     def _reads_tfds(self) -> bool:
         return any(given and names_tfds(given) for given in (self.train, self.validation))
+
+
+def in_words_of(source: SourceConfig, error: ConfigError) -> str:
+    """What is wrong with a source of a mixture, by the names of its settings."""
+    said = str(error)
+    for flag, name in (
+        ("--data.train", "path"),
+        ("--data.validation-percent", "--data.validation_percent"),
+        ("--data.validation", "eval"),
+        ("--data.field", "field"),
+        ("--data.chat-template", "chat_template"),
+    ):
+        said = said.replace(flag, name)
+    said = said.replace("validation_percent", "validation-percent")
+    return said if said.startswith("source ") else f"source {source.name}: {said}"
+
+
+def names_stdlib(given: str | tuple[str, ...]) -> bool:
+    """Whether ``--data.train`` names the standard library, or a part of it, as texts."""
+    return (
+        isinstance(given, str) and given.partition(":")[0] == STDLIB and given != DOCSTRINGS
+    )
 
 
 def names_tfds(given: str | tuple[str, ...]) -> bool:

@@ -51,6 +51,12 @@ def _looks_around(c: Config) -> bool:
     return not c.model.moe.built_router.causal
 
 
+def _names_tfds(c: Config) -> bool:
+    """Whether anything that is read is a data set of TFDS."""
+    given = (c.data.train, c.data.validation, *(source.path for source in c.data.sources))
+    return any(one is not None and names_tfds(one) for one in given)
+
+
 MODEL, ROPE, MOE = "model", "model.rope", "model.moe"
 BALANCE, DATA = "model.moe.balance", "data"
 OF_SOFTMAX = {"queries_keys_values", "attention_heads"}
@@ -374,20 +380,26 @@ NEEDS: tuple[Need, ...] = (
     ),
     # Data.
     Need(
+        ("data.validation",),
+        lambda c: c.data.mixture is None,
+        "--data.mixture, whose sources have their own",
+        "write eval = ... below a source",
+    ),
+    Need(
         _paths(DATA, "validation field skip_bad"),
-        lambda c: c.data.train is not None,
+        lambda c: c.data.names_text,
         "--data.source, and nothing in --data.train",
         "give --data.train 'corpus/*.jsonl', say, too",
     ),
     Need(
         ("data.too_long",),
-        lambda c: c.data.chat_template is not None,
+        lambda c: c.data.learns_parts,
         "texts, which are cut into pieces",
         "give --data.chat-template auto, too",
     ),
     Need(
         ("data.token_cache",),
-        lambda c: c.data.chat_template is None,
+        lambda c: c.data.chat_template is None or c.data.mixture is not None,
         "--data.chat-template, as the tokens of conversations are always kept",
         "",
     ),
@@ -404,21 +416,27 @@ NEEDS: tuple[Need, ...] = (
         "leave --data.train out",
     ),
     Need(
+        _paths(DATA, "source files validation_files tfds_name tfds_text_field"),
+        lambda c: c.data.mixture is None,
+        "--data.mixture, which is what is read",
+        "leave --data.mixture out",
+    ),
+    Need(
         _paths(DATA, "tfds_train_split"),
-        lambda c: c.data.train is None or names_tfds(c.data.train),
+        lambda c: not c.data.names_text or _names_tfds(c),
         "--data.train, which names no data set of TFDS",
         "write --data.train tfds:lm1b, say",
     ),
     Need(
         _paths(DATA, "tfds_validation_split"),
-        lambda c: c.data.train is None or names_tfds(c.data.validation or c.data.train),
+        lambda c: not c.data.names_text or _names_tfds(c),
         "--data.train and --data.validation, which name no data set of TFDS",
         "write --data.train tfds:lm1b, say",
     ),
     Need(
         _paths(DATA, "tfds_name tfds_text_field tfds_train_split tfds_validation_split")
         + _paths("data.images", "image_field label_field"),
-        lambda c: c.data.source == "tfds" or c.data.train is not None,
+        lambda c: c.data.source == "tfds" or c.data.names_text,
         "--data.source {c.data.source}",
         "give --data.source tfds, too",
     ),
@@ -426,7 +444,7 @@ NEEDS: tuple[Need, ...] = (
         ("data.directory",),
         lambda c: (
             c.data.source in ("tfds", "stdlib")
-            or c.data.train is not None
+            or c.data.names_text
             or c.data.token_cache == "always"
         ),
         "--data.source {c.data.source}, which prepares nothing",
@@ -434,7 +452,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         _paths(DATA, "files validation_files validation_percent"),
-        lambda c: c.data.source == "files" or c.data.train is not None,
+        lambda c: c.data.source == "files" or c.data.names_text,
         "--data.source {c.data.source}",
         "give --data.source files, too",
     ),

@@ -12,18 +12,23 @@ A batch is a dict of int32 arrays [B, N]:
 ``positions``            position within the piece
 ``bytes``                bytes of text that the target stands for; 0 for beginnings, ends, padding
 ``counted``              of conversations: 1 for targets that are learned, the assistant's; others 0
+``sources_B``            of mixtures, [B]: the source of each row
 
 A conversation has its beginning and its end in its template: its inputs are all its tokens but the
 last, its targets all but the first. ``bytes`` of targets that are not learned are 0.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from moejax.config.checks import check
 from moejax.config.data import DataConfig
 from moejax.data.batches import (
     Batch,
@@ -36,6 +41,8 @@ from moejax.data.batches import (
 from moejax.data.check_tokens import check_some_tokens
 from moejax.data.documents import Conversation, Document, Documents
 from moejax.data.lost_text import LostText
+from moejax.data.mixed_rows import SOURCES, MixedRows
+from moejax.data.mixture import Plan
 from moejax.data.tokenizer import Tokenizer, encode_document
 
 # Rows that pieces are packed into together: more rows, less padding, a longer resume.
@@ -97,10 +104,12 @@ class _CutDocuments(grain.experimental.FlatMapTransform):
         return pieces
 
 
-def _stack_columns(piece: Piece) -> dict[str, np.ndarray]:
-    """Inputs, targets and bytes side by side: one array packs faster than three."""
-    count = 3 if piece.counted is None else 4
-    columns = np.empty((len(piece.target_bytes), count), np.int32)
+def _stack_columns(piece: Piece, learns_parts: bool) -> dict[str, np.ndarray]:
+    """Inputs, targets and bytes side by side: one array packs faster than three. Where some sources
+    are conversations, all targets of the others are learned.
+    """
+    count = 4 if learns_parts or piece.counted is not None else 3
+    columns = np.ones((len(piece.target_bytes), count), np.int32)
     columns[:, 0] = piece.tokens[:-1]
     columns[:, 1] = piece.tokens[1:]
     columns[:, 2] = piece.target_bytes
@@ -121,6 +130,7 @@ def _make_batch(rows: dict[str, np.ndarray]) -> Batch:
         "positions": rows["piece_positions"],
         "bytes": target_bytes,
         **({"counted": counted[0]} if counted else {}),
+        **({SOURCES: rows[SOURCES]} if SOURCES in rows else {}),
     }
 
 
@@ -131,10 +141,10 @@ def _cut_pieces(
     return grain.experimental.FlatMapIterDataset(read_in_order(documents), cut)
 
 
-def _pack_rows(pieces: grain.IterDataset, length: int) -> grain.IterDataset:
+def _pack_rows(pieces: grain.IterDataset, config: DataConfig) -> grain.IterDataset:
     return grain.experimental.FirstFitPackIterDataset(
-        pieces.map(_stack_columns),
-        length_struct={"piece": length},
+        pieces.map(partial(_stack_columns, learns_parts=config.learns_parts)),
+        length_struct={"piece": config.sequence_length},
         num_packing_bins=_ROWS_PACKED_TOGETHER,
         shuffle_bins=False,
     )
@@ -157,42 +167,105 @@ def train_batches(
     ``rows`` are read. Raises ``ConfigError`` if there are fewer documents than streams, or if the
     documents of a stream have no token.
     """
+    own_rows = split_rows_by_stream(len(source), config.shards, batch_size, rows)
+    _check_streams(source, tokenizer, config.shards, own_rows, "the training text")
+    part = batch_size // config.shards
+    layout = _describe_layout(tokenizer, config, batch_size) | {"documents": len(source)}
+    streams = {
+        number: _batch_rows(_open_rows(source, tokenizer, config, number), config, part)
+        for number in own_rows
+    }
+    return TrainBatches(streams, own_rows, layout)
+
+
+def mixed_train_batches(
+    sources: Mapping[str, Documents],
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    plan: Plan,
+    *,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+) -> TrainBatches:
+    """Training batches of a mixture, as ``train_batches`` makes them of one source: each row is of
+    the source that ``plan`` draws for it. Each source is shuffled and packed by itself.
+    """
     shards = config.shards
-    own_rows = split_rows_by_stream(len(source), shards, batch_size, rows)
+    taken = {number: name for number, name in enumerate(plan.names) if plan.takes(number)}
+    own_rows: dict[int, slice | np.ndarray] = {}
+    layout = _describe_layout(tokenizer, config, batch_size)
+    layout |= {f"source {name}": words for name, words in plan.describe().items()}
+    for name in taken.values():
+        documents, words = sources[name], f"the training text of source {name}"
+        check(
+            len(documents) >= shards,
+            f"source {name} has {len(documents)} documents, which do not go round --data.shards"
+            f" {shards}: each stream needs one.",
+        )
+        own_rows = split_rows_by_stream(len(documents), shards, batch_size, rows)
+        _check_streams(documents, tokenizer, shards, own_rows, words)
+        layout[f"documents of {name}"] = len(documents)
+    part = batch_size // shards
+    streams = {}
     for number in own_rows:
+        parts = {
+            i: _open_rows(sources[name], tokenizer, _with_own_seed(config, name), number)
+            for i, name in taken.items()
+        }
+        place = slice(number * part, (number + 1) * part)
+        mixed = MixedRows(parts, plan, place, batch_size, config.seed)
+        streams[number] = _batch_rows(mixed, config, part)
+    return TrainBatches(streams, own_rows, layout)
+
+
+def _with_own_seed(config: DataConfig, name: str) -> DataConfig:
+    """Sources of equally many documents are not shuffled alike."""
+    return replace(config, seed=(config.seed ^ zlib.crc32(name.encode())) % 2**31)
+
+
+def _check_streams(
+    source: Documents, tokenizer: Tokenizer, shards: int, streams: Iterable[int], what: str
+) -> None:
+    for number in streams:
         own, numbers = "", range(number, len(source), shards)
         if shards > 1:
             own = f" of stream {number} of --data.shards {shards} (every document"
             own += f" {number} + n * {shards})"
-        check_some_tokens(source, numbers, tokenizer, f"the training text{own}")
-    part = batch_size // shards
-    layout = {
-        "shards": shards,
+        check_some_tokens(source, numbers, tokenizer, f"{what}{own}")
+
+
+def _describe_layout(tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> dict[str, Any]:
+    """What a place in the stream belongs to."""
+    layout: dict[str, Any] = {
+        "shards": config.shards,
         "sequence_length": config.sequence_length,
         "batch_size": batch_size,
         "seed": config.seed,
         "shuffle_window": config.shuffle_window,
         "tokenizer": tokenizer.fingerprint,
-        "documents": len(source),
     }
     if config.chat_template is not None:
         layout |= {"chat_template": config.chat_template, "too_long": config.too_long}
-    streams = {number: _open_stream(source, tokenizer, config, number, part) for number in own_rows}
-    return TrainBatches(streams, own_rows, layout)
+    return layout
 
 
-def _open_stream(
-    source: Documents, tokenizer: Tokenizer, config: DataConfig, number: int, rows: int
+def _open_rows(
+    source: Documents, tokenizer: Tokenizer, config: DataConfig, number: int
 ) -> grain.IterDataset:
-    """One stream of the training text, ``rows`` rows at a time."""
-    length = config.sequence_length
+    """The rows of one stream of a training text."""
     documents = grain.MapDataset.source(source)[number :: config.shards]
+    documents = documents.shuffle(config.seed).repeat()
     pieces = grain.experimental.WindowShuffleIterDataset(
-        _cut_pieces(documents.shuffle(config.seed).repeat(), tokenizer, length),
+        _cut_pieces(documents, tokenizer, config.sequence_length),
         window_size=config.shuffle_window,
         seed=config.seed,
     )
-    batches = _pack_rows(pieces, length).batch(rows, drop_remainder=True).map(_make_batch)
+    return _pack_rows(pieces, config)
+
+
+def _batch_rows(rows: grain.IterDataset, config: DataConfig, count: int) -> grain.IterDataset:
+    """So many rows at a time, prepared ahead."""
+    batches = rows.batch(count, drop_remainder=True).map(_make_batch)
     return prefetch(batches, config.prefetch)
 
 
@@ -215,7 +288,7 @@ def validation_batches(
     """
     documents = grain.MapDataset.source(source)
     pieces = _cut_pieces(documents, tokenizer, config.sequence_length, lost)
-    packed = iter(_pack_rows(pieces, config.sequence_length).batch(batch_size))
+    packed = iter(_pack_rows(pieces, config).batch(batch_size))
     own = slice(None) if rows is None else rows
     for packed_rows in itertools.islice(packed, limit):
         batch = pad_batch(_make_batch(packed_rows), batch_size)

@@ -1,12 +1,13 @@
 """What a model sees in the rows of a batch: texts, and which of their tokens are learned."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from moejax.data.batches import Batch
+from moejax.data.mixed_rows import SOURCES
 from moejax.data.tokenizer import Tokenizer
 
 
@@ -26,6 +27,8 @@ class Row(NamedTuple):
     """The pieces that are packed into it."""
     positions: int
     padding: int
+    source: str = ""
+    """Of a mixture: which source it is of."""
 
     @property
     def learned(self) -> int:
@@ -33,9 +36,14 @@ class Row(NamedTuple):
         return sum(part.tokens for text in self.texts for part in text if part.learned)
 
 
-def list_rows(batch: Batch, tokenizer: Tokenizer) -> Iterator[Row]:
-    """What is in the rows of a batch. The first token of a text is read, and no target."""
-    for segments, inputs, targets, counted in zip(
+def list_rows(batch: Batch, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Iterator[Row]:
+    """What is in the rows of a batch, of a mixture of the sources of these names. The first token
+    of a text is read, and no target.
+    """
+    known = SOURCES in batch
+    sources = [names[i] for i in batch[SOURCES]] if known else [""] * len(batch["segments"])
+    for source, segments, inputs, targets, counted in zip(
+        sources,
         batch["segments"],
         batch["inputs"],
         batch["targets"],
@@ -49,7 +57,7 @@ def list_rows(batch: Batch, tokenizer: Tokenizer) -> Iterator[Row]:
             pairs = groupby(zip(ids, learned, strict=True), key=lambda pair: bool(pair[1]))
             runs = [(flag, [int(token) for token, _ in group]) for flag, group in pairs]
             texts.append([Part(_make_visible(tokenizer.show(r)), len(r), flag) for flag, r in runs])
-        yield Row(texts, len(segments), int((segments == 0).sum()))
+        yield Row(texts, len(segments), int((segments == 0).sum()), source)
 
 
 def _make_visible(text: str) -> str:

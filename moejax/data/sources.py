@@ -4,44 +4,27 @@ A document is raw bytes, or tokens that were made earlier. Both sides of a corpu
 so that they can be shuffled globally and split over processes without being read first.
 """
 
-import os
 import platform
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moejax.config.checks import check
-from moejax.config.data import TFDS, DataConfig, names_tfds
+from moejax.config.data import TFDS, DataConfig, names_stdlib, names_tfds
 from moejax.config.errors import ConfigError
 from moejax.data.chat.choose import choose_format, place_docstrings, tell_long
+from moejax.data.corpus import Corpus, describe_sides, format_bytes, mark_sides, name_others
 from moejax.data.documents import Documents
 from moejax.data.find_files import count_words, find_files, join_given
-from moejax.data.fingerprint import Mark, mark_documents, mark_files, stamp_files
+from moejax.data.fingerprint import mark_files, stamp_files
 from moejax.data.hold_out import hold_out
 from moejax.data.kinds.table import Options
 from moejax.data.open_given import open_given
+from moejax.data.stdlib_parts import ModuleParts
 from moejax.data.text_files import split_by_name, split_each_file, take_whole
 from moejax.data.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """The documents to train on and those held out."""
-
-    train: Documents
-    validation: Documents
-    description: str
-    """One line: what it is and how large."""
-    take_marks: Callable[[], list[Mark]]
-    """Reads a fingerprint of the text."""
-    stamp: str = ""
-    """Where the files are and when they were written, for what is made of them."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """What was left out, or cut, for every line of metrics."""
-    bad: str | None = None
-    """What is wrong with the first document that cannot be read."""
 
 
 def open_documents(
@@ -51,8 +34,10 @@ def open_documents(
     needed. Files of tokens need the ``tokenizer`` that made them. The chat template ``auto`` may
     lie beside it, or in one of the ``models`` (``choose.list_models``).
 
-    Raises ``ConfigError`` if it cannot be had, or if one side of it is empty.
+    Raises ``ConfigError`` if it cannot be had, or if one side of it is empty. Of a mixture it opens
+    no source: ``mixed_corpus.open_corpus`` does.
     """
+    assert config.mixture is None
     if config.train is not None:
         return _open_train(config, tokenizer, models)
     if config.source == "stdlib":
@@ -71,7 +56,7 @@ def _open_tfds(config: DataConfig) -> Corpus:
         validation=validation,
         description=f"TFDS {config.tfds_name}: {count_words(len(train), 'document')} to train on,"
         f" {count_words(len(validation), 'document')} held out",
-        take_marks=partial(_mark_sides, train, validation),
+        take_marks=partial(mark_sides, train, validation),
     )
 
 
@@ -99,10 +84,10 @@ def open_text(
     if not what.startswith(TFDS):
         options = Options(field=field, directory=directory, tokenizer=tokenizer)
         found = open_given("--data", what, options)
-        about = f"{what}: {count_words(len(found.files), 'file')} ({_format_bytes(found.size)})"
+        about = f"{what}: {count_words(len(found.files), 'file')} ({format_bytes(found.size)})"
         if len(found.documents) != len(found.files):
             about += f", {count_words(len(found.documents), 'document')}"
-        return found.documents, about + _name_others(found.others)
+        return found.documents, about + name_others(found.others)
     from moejax.data.tfds_source import open_tfds
 
     name = what.removeprefix(TFDS)
@@ -128,7 +113,8 @@ def open_text(
     return documents, f"TFDS {name}, {split}: {count_words(len(documents), 'document')}"
 
 
-def _open_stdlib(config: DataConfig) -> Corpus:
+def _open_stdlib(config: DataConfig, part: str = "") -> Corpus:
+    """The standard library, or a ``part`` of it (``config.data.STDLIB_PARTS``)."""
     from moejax.data.stdlib_corpus import prepare_stdlib
     from moejax.data.tfds_source import TextField
 
@@ -136,19 +122,21 @@ def _open_stdlib(config: DataConfig) -> Corpus:
     size = {split: [f.size for f in files if f.split == split] for split in builder.info.splits}
     train = TextField(builder.as_data_source("train"), "text", "path")
     validation = TextField(builder.as_data_source("validation"), "text", "path")
-    return Corpus(
+    corpus = Corpus(
         train=train,
         validation=validation,
         description=f"the standard library of Python {platform.python_version()}:"
-        f" {_describe_sides(size['train'], size['validation'])}",
-        take_marks=partial(_mark_sides, train, validation),
+        f" {describe_sides(size['train'], size['validation'])}",
+        take_marks=partial(mark_sides, train, validation),
     )
-
-
-def _mark_sides(train: Documents, validation: Documents) -> list[Mark]:
-    """The fingerprint of a data set."""
-    return mark_documents("the training text", train) + mark_documents(
-        "the held-out text", validation
+    if not part:
+        return corpus
+    return replace(
+        corpus,
+        train=ModuleParts(train, part),
+        validation=ModuleParts(validation, part),
+        description=f"the {part} of {corpus.description}",
+        stamp=part,
     )
 
 
@@ -180,8 +168,8 @@ def _open_files(config: DataConfig) -> Corpus:
     return Corpus(
         train=sides.train,
         validation=sides.validation,
-        description=f"{words}: {_describe_sides(sides.train_sizes, sides.validation_sizes)}"
-        f"{sides.note}{_name_others(found.others)}",
+        description=f"{words}: {describe_sides(sides.train_sizes, sides.validation_sizes)}"
+        f"{sides.note}{name_others(found.others)}",
         take_marks=lambda: mark_files(files, sides.roles),
         stamp=stamp_files(files),
     )
@@ -190,6 +178,8 @@ def _open_files(config: DataConfig) -> Corpus:
 def _open_train(config: DataConfig, tokenizer: Tokenizer | None, models: Sequence[Path]) -> Corpus:
     """The documents of ``--data.train``, in whatever format."""
     assert config.train is not None
+    if isinstance(config.train, str) and names_stdlib(config.train):
+        return _open_stdlib(config, config.train.partition(":")[2])
     if names_tfds(config.train) or (config.validation and names_tfds(config.validation)):
         return _open_named_tfds(config)
     words, note = join_given(config.train), ""
@@ -222,7 +212,7 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None, models: Sequenc
         files, roles = given.files, [f"{config.validation_percent:g} %"] * len(given.files)
     both = [given, held_out] if held_out else [given]
     bad_count = sum(one.bad_count for one in both)
-    size = _format_bytes(sum(one.size for one in both))
+    size = format_bytes(sum(one.size for one in both))
     counts = {"bad_documents": bad_count} if config.skip_bad else {}
     if options.chat is not None:
         counts["long_conversations"] = sum(one.long_count for one in both)
@@ -234,9 +224,10 @@ def _open_train(config: DataConfig, tokenizer: Tokenizer | None, models: Sequenc
         validation=validation,
         description=f"{words} ({size}): {count_words(len(train), 'document')} to train on,"
         f" {count_words(len(validation), 'document')} held out{note}{skipped}"
-        f"{tell_long(config, counts)}{_name_others(given.others)}",
+        f"{tell_long(config, counts)}{name_others(given.others)}",
         take_marks=lambda: mark_files(files, [f"{role} {made_by}" for role in roles]),
         stamp=stamp_files(files),
+        files=(given.files, held_out.files if held_out else ()),
         counts=counts,
         bad=next((one.bad for one in both if one.bad), None),
     )
@@ -273,29 +264,3 @@ def _in_words_of(names: dict[str, str], error: ConfigError) -> str:
         said = said.replace(name, written)
     first = next(iter(names.values()))
     return said if said.startswith(first) else f"{first}: {said}"
-
-
-def _name_others(others: Sequence[str]) -> str:
-    """What lies in a folder and is no text: ``; 2 other files left out, logo.png, a.gz``."""
-    if not others:
-        return ""
-    names = ", ".join(os.path.basename(path) for path in others[:3])
-    more = ", ..." * (len(others) > 3)
-    return f"; {count_words(len(others), 'other file')} left out as no text, {names}{more}"
-
-
-def _describe_sides(train: Collection[int], validation: Collection[int]) -> str:
-    """``581 documents (9.57 MB) to train on, 25 documents (335 kB) held out``, from their sizes."""
-    return (
-        f"{count_words(len(train), 'document')} ({_format_bytes(sum(train))}) to train on,"
-        f" {count_words(len(validation), 'document')} ({_format_bytes(sum(validation))}) held out"
-    )
-
-
-def _format_bytes(count: float) -> str:
-    """``335 kB``: three digits and a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from moejax.config.data import DataConfig
 from moejax.config.errors import ConfigError
+from moejax.data.corpus import Corpus
 from moejax.data.find_files import count_words
 from moejax.data.fingerprint import Mark
 from moejax.data.kept import DONE, find_kept, hold
-from moejax.data.sources import Corpus
 from moejax.data.token_shards import Shards, StoredTokens, remove_unfinished, write_shard
 from moejax.data.token_worker import Job
 from moejax.data.tokenizer import ByteTokenizer, Tokenizer
@@ -68,9 +68,7 @@ def cache_tokens(
 
 def is_cached(config: DataConfig, tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a corpus are kept: raw bytes are their own tokens."""
-    asked = config.token_cache == "always" or (
-        config.token_cache == "auto" and config.train is not None
-    )
+    asked = config.token_cache == "always" or (config.token_cache == "auto" and config.names_text)
     return asked and not isinstance(tokenizer, ByteTokenizer)
 
 

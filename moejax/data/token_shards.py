@@ -106,6 +106,15 @@ class StoredTokens:
     def __len__(self) -> int:
         return self._shards.documents
 
+    def count(self) -> tuple[int, int]:
+        """All tokens, and the documents that have any."""
+        tokens = filled = 0
+        for number in range(self._shards.count):
+            ends = np.fromfile(self._shards.place(number) / "ends", "<i8")
+            tokens += int(ends[-1])
+            filled += int(np.count_nonzero(np.diff(ends)))
+        return tokens, filled
+
     def __getitem__(self, index: int) -> Encoded:
         number, inside = divmod(index, self._shards.size)
         place, width = self._shards.place(number), self._shards.kind.itemsize

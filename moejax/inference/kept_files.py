@@ -8,8 +8,9 @@ from typing import Any
 
 from moejax.config import json_files
 from moejax.config.config import Config
-from moejax.config.data import DOCSTRINGS, GIVEN, DataConfig, names_tfds
+from moejax.config.data import DOCSTRINGS, GIVEN, DataConfig, names_stdlib, names_tfds
 from moejax.config.json_files import MOST_TABLE_BYTES
+from moejax.config.mixture import PATHS
 from moejax.config.own_code import FOLDER, find_router_file
 from moejax.config.paths import expand_home
 from moejax.data.chat.choose import KEPT, list_models
@@ -144,17 +145,25 @@ def find_text(path: Path, data: DataConfig) -> DataConfig:
         return data
 
     def anchor(given: str) -> str:
-        if names_tfds(given) or given == DOCSTRINGS:
+        if names_tfds(given) or names_stdlib(given) or given == DOCSTRINGS:
             return given
         there = os.path.join(folder, expand_home("--data.files", given))
         return there if any(expand(*split_glob(there))) else given
 
-    changes: dict[str, Any] = {}
-    own = data.chat_template is not None and is_file_name(data.chat_template)
-    for name in (*GIVEN, "directory", *["chat_template"] * own):
-        given = getattr(data, name)
-        if isinstance(given, str):
-            changes[name] = anchor(given)
-        elif given is not None:
-            changes[name] = tuple(map(anchor, given))
+    def anchor_all(settings: Any, *names: str) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        template = settings.chat_template
+        own = template is not None and is_file_name(template)
+        for name in (*names, *["chat_template"] * own):
+            given = getattr(settings, name)
+            if isinstance(given, str):
+                changes[name] = anchor(given)
+            elif given is not None:
+                changes[name] = tuple(map(anchor, given))
+        return changes
+
+    changes = anchor_all(data, *GIVEN, "directory")
+    if data.sources:
+        sources = (replace(one, **anchor_all(one, *PATHS)) for one in data.sources)
+        changes["mixture"] = tuple(sources)
     return replace(data, **changes)

@@ -15,7 +15,7 @@ def batch_shapes(config: Config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     whole = jax.ShapeDtypeStruct(piece, jnp.int32)
     if config.model.material.language:
         names = ["inputs", "targets", "segments", "positions", "bytes"]
-        names += ["counted"] * (config.data.chat_template is not None)
+        names += ["counted"] * config.data.learns_parts
         return dict.fromkeys(names, whole)
     one, image = jax.ShapeDtypeStruct((rows, 1), jnp.int32), config.model.image
     shape = (rows, image.size, image.size, image.channels)

@@ -17,8 +17,9 @@ from moejax.runs.run_layout import FOLDERS, MAY_CHANGE
 
 KEY = "history"
 """The name of the history in what is saved beside the arrays."""
-MAY_DIFFER = MAY_CHANGE | {"data.tokenizer", "run.init_from"}
-"""Settings that a run may have changed since: a tokenizer, or a model, may lie elsewhere."""
+MAY_DIFFER = MAY_CHANGE | {"data.tokenizer", "data.mixture", "run.init_from"}
+"""Settings that a run may have changed since: a tokenizer, or a model, may lie elsewhere, and the
+same weights may be written in another way."""
 
 
 def note_history(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:

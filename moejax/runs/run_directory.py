@@ -13,6 +13,7 @@ from moejax.config.errors import ConfigError, RunError
 from moejax.config.files import read_config_json, to_dict
 from moejax.config.idle import differences_that_matter
 from moejax.config.json_files import MOST_TABLE_BYTES, read_json
+from moejax.config.mixture import explain_epochs, explain_mixture
 from moejax.config.paths import expand_home
 from moejax.data.tokenizer import load_tokenizer
 from moejax.runs.array_files import list_steps, read_arrays, write_arrays
@@ -139,8 +140,17 @@ class RunDirectory:
             del fatal["data.tokenizer"]
         if "run.init_from" in fatal and self._is_same_beginning(*fatal["run.init_from"]):
             del fatal["run.init_from"]
-        if fatal:
-            lines = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fatal.items()]
+        before, now = old.data.sources, config.data.sources
+        said = []
+        if before and now:
+            fatal.pop("data.mixture", None)
+            said = [
+                explain_mixture(before, now),
+                explain_epochs(now, old.run.steps, config.run.steps),
+            ]
+        lines = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fatal.items()]
+        lines += [words for words in said if words]
+        if lines:
             raise RunError(
                 f"{self.path} holds a run with other settings:\n" + "\n".join(lines) + "\n"
                 "Give the old values to resume it, or another --run.directory to start a new one."

@@ -85,6 +85,8 @@ def announce(
         say(f"balance  {balance}")
     say(f"data     {task.description}")
     facts = task.facts
+    for source, about in facts.get("mixture", {}).items():
+        say(f"         {about['share']:.1%} of the sequences from {source}: {about['data']}")
     if bad := facts.get("first_bad_document"):
         say(f"         the first document that is left out: {bad}")
     if lost := facts.get("lost_fraction"):

@@ -1,9 +1,9 @@
 """Evaluation of a run on held-out data."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,10 +16,16 @@ from moejax.moe import balance
 from moejax.runs.run_layout import CHOICES, PART_CHOICES
 from moejax.runtime import batch_rows
 from moejax.train.journal import Journal
-from moejax.train.metrics import ahead_metrics, count_evaluated, loss_metrics, router_metrics
+from moejax.train.metrics import (
+    ahead_metrics,
+    count_evaluated,
+    loss_metrics,
+    router_metrics,
+    source_metrics,
+)
 from moejax.train.state import TrainState
 from moejax.train.tasks import Task
-from moejax.train.totals import add_class_counts, add_totals, sum_batch
+from moejax.train.totals import Totals, add_class_counts, add_totals, sum_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +61,41 @@ class Evaluation:
         seconds = {"seconds": time.monotonic() - started}
         self.journal.write({"step": step, "split": "part", **line, **seconds})
 
-    def _batches(self) -> Iterable[Batch]:
+    def _batches(self) -> dict[str, Iterable[Batch]]:
         return self.task.validation_batches(batch_rows.process_rows(self.mesh, self.rows))
 
     @cached_property
-    def _part(self) -> list[Batch]:
+    def _part(self) -> dict[str, list[Batch]]:
         own_rows = batch_rows.process_rows(self.mesh, self.rows)
-        return pick_rows(self._batches, self.part_batches, own_rows, self.rows)
+        return {
+            name: pick_rows(partial(self._read, name), self.part_batches, own_rows, self.rows)
+            for name in self._batches()
+        }
+
+    def _read(self, source: str) -> Iterable[Batch]:
+        return self._batches()[source]
 
     def _measure(
-        self, state: TrainState, step: int, batches: Iterable[Batch], folder: str
+        self, state: TrainState, step: int, batches: Mapping[str, Iterable[Batch]], folder: str
     ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
-        """Metrics of these batches, and for images the counts by class; choices are written."""
+        """Metrics of these batches, by source, and for images the counts by class; choices are
+        written.
+        """
         totals, chosen_LBNE, counts = None, None, None
-        for batch in batches:
+        by_source: dict[str, Totals | None] = dict.fromkeys(batches)
+        for name, batch in ((name, one) for name, own in batches.items() for one in own):
             placed = batch_rows.place_batch(self.mesh, batch)
             report, chosen, classes = self.eval_step(state.params, state.bias_LE, placed)
             chosen_LBNE = chosen if totals is None else chosen_LBNE  # of the first batch
-            totals = add_totals(totals, sum_batch(report))
+            summed = sum_batch(report)
+            by_source[name] = add_totals(by_source[name], summed)
+            totals = add_totals(totals, summed)
             counts = add_class_counts(counts, classes)
         if totals is None:
             raise RunError("the validation text gives no tokens: nothing can be evaluated on it.")
         line = {
             **loss_metrics(totals),
+            **source_metrics(by_source),
             **ahead_metrics(totals),
             **router_metrics(totals, self.num_experts),
             **self._compare_choices(step, chosen_LBNE, folder),

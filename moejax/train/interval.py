@@ -8,7 +8,7 @@ import jax
 from moejax.config.config import Config
 from moejax.config.measure import Measure
 from moejax.train.journal import Journal
-from moejax.train.metrics import ahead_metrics, loss_metrics, router_metrics
+from moejax.train.metrics import ahead_metrics, loss_metrics, router_metrics, share_metrics
 from moejax.train.reports import StepReport
 from moejax.train.state import TrainState
 from moejax.train.tally import Tally
@@ -45,6 +45,7 @@ class IntervalLog:
             unit: tally.tokens,
             **loss_metrics(totals),
             **ahead_metrics(totals),
+            **share_metrics(totals, [source.name for source in self._config.data.sources]),
             **router_metrics(totals, self._config.model.moe.num_experts),
             "gradient_norm": totals["gradient_norm"] / max(1, totals["parts"]),
             "learning_rate": float(report.learning_rate),

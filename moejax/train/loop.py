@@ -14,7 +14,7 @@ from moejax.runtime.stop import Stopped, StopSignals
 from moejax.train.environment import Environment
 from moejax.train.evaluation import Evaluation
 from moejax.train.interval import IntervalLog
-from moejax.train.metrics import describe_quality
+from moejax.train.metrics import describe_quality, describe_sources
 from moejax.train.progress import Beside, Progress
 from moejax.train.reports import StepReport
 from moejax.train.saving import Saving
@@ -75,6 +75,8 @@ def run_steps(
             if due.evaluate:
                 line = evaluation.evaluate(state, tally.step)
                 progress.say(f"step {tally.step}  validation: {describe_quality(line)}")
+                if sources := describe_sources(line):
+                    progress.say(f"         {sources}")
                 score = line[intervals.measure.key]
                 tally.best = min(tally.best, score)
                 signum = max(signum, processes.largest(stop.check() or 0))

@@ -1,9 +1,10 @@
 """From sums over steps or batches to the lines of ``metrics.jsonl``, and these in words.
 
-Letters: P: modules that predict further tokens; Q: groups of experts.
+Letters: J: sources of a mixture; P: modules that predict further tokens; Q: groups of experts.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,44 @@ def ahead_metrics(totals: Totals) -> dict[str, float]:
                 share = totals[sums][number - 1] / targets if targets else math.nan
                 found[f"next_{number}_{name}"] = float(share)
     return found
+
+
+def share_metrics(totals: Totals, names: Sequence[str]) -> dict[str, float]:
+    """Of a mixture: the share of each source in the sequences that were trained on, as
+    ``share/NAME``; NaN if every step was skipped.
+    """
+    if "rows_J" not in totals:
+        return {}
+    whole = totals["rows_J"].sum()
+    return {
+        f"share/{name}": _divide(float(rows), float(whole))
+        for name, rows in zip(names, totals["rows_J"], strict=True)
+    }
+
+
+def source_metrics(totals: Mapping[str, Totals | None]) -> dict[str, float]:
+    """The losses of each source of a mixture, from its totals by name: ``loss/NAME``,
+    ``bits_per_byte/NAME``; nothing without a mixture.
+    """
+    return {
+        f"{key}/{name}": value
+        for name, own in totals.items()
+        if name and own is not None
+        for key, value in _measure_loss(own).items()
+        if key != "perplexity"
+    }
+
+
+def describe_sources(line: dict[str, Any]) -> str:
+    """What a line tells of the sources of a mixture, in words: ``code 70.0 %``; empty without."""
+    found = []
+    for key, value in line.items():
+        metric, _, name = key.partition("/")
+        if metric == "share":
+            found.append(f"{name} {value:.1%}")
+        elif metric == "bits_per_byte" and name:
+            found.append(f"{name} {value:.4f} bits/byte")
+    return ", ".join(found)
 
 
 def count_evaluated(totals: Totals) -> dict[str, int]:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from moejax.config.measure import Measure
 from moejax.runtime.number_words import duration
+from moejax.train.metrics import describe_sources
 
 SILENCE = 60.0
 """Seconds after which a line is printed, where there is no live one."""
@@ -95,6 +96,8 @@ class Progress:
                 f"  dropped {line['dropped_fraction']:.1%}"
                 f"  max violation {line['max_violation']:.2f}  dead {line['dead_experts']}"
             )
+        shares = describe_sources(line)
+        routing += f"  {shares}" * bool(shares)
         used = f"  MFU {line['mfu']:.1%}" if "mfu" in line else ""
         self.say(
             f"step {line['step']}/{self._steps}  loss {line['loss']:.4f}"

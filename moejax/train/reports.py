@@ -1,6 +1,6 @@
 """What a step says about itself, as arrays on the devices.
 
-Letters: P: modules that predict further tokens.
+Letters: J: sources of a mixture; P: modules that predict further tokens.
 """
 
 from dataclasses import dataclass
@@ -76,6 +76,8 @@ class StepReport:
     skipped_in_a_row: jax.Array
     signal: jax.Array | None = None
     """The signal to stop that any process had before the step, or 0."""
+    rows_J: jax.Array | None = None
+    """Of a mixture: sequences of each source, int32."""
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,6 @@
 """One optimizer step: a pure function of state and batch.
 
-Letters: M: positions that are looked at.
+Letters: J: sources of a mixture; M: positions that are looked at.
 """
 
 from dataclasses import replace
@@ -12,6 +12,7 @@ import optax
 
 from moejax.config.config import Config
 from moejax.config.moe import MoEConfig
+from moejax.data.mixed_rows import SOURCES
 from moejax.moe import selection_bias
 from moejax.train.forward import Batch, report_batch
 from moejax.train.gradients import gradients
@@ -32,10 +33,11 @@ def train_step(
     """One update. ``shape`` is the schedule in [0, 1]; an update that is not finite is skipped.
 
     A batch may have ``signals_B``: the signal to stop that the process of each row has had, or 0.
-    The report tells the largest, so that all processes hear of it.
+    The report tells the largest, so that all processes hear of it. Of a mixture it has
+    ``sources_B``, of which the report counts the rows.
     """
-    signals_B = batch.get("signals_B")
-    batch = {name: array for name, array in batch.items() if name != "signals_B"}
+    signals_B, sources_B = batch.get("signals_B"), batch.get(SOURCES)
+    batch = {name: x for name, x in batch.items() if name not in ("signals_B", SOURCES)}
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
     grads, sums = gradients(model, state.params, state.bias_LE, batch, key, config, state.step)
     with jax.named_scope("gradient_norm"):
@@ -78,7 +80,14 @@ def train_step(
         skipped=state.skipped,
         skipped_in_a_row=state.skipped_in_a_row,
         signal=None if signals_B is None else signals_B.max(),
+        rows_J=None if sources_B is None else count_sources(sources_B, config),
     )
+
+
+def count_sources(sources_B: jax.Array, config: Config) -> jax.Array:
+    """The rows of each source. Where sequences lie in pieces, each piece says whose it is."""
+    of_each = sources_B[:, None] == jnp.arange(len(config.data.sources))
+    return of_each.sum(0, dtype=jnp.int32) // config.mesh.context
 
 
 def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Array | None:

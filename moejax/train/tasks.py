@@ -13,13 +13,14 @@ from moejax.config.paths import expand_home
 from moejax.data.batches import Batch, TrainBatches
 from moejax.data.chat.choose import list_models
 from moejax.data.check_tokens import check_some_tokens
+from moejax.data.corpus import Corpus
 from moejax.data.fingerprint import Mark, join_marks
 from moejax.data.image_batches import image_train_batches, image_validation_batches
 from moejax.data.images import ImageSet, check_images, mark_images, open_images
 from moejax.data.lost_text import measure_loss
-from moejax.data.pipeline import train_batches, validation_batches
-from moejax.data.sources import Corpus, open_documents
-from moejax.data.token_cache import cache_tokens
+from moejax.data.mixed_corpus import batch_corpus, cache_corpus, open_corpus, plan_mixture
+from moejax.data.mixture import Plan
+from moejax.data.pipeline import validation_batches
 from moejax.data.tokenizer import Tokenizer, choose_vocab_size, load_tokenizer
 from moejax.inference.kept_files import adopt_edges
 
@@ -35,6 +36,8 @@ class LanguageTask:
     tokenizer: Tokenizer
     marks: list[Mark]
     """A fingerprint of the text."""
+    plan: Plan | None = None
+    """Of a mixture: of which source each sequence is."""
 
     @property
     def vocab_size(self) -> int:
@@ -54,9 +57,22 @@ class LanguageTask:
         facts: dict[str, Any] = dict(self.counted)
         if self.corpus.bad is not None:
             facts["first_bad_document"] = self.corpus.bad
+        if self.plan is not None:
+            facts["mixture"] = self.shares
         if not self.tokenizer.is_lossless:
             facts["lost_fraction"] = measure_loss(self.corpus.validation, self.tokenizer)
         return facts
+
+    @property
+    def shares(self) -> dict[str, dict[str, Any]]:
+        """Of a mixture, by source: its share of the sequences of the whole run, and what it is."""
+        if self.plan is None:
+            return {}
+        shares = self.plan.shares(self.config.run.steps * self.config.data.batch_size)
+        return {
+            name: {"share": share, "data": self.corpus.sources[name].description}
+            for name, share in zip(self.plan.names, shares, strict=True)
+        }
 
     @property
     def counted(self) -> dict[str, int]:
@@ -77,21 +93,24 @@ class LanguageTask:
 
     def train_batches(self, rows: np.ndarray) -> TrainBatches:
         """These rows of the training batches."""
-        data = self.config.data
-        source, size = self.tokens.train, data.batch_size
-        return train_batches(source, self.tokenizer, data, batch_size=size, rows=rows)
+        return batch_corpus(self.tokens, self.tokenizer, self.config.data, self.plan, rows)
 
-    def validation_batches(self, rows: np.ndarray) -> Iterable[Batch]:
-        """These rows of the evaluation batches; of a text, made when they are asked for."""
+    def validation_batches(self, rows: np.ndarray) -> dict[str, Iterable[Batch]]:
+        """These rows of the evaluation batches by source, made when they are asked for; without a
+        mixture, that is "".
+        """
         data = self.config.data
-        return validation_batches(
-            self.tokens.validation,
-            self.tokenizer,
-            data,
-            batch_size=data.eval_batch_size,
-            rows=rows,
-            limit=self.config.run.eval_batches,
-        )
+        return {
+            name: validation_batches(
+                tokens.validation,
+                self.tokenizer,
+                data,
+                batch_size=data.eval_batch_size,
+                rows=rows,
+                limit=self.config.run.eval_batches,
+            )
+            for name, tokens in (self.tokens.sources or {"": self.tokens}).items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +156,15 @@ class ImageTask:
         data = self.config.data
         return image_train_batches(self.images.train, data, batch_size=data.batch_size, rows=rows)
 
-    def validation_batches(self, rows: np.ndarray) -> Iterable[Batch]:
-        """These rows of the evaluation batches."""
-        return image_validation_batches(
+    def validation_batches(self, rows: np.ndarray) -> dict[str, Iterable[Batch]]:
+        """These rows of the evaluation batches, of the one source that there is."""
+        batches = image_validation_batches(
             self.images.validation,
             batch_size=self.config.data.eval_batch_size,
             rows=rows,
             limit=self.config.run.eval_batches,
         )
+        return {"": batches}
 
 
 Task = LanguageTask | ImageTask
@@ -160,17 +180,19 @@ def open_task(config: Config, kept_tokenizer: Path) -> Task:
         if name != "bytes" and not os.path.exists(name) and kept_tokenizer.is_dir():
             name = str(kept_tokenizer)
         tokenizer = adopt_edges(load_tokenizer(name), kept_tokenizer.parent)
-        corpus = open_documents(config.data, tokenizer, list_models(config, kept_tokenizer))
-        check_some_tokens(
-            corpus.validation, range(len(corpus.validation)), tokenizer, "the held-out text"
-        )
+        corpus = open_corpus(config.data, tokenizer, list_models(config, kept_tokenizer))
+        for source, one in (corpus.sources or {"": corpus}).items():
+            what = "the held-out text" + f" of source {source}" * bool(source)
+            check_some_tokens(one.validation, range(len(one.validation)), tokenizer, what)
         marks = corpus.take_marks()
+        tokens = cache_corpus(corpus, tokenizer, config.data, marks)
         return LanguageTask(
             config=config,
             corpus=corpus,
-            tokens=cache_tokens(corpus, tokenizer, config.data, marks),
+            tokens=tokens,
             tokenizer=tokenizer,
             marks=marks,
+            plan=plan_mixture(tokens, tokenizer, config.data, config.run.steps),
         )
     images = open_images(config.data)
     check_images(images, config.model)

@@ -1,6 +1,7 @@
 """Sums over steps or batches, fetched from the devices; on the host, in float64.
 
-Letters: P: modules that predict further tokens; Q: groups of experts; W: stretches of the sequence.
+Letters: J: sources of a mixture; P: modules that predict further tokens; Q: groups of experts; W:
+stretches of the sequence.
 """
 
 import math
@@ -20,7 +21,10 @@ def sum_step(report: StepReport) -> Totals:
     nothing: one of them would make a whole interval's means infinite. Skipped steps are counted,
     and so are their tokens with bad logits.
     """
-    fetched = jax.device_get(_choose(report.batch) | {"gradient_norm": report.gradient_norm})
+    beside = {"gradient_norm": report.gradient_norm}
+    if report.rows_J is not None:
+        beside["rows_J"] = report.rows_J
+    fetched = jax.device_get(_choose(report.batch) | beside)
     totals = _make_exact(fetched) | {"gradient_norm": float(fetched["gradient_norm"])}
     if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
         return totals
@@ -63,7 +67,7 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
 def _make_exact(fetched: dict[str, np.ndarray]) -> Totals:
     """Fetched values, in types that add up exactly."""
     counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
-    counts |= {"ahead_targets_P", "ahead_accepted_P"}
+    counts |= {"rows_J", "ahead_targets_P", "ahead_accepted_P"}
     totals: Totals = {"parts": 1}
     for name, value in fetched.items():
         if name in ("targets", "text_bytes", "correct"):

@@ -14,6 +14,7 @@ from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, falling_range, line_chart
 from moejax.runs.pages.class_figures import class_section
 from moejax.runs.pages.load_figures import drops_by_layer, load_section
+from moejax.runs.pages.mixture_figures import mixture_section
 from moejax.runs.pages.router_figures import drops_by_position, pair_section, router_section
 from moejax.runs.pages.speed_figures import speed_section
 from moejax.runs.pages.verdict import key_numbers, list_notes, verdict
@@ -36,7 +37,7 @@ def write_report(run_directory: Path) -> Path:
 
 def report_html(run: Run) -> str:
     """The report as one page of HTML that stands alone."""
-    parts = [_header(run), page.tiles(key_numbers(run)), _loss_section(run)]
+    parts = [_header(run), page.tiles(key_numbers(run)), _loss_section(run), mixture_section(run)]
     parts += [load_section(run.load) if run.load else ""]
     sections = (
         *(_balance_section, _drop_section, router_section, pair_section, class_section),

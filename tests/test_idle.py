@@ -49,6 +49,7 @@ DENSE = {"model.moe.every": 0}
 STDLIB = {"data.source": "stdlib"}
 FILES = {"data.source": "files", "data.files": "x/*.txt"}
 GIVEN = {"data.train": "x/*.jsonl"}
+MIXED = {"data.mixture": ({"name": "a", "path": "x/*.jsonl", "weight": 1.0},)}
 CHATS = GIVEN | {"data.chat_template": "plain"}
 LATENT = {"model.attention.kv_rank": 4, "model.qk_norm": False}
 EVERY_SECOND = {"model.attention": {"window": 4, "kinds": ("window", "full")}}
@@ -216,7 +217,7 @@ MATTERS: list[tuple[str, object, dict]] = [
 # or the processes and devices that are there.
 OUTSIDE = {
     "data": """source tfds_name tfds_text_field tfds_train_split tfds_validation_split directory
-        train validation field skip_bad token_cache chat_template too_long
+        train mixture validation field skip_bad token_cache chat_template too_long
         files validation_files validation_percent tokenizer seed shuffle_window shards prefetch""",
     "data.images": "image_field label_field shift flip",
     "mesh": "data context expert model fsdp zero1 expert_parallel chunks receive_factor",
@@ -358,6 +359,9 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("data.too_long", "drop", GIVEN, "give --data.chat-template auto, too"),
     ("data.source", "files", GIVEN, "leave --data.train out"),
     ("data.files", "x/*.txt", GIVEN, "leave --data.train out"),
+    ("data.validation", "x", MIXED, "write eval = ... below a source"),
+    ("data.source", "files", MIXED, "leave --data.mixture out"),
+    ("data.files", "x/*.txt", MIXED, "leave --data.mixture out"),
     ("data.tfds_train_split", "train[:9%]", GIVEN, "write --data.train tfds:lm1b, say"),
     ("data.tfds_validation_split", "test", GIVEN, "write --data.train tfds:lm1b, say"),
     ("optim.muon_iterations", 2, {"optim.optimizer": "adamw"}, "--optim.optimizer muon"),

@@ -136,8 +136,11 @@ class DataConfig:
             f"--data.chat-template {self.chat_template} reads conversations from files: name them"
             f" by --data.train 'chats/*.jsonl'.",
         )
-        for source in self.sources:
-            self.of_source(source)
+        check(
+            len(self.chat_templates) < 2,
+            f"--data.mixture has the chat templates {', '.join(sorted(self.chat_templates))}: a"
+            f" model has one. Write the same below all sources of conversations.",
+        )
         check(
             self.source != "tfds" or self.names_text or bool(self.tfds_name),
             "--data.source tfds needs --data.tfds-name, such as lm1b, or mnist for images.",
@@ -175,11 +178,20 @@ class DataConfig:
         return self.mixture if isinstance(self.mixture, tuple) else ()
 
     @property
+    def chat_templates(self) -> set[str]:
+        """The values of ``chat_template`` by which anything is read: one at most."""
+        every = map(self.of_source, self.sources) if self.sources else (self,)
+        return {one.chat_template for one in every if one.chat_template is not None}
+
+    @property
     def learns_parts(self) -> bool:
         """Whether batches say which of their targets are learned: they have conversations."""
-        return any(one.chat_template is not None for one in map(self.of_source, self.sources)) or (
-            self.mixture is None and self.chat_template is not None
-        )
+        return self.used_template is not None
+
+    @property
+    def used_template(self) -> str | None:
+        """The value of ``chat_template`` by which all conversations are read; None for texts."""
+        return next(iter(self.chat_templates), None)
 
     def of_source(self, source: SourceConfig) -> "DataConfig":
         """The settings of one source of a mixture, as if it were alone. Raises ``ConfigError``."""
@@ -218,9 +230,7 @@ def in_words_of(source: SourceConfig, error: ConfigError) -> str:
 
 def names_stdlib(given: str | tuple[str, ...]) -> bool:
     """Whether ``--data.train`` names the standard library, or a part of it, as texts."""
-    return (
-        isinstance(given, str) and given.partition(":")[0] == STDLIB and given != DOCSTRINGS
-    )
+    return isinstance(given, str) and given.partition(":")[0] == STDLIB and given != DOCSTRINGS
 
 
 def names_tfds(given: str | tuple[str, ...]) -> bool:

@@ -3,7 +3,7 @@
 The sequences of a run are numbered: batch b of B sequences has the numbers from b B on. Of the
 first k of them, n_i(k) are of source i: with whole parts w_i of W = sum w_i,
 
-    r_0 = k,  W_0 = W;   r_{i+1} = floor(r_i (W_i - w_i) / W_i),  W_{i+1} = W_i - w_i
+    r_0 = k,  W_0 = W;   r_{i+1} = floor(r_i (W_i - w_i) / W_i + 1/2),  W_{i+1} = W_i - w_i
     n_i(k) = r_i - r_{i+1}
 
 Each n_i lies within a few of k w_i / W for every k, never falls, and one of them alone grows from k
@@ -106,7 +106,7 @@ def count_rows(number: int, parts: Sequence[int]) -> list[int]:
     """n_i of the equation above, for whole ``parts``."""
     left, whole, counts = number, sum(parts), []
     for part in parts:
-        after = left * (whole - part) // whole if whole else left
+        after = (left * (whole - part) + whole // 2) // whole if whole else left
         counts.append(left - after)
         left, whole = after, whole - part
     return counts

@@ -10,7 +10,7 @@ from moejax.config import json_files
 from moejax.config.config import Config
 from moejax.config.data import DOCSTRINGS, GIVEN, DataConfig, names_stdlib, names_tfds
 from moejax.config.json_files import MOST_TABLE_BYTES
-from moejax.config.mixture import PATHS
+from moejax.config.mixture import NONE, PATHS
 from moejax.config.own_code import FOLDER, find_router_file
 from moejax.config.paths import expand_home
 from moejax.data.chat.choose import KEPT, list_models
@@ -43,8 +43,8 @@ def keep_files(run: RunDirectory, config: Config, tokenizer: Tokenizer | None) -
     if tokenizer is None:
         return
     _keep_tokenizer(run, config, tokenizer)
-    if config.data.chat_template is not None:
-        _keep_template(run, config, tokenizer)
+    if config.data.used_template is not None:
+        _keep_template(run, config, tokenizer, config.data.used_template)
     if config.run.init_from is not None:
         began = Path(expand_home("--run.init-from", config.run.init_from))
         for other in (ORIGINAL, "config.json"):
@@ -67,11 +67,9 @@ def _keep_tokenizer(run: RunDirectory, config: Config, tokenizer: Tokenizer) -> 
                 _copy(file.parent / other, run.tokenizer / other)
 
 
-def _keep_template(run: RunDirectory, config: Config, tokenizer: Tokenizer) -> None:
+def _keep_template(run: RunDirectory, config: Config, tokenizer: Tokenizer, given: str) -> None:
     """Keep how conversations are written: the template, and the names that it prints."""
-    assert config.data.chat_template is not None
-    models = list_models(config, run.tokenizer)
-    template = find_template(config.data.chat_template, tokenizer, models)
+    template = find_template(given, tokenizer, list_models(config, run.tokenizer))
     run.tokenizer.mkdir(exist_ok=True)
     write_text(run.tokenizer / FILE, template.source)
     if not (run.tokenizer / SETTINGS).is_file():
@@ -132,14 +130,27 @@ def _find_folder(path: Path) -> str:
     return folder if isinstance(folder, str) else ""
 
 
+def _adopt_template(data: DataConfig, template: str) -> DataConfig:
+    """The settings with this chat template where they have any."""
+    changes: dict[str, Any] = {}
+    if data.sources:
+        changes["mixture"] = tuple(
+            one if one.chat_template in (None, NONE) else replace(one, chat_template=template)
+            for one in data.sources
+        )
+    if data.chat_template is not None:
+        changes["chat_template"] = template
+    return replace(data, **changes)
+
+
 def find_text(path: Path, data: DataConfig) -> DataConfig:
     """The settings of the text of the run in ``path``, where relative paths are taken from the
     folder in which it was trained, if they lead to anything there; the chat template is its own
     copy.
     """
     kept = path / KEPT / FILE
-    if data.chat_template is not None and kept.is_file():
-        data = replace(data, chat_template=str(kept))
+    if kept.is_file():
+        data = _adopt_template(data, str(kept))
     folder = _find_folder(path)
     if not folder or folder == os.getcwd():
         return data

@@ -88,7 +88,7 @@ def open_run(
         description=f"{path}, step {step:,}: {short(price.parameters_total, 'kMBT')} parameters,"
         f" {short(price.parameters_active, 'kMBT')} active a token",
         data=data,
-        chat_template=data.chat_template,
+        chat_template=data.used_template,
         rows=OpenModel.rows if tokenizer else config.data.eval_batch_size,
         base=None if lora.rank is None else describe_base(path, config, extra[BASE]),
     )

@@ -5,6 +5,7 @@ import numpy as np
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.measure import Measure
+from moejax.config.mixture import explain_epochs
 from moejax.data.chat.choose import list_models
 from moejax.data.chat.find_template import find_template
 from moejax.data.tokenizer import Tokenizer
@@ -79,11 +80,11 @@ def begin_sample(
     ``ConfigError``.
     """
     text, ends = config.run.sample_prompt, tokenizer.edges.ends
-    if config.data.chat_template is None:
+    if config.data.used_template is None:
         ids, _ = tokenizer.encode(text.encode())
         return text, np.concatenate([tokenizer.edges.before_document, ids]), ends
     template = find_template(
-        config.data.chat_template, tokenizer, list_models(config, run.tokenizer)
+        config.data.used_template, tokenizer, list_models(config, run.tokenizer)
     )
     said = [{"role": "user", "content": text}]
     prompt = write_prompt(template, tokenizer, said, place="--run.sample-prompt")
@@ -100,9 +101,9 @@ def say_result(config: Config, run: RunDirectory) -> None:
         f"report      {run.report}\nmetrics     {run.metrics_file}\n"
         f"checkpoints {run.checkpoints} (the last {config.run.keep_checkpoints}, the best)"
     )
-    say(
-        f"next        open the report; `--run.steps {2 * steps}` goes on training;"
-        f" another --run.directory starts afresh"
-    )
+    longer = f" `--run.steps {2 * steps}` goes on training;"
+    if explain_epochs(config.data.sources, steps, 2 * steps):
+        longer = ""  # their epochs are of these steps
+    say(f"next        open the report;{longer} another --run.directory starts afresh")
     if line and line["loss"] is not None:
         say(describe_result(line))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moejax.runs.metric_lines import column, last
+from moejax.runs.metric_lines import column, number
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, line_chart
 from moejax.runs.records import Run
@@ -11,7 +11,7 @@ _COLOURS = 8
 
 
 def mixture_section(run: Run) -> str:
-    """Curves of each source, and a table; empty without a mixture."""
+    """Curves of each source, and how much was to be taken; empty without a mixture."""
     names = find_sources(run)
     if not names:
         return ""
@@ -29,7 +29,7 @@ def mixture_section(run: Run) -> str:
         )
         chart = line_chart(shares, include=(0.0,))
         figures.append(page.figure("Share of each source, %", chart, guide))
-    return page.section("Mixture", figures, _write_table(run, names))
+    return page.section("Mixture", figures, _describe(run, names))
 
 
 def find_sources(run: Run) -> list[str]:
@@ -54,20 +54,14 @@ def _draw_share(run: Run, name: str, color: int) -> Series:
     return replace(series, y=100 * series.y)
 
 
-def _write_table(run: Run, names: list[str]) -> str:
+def _describe(run: Run, names: list[str]) -> str:
+    """What each source is, and its share."""
     planned = run.summary.get("mixture")
     planned = planned if isinstance(planned, dict) else {}
-    rows = []
+    lines = []
     for name in names:
         about = planned.get(name)
-        about = about if isinstance(about, dict) else {}
-        share, loss = about.get("share"), last(run.validation, f"bits_per_byte/{name}")
-        rows.append(
-            (
-                name,
-                f"{share:.1%}" if isinstance(share, float) else "–",
-                f"{loss:.4f}" if loss == loss else "–",
-                about.get("data", "–"),
-            )
-        )
-    return page.table(("source", "share of the sequences", "bits per byte", "what it is"), rows)
+        if isinstance(about, dict):
+            share = f"{number(about.get('share')):.1%} of the sequences"
+            lines.append(f"<b>{page.text(name)}</b>, {share}: {page.text(about.get('data'))}")
+    return f'<p class="intro">{"<br>".join(lines)}</p>' if lines else ""

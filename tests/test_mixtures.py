@@ -168,7 +168,7 @@ WRONG = {
     "[a]\npath = 3\nweight = 1": "source a: path must be str or tuple, not 3",
     f"[a]\n{GOOD}eval = 3": "source a: eval must be str or tuple or None, not 3",
     f"[a]\n{GOOD}field = 3": "source a: field must be str or None, not 3",
-    '[a]\npath = "stdlib:x"\nweight = 1': "source a: path stdlib:x: there are stdlib, stdlib:code, ",
+    '[a]\npath = "stdlib:x"\nweight = 1': "source a: path stdlib:x: there are stdlib, stdlib:",
     '[a]\npath = "stdlib"\neval = "x"\nweight = 1': "source a: path stdlib has its own held-out",
     '[a]\npath = "tfds:x"\nweight = 1\nchat_template = "plain"': "source a: chat_template plain",
     f"[a]\n{GOOD}chat_template = 'plain'\n[b]\npath = 'y'\nweight = 1\nchat_template = 'chatml'": (

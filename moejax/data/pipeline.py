@@ -244,8 +244,8 @@ def _describe_layout(tokenizer: Tokenizer, config: DataConfig, batch_size: int) 
         "shuffle_window": config.shuffle_window,
         "tokenizer": tokenizer.fingerprint,
     }
-    if config.chat_template is not None:
-        layout |= {"chat_template": config.chat_template, "too_long": config.too_long}
+    if config.used_template is not None:
+        layout |= {"chat_template": config.used_template, "too_long": config.too_long}
     return layout
 
 

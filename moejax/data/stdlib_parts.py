@@ -30,8 +30,8 @@ class ModuleParts:
 
 
 def split_module(source: bytes) -> dict[str, bytes]:
-    """``prose``: the docstrings of a module, in order, with an empty line between; ``code``: all else,
-    with ``pass`` where nothing else stands in a body. What is no Python is code.
+    """``prose``: the docstrings of a module, in order, with an empty line between; ``code``: all
+    else, with ``pass`` where nothing else stands in a body. What is no Python is code.
     """
     try:
         source.decode("utf-8")  # by which Python counts columns

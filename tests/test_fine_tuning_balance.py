@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import hf_models
 import jax
@@ -20,6 +21,7 @@ from moejax.moe import balance
 from moejax.routing.contract import RouterInput, asked
 from moejax.routing.routers import ROUTERS
 from moejax.train.objective import scoped_loss
+from moejax.train.step import update_bias
 
 GUIDE = Path(__file__).parent.parent / "docs/guides/fine_tuning.md"
 COEFFICIENT = {
@@ -182,6 +184,21 @@ def test_both_conventions_are_alike_where_layers_are(convention):
     pooled, layers = balance.pooled_balance_loss(stats).sum(), balance.balance_loss(stats).sum()
     weight = {"switch": (L / K * pooled, layers), "hf": (pooled, K / L * layers)}[convention]
     np.testing.assert_allclose(*weight, rtol=1e-6)
+
+
+# The bias that a model came with.
+
+
+@pytest.mark.parametrize(
+    ("update", "want"), [("none", [0.5, 0.1, -0.2, 0]), ("sign", [0.499, 0.101, -0.199, 0])]
+)
+def test_the_bias_of_a_model_is_frozen_or_goes_on(update, want):
+    config = changed(read("dots1"), {"moe.balance.bias_update": update})
+    names = [field.name for field in dataclasses.fields(balance.RouterStats)]
+    known = dict.fromkeys(names) | {"asked_BE": jnp.float32([[9, 1, 2, 4]])}
+    sums = SimpleNamespace(router=balance.RouterStats(**known))
+    got = update_bias(jnp.float32([[0.5, 0.1, -0.2, 0]]), sums, config.moe)
+    np.testing.assert_allclose(got, [want], atol=1e-7)
 
 
 # The line at the start.

@@ -59,6 +59,17 @@ def test_hugging_face_counts_every_byte(tmp_path, text):
         assert "\ufffd" in tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+@pytest.mark.parametrize("text", TEXTS[:3] + TEXTS[5:6])
+def test_the_spelling_of_tokens_put_together_is_the_text(kind, text, tmp_path):
+    name = "bytes" if kind == "bytes" else byte_level_bpe(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(name)
+    ids = tokenizer.encode(text)[0].tolist()
+    assert b"".join(map(tokenizer.spell, ids)) == text
+    assert tokenizer.spell(tokenizer.edges.end) == b"<|endoftext|>"
+    assert tokenizer.spell(tokenizer.vocab_size + 7) == b""  # a model may have more
+
+
 def test_bytes_belong_to_their_token(tmp_path):
     """`é` and `世` take 2 and 3 bytes; of a character in several tokens the first counts all."""
     backend = Tokenizer(models.WordLevel({"é": 0, "世": 1, "ab": 2, "?": 3}, unk_token="?"))

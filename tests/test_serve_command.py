@@ -14,13 +14,17 @@ from pathlib import Path
 import httpx
 import jax
 import pytest
-from serving import NAME, ask_app, make_model, make_served
+from serving import NAME, ask_app, make_engine, make_model, make_served
 from test_generate import TINY, bias_of, generator, made
 
+from moejax.commands.serve import ServeSettings, serve_engine
 from moejax.config import MeshConfig
+from moejax.inference.engine.engine import StoppedError
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
+from moejax.inference.engine.requests import Request
 from moejax.inference.sampling import Sampling
+from moejax.inference.server.listen import open_socket
 from moejax.runtime import device_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +136,19 @@ def test_what_is_missing_for_it_is_named(run_command, monkeypatch):
     found = run_command("serve", "none")
     assert found.returncode == 2
     assert "needs starlette, uvicorn, prometheus_client: pip install -e '.[serve]'" in found.stderr
+
+
+def test_an_error_of_the_model_ends_the_server(tmp_path, capsys):
+    model = make_model()
+    engine = make_engine(model)
+    engine._core.runner.fails_after = 0
+    request = Request(prompt=model.begin("x"), sampling=Sampling())
+    with pytest.raises(StoppedError):
+        engine.run([request])
+    sock = open_socket("127.0.0.1", 0, 1)
+    with engine, pytest.raises(RuntimeError, match="out of everything"):
+        serve_engine(ServeSettings(path=tmp_path), model, engine, sock, [])
+    assert capsys.readouterr().out == "ready\n" and sock.fileno() == -1
 
 
 @pytest.mark.slow

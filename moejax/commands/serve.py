@@ -17,7 +17,6 @@ import tyro
 from moejax.commands.generate import place_experts
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check
-from moejax.config.errors import RunError
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
@@ -102,7 +101,9 @@ def serve(settings: ServeSettings) -> None:
 def serve_engine(
     settings: ServeSettings, model: OpenModel, engine: Engine, sock: socket, keys: list[str]
 ) -> None:
-    """Answer on a socket until a signal comes, and what was asked for until then."""
+    """Answer on a socket until a signal comes, and what was asked for until then. Raises what stops
+    the engine.
+    """
     from moejax.inference.server.app import make_app
     from moejax.inference.server.listen import Listener, name_hosts
     from moejax.inference.server.served import Served
@@ -120,11 +121,13 @@ def serve_engine(
     with ServeSignals() as signals:
         print(f"{served.name}: {model.description}, at {listener.url}/v1", file=sys.stderr)
         print(ready_words(settings, served.name, listener.url), flush=True)
-        while not signals.heard.wait(_GLANCE):
-            listener.check()
-            if engine.failed is not None:
-                raise RunError(f"the engine has stopped: {engine.failed}") from engine.failed
-        listener.drain()
+        try:
+            while not signals.heard.wait(_GLANCE):
+                listener.check()
+                if engine.failed is not None:
+                    raise engine.failed
+        finally:
+            listener.drain()
 
 
 def ready_words(settings: ServeSettings, name: str, url: str) -> str:

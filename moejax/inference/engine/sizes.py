@@ -45,7 +45,7 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
         seats=seats,
         page=page,
         pages=pages,
-        rows=tuple(sorted({1, ceil(seats / 4), seats})),
+        rows=tuple(sorted({1, ceil(seats / 4), ceil(seats / 2), seats})),
         tables=tuple(sorted({ceil(most / 2), most})),
         prompt_rows=tuple(sorted({1, min(settings.prompt_rows, seats)})),
         prompt_tables=tuple(sorted({max(chunk // page, ceil(most_prompt / 4)), most_prompt})),

@@ -208,3 +208,19 @@ def test_rarer_letters_are_explained_at_the_head_of_the_file_that_uses_them():
         used = {letter for letter in "".join(suffixes) if letter.isalpha()}
         head = (ast.get_docstring(ast.parse(text)) or "").partition("Letters:")[2]
         assert used - main <= set(re.findall(r"\b([A-Z]):", head)), file
+
+
+def test_the_guide_of_serving_names_all_that_there_is():
+    """Families in its table; fields that are refused or pass; metrics; flags of limits."""
+    from moejax.hf.families import FAMILIES
+    from moejax.inference.server import asked, chat, completions, fields, metrics
+    from moejax.inference.server.limits import Limits
+
+    page = TEXTS["docs/serving.md"]
+    tables = (asked._NOT_SUPPORTED, chat._NOT_SUPPORTED, completions._NOT_SUPPORTED)
+    named = {*FAMILIES, *fields.LABELS, *(name for table in tables for name in table)}
+    named |= metrics._GAUGES.keys() | metrics._HISTOGRAMS.keys()
+    named |= {f"{name}_total" for name in metrics._COUNTERS}
+    assert not [name for name in named if f"`{name}" not in page]
+    flags = [f"`--{name}" for name in vars(Limits())]
+    assert all(flag.replace("_", "-") in page for flag in flags)

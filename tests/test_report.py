@@ -17,7 +17,15 @@ from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runs.expert_load import Load
 from moejax.runs.held_out_choices import HeldOutChoices
 from moejax.runs.pages.charts import Axis, Series, line_chart, robust_range
-from moejax.runs.pages.heatmaps import NOTHING, REACH, fold_rows, name_folded_rows, ratio_levels
+from moejax.runs.pages.heatmaps import (
+    NOTHING,
+    REACH,
+    change_ratios,
+    fold_rows,
+    levels_of_ratios,
+    name_folded_rows,
+    ratio_levels,
+)
 from moejax.runs.pages.report import report_html, write_report
 from moejax.runs.pages.router_figures import pair_lift
 from moejax.runs.pages.verdict import verdict
@@ -463,6 +471,13 @@ def test_ratio_levels_are_tenths_of_an_octave():
     load_RE = np.array([[100, 100, 0, 200], [1, 1, 1, 1], [0, 0, 0, 0]])
     expected = [[REACH, REACH, NOTHING, 3 * REACH // 2], [REACH] * 4, [REACH] * 4]
     np.testing.assert_array_equal(ratio_levels(load_RE), expected)
+
+
+def test_levels_of_a_change_of_load():
+    """Twice and half the load; as much; to nothing, from nothing, and nothing that stays so."""
+    before, after = np.array([[2, 2, 2, 2, 0, 0]]), np.array([[4, 1, 2, 0, 1, 0]])
+    levels = levels_of_ratios(change_ratios(after, before))
+    assert levels.tolist() == [[30, 10, 20, NOTHING, 40, 20]]
 
 
 def test_folding_rows_keeps_the_expert_farthest_from_fair():

@@ -12,20 +12,24 @@ from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, line_chart
 from moejax.runs.pages.heatmaps import (
     MOST_ROWS,
+    change_ratios,
     fold_rows,
+    levels_of_ratios,
     lift_heatmap,
     lift_key,
     name_folded_rows,
     named_share_heatmap,
     ratio_heatmap,
     ratio_key,
-    ratio_levels,
     ratios,
+    share_heatmap,
 )
 
 BEFORE, AFTER, CHANCE = 0, 1, 6
 """Their colours."""
 MOST_OPEN_MAPS = 4
+MOST_WRITTEN = 10
+"""Up to so many rows and columns have their figures in them."""
 
 _AGREEMENT = (
     "Both models read the same text. A choice is the same if the same token chose the same expert"
@@ -116,8 +120,11 @@ def _agreement_section(found: Change) -> str:
     guide = "By layer. Near chance, a layer sends tokens elsewhere than before."
     figures = [page.figure("The same choices, %", chart, guide)]
     kept_LE, names = _fold_least(found.kept_of_expert_LE), name_folded_rows(found.layers)
-    words_LE = _write_percent(kept_LE) if kept_LE.shape[1] <= 10 else None
-    chart = named_share_heatmap(kept_LE, names, found.experts, "expert", "layer", words_LE)
+    if max(kept_LE.shape) <= MOST_WRITTEN:
+        words_LE = _write_percent(kept_LE)
+        chart = named_share_heatmap(kept_LE, names, found.experts, "expert", "layer", words_LE)
+    else:
+        chart = share_heatmap(kept_LE, _edges(found), names, "expert", "layer")
     guide = "Of the tokens of each expert before, the share that it still takes."
     figures.append(page.figure("What each expert has kept", chart, guide))
     return page.section("The same experts", figures, _intro(_AGREEMENT))
@@ -146,28 +153,27 @@ def _load_section(found: Change) -> str:
 
 
 def _load_map(found: Change, load_LE: np.ndarray) -> str:
-    ratio_LE, (L, E) = ratios(load_LE), load_LE.shape
-    return ratio_heatmap(
-        fold_rows(ratio_levels(load_LE)),
-        (-0.5, E - 0.5),
-        name_folded_rows(found.layers),
-        "expert",
-        "layer",
-        f"{ratio_LE.min():.2f}× to {ratio_LE.max():.2f}×",
-        np.char.mod("%.2f", ratio_LE) if L <= 6 and E <= 10 else None,
-    )
+    ratio_LE = ratios(load_LE)
+    remark = f"{ratio_LE.min():.2f}× to {ratio_LE.max():.2f}×"
+    return _ratio_map(found, ratio_LE, remark)
 
 
 def _map_of_moves(found: Change) -> str:
-    before_LE, after_LE = found.before.load_LE, found.after.load_LE
-    from_none_LE = np.where(after_LE > 0, np.inf, 1.0)
-    moved_LE = np.divide(after_LE, before_LE, out=from_none_LE, where=before_LE > 0)
-    words_LE = np.char.mod("%.2f", moved_LE)
-    layers = [str(layer) for layer in found.layers]
-    sure_LE = np.ones(moved_LE.shape, bool)
-    return lift_heatmap(
-        moved_LE, sure_LE, layers, found.experts, "expert", "layer", words_YX=words_LE
-    )
+    return _ratio_map(found, change_ratios(found.after.load_LE, found.before.load_LE), "")
+
+
+def _ratio_map(found: Change, ratio_LE: np.ndarray, remark: str) -> str:
+    """One row for each routed layer, experts to the right."""
+    words_LE = None
+    if max(ratio_LE.shape) <= MOST_WRITTEN:
+        words_LE = np.where(np.isfinite(ratio_LE), np.char.mod("%.2f", ratio_LE), "new")
+    level_LE, names = fold_rows(levels_of_ratios(ratio_LE)), name_folded_rows(found.layers)
+    edges = _edges(found)
+    return ratio_heatmap(level_LE, edges, names, "expert", "layer", remark, words_LE)
+
+
+def _edges(found: Change) -> tuple[float, float]:
+    return -0.5, len(found.experts) - 0.5
 
 
 def _specialisation_section(found: Change) -> str:
@@ -182,7 +188,7 @@ def _specialisation_section(found: Change) -> str:
     figures = [page.figure("Bits of the class of a token", chart, guide)]
     kept_YL = found.kept_of_class_LY.T
     layers = [str(layer) for layer in found.layers]
-    words_YL = _write_percent(kept_YL) if len(layers) <= 10 else None
+    words_YL = _write_percent(kept_YL) if len(layers) <= MOST_WRITTEN else None
     chart = named_share_heatmap(kept_YL, found.classes, layers, "layer", "class", words_YL)
     guide = "Of the choices of each class of token, the share that is the same."
     figures.append(page.figure("What each class of token has kept", chart, guide))

@@ -37,9 +37,19 @@ def ratios(load_RE: np.ndarray) -> np.ndarray:
     return np.divide(load_RE, mean_R1, out=np.ones(load_RE.shape), where=mean_R1 > 0)
 
 
+def change_ratios(after_RE: np.ndarray, before_RE: np.ndarray) -> np.ndarray:
+    """What has become of each load, over what it was; 1 where there was nothing and is nothing."""
+    from_none_RE = np.where(after_RE > 0, np.inf, 1.0)
+    return np.divide(after_RE, before_RE, out=from_none_RE, where=before_RE > 0)
+
+
 def ratio_levels(load_RE: np.ndarray) -> np.ndarray:
     """Load over its row's mean as levels of the ratio palette; a row without any load is fair."""
-    ratio_RE = ratios(load_RE)
+    return levels_of_ratios(ratios(load_RE))
+
+
+def levels_of_ratios(ratio_RE: np.ndarray) -> np.ndarray:
+    """Ratios as levels of the ratio palette."""
     return np.where(ratio_RE > 0, _levels(ratio_RE), NOTHING).astype(np.uint8)
 
 

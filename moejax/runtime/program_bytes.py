@@ -16,6 +16,9 @@ FAST = 1 << 20
 """A core's second-level cache, about, in bytes."""
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota")
 NUMBERS = NUMBER_BYTES | {"u16": 2, "s16": 2, "s64": 8, "u64": 8, "f64": 8}
+IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
+"""What writes into its first operand (where that cannot be, XLA copies it first), and which one is
+what is written."""
 THROUGH = ("bitcast", "bitcast-convert", "convert", "reshape")
 
 
@@ -163,7 +166,7 @@ def _read_alone(step: Step, steps: dict[str, Step], number: int, whole: int) -> 
     """What an instruction reads of an operand."""
     if number == 0 and step.kind in ("dynamic-slice", "slice", "gather"):
         return step.size
-    if number == 0 and step.kind in ("dynamic-update-slice", "scatter"):
+    if number == 0 and step.kind in IN_PLACE:
         return 0
     return whole
 
@@ -183,7 +186,7 @@ def _read_of(inside: Computation, number: int, whole: int) -> int:
                 continue
             if step.kind in ("dynamic-slice", "slice", "gather") and step.operands[0] == name:
                 total += step.size
-            elif step.kind == "dynamic-update-slice" and step.operands[0] == name:
+            elif step.kind in IN_PLACE and step.operands[0] == name:
                 continue
             elif step.kind in THROUGH:
                 names.append(user)
@@ -200,6 +203,6 @@ def _written(step: Step, steps: dict[str, Step], inside: Computation | None) -> 
     last = step if inside is None else inside.steps[inside.root]
     while last.kind in THROUGH and last.operands[0] in of and inside is not None:
         last = of[last.operands[0]]
-    if last.kind == "dynamic-update-slice":
-        return of[last.operands[1]].size
+    if last.kind in IN_PLACE:
+        return of[last.operands[IN_PLACE[last.kind]]].size
     return step.size

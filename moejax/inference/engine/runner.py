@@ -115,7 +115,12 @@ class PageRunner:
     def warm(self) -> None:
         """Compile all calls of these sizes, by making them without a text."""
         for rows, tokens, pages in self.sizes.shapes():
-            self.extend(_empty_call(rows * self.sizes.lanes, tokens, pages))
+            self.extend(empty_call(rows * self.sizes.lanes, tokens, pages))
+
+    @property
+    def programs(self) -> int:
+        """How many have been compiled."""
+        return self._run._cache_size()
 
     def load_LE(self) -> np.ndarray | None:
         """As ``calls.Runner.load_LE``."""
@@ -150,7 +155,7 @@ def unpack(packed_BF: jax.Array, N: int) -> tuple[PagedRows, jax.Array, jax.Arra
     return rows, packed_BF[:, ends[1] : ends[2]], scores_B.any(), draws
 
 
-def _empty_call(B: int, N: int | None, Q: int) -> Call:
+def empty_call(B: int, N: int | None, Q: int) -> Call:
     """A call without a text."""
     nothing_B = np.zeros(B, np.int32)
     return Call(
@@ -209,6 +214,7 @@ def _extend(
     of_all = {name: jnp.repeat(x_B, n) for name, x_B in draws.items()}
     keys = make_keys(of_all, position_B1.reshape(-1))
     token_B1 = draw(logits_B1V.reshape(B * n, -1), keys, of_all).reshape(B, n)
+    token_B1 = partition.pin(token_B1, "batch_BN")  # each device draws for its own rows
     last_B1 = jnp.clip(rows.count_B[:, None] - 1, 0, n - 1)
     last_XR = jnp.take_along_axis(token_B1, last_B1, 1).reshape(seat_XR.shape)
     there_XR = jnp.where(count_XR > 0, seat_XR, sizes.seats)

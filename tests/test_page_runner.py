@@ -1,0 +1,184 @@
+"""Texts that share a running batch of a real model, against the same texts from ``Generator``."""
+
+import functools
+import math
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from test_generate import TINY, TOKENIZER, V, bias_of, generator, made
+
+from moejax.config import MeshConfig
+from moejax.config.errors import ConfigError
+from moejax.inference.engine.calls import Sizes
+from moejax.inference.engine.core import Core
+from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.requests import Request
+from moejax.inference.engine.runner import PageRunner, empty_call, pack
+from moejax.inference.engine.sizes import choose_sizes
+from moejax.inference.engine.texts import TextRules
+from moejax.inference.sampling import Sampling
+from moejax.runtime import device_mesh
+from moejax.runtime.program_bytes import count_bytes
+
+WINDOW = 24
+ALONE = MeshConfig()
+PROMPTS = [np.arange(3 * n, 3 * n + length) for n, length in enumerate((11, 1, 5, 20, 7, 3))]
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.9, "seed": 3},
+    {"temperature": 1.2, "top_k": 5},
+    {"temperature": 0.8, "top_p": 0.7, "seed": 2**31 - 1},
+    {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+    {"temperature": 0.0, "seed": 7},
+]
+
+
+def make_runner(config, params, devices=1, layout=ALONE, **changes) -> PageRunner:
+    mesh = device_mesh.make_mesh(layout, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        lanes = device_mesh.token_devices()
+    sizes = {"seats": 4, "page": 4, "pages": 33, "rows": (4,), "prompt_rows": 2, "chunk": 8}
+    sizes = Sizes(**{"lanes": lanes, "tables": (12,)} | sizes | changes)
+    return PageRunner(
+        config, layout, params, bias_of(config), mesh=mesh, sizes=sizes, window=WINDOW
+    )
+
+
+def requests() -> list[Request]:
+    """Each is drawn in another way; some ask for more."""
+    return [
+        Request(
+            prompt=prompt.astype(np.int32),
+            sampling=Sampling(tokens=30 if n == 0 else 9, **settings),
+            number=n,
+            logprobs=2 if n in (1, 3) else None,
+            routes=n == 2,
+        )
+        for n, (prompt, settings) in enumerate(zip(PROMPTS, SETTINGS, strict=True))
+    ]
+
+
+def run_core(runner: PageRunner) -> list[list]:
+    """The tokens of each request; one joins after the other, with an empty step between."""
+    rules = TextRules(tokenizer=TOKENIZER, ends=frozenset(), vocab_size=V, window=WINDOW)
+    core, tokens = Core(runner, rules), [[] for _ in PROMPTS]
+    for n, request in enumerate(requests()):
+        core.add(n, request)
+        for number, piece in core.step():
+            tokens[number] += piece.tokens
+    while core.busy:
+        for number, piece in core.step():
+            tokens[number] += piece.tokens
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return made(TINY)
+
+
+@functools.cache
+def wanted() -> list[list[int]]:
+    """Each text of ``Generator``, under its own number."""
+    alone, texts = generator(TINY, made(TINY), window=WINDOW), []
+    for n, request in enumerate(requests()):
+        sampling = replace(request.sampling, tokens=30)  # so that two programs are enough
+        done = alone.generate([request.prompt for request in requests()], sampling)
+        texts.append(done.continuations[n].ids[: request.sampling.tokens])
+    return texts
+
+
+@pytest.fixture(scope="module")
+def runner(params) -> PageRunner:
+    return make_runner(TINY, params)
+
+
+def test_texts_are_those_of_generate_and_nothing_is_compiled_but_at_the_start(runner):
+    """Settings of all kinds beside each other, one text beyond the window, more texts than seats;
+    and what is told of tokens and experts.
+    """
+    runner.warm()
+    programs = runner.programs
+    tokens = run_core(runner)
+    assert [[token.id for token in text] for text in tokens] == wanted()
+    assert runner.programs == programs == 2
+    for n, text in enumerate(tokens):
+        for token in text:
+            assert (token.logprob is None) == (n not in (1, 3))
+            assert (token.expert_LK is None) == (n != 2)
+    for token in tokens[3]:
+        assert len(token.best) == 2 and token.best[0][1] >= max(token.best[1][1], token.logprob)
+        assert token.logprob in [x for id_, x in token.best if id_ == token.id] or (
+            token.logprob <= token.best[1][1]
+        )
+    L, K = sum(TINY.routed_layers), TINY.moe.top_k
+    for token in tokens[2]:
+        assert token.expert_LK.shape == token.weight_LK.shape == (L, K)
+        assert (token.expert_LK >= 0).all() and (token.weight_LK > 0).all()
+
+
+def test_load_is_counted_without_padding_and_counters_may_overflow(runner):
+    before = runner.load_LE().sum()
+    state = runner._state
+    with jax.set_mesh(runner._mesh):
+        state["asked_XLE"] = state["asked_XLE"] + np.uint32(2**32 - 3)
+    jumped = runner.load_LE()
+    assert (jumped - 2**32 + 3).sum() == before
+    run_core(runner)
+    read = sum(len(r.prompt) + r.sampling.tokens - 1 for r in requests())
+    more = (runner.load_LE() - jumped).sum(1)
+    # A step that was given before a text's last token was read is for nothing.
+    assert (more >= read * TINY.moe.top_k).all() and (more <= 1.2 * read * TINY.moe.top_k).all()
+
+
+def compiled(runner: PageRunner, N: int, rows: int):
+    """The program of a call."""
+    packed = pack(empty_call(rows * runner.sizes.lanes, N or None, runner.sizes.tables[-1]))
+    with jax.set_mesh(runner._mesh):
+        given = (runner._weights, runner._state, packed)
+        return runner._run.lower(*given, N=N, every=False).compile()
+
+
+@pytest.mark.parametrize("N", [0, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_pool_is_written_in_place_and_only_pages_that_are_looked_at_are_read(params, N):
+    """All of it is an argument and a result that share their memory, and the whole program moves a
+    small part of what the pool has.
+    """
+    runner = make_runner(TINY, params, pages=20_000)
+    program = compiled(runner, N, 4 if N == 0 else 2)
+    size = sum(x.nbytes for x in jax.tree.leaves(runner._state["pool"]))
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 20
+    assert count_bytes(program.as_text()) < size / 20
+
+
+@pytest.mark.slow
+def test_lanes_of_a_mesh_give_the_same_texts_and_pages_stay_where_they_are(params):
+    """Four devices with tokens of their own, heads over two; nothing larger than the logits of
+    all rows is gathered."""
+    layout = MeshConfig(data=2, expert=2, model=2)
+    runner = make_runner(TINY, params, devices=8, layout=layout, seats=1, rows=(1,), prompt_rows=1)
+    assert runner.sizes.lanes == 4
+    assert [[token.id for token in text] for text in run_core(runner)] == wanted()
+    one = runner._state["pool"][0]["k_LBMJA"].addressable_shards[0].data
+    assert one.shape == (1, 2, 33, 4, 1, 8)
+    text = compiled(runner, 0, 1).as_text()
+    gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    moved = re.findall(r"= (.*?) (?:all-to-all|collective-permute)(?:-start)?\(", text)
+    for shapes in gathered + moved:
+        for dims in re.findall(r"\w\[([\d,]*)\]", shapes):
+            assert math.prod(map(int, filter(None, dims.split(",")))) <= 4 * V, shapes
+
+
+def test_sizes_follow_the_settings_and_what_cannot_be_is_named():
+    """A text sees the window, from any position of a page, and the chunk comes behind it."""
+    mesh = device_mesh.make_mesh(MeshConfig(data=4, expert=2), jax.devices()[:8])
+    sizes = choose_sizes(TINY, 128, mesh, EngineSettings(seats=32))
+    assert (sizes.lanes, sizes.seats, sizes.rows) == (8, 4, (1, 4))
+    assert sizes.tables[-1] == 25 and sizes.pages == 4 * 25 + 1
+    assert choose_sizes(TINY, 128, mesh, EngineSettings(pages=40)).pages == 40
+    with pytest.raises(ConfigError, match="--pages 25 of 8 positions do not hold one text"):
+        choose_sizes(TINY, 128, mesh, EngineSettings(pages=25))

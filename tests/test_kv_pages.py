@@ -10,7 +10,7 @@ import pytest
 from moejax.config import ModelConfig, MoEConfig, changed
 from moejax.hf.reading import make_batch
 from moejax.inference.inference_config import inference_config
-from moejax.models.decoder import DecoderLM
+from moejax.models.decoder import DecoderLM, make_cache
 from moejax.models.kv_pages import PagedRows, empty_pool
 
 V, PAGE, N, SEATS, PAGES = 32, 4, 4, 5, 24
@@ -125,3 +125,24 @@ def test_texts_in_pages_have_the_logits_of_whole_sequences(variant):
     drop = 4 if variant == "window" else 0
     for row, logits_NV in enumerate(read_in_pages(config, token_BN, drop=drop)):
         np.testing.assert_allclose(logits_NV, whole_BNV[row, : LENGTHS[row]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["grouped heads", "latent"])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_shorter_numbers_in_pages_are_those_of_the_common_cache(kind, variant):
+    """Rounded alike, with the same scales: texts that are read one token after the other."""
+    config = inference_config(changed(MODEL, VARIANTS[variant]))
+    token_BN = np.random.default_rng(1).integers(0, V, (3, max(LENGTHS)), dtype=np.int32)
+    model, cache = DecoderLM(config, V), make_cache(config, 3, max(LENGTHS), kind)
+    decode = jax.jit(lambda p, batch, cache: model.apply(p, batch, cache, method="decode"))
+    want = []
+    for at in range(max(LENGTHS)):
+        batch = {"inputs": token_BN[:, at : at + 1], "segments": np.ones((3, 1), np.int32)}
+        batch["positions"] = np.full((3, 1), at, np.int32)
+        logits_B1V, cache = decode(draw_params(config), batch, cache)
+        want.append(np.asarray(logits_B1V))
+    want_BNV = np.concatenate(want, 1)
+    for row, logits_NV in enumerate(read_in_pages(config, token_BN, kind)):
+        got = want_BNV[row, : LENGTHS[row]]
+        np.testing.assert_allclose(logits_NV, got, atol=1e-5, rtol=1e-5)

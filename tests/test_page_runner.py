@@ -19,7 +19,7 @@ from moejax.inference.engine.requests import Request
 from moejax.inference.engine.runner import PageRunner, empty_call, pack
 from moejax.inference.engine.sizes import choose_sizes
 from moejax.inference.engine.texts import TextRules
-from moejax.inference.sampling import Sampling
+from moejax.inference.sampling import Sampling, make_draws
 from moejax.runtime import device_mesh
 from moejax.runtime.program_bytes import count_bytes
 
@@ -182,3 +182,24 @@ def test_sizes_follow_the_settings_and_what_cannot_be_is_named():
     assert choose_sizes(TINY, 128, mesh, EngineSettings(pages=40)).pages == 40
     with pytest.raises(ConfigError, match="--pages 25 of 8 positions do not hold one text"):
         choose_sizes(TINY, 128, mesh, EngineSettings(pages=25))
+
+
+@pytest.mark.slow
+def test_a_token_is_drawn_after_each_that_is_read_where_that_is_asked_for(params):
+    """As speculation does it: what was drawn one by one, read at once, gives the same again."""
+    runner, request = make_runner(TINY, params, seats=1, prompt_rows=1), requests()[1]
+    text = [*request.prompt, *wanted()[1]]
+    call = empty_call(1, 8, 12)
+    call = replace(
+        call,
+        token_BN=np.array([text[:6] + [0, 0]], np.int32),
+        count_B=np.array([6], np.int32),
+        table_BQ=np.arange(12, 0, -1, dtype=np.int32)[None],
+        draws=make_draws(request.sampling, V, np.array([1], np.int32)),
+        every=True,
+    )
+    assert np.asarray(runner.extend(call).token_B1)[0, :6].tolist() == text[1:7]
+    # The seat goes on with the last of them.
+    one = np.ones(1, np.int32)
+    go_on = replace(call, token_BN=None, count_B=one, at_B=6 * one, every=False)
+    assert np.asarray(runner.extend(go_on).token_B1).tolist() == [[text[7]]]

@@ -85,7 +85,7 @@ class PageRunner:
             self._state = jax.jit(make, out_shardings=shardings)()
         self._asked_LE: np.ndarray | None = None
         self._total_LE: np.ndarray | None = None
-        self._run = jax.jit(
+        self._run: Any = jax.jit(
             partial(_extend, model, window, sizes),
             static_argnames=("N", "every"),
             donate_argnums=1,
@@ -145,13 +145,13 @@ def pack(call: Call) -> np.ndarray:
 
 def unpack(packed_BF: jax.Array, N: int) -> tuple[PagedRows, jax.Array, jax.Array, Draws]:
     """The rows of a call, their N tokens, whether scores are wanted, and how tokens are drawn."""
-    *of_rows, scores_B = (packed_BF[:, i] for i in range(5))
+    seat_B, count_B, at_B, begin_B, scores_B = (packed_BF[:, i] for i in range(5))
     ends = np.cumsum([5, len(DRAWS), N])
     draws = {
         name: jax.lax.bitcast_convert_type(packed_BF[:, i], dtype)
         for i, (name, dtype) in enumerate(DRAWS.items(), ends[0])
     }
-    rows = PagedRows(*of_rows, packed_BF[:, ends[2] :])
+    rows = PagedRows(seat_B, count_B, at_B, begin_B, packed_BF[:, ends[2] :])
     return rows, packed_BF[:, ends[1] : ends[2]], scores_B.any(), draws
 
 
@@ -207,7 +207,8 @@ def _extend(
     params, bias_LE, place_LER = weights
     given = (token_BN, rows, state["pool"], bias_LE, place_LER, window, every)
     variables = {"params": lie(params)}
-    logits_B1V, pool, routed = model.apply(variables, *given, method="extend")
+    told: Any = model.apply(variables, *given, method="extend")
+    logits_B1V, pool, routed = told
     B, n = logits_B1V.shape[:2]
     first_B = rows.at_B + (1 if every else rows.count_B)
     position_B1 = first_B[:, None] + jnp.arange(n)

@@ -95,7 +95,7 @@ class Seats:
             at_B=fields[2],
             begin_B=fields[3],
             table_BQ=table_BQ,
-            draws={name: of_S[index_B] for name, of_S in self._draws.items()},  # type: ignore[misc]
+            draws={name: of_S[index_B] for name, of_S in self._draws.items()},
             scores=any(text.request.logprobs is not None for text in texts),
             routes=any(text.request.routes for text in texts),
         )

@@ -40,11 +40,10 @@ def make_runner(config, params, devices=1, layout=ALONE, **changes) -> PageRunne
     mesh = device_mesh.make_mesh(layout, jax.devices()[:devices])
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
-    sizes = {"seats": 4, "page": 4, "pages": 33, "rows": (4,), "prompt_rows": 2, "chunk": 8}
-    sizes = Sizes(**{"lanes": lanes, "tables": (12,)} | sizes | changes)
-    return PageRunner(
-        config, layout, params, bias_of(config), mesh=mesh, sizes=sizes, window=WINDOW
-    )
+    sizes = {"seats": 4, "page": 4, "pages": 33, "rows": (4,), "prompt_rows": (2,), "chunk": 8}
+    sizes = Sizes(**{"lanes": lanes, "tables": (12,), "prompt_tables": (12,)} | sizes | changes)
+    given = (config, layout, params, bias_of(config))
+    return PageRunner(*given, mesh=mesh, sizes=sizes, window=WINDOW)
 
 
 def requests() -> list[Request]:
@@ -160,7 +159,9 @@ def test_lanes_of_a_mesh_give_the_same_texts_and_pages_stay_where_they_are(param
     """Four devices with tokens of their own, heads over two; nothing larger than the logits of
     all rows is gathered."""
     layout = MeshConfig(data=2, expert=2, model=2)
-    runner = make_runner(TINY, params, devices=8, layout=layout, seats=1, rows=(1,), prompt_rows=1)
+    runner = make_runner(
+        TINY, params, devices=8, layout=layout, seats=1, rows=(1,), prompt_rows=(1,)
+    )
     assert runner.sizes.lanes == 4
     assert [[token.id for token in text] for text in run_core(runner)] == wanted()
     one = runner._state["pool"][0]["k_LBMJA"].addressable_shards[0].data
@@ -174,20 +175,21 @@ def test_lanes_of_a_mesh_give_the_same_texts_and_pages_stay_where_they_are(param
 
 
 def test_sizes_follow_the_settings_and_what_cannot_be_is_named():
-    """A text sees the window, from any position of a page, and the chunk comes behind it."""
+    """A text sees the window, from any position of a page; a prompt's chunk comes behind it."""
     mesh = device_mesh.make_mesh(MeshConfig(data=4, expert=2), jax.devices()[:8])
-    sizes = choose_sizes(TINY, 128, mesh, EngineSettings(seats=32))
-    assert (sizes.lanes, sizes.seats, sizes.rows) == (8, 4, (1, 4))
-    assert sizes.tables[-1] == 25 and sizes.pages == 4 * 25 + 1
-    assert choose_sizes(TINY, 128, mesh, EngineSettings(pages=40)).pages == 40
-    with pytest.raises(ConfigError, match="--pages 25 of 8 positions do not hold one text"):
-        choose_sizes(TINY, 128, mesh, EngineSettings(pages=25))
+    sizes = choose_sizes(TINY, 128, mesh, EngineSettings(seats=32, page=8, chunk=64))
+    assert (sizes.lanes, sizes.seats, sizes.rows) == (8, 4, (1, 2, 4))
+    assert (sizes.tables[-1], sizes.prompt_tables[-1]) == (17, 24)
+    given = EngineSettings(page=8, chunk=64, pages=40)
+    assert choose_sizes(TINY, 128, mesh, given).pages == 40
+    with pytest.raises(ConfigError, match="--pages 24 of 8 positions do not hold one text"):
+        choose_sizes(TINY, 128, mesh, replace(given, pages=24))
 
 
 @pytest.mark.slow
 def test_a_token_is_drawn_after_each_that_is_read_where_that_is_asked_for(params):
     """As speculation does it: what was drawn one by one, read at once, gives the same again."""
-    runner, request = make_runner(TINY, params, seats=1, prompt_rows=1), requests()[1]
+    runner, request = make_runner(TINY, params, seats=1, prompt_rows=(1,)), requests()[1]
     text = [*request.prompt, *wanted()[1]]
     call = empty_call(1, 8, 12)
     call = replace(

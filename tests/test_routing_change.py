@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moejax.commands.main import run as run_words
 from moejax.commands.report_routing import is_before_and_after
-from moejax.config import Config, to_dict
+from moejax.config import Config, changed, to_dict
 from moejax.lab.routing_change.change import Change, count_kept, look_at_side
 from moejax.lab.routing_change.change_page import change_html
 from moejax.lab.routing_change.findings import change_json, summarize_change
@@ -125,6 +125,13 @@ def place(tmp_path_factory) -> Path:
     write_tokenizer(here / "other", WORDS)
     hf_models.write(here / "dense", "llama")
     write_tokenizer(here / "dense", WORDS)
+    images = {"model.kind": "vit", "data.source": "digits"}
+    for name, changes in (("images", images), ("soft", {"model.moe.router": "soft"})):
+        (here / name / "checkpoints").mkdir(parents=True)
+        settings = to_dict(changed(Config(), changes))
+        (here / name / "config.json").write_text(json.dumps(settings))
+    shutil.copytree(here / "before", here / "damaged")
+    (here / "damaged" / "config.json").write_text("{")
     words = rng.choice(WORDS[1:], 600)
     (here / "text.txt").write_text(" ".join(words))
     (here / "short.txt").write_text(" ".join(words[:50]))
@@ -167,6 +174,9 @@ REFUSED = [
     ("before tokens", "tokens has another tokenizer than before"),
     ("dense dense2", "dense has no routed layer"),
     ("before dense", "dense has no routed layer"),
+    ("before images", "images is a classifier of images: routing is compared on text"),
+    ("before soft", "every slot holds a part of every token"),
+    ("before damaged --routing True", "damaged/config.json"),
     ("before nowhere", "there is no directory nowhere"),
     ("nowhere before", "there is no directory nowhere"),
     ("before after", "--data is missing"),

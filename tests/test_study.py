@@ -1,6 +1,7 @@
 """Studies: what is trained and what is not, the figures by hand, the page, and wrong input."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -126,6 +127,9 @@ class Trainer:
 def trainer(monkeypatch) -> Trainer:
     stand_in = Trainer()
     monkeypatch.setattr(training, "train", stand_in)
+    # It compiles nothing. What other tests have compiled stays.
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     return stand_in
 
 

@@ -103,6 +103,5 @@ def _train(trial: Trial, command: str, compiled: Path, clock: StudyClock) -> Non
     except Stopped as stopped:
         say(f"{stopped.name}: {GOES_ON}")
         raise
-    finally:
-        jax.clear_caches()  # the compiled steps of one run are of no use to the next
-        gc.collect()
+    jax.clear_caches()  # the compiled steps of one run are of no use to the next
+    gc.collect()

@@ -118,7 +118,7 @@ def test_a_cancelled_text_frees_its_pages_and_harms_no_other(make_engine):
         assert await text == (alone(other, rules).text, alone(other, rules).ids)
 
     asyncio.run(ask())
-    assert engine.stats().ended == {"end": 0, "stop": 0, "length": 1, "cancelled": 3}
+    assert engine.stats().ended["length"] == 1 and engine.stats().ended["cancelled"] == 3
     assert idle(engine)
 
 
@@ -210,6 +210,28 @@ def test_an_error_of_the_model_is_told_to_all_who_wait(make_engine):
         engine.run([make_request([1], 1)])
     with pytest.raises(StoppedError):
         engine.between_steps(lambda: None)
+
+
+def test_a_text_whose_tokens_cannot_be_decoded_ends_alone(make_engine, monkeypatch):
+    engine, rules = make_engine(ends=())
+    good, bad = make_request([1, 2], 20), make_request([255, 3], 20)
+    decode = ByteTokenizer.decode
+
+    def fail(self, ids) -> str:
+        if 255 in list(ids)[:2]:
+            raise ConfigError("the tokenizer fails")
+        return decode(self, ids)
+
+    async def ask() -> list:
+        streams = [engine.submit(request) for request in (good, bad, good)]
+        return await asyncio.gather(*map(read, streams), return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteTokenizer, "decode", fail)
+        first, second, third = asyncio.run(ask())
+    assert first[0] == third[0] == alone(good, rules).text
+    assert isinstance(second, ConfigError)
+    assert engine.stats().ended["failed"] == 1 and idle(engine)
 
 
 def test_an_error_ends_a_run_without_a_loop(make_engine):

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from moejax.config.checks import LARGEST, check
+from moejax.config.errors import UserError
 from moejax.inference.engine.calls import Drawn, Runner
-from moejax.inference.engine.requests import Piece, Request, Token
+from moejax.inference.engine.readers import Item
+from moejax.inference.engine.requests import Request, Token
 from moejax.inference.engine.schedule import Schedule
 from moejax.inference.engine.stats import EngineStats, Tally
 from moejax.inference.engine.texts import Text, TextRules
@@ -90,13 +92,12 @@ class Core:
         """Let a text be: its pages are free for the next step. Nothing more of it is given; one
         that has ended, or never was, is none.
         """
-        if text := self._texts.pop(number, None):
-            self._schedule.leave(text)
-            self._tally.ended["cancelled"] += 1
+        if text := self._texts.get(number):
+            self._leave(text, "cancelled")
 
-    def step(self) -> list[tuple[int, Piece]]:
+    def step(self) -> list[tuple[int, Item]]:
         """Call the model, and read what the call before has drawn: pieces with the numbers of
-        their texts.
+        their texts; for a text whose tokens the tokenizer fails on, the error.
         """
         before, self._flight = self._flight, self._give_call()
         return [] if before is None else self._read(before)
@@ -118,10 +119,11 @@ class Core:
         there = zip(rows, counts, work.texts, strict=True)
         return Flight(drawn, [(row, n - 1, text) for row, n, text in there if text.decoding])
 
-    def _read(self, flight: Flight) -> list[tuple[int, Piece]]:
-        drawn, pieces = flight.drawn, []
+    def _read(self, flight: Flight) -> list[tuple[int, Item]]:
+        drawn = flight.drawn
+        items: list[tuple[int, Item]] = []
         if not flight.rows:
-            return []  # nothing that was drawn is of use: the prompts go on
+            return items  # nothing that was drawn is of use: the prompts go on
         token_B = np.asarray(drawn.token_B1)[:, 0].tolist()
         now = self._clock()
         tokens = _Tokens(drawn)
@@ -131,24 +133,30 @@ class Core:
             if text.over:
                 self._tally.lost_rows += 1
                 continue
-            piece = text.hear(tokens.read(row, last, token_B[row], text.request))
-            self._count(text, piece, now)
+            try:
+                piece = text.hear(tokens.read(row, last, token_B[row], text.request))
+            except UserError as error:  # no other text is to suffer from it
+                self._leave(text, "failed")
+                items.append((text.id, error))
+                continue
+            self._count(text, now, len(piece.tokens))
             if piece.ended:
-                del self._texts[text.id]
-                self._schedule.leave(text)
-            pieces.append((text.id, piece))
-        return pieces
+                self._leave(text, piece.ended)
+            items.append((text.id, piece))
+        return items
 
-    def _count(self, text: Text, piece: Piece, now: float) -> None:
-        tally = self._tally
-        first = text.heard_at is None
-        (tally.first if first else tally.next).add(
-            now - (text.came_at if text.heard_at is None else text.heard_at)
-        )
+    def _leave(self, text: Text, why: str) -> None:
+        del self._texts[text.id]
+        self._schedule.leave(text)
+        self._tally.ended[why] += 1
+
+    def _count(self, text: Text, now: float, tokens: int) -> None:
+        if text.heard_at is None:
+            self._tally.first.add(now - text.came_at)
+        else:
+            self._tally.next.add(now - text.heard_at)
         text.heard_at = now
-        tally.drawn_tokens += len(piece.tokens)
-        if piece.ended:
-            tally.ended[piece.ended] += 1
+        self._tally.drawn_tokens += tokens
 
     def stats(self, failed: str | None = None) -> EngineStats:
         """What is known between two steps."""

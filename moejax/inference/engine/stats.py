@@ -8,6 +8,9 @@ import numpy as np
 FIRST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 NEXT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
+ENDINGS = ("end", "stop", "length", "cancelled", "failed")
+"""How texts end; `failed`: the tokenizer could not make text of its tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
@@ -51,9 +54,7 @@ class Tally:
     """Tokens that were drawn, those included that came too late to be of use."""
     lost_rows: int = 0
     """Those that came too late: of texts that had ended, or had been cancelled."""
-    ended: dict[str, int] = field(
-        default_factory=lambda: {"end": 0, "stop": 0, "length": 0, "cancelled": 0}
-    )
+    ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     first: Counter = field(default_factory=lambda: Counter(FIRST_SECONDS))
     next: Counter = field(default_factory=lambda: Counter(NEXT_SECONDS))
 
@@ -91,7 +92,7 @@ class EngineStats:
     lost_rows: int
     """Those of them that came after the end of a text: what it costs not to wait for tokens."""
     ended: dict[str, int]
-    """Texts by how they ended: `end`, `stop`, `length`, `cancelled`."""
+    """Texts by how they ended (``ENDINGS``)."""
     first_seconds: Histogram
     """From when a text was asked for to its first token."""
     next_seconds: Histogram

@@ -21,6 +21,7 @@ from moejax.data.mixture import Stretch, Wanted, count_rows, make_plan
 from moejax.data.pipeline import validation_batches
 from moejax.data.stdlib_parts import split_module
 from moejax.data.tokenizer import ByteTokenizer, load_tokenizer
+from moejax.inference.kept_files import find_text
 from moejax.runs.pages.mixture_figures import mixture_section
 from moejax.runs.records import Run
 from moejax.train.metrics import describe_sources, share_metrics, source_metrics
@@ -437,6 +438,25 @@ def test_epochs_that_are_spread_over_all_steps_keep_their_number():
     assert explain_epochs(mixture, 30, 30) == ""
     said = explain_epochs(mixture, 30, 60)
     assert "source c: its epochs = 2" in said and said.endswith("Write --run.steps 30.")
+
+
+def test_a_run_that_has_moved_finds_its_sources(folder, tmp_path, monkeypatch):
+    """Relative paths are those of the folder in which it was trained; the template is its copy."""
+    run = tmp_path / "run"
+    (run / "tokenizer").mkdir(parents=True)
+    (run / "tokenizer" / "chat_template.jinja").write_text("x")
+    (run / "summary.json").write_text(json.dumps({"folder": str(folder)}))
+    monkeypatch.chdir(tmp_path)
+    sources = [
+        {"name": "a", "path": ["a.jsonl", "zzz"], "eval": "a_held.jsonl", "weight": 1},
+        {"name": "b", "path": "stdlib:docstrings", "weight": 1, "chat_template": "mine.jinja"},
+        {"name": "c", "path": "tfds:x", "weight": 1, "chat_template": "none"},
+    ]
+    one, two, three = find_text(run, DataConfig(mixture=sources)).sources
+    assert one.path == (f"{folder}/a.jsonl", "zzz") and one.eval == f"{folder}/a_held.jsonl"
+    assert two.path == "stdlib:docstrings" and three.path == "tfds:x"
+    assert two.chat_template == str(run / "tokenizer" / "chat_template.jinja")
+    assert (one.chat_template, three.chat_template) == (None, "none")
 
 
 # What a run says of its sources.

@@ -8,7 +8,7 @@ from moejax.config.attention import AttentionConfig, check_length
 from moejax.config.checks import check
 from moejax.data.tokenizer import Tokenizer
 from moejax.inference.engine.pages import Name, name_page
-from moejax.inference.engine.requests import Ended, Piece, Request, Token
+from moejax.inference.engine.requests import Piece, Request, Token
 from moejax.inference.growing_text import GrowingText
 from moejax.inference.prompts import check_prompts
 
@@ -54,6 +54,8 @@ class Text:
         self._growing = GrowingText(
             request.prompt, request.sampling, ends, rules.tokenizer, self._new.append
         )
+        self.known = len(request.prompt)
+        """Tokens of it that the host has seen."""
         self._names: list[Name] = []
         self.came_at = came_at
         """Seconds: when it was asked for."""
@@ -87,11 +89,6 @@ class Text:
         """Whether all it has is read, and the token that its seat has drawn is the next one."""
 
     @property
-    def known(self) -> int:
-        """Tokens of it that the host has seen."""
-        return self._growing.length
-
-    @property
     def drawn(self) -> int:
         """Tokens behind the prompt, those that were not seen yet included."""
         return self.known - len(self.request.prompt) + self.unread
@@ -100,11 +97,6 @@ class Text:
     def going_on(self) -> bool:
         """Whether there are tokens to be drawn after those that were."""
         return self.drawn < self.request.sampling.tokens
-
-    @property
-    def ended(self) -> Ended | None:
-        """Why the text has ended."""
-        return self._growing.ended
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
         """Known tokens, int32 [end - begin]."""
@@ -125,8 +117,9 @@ class Text:
 
     def hear(self, token: Token) -> Piece:
         """Add a token that was drawn."""
-        length = self.known
+        before = self.known
         self._new.clear()
         self._growing.add(token.id)
-        tokens = (token,) if self.known > length else ()
-        return Piece(text="".join(self._new), tokens=tokens, ended=self.ended)
+        self.known = self._growing.length
+        tokens = (token,) if self.known > before else ()
+        return Piece(text="".join(self._new), tokens=tokens, ended=self._growing.ended)

@@ -11,6 +11,7 @@ from moejax.data.chat.conversations import ChatFormat
 from moejax.data.chat.find_template import find_template
 from moejax.data.chat.messages import find_messages
 from moejax.data.tokenizer import load_tokenizer
+from moejax.inference.chat_prompts import write_prompt
 
 pytestmark = [
     pytest.mark.slow,
@@ -118,6 +119,11 @@ def test_texts_without_marks_are_theirs(name, tokenizers_of):
             text = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt)
             messages = find_messages({"messages": talk}, None, "x").messages
             assert template.render(messages, prompt=prompt) == text
+            ids = theirs.apply_chat_template(
+                talk, tokenize=True, add_generation_prompt=prompt, return_dict=True
+            )["input_ids"]
+            tokenizer = load_tokenizer(str(folder))
+            assert write_prompt(template, tokenizer, talk, add_generation_prompt=prompt) == ids
 
 
 def test_a_template_that_rewrites_turns_is_theirs(tokenizers_of):

@@ -15,7 +15,9 @@ from moejax.data.chat.conversations import read_talks
 from moejax.data.chat.messages import Message
 from moejax.data.kinds.table import TEXT, TOKENS, find_kind, find_problem, read_records
 from moejax.inference.chat_prompts import chat_prompt
+from moejax.inference.generation import Generator
 from moejax.inference.open_model import OpenModel
+from moejax.inference.sampling import Sampling
 
 Answer = Callable[[np.ndarray], str]
 """Shows what comes after a prompt (int32 [n]) as it grows, and returns it."""
@@ -100,6 +102,17 @@ def converse(model: OpenModel, window: int | None, system: str | None, answer: A
             messages = begin(system)
             continue
         messages.append({"role": "assistant", "content": said})
+
+
+def stream(generator: Generator, sampling: Sampling, ids: np.ndarray) -> str:
+    """Print an answer as it grows, and return it."""
+
+    def show(_: int, text: str) -> None:
+        print(text, end="", flush=True)
+
+    done = generator.generate([ids], sampling, on_text=show)
+    print(flush=True)
+    return done.continuations[0].text
 
 
 def shorten(

@@ -13,7 +13,14 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from moejax.commands.chat import Talking, ask, converse, has_conversations, read_conversations
+from moejax.commands.chat import (
+    Talking,
+    ask,
+    converse,
+    has_conversations,
+    read_conversations,
+    stream,
+)
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
@@ -134,7 +141,9 @@ def generate(settings: GenerateSettings) -> None:
     """Continue the prompts and print the texts: one as it grows, several at the end. Of answers to
     messages nothing else is printed.
     """
-    asked = collect_talks(settings) if settings.chat else collect_prompts(settings)
+    asked: Sequence[str | Talking] = (
+        collect_talks(settings) if settings.chat else collect_prompts(settings)
+    )
     model, mesh = open_language_model(settings)
     if settings.chat_template is not None:
         model = replace(model, chat_template=settings.chat_template)
@@ -185,15 +194,6 @@ def make_generator(settings: GenerateSettings, model: OpenModel, mesh: Mesh) -> 
         cache=settings.cache,
         record_routes=settings.record_routes is not None,
     )
-
-
-def stream(generator: Generator, sampling: Sampling, ids: np.ndarray) -> str:
-    """Print an answer as it grows, and return it."""
-    done = generator.generate(
-        [ids], sampling, on_text=lambda _, text: print(text, end="", flush=True)
-    )
-    print(flush=True)
-    return done.continuations[0].text
 
 
 def write_routes(

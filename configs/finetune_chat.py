@@ -1,4 +1,24 @@
-"""The quickstart's model, fine-tuned on questions and answers."""
+"""The quickstart's model, fine-tuned to answer questions about Python's standard library.
+
+    python train.py --config configs/quickstart.py
+    python train.py --config configs/finetune_chat.py
+    moejax generate runs/finetune_chat --chat --prompt 'What does os.path.join do?'
+
+The first command trains the model, as runs/quickstart. Questions and answers are made of the
+docstrings of the running Python: of 3.11.7 there are 5,469 to train on, and 163 held out, about the
+files that the quickstart has held out, too. On the answers that are held out, the model has 2.029
+bits per byte before, 1.559 after 500 steps and 1.534 after 1000. More steps are no better: a run of
+1200 ended at 1.563, with a lower loss in training.
+
+A step is 13.0 GFLOPs as compiled, where one of the quickstart is 11.8 and took 0.108 s (179 s for
+1650 steps, on 2 cores of an AMD EPYC): by that, 1000 steps take two minutes, and all, from start to
+end, less than three. This was reckoned, not timed.
+
+To 'What does os.path.join do?', the quickstart's model goes on writing until the tokens run out
+(`--chat-template plain`: "standard previous must be a dependence of the tokens in the compiler,
+theme in the record of the library ..."). After fine-tuning it answers "Destroy the given module."
+and ends: it has learned what an answer looks like, and is far too small to know which is right.
+"""
 
 import quickstart
 
@@ -15,9 +35,9 @@ def get_config() -> Config:
         "optim.muon_learning_rate": 0.01,
         "optim.router_learning_rate": 0.001,
         "run.init_from": "runs/quickstart",
-        "run.steps": 1200,
-        "run.eval_every": 600,
-        "run.checkpoint_every": 600,
-        "run.sample_prompt": "What is threading.Event?",
+        "run.steps": 1000,
+        "run.eval_every": 500,
+        "run.checkpoint_every": 500,
+        "run.sample_prompt": "What does os.path.join do?",
     }
     return changed(quickstart.get_config(), tuned)

@@ -23,6 +23,8 @@ MODEL = ModelConfig(
     moe=MoEConfig(num_experts=4, top_k=2, hidden_size=8),
 )
 LENGTHS = (11, 5, 8)
+NOTHING = {"int8": 127, "uint16": 0x7FC0}
+"""What is in an array of integers before: the bits of no number."""
 SEAT_B = np.array([3, 0, 4], np.int32)
 
 
@@ -58,8 +60,8 @@ def read_in_pages(config, token_BN, kind=None, drop=0) -> list[np.ndarray]:
         lambda p, t, rows, pool: model.apply(p, t, rows, pool, every=True, method="extend")[:2]
     )
     pool = empty_pool(config, 1, SEATS, PAGES, PAGE, kind)
-    # What was there before is no matter.
-    pool = jax.tree.map(lambda x: jnp.full_like(x, 3), pool)
+    # What was there before is no matter, even if it is no number.
+    pool = jax.tree.map(lambda x: jnp.full_like(x, NOTHING.get(x.dtype.name, np.nan)), pool)
     free = list(rng.permutation(np.arange(1, PAGES)))
     chunks = [cut(length, rng) for length in LENGTHS]
     pages, gone, at, logits = [[] for _ in LENGTHS], [0, 0, 0], [0, 0, 0], [[] for _ in LENGTHS]

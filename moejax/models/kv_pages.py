@@ -47,7 +47,9 @@ class PagedRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PageSlots:
-    """Slots (``kv_cache.Slots``) in the pages of a pool."""
+    """Slots (``kv_cache.Slots``) in the pages of a pool. What others have left there is read as 0:
+    it may not be finite, and a text would have it in spite of its weight of 0.
+    """
 
     page_BN: jax.Array
     """Where each token is written; of padding, no page that there is ..."""
@@ -56,6 +58,10 @@ class PageSlots:
     table_BQ: jax.Array
     seat_B: jax.Array
     """Of a row without a text, no seat that there is."""
+    end_B: jax.Array
+    """Slots of a row that are its own, the tokens at hand included."""
+    new_B: jax.Array
+    """Whether the row's text begins with these tokens."""
 
     def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
         def put(kept_LPY: jax.Array, page_RN: Any, offset_RN: Any, x_RN: jax.Array) -> jax.Array:
@@ -73,7 +79,9 @@ class PageSlots:
             return kept_LPY.at[layer, table_Rq].get(mode="promise_in_bounds")
 
         x_XRqY = _on_lanes(take, kept, table_Bq)
-        return x_XRqY.reshape(len(table_Bq), pages * page, *kept.shape[4:])[:, :count]
+        x_BM = x_XRqY.reshape(len(table_Bq), pages * page, *kept.shape[4:])
+        own_BM = first + jnp.arange(pages * page) < self.end_B[:, None]
+        return jnp.where(_widen(own_BM, x_BM), x_BM, 0)[:, :count]
 
     def remember(self, kept: jax.Array, x_B: jax.Array, layer: jax.Array | int) -> jax.Array:
         def put(kept_LS: jax.Array, seat_R: jax.Array, x_R: jax.Array) -> jax.Array:
@@ -86,7 +94,13 @@ class PageSlots:
             return kept_LS.at[layer, seat_R].get(mode="clip")
 
         x_XR = _on_lanes(take, kept, self.seat_B)
-        return x_XR.reshape(-1, *kept.shape[3:])
+        x_B = x_XR.reshape(-1, *kept.shape[3:])
+        return jnp.where(_widen(self.new_B, x_B), 0, x_B)
+
+
+def _widen(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """A mask of the first dimensions of an array, for the others, too."""
+    return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
 
 
 def _on_lanes(act: Callable, kept: jax.Array, *of_rows: jax.Array) -> jax.Array:
@@ -140,4 +154,6 @@ def find_slots(rows: PagedRows, N: int, pool: Pool) -> PageSlots:
         offset_BN=slot_BN % page,
         table_BQ=rows.table_BQ,
         seat_B=jnp.where(rows.count_B > 0, rows.seat_B, nowhere),
+        end_B=rows.at_B - rows.begin_B + rows.count_B,
+        new_B=rows.at_B == 0,
     )

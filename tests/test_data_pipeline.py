@@ -107,6 +107,23 @@ def test_validation_is_the_same_on_one_and_several_processes():
     assert_same(first, whole[:2])
 
 
+def test_held_out_documents_are_read_when_their_batch_is_asked_for():
+    """All batches of a large text are never in memory together."""
+    read = []
+
+    class Documents(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    documents = Documents([b"0123456789"] * 4000)
+    batches = validation_batches(documents, TOKENIZER, settings(), batch_size=4)
+    assert read == []
+    next(batches)
+    assert 4 <= len(read) < 400
+    assert sum(1 for _ in batches) == 999 and len(read) == 4000
+
+
 def assert_same(these, those):
     for this, that in zip(these, those, strict=True):
         for name in that:

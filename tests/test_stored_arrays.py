@@ -54,6 +54,25 @@ def test_parts_are_put_together_as_they_were(tmp_path, small_parts, dtype, spec)
     assert read.dtype == dtype and read.sharding.spec == PartitionSpec(*spec)
 
 
+def test_what_all_devices_hold_one_of_them_saves(tmp_path):
+    """So that no program has to cut it into slices. What is spread, or large, stays as it is."""
+    mesh = make_mesh(MeshConfig(data=2, expert=4))
+    x = np.arange(64, dtype=np.float32).reshape(8, 8)
+    specs = {"everywhere": (), "spread": ("data",)}
+    tree = {k: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*s))) for k, s in specs.items()}
+    given = save_in_parts(tree)
+    assert {k: len(v.sharding.device_set) for k, v in given.item.items()} == {
+        "everywhere": 1,
+        "spread": 8,
+    }
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "saved", args=given)
+    for read in read_tree(
+        tmp_path / "saved", shapes(tree, "float32", tree["spread"].sharding)
+    ).values():
+        np.testing.assert_array_equal(read, x)
+
+
 def test_all_shapes_are_read(tmp_path, small_parts):
     """Scalars, and arrays whose last part is shorter."""
     save(TREE, tmp_path / "saved")

@@ -1,6 +1,6 @@
 """What training on has done to the routing of a model, as one page.
 
-Letters: Y: classes of tokens.
+Letters: X: anything, one behind another; Y: classes of tokens.
 """
 
 import numpy as np

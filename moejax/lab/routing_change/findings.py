@@ -1,4 +1,7 @@
-"""The change of a model's routing, as JSON, and in a few words."""
+"""The change of a model's routing, as JSON, and in a few words.
+
+Letters: Y: classes of tokens.
+"""
 
 from pathlib import Path
 from typing import Any

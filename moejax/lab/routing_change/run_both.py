@@ -1,4 +1,7 @@
-"""Two models on the same text: are they alike, and what do its tokens choose in each?"""
+"""Two models on the same text: are they alike, and what do its tokens choose in each?
+
+Letters: Y: classes of tokens.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

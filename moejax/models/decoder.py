@@ -1,6 +1,7 @@
 """A decoder-only transformer language model with routed layers.
 
-Letters: M: positions that are looked at; P: modules that predict further tokens.
+Letters: M: positions that are looked at; P: modules that predict further tokens; Q: pages that a
+row looks at.
 """
 
 from collections.abc import Callable

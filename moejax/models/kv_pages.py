@@ -4,8 +4,8 @@ A pool has pages of so many positions, and seats for the memories of layers that
 mesh each device that has tokens of its own (a lane) has pages and seats of its own, and a row of a
 call looks at those of its lane alone.
 
-Letters: P: pages of a lane; Q: pages that a row looks at; R: rows of a lane; S: seats of a lane;
-X: lanes; Y: positions of a page.
+Letters: M: positions that are looked at; P: pages of a lane; Q: pages that a row looks at; R: rows
+of a lane; S: seats of a lane; X: lanes; Y: positions of a page.
 """
 
 from collections.abc import Callable

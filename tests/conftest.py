@@ -50,6 +50,20 @@ def refused():
 
 
 @pytest.fixture
+def little_effort(monkeypatch):
+    """Compilers for accelerators take a small part of their time, here and in processes begun from
+    here, and programs may be slower: for what is asked of a program beside its speed. The effort to
+    make it fit stays.
+    """
+    effort = "jax_exec_time_optimization_effort"
+    usual = getattr(jax.config, effort)
+    monkeypatch.setenv(effort.upper(), "-1")
+    jax.config.update(effort, -1.0)
+    yield
+    jax.config.update(effort, usual)
+
+
+@pytest.fixture
 def run_command(capsys):
     """Run `moejax WORDS`, or with ``act`` something else, in this process: the exit code and what
     is said, where a process would write it.

@@ -239,7 +239,7 @@ def compile_gradient(program: str) -> jax.stages.Compiled:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", list(PROGRAMS))
-def test_the_kernel_for_tpus_has_no_array_of_all_pairs(program):
+def test_the_kernel_for_tpus_has_no_array_of_all_pairs(program, little_effort):
     """Compiled ahead of time, forward and backward; each chip has its own rows and heads."""
     pytest.importorskip("libtpu")
     (_, layout), (B, N, H, _, A, U), dtype, window = PROGRAMS[program]
@@ -317,7 +317,7 @@ def test_cudnn_compiles_for_hopper():
 
 
 @pytest.mark.slow
-def test_a_training_step_on_a_long_text_fits_a_tpu():
+def test_a_training_step_on_a_long_text_fits_a_tpu(little_effort):
     """32k tokens, 4 layers of 2,048, a vocabulary of 128k, on one chip with 16 GB: no array has a
     number for each pair of positions, or for each token and word.
     """

@@ -220,7 +220,7 @@ def test_on_a_mesh_nothing_of_the_vocabulary_travels_but_the_matrix(monkeypatch)
 
 
 @pytest.mark.slow
-def test_on_a_mesh_of_tpus_nothing_of_the_vocabulary_travels_but_the_matrix():
+def test_on_a_mesh_of_tpus_nothing_of_the_vocabulary_travels_but_the_matrix(little_effort):
     """With 4,100 positions of 30,006 tokens on a device of v5e."""
     pytest.importorskip("libtpu")
     grid = make_grid((2, 2, 2), targets.describe_devices("v5e:2x4"))
@@ -253,7 +253,7 @@ def test_a_training_step_has_no_array_of_all_logits():
 
 
 @pytest.mark.slow
-def test_a_training_step_for_a_tpu_has_no_array_of_all_logits():
+def test_a_training_step_for_a_tpu_has_no_array_of_all_logits(little_effort):
     pytest.importorskip("libtpu")
     V = 20_011
     grid = make_grid((1, 1, 1), targets.describe_devices("v5e:1x1"))

@@ -431,7 +431,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-def test_the_step_of_the_notebook_fits_eight_chips():
+def test_the_step_of_the_notebook_fits_eight_chips(little_effort):
     """Of one chip, tests/test_plan_compile.py says so."""
     command = [sys.executable, "-c", COMPILE, "v5e:2x4", "--config", "configs/quickstart.py"]
     command += flags("tpu", 8)

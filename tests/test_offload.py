@@ -66,7 +66,7 @@ def compile_for_tpu(config: Config) -> tuple:
 
 @pytest.mark.slow
 @NEEDS_LIBTPU
-def test_on_a_tpu_inputs_of_layers_wait_on_the_host():
+def test_on_a_tpu_inputs_of_layers_wait_on_the_host(little_effort):
     """All of them, to the byte; the peak on the chip falls by three quarters of that."""
     before, _ = compile_for_tpu(wide())
     found, planned = compile_for_tpu(wide(**{"model.remat": "offload"}))
@@ -77,7 +77,7 @@ def test_on_a_tpu_inputs_of_layers_wait_on_the_host():
 
 @pytest.mark.slow
 @NEEDS_LIBTPU
-def test_on_a_tpu_moments_wait_on_the_host():
+def test_on_a_tpu_moments_wait_on_the_host(little_effort):
     small = {"model.num_layers": 1, "data": {"batch_size": 8, "eval_batch_size": 8}}
     found, planned = compile_for_tpu(wide(**small, **{"optim.offload": True}))
     moments, state = sum(planned.host.values()), sum(planned.state.values())

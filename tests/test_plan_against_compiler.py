@@ -33,6 +33,7 @@ from moejax.runtime import device_mesh, targets
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("little_effort"),
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu"),
 ]
 

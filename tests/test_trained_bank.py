@@ -63,7 +63,7 @@ def test_gradients_are_those_of_layers_cut_out_of_their_stack(
 
 
 @pytest.mark.slow
-def test_on_a_tpu_no_bank_is_cut_out() -> None:
+def test_on_a_tpu_no_bank_is_cut_out(little_effort) -> None:
     """Of a model's gradient, compiled ahead of time for one chip of v5e, the only arrays of a
     bank's shape are its gradients.
     """

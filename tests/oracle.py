@@ -55,6 +55,7 @@ class Layer:
     expert_groups: int | None = None
     kept_expert_groups: int | None = None
     weight_scale: float | None = None
+    bias_on: str | None = None
     max_experts_per_token: int | None = None
     temperature: float = 0.01
     rounds: int = 10
@@ -246,9 +247,12 @@ def glm4_moe(t):
 
 
 def minimax_m2(t):
-    """MiniMax-M2's code: top k of sigmoid + bias, the unbiased scores over their sum."""
+    """MiniMax-M2's code: top k of sigmoid + bias, the unbiased scores over their sum. With the bias
+    on the logits: top k of sigmoid(logit + bias).
+    """
     s = sigmoid(t.logits)
-    experts = t.chosen(s + t.bias)
+    on_logits = t.layer.bias_on == "logits"
+    experts = t.chosen(sigmoid(t.logits + t.bias) if on_logits else s + t.bias)
     return experts, s[experts] / s[experts].sum(), s / s.sum()
 
 
@@ -725,6 +729,15 @@ def communication_loss(t, devices, limit):
 def sign_update(bias, counts, rate):
     """Wang et al. 2024, Algorithm 1: b_i += u * sign(mean of c - c_i)."""
     return [b + rate * np.sign(np.mean(counts) - c) for b, c in zip(bias, counts, strict=True)]
+
+
+def longcat_update(bias, counts, mu, experts, top_k, per_token):
+    """LongCat-Flash (2025), section 2.1: b_i += mu (K_e / K * 1 / N - T_i / (K T_all)) for the N
+    experts that compute; the others keep theirs. All K choices of a token are in ``counts``.
+    """
+    share = np.array(counts) / np.sum(counts)
+    wanted = per_token / top_k / experts
+    return [b + mu * (wanted - share[i]) * (i < experts) for i, b in enumerate(bias)]
 
 
 def proportional_update(bias, counts, rate):

@@ -180,6 +180,8 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.moe.balance.bias_update", "sign", {}),
     ("model.moe.balance.bias_rate", 0.1, SIGN),
     ("model.moe.balance.bias_centred", True, SIGN),
+    ("model.moe.balance.experts_per_token", 1.5, SIGN | {"model.moe.null_experts": 2}),
+    ("model.moe.bias_on", "logits", SIGN),
     ("data.sequence_length", 16, {}),
     ("data.batch_size", 4, {}),
     ("data.eval_batch_size", 4, {}),

@@ -188,6 +188,19 @@ REFUSED = {
         {"balance": {"bias_rate": 0.0}},
         "--model.moe.balance.bias-rate must be greater than 0, not 0.0.",
     ),
+    "quantiles of logits": (
+        {"router": "glm4_moe", "bias_on": "logits", "balance": {"bias_update": "quantile"}},
+        "needs scores in [0, 1] (softmax or sigmoid) to add the bias to",
+    ),
+    "more computing experts than choices": (
+        {"null_experts": 2, "balance": {"bias_update": "sign", "experts_per_token": 3.0}},
+        "--model.moe.balance.experts-per-token 3.0 is more than a token chooses,"
+        " --model.moe.top-k 2.",
+    ),
+    "a bias on nothing known": (
+        {"bias_on": "weights"},
+        "--model.moe.bias-on must be one of scores, logits, None, not 'weights'.",
+    ),
     "an unknown update": (
         {"balance": {"bias_update": "signed"}},
         "--model.moe.balance.bias-update must be one of none, sign, proportional, quantile,"

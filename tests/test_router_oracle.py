@@ -47,10 +47,10 @@ class Case:
     alias: bool = False
     """Its rule is that of another router here: tested in the slow grid."""
     seed: int = 4
-    settings: tuple[tuple[str, int], ...] = ()
+    settings: tuple[tuple[str, int | str], ...] = ()
 
 
-def case(router: str, top_k=2, biased=False, alias=False, seed=4, **settings: int) -> Case:
+def case(router: str, top_k=2, biased=False, alias=False, seed=4, **settings) -> Case:
     return Case(router, top_k, biased, alias, seed, tuple(settings.items()))
 
 
@@ -77,6 +77,7 @@ CASES = {
     "deepseek_v3, no groups": case("deepseek_v3", 3, biased=True, alias=True),
     "glm4_moe": case("glm4_moe", biased=True, alias=True, expert_groups=3, kept_expert_groups=2),
     "minimax_m2": case("minimax_m2", biased=True, alias=True),
+    "minimax_m2, bias on logits": case("minimax_m2", biased=True, alias=True, bias_on="logits"),
     "flint": case("flint", alias=True),
     "ernie4_5": case("ernie4_5", biased=True),
     "identity and null experts": case("olmoe", expert_groups=3, identity_experts=2, null_experts=1),
@@ -292,7 +293,7 @@ def minimised(moe: MoEConfig, stats: balance.RouterStats, nats: jax.Array) -> ja
 
 def oracle_layer(case: Case, moe: MoEConfig) -> oracle.Layer:
     given = dict(case.settings)
-    names = ("expert_groups", "kept_expert_groups", "max_experts_per_token")
+    names = ("expert_groups", "kept_expert_groups", "max_experts_per_token", "bias_on")
     return oracle.Layer(
         case.router,
         case.top_k,
@@ -484,6 +485,7 @@ WHAT_COUNTS = {
     "deepseek_v3, no groups": "bias_E",
     "glm4_moe": "kept_expert_groups",
     "minimax_m2": "bias_E",
+    "minimax_m2, bias on logits": "bias_on",
     "ernie4_5": "bias_E",
     "base": "training",
     "sinkhorn": "training",
@@ -599,6 +601,21 @@ def test_the_bias_moves_as_in_the_paper(update):
     centred = selection_bias.centre(got)
     np.testing.assert_allclose(centred, [oracle.centred(b) for b in want], atol=1e-7)
     np.testing.assert_allclose(centred.sum(-1), 0, atol=1e-6)
+
+
+def test_the_bias_moves_towards_the_experts_that_a_token_should_have_as_in_longcat():
+    """Four experts and two without computation: of K = 3 choices, 2 should compute."""
+    rng = np.random.default_rng(0)
+    bias, asked = single(0.1 * rng.normal(size=(2, E))), rng.integers(5, 40, (2, E)).astype(float)
+    share_E = selection_bias.target_shares(experts=4, others=2, top_k=3, per_token=2.0)
+    mu, lists = 0.05, zip(bias, asked, strict=True)
+    want = [oracle.longcat_update(b, a, mu, experts=4, top_k=3, per_token=2.0) for b, a in lists]
+    arrays = jnp.float32(bias), jnp.float32(asked)
+    got = selection_bias.step(*arrays, "proportional", mu * 2 / 3 / 4, share_E)
+    np.testing.assert_allclose(got, want, atol=1e-7)
+    signs = selection_bias.step(*arrays, "sign", 0.01, share_E)
+    np.testing.assert_allclose(signs - bias, 0.01 * np.sign(got - bias), atol=1e-7)
+    np.testing.assert_array_equal(np.asarray(got)[:, 4:], np.float32(bias)[:, 4:])
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])

@@ -279,6 +279,27 @@ def test_the_bias_changes_deepseek_v3_s_choice_and_not_its_weights():
     np.testing.assert_allclose(choice.probability_GSE[0], np.divide(SIGMOIDS, 2.4), rtol=1e-5)
 
 
+def test_a_bias_on_logits_moves_a_sure_token_as_much_as_any_other():
+    """Logits (8, 6, 0): both sigmoids are nearly 1, 0.9997 and 0.9975. A bias of 1 on expert 2
+    lifts a score of 0.5 to 1.5, above both. On the logits it lifts 0 to 1, which is below both; a
+    bias of 3 on expert 1 makes that 9. The weights are the sigmoids without any bias.
+    """
+    sigmoids = 1 / (1 + np.exp(-np.array([8.0, 6.0, 0.0])))
+    on_logits, logits = {"bias_on": "logits"}, [[8, 6, 0]]
+    bias = jnp.float32([0, 0, 1])
+    assert_chosen(ask("minimax_m2", logits, 1, bias_E=bias), [[2]])
+    assert_chosen(ask("minimax_m2", logits, 1, settings=on_logits, bias_E=bias), [[0]])
+    choice = ask("minimax_m2", logits, 2, settings=on_logits, bias_E=jnp.float32([0, 3, 0]))
+    assert_chosen(choice, [[1, 0]], [sigmoids[[1, 0]] / sigmoids[:2].sum()])
+    np.testing.assert_array_equal(choice.unbiased_GSK[0], [[0, 1]])
+
+
+def test_weights_sum_to_what_is_asked_for():
+    """Sigmoids 0.60 and 0.55 over 1.15, times 3: they sum to 3, as any token's do."""
+    choice = ask("flint", logit(SIGMOIDS), 2, settings={"weight_scale": 3.0})
+    assert_chosen(choice, [[0, 4]], [[3 * 0.60 / 1.15, 3 * 0.55 / 1.15]])
+
+
 @pytest.mark.parametrize(("name", "scale"), [("glm4_moe", 2.5), ("minimax_m2", 1.0)])
 def test_relatives_of_deepseek_v3_have_their_own_scale(name, scale):
     weights = [[scale * 0.60 / 1.15, scale * 0.55 / 1.15]]

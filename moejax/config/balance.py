@@ -36,6 +36,10 @@ class BalanceConfig:
     the load would be even."""
     bias_rate: float = 0.001
     """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
+    experts_per_token: float | None = None
+    """How many of its K choices a token should spend on experts that compute, on average; the rest
+    goes to experts without computation, whose bias stays (LongCat-Flash). By default every choice
+    is to be as frequent as any other."""
     bias_centred: bool = False
     """Keep the mean of the bias at 0."""
 
@@ -44,7 +48,7 @@ class BalanceConfig:
         check_types(at, self)
         names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
         check_not_negative(at, self, *names)
-        check_positive(at, self, "bias_rate")
+        check_positive(at, self, "bias_rate", "experts_per_token")
         check(
             self.convention == "switch" or self.scope == "batch",
             f"--{at}.convention hf pools the layers of a batch: it goes with --{at}.scope batch,"

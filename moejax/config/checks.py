@@ -22,6 +22,9 @@ def check_types(prefix: str, settings: object) -> None:
     for name, hint in typing.get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         items = typing.get_args(hint)
+        if any(typing.get_origin(item) is Literal for item in items) and type(None) in items:
+            hint = Literal[(*typing.get_args(items[0]), None)]
+            items = typing.get_args(hint)
         if typing.get_origin(hint) is Literal:
             ok, wanted = value in items, f"one of {', '.join(map(str, items))}"
         elif typing.get_origin(hint) is tuple and typing.get_origin(items[0]) is Literal:

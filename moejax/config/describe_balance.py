@@ -35,7 +35,10 @@ def _describe_update(model: ModelConfig) -> str:
         return "frozen"
     if balance.bias_update == "quantile":
         return "moved to the quantile of each step"
-    return f"moved by {balance.bias_rate:g} a step ({balance.bias_update})"
+    said = f"moved by {balance.bias_rate:g} a step ({balance.bias_update})"
+    if balance.experts_per_token is None:
+        return said
+    return f"{said} towards {balance.experts_per_token:g} experts a token"
 
 
 def compare_balance(config: Config, before: ModelConfig | None) -> str:

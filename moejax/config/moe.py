@@ -32,6 +32,8 @@ class MoEConfig:
     """Divide a token's weights by their sum; by default as the router does."""
     weight_scale: float | None = None
     """Multiplies the weights; by default the router's."""
+    bias_on: Literal["scores", "logits"] | None = None
+    """To what the selection bias is added, for the choice alone; by default to the scores."""
     expert_groups: int | None = None
     """Groups of consecutive experts, one for each device or node (DeepSeek's n_group)."""
     kept_expert_groups: int | None = None
@@ -129,6 +131,7 @@ class MoEConfig:
 ROUTER_SETTINGS = (
     "renormalise",
     "weight_scale",
+    "bias_on",
     "expert_groups",
     "kept_expert_groups",
     "max_experts_per_token",
@@ -243,6 +246,12 @@ def check_balance(moe: MoEConfig) -> None:
             getattr(balance, f"{name}_weight") == 0 or getattr(moe, needed) is not None,
             f"{flag(at[2:], name + '_weight')} needs {flag('model.moe', needed)}.",
         )
+    wanted = balance.experts_per_token
+    check(
+        wanted is None or wanted <= moe.top_k,
+        f"{at}.experts-per-token {wanted} is more than a token chooses, --model.moe.top-k"
+        f" {moe.top_k}.",
+    )
     if balance.bias_update == "none":
         return
     check(
@@ -254,7 +263,8 @@ def check_balance(moe: MoEConfig) -> None:
         balance.bias_update != "quantile"
         or (moe.kept_expert_groups is None and moe.top_k < moe.num_choices)
         and rule is not None
-        and rule.score in ("softmax", "sigmoid"),
-        f"{at}.bias-update quantile needs scores in [0, 1] (softmax or sigmoid), fewer choices than"
-        f" experts, and no --model.moe.kept-expert-groups: take sign.",
+        and rule.score in ("softmax", "sigmoid")
+        and rule.bias_on == "scores",
+        f"{at}.bias-update quantile needs scores in [0, 1] (softmax or sigmoid) to add the bias to,"
+        f" fewer choices than experts, and no --model.moe.kept-expert-groups: take sign.",
     )

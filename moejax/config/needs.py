@@ -283,10 +283,10 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         (
-            *_paths(MOE, "num_experts expert_bias router renormalise weight_scale expert_groups"),
-            *_paths(MOE, "kept_expert_groups max_experts_per_token identity_experts null_experts"),
-            *_paths(MOE, "router_jitter router_dropout expert_dropout first_dense shared_gate"),
-            *_paths(MOE, "group_size capacity_factor eval_capacity_factor seating dispatch"),
+            *_paths(MOE, "num_experts expert_bias router renormalise weight_scale bias_on"),
+            *_paths(MOE, "expert_groups kept_expert_groups max_experts_per_token identity_experts"),
+            *_paths(MOE, "null_experts router_jitter router_dropout expert_dropout first_dense"),
+            *_paths(MOE, "shared_gate group_size capacity_factor eval_capacity_factor seating dispatch"),
             *("model.moe.balance", "optim.router_learning_rate"),
             *_paths("mesh", "expert_parallel chunks receive_factor"),
         ),
@@ -373,7 +373,19 @@ NEEDS: tuple[Need, ...] = (
         twin=True,
     ),
     Need(
-        _paths(BALANCE, "bias_rate bias_centred"),
+        ("model.moe.bias_on",),
+        lambda c: c.model.moe.has_selection_bias,
+        "no selection bias (--model.moe.balance.bias-update none)",
+        "take --model.moe.balance.bias-update sign",
+    ),
+    Need(
+        _paths(BALANCE, "experts_per_token"),
+        lambda c: c.model.moe.num_choices > c.model.moe.num_experts,
+        "every expert having parameters",
+        "give --model.moe.identity-experts 8, say, too",
+    ),
+    Need(
+        _paths(BALANCE, "bias_rate bias_centred experts_per_token"),
         lambda c: c.model.moe.balance.bias_update in ("sign", "proportional"),
         "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
         "take --model.moe.balance.bias-update sign or proportional",

@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.routing.contract import RouterInput
 from moejax.routing.token_choice import SCORES, TokenChoiceRule, at, pick, preference
@@ -19,18 +20,38 @@ BINS = 1024
 Update = Literal["none", "sign", "proportional", "quantile"]
 
 
-def step(bias_LE: jax.Array, asked_LE: jax.Array, update: Update, rate: float) -> jax.Array:
-    """Move the bias towards an even load (Wang et al. 2024, Algorithm 1).
+def step(
+    bias_LE: jax.Array,
+    asked_LE: jax.Array,
+    update: Update,
+    rate: float,
+    share_E: np.ndarray | None = None,
+) -> jax.Array:
+    """Move the bias towards an even load (Wang et al. 2024, Algorithm 1), or towards these shares
+    of all choices, where an expert with share 0 keeps its bias (``target_shares``).
 
-    ``sign``: by ``rate``, up where the load is below the mean. ``proportional``: by ``rate`` times
-    the lack over the mean; theirs (section 4.3) multiplies the plain count, which would tie the
-    rate to the batch size.
+    ``sign``: by ``rate``, up where the load is below its target. ``proportional``: by ``rate``
+    times the lack over the target; theirs (section 4.3) multiplies the plain count, which would tie
+    the rate to the batch size.
     """
-    mean_L1 = asked_LE.mean(-1, keepdims=True)
-    lack_LE = mean_L1 - asked_LE
+    wanted_LE = asked_LE.mean(-1, keepdims=True)
+    if share_E is not None:
+        wanted_LE = asked_LE.sum(-1, keepdims=True) * jnp.float32(share_E)
+    lack_LE = jnp.where(wanted_LE > 0, wanted_LE - asked_LE, 0)
     if update == "sign":
         return bias_LE + rate * jnp.sign(lack_LE)
-    return bias_LE + rate * lack_LE / jnp.maximum(mean_L1, 1)
+    return bias_LE + rate * lack_LE / jnp.maximum(wanted_LE, 1)
+
+
+def target_shares(experts: int, others: int, top_k: int, per_token: float) -> np.ndarray:
+    """The share of all choices that each expert should get, so that a token's K choices fall on
+    ``per_token`` of the ``experts`` that compute: K_e / (K N); 0 for the ``others``, which come
+    last and whose bias is held: ``share_E``.
+
+    LongCat-Flash (2025), section 2.1: b_i += mu (K_e / (K N) - T_i / (K T_all)). Their mu is
+    ``proportional``'s rate over this share. They call it PID control; the equation has one term.
+    """
+    return np.repeat([per_token / (top_k * experts), 0], [experts, others])
 
 
 def centre(bias_LE: jax.Array) -> jax.Array:

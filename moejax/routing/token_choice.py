@@ -26,8 +26,11 @@ class TokenChoiceRule:
     """Normal noise on the logits in training: `learned`, softplus(x W_noise) wide (Shazeer et al.
     2017, Eq. 4); `fixed`, 1/E wide (Riquelme et al. 2021, section 2.2)."""
     score: Literal["softmax", "sigmoid", "sqrt_softplus"] = "softmax"
-    """From logits to scores. The selection bias is added to a copy of them, for the choice alone.
-    """
+    """From logits to scores."""
+    bias_on: Literal["scores", "logits"] = "scores"
+    """To a copy of what the selection bias is added, for the choice alone. On `logits` it moves an
+    expert as far for sure tokens as for others; sigmoids are flat there. The weights are those of
+    the logits without it."""
     expert_groups: int | None = None
     """Groups of consecutive experts (Q), usually one for each device or node."""
     kept_expert_groups: int | None = None
@@ -55,9 +58,12 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
         noise_key, second_key = jax.random.split(inputs.key)
         logits_GSE = noisy(inputs, rule, noise_key)
     score_GSE = SCORES[rule.score](logits_GSE)
+    wanted_GSE, bias_E = logits_GSE, inputs.bias_E
+    if bias_E is not None and rule.bias_on == "logits":
+        wanted_GSE, bias_E = logits_GSE + bias_E, None
     # Scores of very confident routers are equal in float32 where logits are not.
-    by_logits = inputs.bias_E is None and rule.kept_expert_groups is None
-    wanted_GSE = logits_GSE if by_logits else preference(score_GSE, inputs.bias_E, rule)
+    if bias_E is not None or rule.kept_expert_groups is not None:
+        wanted_GSE = preference(SCORES[rule.score](wanted_GSE), bias_E, rule)
     replayed_GSK = inputs.replayed_GSK
     choice = choose_by(wanted_GSE, score_GSE, K, rule, replayed_GSK)
     if inputs.bias_E is not None:

@@ -98,7 +98,12 @@ def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Ar
     if settings.bias_update == "quantile":
         assert sums.router.margin_1EM is not None
         return selection_bias.quantile(bias_LE, sums.router.margin_1EM, moe.top_k)
+    share_E = None
+    if settings.experts_per_token is not None:
+        others = moe.num_choices - moe.num_experts
+        wanted = settings.experts_per_token
+        share_E = selection_bias.target_shares(moe.num_experts, others, moe.top_k, wanted)
     bias_LE = selection_bias.step(
-        bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate
+        bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate, share_E
     )
     return selection_bias.centre(bias_LE) if settings.bias_centred else bias_LE

@@ -333,6 +333,8 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("model.moe.balance.scope", "sequence", NO_LOSS, "--model.moe.balance.loss-weight 0.01"),
     ("model.moe.balance.convention", "hf", NO_LOSS, "--model.moe.balance.loss-weight 0.01"),
     ("model.moe.balance.bias_rate", 0.1, {}, "take --model.moe.balance.bias-update sign"),
+    ("model.moe.balance.experts_per_token", 1.5, SIGN, "give --model.moe.identity-experts"),
+    ("model.moe.bias_on", "logits", {}, "take --model.moe.balance.bias-update sign"),
     (
         "model.moe.balance.bias_centred",
         True,

@@ -2,11 +2,11 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import BROWSER
 from test_report import EXPERTS, OTHER_FIGURES, ROUTING_FIGURES, write_load, write_run
 from test_routing_change import change
 
@@ -15,8 +15,6 @@ from moejax.lab.study.side_by_side import compare_runs
 from moejax.lab.study.study_page import study_html
 from moejax.runs.pages.report import write_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 MAKERS = re.compile(r"https?://[\w.-]+\.(google|googleapis|gvt1)\.com/")
 pytestmark = [
     pytest.mark.slow,

@@ -18,10 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from moejax.inference.engine.readers import TextStream, join
 from moejax.inference.engine.requests import Piece, Token
-from moejax.inference.server.asked import Asked
+from moejax.inference.server.asked import ROUTES, Asked
 from moejax.inference.server.clock import Clock
 from moejax.inference.server.errors import explain
 from moejax.inference.server.served import Served
+from moejax.inference.server.token_text import write_routes
 
 FINISH = {"end": "stop", "stop": "stop", "length": "length"}
 """OpenAI's words for why a text ended."""
@@ -58,7 +59,12 @@ class Form(ABC):
             **self.hold(text),
             "logprobs": self.logprobs(tokens, 0),
             "finish_reason": FINISH[piece.ended],
+            **self.routes(tokens),
         }
+
+    def routes(self, tokens: tuple[Token, ...]) -> dict[str, Any]:
+        """The field with the experts of tokens, if it is asked for."""
+        return {ROUTES: write_routes(tokens, self.tokenizer)} if self.asked.routes else {}
 
     @abstractmethod
     def hold(self, text: str) -> dict[str, Any]:
@@ -130,7 +136,8 @@ class Texts:
         more = {"usage": None} if self._asked.include_usage else {}
         async for piece in self._count(stream):
             text = before + piece.text if first else piece.text
-            shown = self._asked.logprobs is not None and piece.tokens
+            asked = self._asked
+            shown = (asked.logprobs is not None or asked.routes) and piece.tokens
             if not (text or shown or piece.ended):
                 continue
             choice = {
@@ -138,6 +145,7 @@ class Texts:
                 **self._form.hold_part(text, first),
                 "logprobs": self._form.logprobs(piece.tokens, offset),
                 "finish_reason": piece.ended and FINISH[piece.ended],
+                **self._form.routes(piece.tokens),
             }
             first, offset = False, offset + len(text)
             await send_event(self._form.write(self._form.chunk_object, [choice], **more))

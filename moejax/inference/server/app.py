@@ -17,7 +17,9 @@ from moejax.inference.server.chat import converse
 from moejax.inference.server.completions import complete
 from moejax.inference.server.errors import ApiError, answer_error, answer_wrong_path
 from moejax.inference.server.guard import Guard
+from moejax.inference.server.live import Glance, tell_live
 from moejax.inference.server.metrics import CONTENT_TYPE, write_metrics
+from moejax.inference.server.page import show_page
 from moejax.inference.server.served import Served
 
 
@@ -59,6 +61,8 @@ def describe_model(served: Served) -> dict[str, object]:
 
 
 ROUTES = [
+    Route("/", show_page),
+    Route("/live", tell_live),
     Route("/health", tell_health),
     Route("/metrics", tell_metrics),
     Route("/v1/models", list_models),
@@ -82,7 +86,7 @@ def make_app(served: Served, keys: Collection[str] = (), hosts: Collection[str] 
             **dict.fromkeys((ApiError, UserError, StoppedError, Exception), answer_error),
         },
     )
-    app.state.served = served
+    app.state.served, app.state.glance = served, Glance()
     return app
 
 

@@ -21,6 +21,8 @@ MOST_LOGPROBS = 20
 LEAST_TEMPERATURE = 1e-6
 """Above 0: logits that are divided by less would be infinite."""
 ANY_SEED = 2**31 - 1
+ROUTES = "moejax_routes"
+"""The field that asks for the experts of each token, and that holds them in an answer."""
 _NOT_SUPPORTED: dict[str, Sequence[Any]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -44,6 +46,7 @@ class Asked:
     sampling: Sampling
     ends: frozenset[int] | None = None
     logprobs: int | None = None
+    routes: bool = False
     stream: bool = False
     include_usage: bool = False
 
@@ -59,6 +62,7 @@ class Asked:
                 sampling=self.sampling,
                 number=index,
                 logprobs=self.logprobs,
+                routes=self.routes,
                 ends=self.ends,
             )
             for index, prompt in enumerate(repeated)
@@ -86,6 +90,7 @@ class Common:
     sampling: dict[str, Any]
     """Arguments of ``Sampling``, without the number of tokens."""
     ends: frozenset[int] | None
+    routes: bool
     stream: bool
     include_usage: bool
 
@@ -112,6 +117,7 @@ def read_common(fields: Fields, served: Served) -> Common:
         n=fields.whole("n", 1, 1, MOST_TEXTS),
         sampling=sampling,
         ends=frozenset() if fields.truth("ignore_eos") else None,
+        routes=read_routes(fields, served),
         stream=stream,
         include_usage=read_stream_options(fields, stream),
     )
@@ -139,6 +145,14 @@ def read_stop(fields: Fields) -> tuple[str, ...]:
             )
         check_text(one, "stop")
     return tuple(stops)
+
+
+def read_routes(fields: Fields, served: Served) -> bool:
+    """Whether the experts of each token are given."""
+    wanted = fields.truth(ROUTES)
+    if wanted and not served.routed:
+        raise fields.wrong(ROUTES, "is for models with routed layers, and this one has none.")
+    return wanted
 
 
 def read_stream_options(fields: Fields, stream: bool) -> bool:

@@ -87,6 +87,7 @@ def read_conversation(body: dict[str, Any], served: Served) -> Asked:
         sampling=Sampling(tokens=tokens, **common.sampling),
         ends=ends,
         logprobs=logprobs,
+        routes=common.routes,
         stream=common.stream,
         include_usage=common.include_usage,
     )

@@ -78,6 +78,7 @@ def read_completion(body: dict[str, Any], served: Served) -> Asked:
         sampling=Sampling(tokens=tokens, **common.sampling),
         ends=common.ends,
         logprobs=logprobs,
+        routes=common.routes,
         stream=common.stream,
         include_usage=common.include_usage,
     )

@@ -13,8 +13,8 @@ from moejax.config.errors import ConfigError
 from moejax.config.json_files import MEBIBYTE, read_bounded
 from moejax.inference.server.errors import ApiError
 
-OPEN = ("/health",)
-"""Paths that need no key."""
+OPEN = ("/", "/health")
+"""Paths that need no key; the page itself asks for one, and tells nothing without it."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

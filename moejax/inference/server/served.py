@@ -44,6 +44,11 @@ class Served:
         return self.model.tokenizer
 
     @property
+    def routed(self) -> bool:
+        """Whether tokens choose experts: they do in all routed models that can generate."""
+        return any(self.model.config.routed_layers)
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens that a prompt may have, so that at least one can follow."""
         limits = [self.limits.max_prompt, self.window, self.engine.longest - 1]

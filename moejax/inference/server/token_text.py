@@ -4,6 +4,8 @@ import math
 from codecs import getincrementaldecoder
 from typing import Any
 
+import numpy as np
+
 from moejax.data.tokenizer import Tokenizer
 from moejax.inference.engine.requests import Token
 
@@ -20,6 +22,23 @@ def write_token(token: int, tokenizer: Tokenizer) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def write_routes(tokens: tuple[Token, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Tokens with their experts and weights, [L][K]; -1 stands for no expert."""
+    return [
+        {
+            "token": write_token(token.id, tokenizer),
+            "bytes": list(tokenizer.spell(token.id)),
+            "experts": _list(token.expert_LK),
+            "weights": [[float(f"{w:.4g}") for w in row] for row in _list(token.weight_LK)],
+        }
+        for token in tokens
+    ]
+
+
+def _list(array_LK: np.ndarray | None) -> list[list]:
+    return [] if array_LK is None else array_LK.tolist()
 
 
 def bound(logprob: float | None) -> float:

@@ -1,12 +1,18 @@
 """The style sheet of all pages."""
 
-STYLE = """
+COLOURS = """
 :root{--page:#f6f7f8;--card:#fff;--ink:#1b1f24;--soft:#626b76;--rule:#e3e6ea;--cursor:#8b949e;
 --c0:#2870c9;--c1:#d9580d;--c2:#0f8a77;--c3:#8250df;--c4:#bf3989;--c5:#9a6700;--c6:#57606a;
 --c7:#1a7f37;--bad:#cf222e;--note:#fff5e0;--note-ink:#6b4a00;--empty:#be1894}
 @media(prefers-color-scheme:dark){:root{--page:#0e1116;--card:#161b22;--ink:#e6e9ee;--soft:#97a0ab;
 --rule:#2a313a;--cursor:#7d8590;--c0:#5aa2ff;--c1:#ff9250;--c2:#3fc4ae;--c3:#b796ff;--c4:#f277bd;
 --c5:#dcab3e;--c6:#9aa4af;--c7:#56d364;--bad:#ff6b63;--note:#2b2312;--note-ink:#f0d493}}
+"""
+"""Of all pages, also of those that a server shows."""
+
+STYLE = (
+    COLOURS
+    + """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);-webkit-text-size-adjust:100%;
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -121,3 +127,4 @@ header pre{margin-top:14px}
 .tiles div:last-child:nth-child(odd){grid-column:1/-1}figure{padding:12px 10px}}
 @media print{body{background:#fff}figure{break-inside:avoid}}
 """
+)

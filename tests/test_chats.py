@@ -570,7 +570,7 @@ def test_the_masked_loss_is_the_loss_of_the_parts(tiny, batch):
     """
     tiny = changed(tiny, {"model.num_layers": 1})
     model = DecoderLM(tiny.model, 257)
-    params = init_params(model, tiny)
+    params = jax.jit(lambda: init_params(model, tiny))()
 
     @jax.jit
     def run(params, counted_BN):

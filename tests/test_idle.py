@@ -177,6 +177,10 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.moe.balance.load_loss_weight", 0.1, {"model.moe.router": "noisy_top_k"}),
     ("model.moe.balance.device_loss_weight", 0.1, GROUPS),
     ("model.moe.balance.communication_loss_weight", 0.1, GROUPS),
+    ("model.moe.balance.orthogonality_loss_weight", 0.1, {}),
+    ("model.moe.balance.coupling_loss_weight", 0.1, {}),
+    ("model.moe.balance.coupling_alpha", 0.5, {"model.moe.balance.coupling_loss_weight": 0.1}),
+    ("model.moe.balance.variance_loss_weight", 0.1, {}),
     ("model.moe.balance.bias_update", "sign", {}),
     ("model.moe.balance.bias_rate", 0.1, SIGN),
     ("model.moe.balance.bias_centred", True, SIGN),
@@ -333,6 +337,7 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("model.moe.balance.scope", "sequence", NO_LOSS, "--model.moe.balance.loss-weight 0.01"),
     ("model.moe.balance.convention", "hf", NO_LOSS, "--model.moe.balance.loss-weight 0.01"),
     ("model.moe.balance.bias_rate", 0.1, {}, "take --model.moe.balance.bias-update sign"),
+    ("model.moe.balance.coupling_alpha", 0.5, {}, "give --model.moe.balance.coupling-loss-weight"),
     ("model.moe.balance.experts_per_token", 1.5, SIGN, "give --model.moe.identity-experts"),
     ("model.moe.bias_on", "logits", {}, "take --model.moe.balance.bias-update sign"),
     (

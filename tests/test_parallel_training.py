@@ -134,7 +134,14 @@ def deepseek(tiny: Config) -> Config:
         kept_expert_groups=2,
         shared_experts=1,
         capacity_factor=0.8,
-        balance=BalanceConfig(loss_weight=0.3, z_loss_weight=0.1, bias_update="sign"),
+        balance=BalanceConfig(
+            loss_weight=0.3,
+            z_loss_weight=0.1,
+            bias_update="sign",
+            orthogonality_loss_weight=0.01,
+            coupling_loss_weight=0.1,
+            variance_loss_weight=0.1,
+        ),
     )
     model = {"model.moe": moe, "model.remat": "layer"}
     return changed(tiny, model | {"data.batch_size": 16, "optim.accumulate": 2})

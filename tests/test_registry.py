@@ -201,6 +201,11 @@ REFUSED = {
         {"bias_on": "weights"},
         "--model.moe.bias-on must be one of scores, logits, None, not 'weights'.",
     ),
+    "coupling of a router without vectors": (
+        {"router": "soft", "balance": {"coupling_loss_weight": 1.0}},
+        "--model.moe.balance.coupling-loss-weight needs a router with one vector for each expert,"
+        " which --model.moe.router soft has not: take top_k, say.",
+    ),
     "an unknown update": (
         {"balance": {"bias_update": "signed"}},
         "--model.moe.balance.bias-update must be one of none, sign, proportional, quantile,"

@@ -38,7 +38,10 @@ def start(config: Config):
     "weights",
     [
         pytest.param({"loss_weight": 0.3}, marks=pytest.mark.slow),
-        pytest.param({"loss_weight": 0.3, "z_loss_weight": 0.1}, marks=pytest.mark.slow),
+        pytest.param(
+            {"orthogonality_loss_weight": 0.1, "variance_loss_weight": 0.5, "z_loss_weight": 0.1},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"loss_weight": 0.3, "convention": "hf", "importance_loss_weight": 0.2},
             marks=pytest.mark.slow,

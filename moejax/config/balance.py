@@ -6,6 +6,12 @@ from typing import Literal
 
 from moejax.config.checks import check, check_not_negative, check_positive, check_types
 
+OTHER_LOSSES = (
+    *("z_loss", "importance_loss", "load_loss", "device_loss", "communication_loss"),
+    *("orthogonality_loss", "coupling_loss", "variance_loss"),
+)
+"""Besides the load-balancing loss; each has a setting for its weight."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BalanceConfig:
@@ -29,6 +35,17 @@ class BalanceConfig:
     """Coefficient of DeepSeek-V2's balance over groups of experts (--model.moe.expert-groups)."""
     communication_loss_weight: float = 0.0
     """Coefficient of DeepSeek-V2's balance of what groups of experts receive."""
+    orthogonality_loss_weight: float = 0.0
+    """Coefficient of SimBal: how far the router's vectors of experts are from length 1 and right
+    angles; the paper has 0.1."""
+    coupling_loss_weight: float = 0.0
+    """Coefficient of the expert-router coupling (ERC): how far experts answer to the router's
+    vectors of others; the paper has 1."""
+    coupling_alpha: float = 1.0
+    """What part of its answer to its own vector that of an expert to others may be (ERC's alpha).
+    """
+    variance_loss_weight: float = 0.0
+    """Coefficient of the variance of probabilities over tokens, which it lets grow."""
     bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
     """How the selection bias of the loss-free balance moves after each step: `none`, not at all (a
     bias that a model came with stays as it is); `sign`, by a fixed amount; `proportional`, in
@@ -48,7 +65,7 @@ class BalanceConfig:
         check_types(at, self)
         names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
         check_not_negative(at, self, *names)
-        check_positive(at, self, "bias_rate", "experts_per_token")
+        check_positive(at, self, "coupling_alpha", "bias_rate", "experts_per_token")
         check(
             self.convention == "switch" or self.scope == "batch",
             f"--{at}.convention hf pools the layers of a batch: it goes with --{at}.scope batch,"

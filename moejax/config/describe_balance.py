@@ -1,10 +1,10 @@
 """What keeps the experts of a model evenly loaded while it is trained, in words."""
 
+from moejax.config.balance import OTHER_LOSSES
 from moejax.config.config import Config
 from moejax.config.model import ModelConfig
 
 SCOPES = {"batch": "batch", "device": "device's part of a batch", "sequence": "sequence"}
-OTHERS = ("z_loss", "importance_loss", "load_loss", "device_loss", "communication_loss")
 
 
 def describe_balance(model: ModelConfig, moves: bool = True) -> str:
@@ -20,7 +20,7 @@ def describe_balance(model: ModelConfig, moves: bool = True) -> str:
         if balance.convention == "hf":
             how = f"of transformers ({moe.top_k} at balance, over all layers)"
         parts = [f"{balance.loss_weight:g} x the balance loss {how}"]
-    weights = {name: getattr(balance, f"{name}_weight") for name in OTHERS}
+    weights = {name: getattr(balance, f"{name}_weight") for name in OTHER_LOSSES}
     parts += [f"{weight:g} x the {n.replace('_', ' ')}" for n, weight in weights.items() if weight]
     if not balance.z_loss_weight:
         parts.append("no z loss")

@@ -246,6 +246,12 @@ def check_balance(moe: MoEConfig) -> None:
             getattr(balance, f"{name}_weight") == 0 or getattr(moe, needed) is not None,
             f"{flag(at[2:], name + '_weight')} needs {flag('model.moe', needed)}.",
         )
+    for name in ("orthogonality_loss_weight", "coupling_loss_weight"):
+        check(
+            getattr(balance, name) == 0 or (router.learned and not router.slots),
+            f"{flag(at[2:], name)} needs a router with one vector for each expert, which"
+            f" --model.moe.router {moe.router} has not: take top_k, say.",
+        )
     wanted = balance.experts_per_token
     check(
         wanted is None or wanted <= moe.top_k,

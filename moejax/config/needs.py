@@ -328,7 +328,7 @@ NEEDS: tuple[Need, ...] = (
     Need(
         (
             *_paths(MOE, "router_jitter router_dropout"),
-            *_paths(BALANCE, "z_loss_weight importance_loss_weight"),
+            *_paths(BALANCE, "z_loss_weight importance_loss_weight variance_loss_weight"),
         ),
         lambda c: c.model.moe.built_router.learned,
         "--model.moe.router {c.model.moe.router}, which learns nothing",
@@ -378,6 +378,12 @@ NEEDS: tuple[Need, ...] = (
         lambda c: c.model.moe.has_selection_bias,
         "no selection bias (--model.moe.balance.bias-update none)",
         "take --model.moe.balance.bias-update sign",
+    ),
+    Need(
+        _paths(BALANCE, "coupling_alpha"),
+        lambda c: c.model.moe.balance.coupling_loss_weight > 0,
+        "--model.moe.balance.coupling-loss-weight 0",
+        "give --model.moe.balance.coupling-loss-weight 1, say, too",
     ),
     Need(
         _paths(BALANCE, "experts_per_token"),

@@ -23,8 +23,9 @@ class RouterStats:
     L, and ``sum_sequences`` leaves LE and L.
 
     Where sequences lie in pieces (``runtime.pieces``), B are the pieces. Load is what routers
-    *asked* for: before capacity. Differentiable: probability, weight,
-    smooth_load and log_z_squared. E counts zero-computation experts, too.
+    *asked* for: before capacity. Differentiable: probability (and
+    squared), weight, smooth_load, log_z_squared, orthogonality and coupling. E counts
+    zero-computation experts, too.
     """
 
     tokens_B: jax.Array
@@ -53,6 +54,12 @@ class RouterStats:
     """Choices before capacity in each stretch (W) of the sequence."""
     seated_BW: jax.Array | None = None
     """Choices that got a slot in each stretch of the sequence."""
+    probability_squared_BE: jax.Array | None = None
+    """Squared router probability of each expert, where its variance is a loss."""
+    orthogonality_B: jax.Array | None = None
+    """What each token tells of the router's matrix; these four in training, where they are used."""
+    coupling_B: jax.Array | None = None
+    """What each token tells of the router's and the experts' matrices together."""
     margin_1EM: jax.Array | None = None
     """Histogram over M bins of the bias that each token would need to choose each expert, over all
     sequences; for quantile balancing."""

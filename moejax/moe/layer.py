@@ -1,10 +1,6 @@
-"""The Linen modules that declare the parameters of routed and dense feed-forward layers.
-
-Letters: M: bins of a histogram; Q: groups of experts.
-"""
+"""The Linen modules that declare the parameters of routed and dense feed-forward layers."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.moe import MoEConfig
-from moejax.moe import balance, experts, selection_bias
+from moejax.moe import balance, experts
 from moejax.moe.choose_travel import choose_travel
 from moejax.moe.dispatch import einsum, gather, grouped
 from moejax.moe.dropout import Dropout
+from moejax.moe.layer_stats import layer_stats
 from moejax.moe.lying import Lying, as_type
 from moejax.moe.parallel import by_rows
 from moejax.moe.parallel.on_each_device import run_on_each_device
@@ -136,7 +133,8 @@ class MoELayer(nn.Module):
             more_GSD, more_GSE = self._zero_computation(choice, x_GSD, inputs.real_GS)
             y_GSD += more_GSD
             seated_GSE = jnp.concatenate([seated_GSE, more_GSE], axis=-1)
-        stats = self._stats(inputs, choice, seated_GSE, bad_GS & real_GS, rows=B)
+        own = self.variables.get("params", {})
+        stats = layer_stats(moe, inputs, choice, seated_GSE, bad_GS & real_GS, B, own)
         y_BND = y_GSD.reshape(x_BND.shape)
         if moe.shared_experts:
             y_BND += self._shared(x_BND)
@@ -162,27 +160,6 @@ class MoELayer(nn.Module):
         known_BNK = (routes_BNK >= 0) & (routes_BNK < moe.num_choices)
         replayed_BNK = jnp.where(known_BNK, routes_BNK.astype(jnp.int32), -1)
         return replayed_BNK.reshape(-1, moe.group_size, moe.top_k)
-
-    def _stats(
-        self,
-        inputs: RouterInput,
-        choice: Choice,
-        seated_GSE: jax.Array,
-        bad_GS: jax.Array,
-        rows: int,
-    ) -> balance.RouterStats:
-        """The sums of each of ``rows`` sequences, with those that only some settings need."""
-        moe, rule = self.config, self.config.built_router.token_rule
-        stats = balance.router_stats(inputs, choice, seated_GSE, bad_GS, rows=rows)
-        if moe.expert_groups:
-            sent_BQ = balance.sent_to_groups(choice, inputs.real_GS, moe.expert_groups, rows=rows)
-            stats = replace(stats, sent_BQ=sent_BQ)
-        quantile = moe.balance.bias_update == "quantile"
-        if quantile and inputs.training and inputs.bias_E is not None:
-            assert rule is not None  # as the config demands
-            margin_EM = selection_bias.margin_histogram(inputs, rule)
-            stats = replace(stats, margin_1EM=margin_EM[None])
-        return stats
 
     def _score(
         self, x_GSD: jax.Array, slots: int, key: jax.Array | None, rows: Rows

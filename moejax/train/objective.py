@@ -9,9 +9,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from moejax.config.balance import OTHER_LOSSES
 from moejax.config.moe import MoEConfig
 from moejax.config.optim import OptimConfig
-from moejax.moe import balance
+from moejax.moe import balance, router_losses
 from moejax.moe.balance import RouterStats
 from moejax.train.reports import Sums
 
@@ -20,7 +21,7 @@ def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:
     """The auxiliary losses of a whole batch by name, each by layer [L] (pooled ones [1]).
 
     ``balance_loss`` and ``z_loss`` are always there, as metrics; the others where they have a
-    weight.
+    weight, those of ``router_losses`` in training alone.
     """
     settings = moe.balance
     found = {"balance_loss": balance.balance_loss(router), "z_loss": balance.z_loss(router)}
@@ -35,14 +36,17 @@ def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:
     if settings.communication_loss_weight and moe.expert_groups:
         kept = moe.kept_expert_groups or min(moe.top_k, moe.expert_groups)
         found["communication_loss"] = balance.communication_loss(router, kept)
+    told = {"orthogonality_loss": router.orthogonality_B, "coupling_loss": router.coupling_B}
+    found |= {n: router_losses.told_by_tokens(router, t) for n, t in told.items() if t is not None}
+    if router.probability_squared_BE is not None:
+        found["variance_loss"] = router_losses.variance_loss(router)
     return found
 
 
 def weights(moe: MoEConfig) -> dict[str, float]:
     """The coefficient of each of ``losses`` (those of a scope smaller than the batch left out)."""
     settings = moe.balance
-    names = ("z_loss", "importance_loss", "load_loss", "device_loss", "communication_loss")
-    found = {name: getattr(settings, f"{name}_weight") for name in names}
+    found = {name: getattr(settings, f"{name}_weight") for name in OTHER_LOSSES}
     if settings.scope == "batch":
         pooled = settings.convention == "hf"
         found["pooled_balance_loss" if pooled else "balance_loss"] = settings.loss_weight

@@ -144,7 +144,7 @@ def test_alarms_fire_on_runs_made_to_fail(tmp_path, flags, kinds):
     and with 100 times the learning rate. The quickstart as it is, is silent: CI looks at it.
     """
     command = [sys.executable, "train.py", "--config", "configs/quickstart.py", *flags]
-    command += ["--run.steps", "40", "--run.log-every", "10", "--run.eval-batches", "1"]
+    command += ["--run.steps", "24", "--run.log-every", "6", "--run.eval-batches", "1"]
     command += ["--data.shuffle-window", "4096"]
     command += ["--run.sample-tokens", "0", "--run.directory", str(tmp_path)]
     done = subprocess.run(

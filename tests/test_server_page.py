@@ -88,7 +88,7 @@ def test_live_figures(served):
     (answer,) = ask(served, ("GET", "/live", {}))
     told, figures = answer.json(), answer.json()["figures"]
     assert answer.headers["cache-control"] == "no-store"
-    assert (told["model"], told["chat"], told["routed"]) == (NAME, True, True)
+    assert (told["model"], told["chat"], told["layers"]) == (NAME, True, [0, 1, 2])
     assert figures["drawn_tokens"] >= 3 and figures["failed"] is None
     assert figures["next_seconds"]["count"] >= 2 and figures["next_seconds"]["sum"] > 0
     assert len(figures["load_LE"]) == 1 and len(figures["load_LE"][0]) == 2
@@ -142,7 +142,7 @@ def test_the_page_asks_nobody_else_and_runs_its_own_script_only(served):
     assert answer.headers["content-type"].startswith("text/html")
     found = Names()
     found.feed(answer.text)
-    assert set(found.asked) == {"#prompt", "data:,"}
+    assert set(found.asked) == {"data:,"}
     assert not [name for name in found.names if name.startswith("on") or name == "style"]
     assert len(set(found.ids)) == len(found.ids) and set(found.fors) <= set(found.ids)
     assert "://" not in answer.text and "@import" not in answer.text and "url(" not in answer.text
@@ -244,7 +244,7 @@ def test_the_page_in_a_browser(tmp_path):
             own + "v1/chat/completions",
         }
         server.listener.drain()  # the server goes away
-        tab.wait("byId('state-words').textContent.includes('not answered')")
+        tab.wait("byId('state-words').textContent.includes('does not answer')")
         tab.run(SEND.format("are you there?"))
         tab.wait("byId('trouble').textContent.includes('does not answer')")
         assert tab.run("byId('prompt').value") == "are you there?"  # and is not lost

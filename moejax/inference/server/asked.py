@@ -150,7 +150,7 @@ def read_stop(fields: Fields) -> tuple[str, ...]:
 def read_routes(fields: Fields, served: Served) -> bool:
     """Whether the experts of each token are given."""
     wanted = fields.truth(ROUTES)
-    if wanted and not served.routed:
+    if wanted and not served.routed_layers:
         raise fields.wrong(ROUTES, "is for models with routed layers, and this one has none.")
     return wanted
 

@@ -22,7 +22,8 @@ class Glance:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._at, self._seen = -FRESH, {}
+        self._at = -FRESH
+        self._seen: dict[str, Any] = {}
 
     async def take(self, served: Served) -> dict[str, Any]:
         """The engine's figures, and the second at which they were taken."""
@@ -44,7 +45,7 @@ async def tell_live(request: Request) -> Response:
             "description": served.model.description,
             "length": served.length,
             "chat": can_converse(served),
-            "routed": served.routed,
+            "layers": served.routed_layers,
             "figures": figures,
         },
         headers={"cache-control": "no-store"},

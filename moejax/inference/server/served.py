@@ -44,9 +44,9 @@ class Served:
         return self.model.tokenizer
 
     @property
-    def routed(self) -> bool:
-        """Whether tokens choose experts: they do in all routed models that can generate."""
-        return any(self.model.config.routed_layers)
+    def routed_layers(self) -> list[int]:
+        """The layers in which tokens choose experts."""
+        return [i for i, routed in enumerate(self.model.config.routed_layers) if routed]
 
     @property
     def longest_prompt(self) -> int:

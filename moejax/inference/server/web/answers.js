@@ -69,12 +69,18 @@ function addMessage(role, text) {
   byId('empty').hidden = true;
   byId('log').append(message);
   toEnd(true);
+  message.scrollIntoView({block: 'nearest'});
   return box;
 }
 
 // Shows the end of the log, unless the reader has gone up in it.
 function toEnd(always) {
   const log = byId('log');
-  const near = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-  if (always || near) log.scrollTop = log.scrollHeight;
+  toEnd.follows = always || toEnd.follows;
+  if (toEnd.follows) log.scrollTop = log.scrollHeight;
 }
+
+byId('log').addEventListener('scroll', () => {
+  const log = byId('log');
+  toEnd.follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+});

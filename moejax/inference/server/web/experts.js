@@ -57,11 +57,14 @@ function chooseLayer(layer) {
   paintAll();
 }
 
+// Of the routed layers, the number among all layers.
+const nameOf = layer => live.layers[layer] ?? layer;
+
 // As many layers as tokens have, in the box to choose from.
 function setLayers(count) {
   if (count === experts.layers || !count) return;
   experts.layers = count;
-  byId('layer').replaceChildren(...Array.from({length: count}, (_, i) => new Option(i, i)));
+  byId('layer').replaceChildren(...Array.from({length: count}, (_, i) => new Option(nameOf(i), i)));
   byId('layer').value = experts.layer = Math.min(experts.layer, count - 1);
 }
 
@@ -99,6 +102,11 @@ function drawLegend() {
   if (focused !== undefined) legend.querySelector(`[data-expert="${focused}"]`)?.focus();
 }
 
+// Once for all tokens that come before the page is drawn again.
+function drawLegendSoon() {
+  drawLegendSoon.frame ||= requestAnimationFrame(() => { drawLegendSoon.frame = 0; drawLegend(); });
+}
+
 const names = {'\n': '↵ new line', '\t': '⇥ tab', ' ': '␣ space', '': 'a part of a character'};
 
 // What is known of a token: its experts in the chosen layer in words, and all layers as columns.
@@ -113,18 +121,18 @@ function tell(span) {
   span.classList.add('now');
   tell.hint ||= byId('detail-hint');
   const words = document.createElement('p'), quoted = document.createElement('b');
+  const choices = choicesOf(span.token, experts.layer);
+  const nouns = ['no expert', 'expert ', 'experts '];
   quoted.className = 'token';
   quoted.textContent = names[span.token.token] ?? span.token.token;
-  words.append(quoted, ` layer ${experts.layer}: `);
-  const choices = choicesOf(span.token, experts.layer);
+  words.append(quoted, ` layer ${nameOf(experts.layer)}: ${nouns[Math.min(2, choices.length)]}`);
   choices.forEach(([expert, weight], i) => {
     const name = document.createElement('span');
     name.className = 'expert';
     name.style.setProperty('--first', colourOf(expert));
-    name.textContent = `expert ${expert}`;
-    words.append(i ? ', ' : '', name, ` × ${show(weight, 3)}`);
+    name.textContent = `${expert} × ${show(weight, choices.length > 4 ? 2 : 3)}`;
+    words.append(i ? ', ' : '', name);
   });
-  if (!choices.length) words.append('no expert');
   detail.replaceChildren(words, layersOf(span.token));
 }
 
@@ -134,9 +142,9 @@ function layersOf(token) {
   token.experts.forEach((_, layer) => {
     const column = document.createElement('div'), choices = choicesOf(token, layer);
     column.style.background = bands(choices, 'bottom');
-    column.title = `layer ${layer}: ${choices.map(([e, w]) => `expert ${e} × ${show(w, 3)}`).join(', ')}`;
+    column.title = `layer ${nameOf(layer)}: ${choices.map(([e, w]) => `${e} × ${show(w, 3)}`).join(', ')}`;
     column.classList.toggle('chosen', layer === experts.layer);
-    if (token.experts.length <= 16) column.textContent = choices.map(([e]) => e).join(' · ');
+    if (token.experts.length * choices.length <= 24) column.textContent = choices.map(([e]) => e).join(' · ');
     column.addEventListener('click', () => chooseLayer(layer));
     columns.append(column);
   });

@@ -4,9 +4,8 @@ const EVERY = 1000, PATIENCE = 10000, KEPT = 120; // milliseconds, and looks
 
 const live = {
   looks: [], // figures, the newest last
-  routed: false,
+  layers: [], // the numbers of the routed ones
   known: false, // whether the server has told what it serves
-  answered: Date.now(),
   timer: 0,
   turn: 0,
   cell: null, // [layer, expert] that is told of
@@ -18,16 +17,14 @@ async function look() {
   let wait = EVERY;
   try {
     const found = await (await ask('live', null, AbortSignal.timeout(PATIENCE))).json();
-    live.answered = Date.now();
     byId('key-form').hidden = true;
     meet(found);
     take(found.figures);
   } catch (error) {
     wait = 3 * EVERY;
     if (error instanceof Refused && error.status === 401) return setState('wait', 'waiting for an API key');
-    const since = Math.round((Date.now() - live.answered) / 1000);
     setState('bad', error instanceof Refused ? error.message
-      : `The server has not answered for ${since} s. This page goes on asking.`);
+      : 'The server does not answer. This page goes on asking.');
   }
   if (live.turn === turn && !document.hidden) live.timer = setTimeout(look, wait);
 }
@@ -36,20 +33,23 @@ document.addEventListener('visibilitychange', () => { if (!document.hidden) look
 
 function setState(kind, words) {
   byId('lamp').className = kind;
-  if (byId('state-words').textContent !== words) byId('state-words').textContent = words;
+  if (byId('state-words').textContent === words) return;
+  byId('state').setAttribute('aria-live', kind === 'good' ? 'off' : 'polite');
+  byId('state-words').textContent = words;
 }
 
 // The first answer says what is served; a server that was started anew may serve something else.
 function meet(found) {
-  live.routed = found.routed;
+  live.layers = found.layers;
   byId('name').textContent = document.title = found.model;
   byId('about').textContent = found.description;
   if (live.known) return;
   live.known = true;
+  document.querySelector('main').hidden = false;
   byId('tokens').value = Math.max(1, Math.min(200, found.length >> 1));
   byId('modes').hidden = !found.chat;
   setMode(found.chat);
-  if (!found.routed) byId('empty').textContent = 'This model has no routed layers: its tokens have no colours.';
+  if (!found.layers.length) byId('empty').textContent = 'This model has no routed layers: its tokens have no colours.';
 }
 
 function take(figures) {
@@ -77,7 +77,7 @@ function drawTiles(now) {
   set('seats', `of ${now.seats} at most`);
   set('waiting', show(now.waiting));
   set('cache', `${show(100 * now.pages_used / now.pages)}%`);
-  set('pages', `${show(now.pages_used)} of ${show(now.pages)} pages; ${show(now.pages_kept)} more are kept`);
+  set('pages', `${show(now.pages_used)} of ${show(now.pages)} pages`);
   byId('cache-bar').style.width = `${100 * now.pages_used / now.pages}%`;
   const first = mean('first_seconds'), next = mean('next_seconds');
   set('first', first === null ? '–' : seconds(first));
@@ -121,7 +121,7 @@ function drawMap() {
   const tops = layers.map(layer => Math.max(...layer.ratios.map(ratio => ratio ?? 0)));
   const top = Math.max(...tops), at = tops.indexOf(top);
   byId('ratio').textContent = top ? `${top.toFixed(2)}×` : '–';
-  byId('ratio-where').textContent = top ? `layer ${at}, expert ${layers[at].ratios.indexOf(top)}` : 'no token yet';
+  byId('ratio-where').textContent = top ? `the mean, in layer ${nameOf(at)}: expert ${layers[at].ratios.indexOf(top)}` : 'no token yet';
   drawCells(layers, tops);
   tellCell();
 }
@@ -129,7 +129,7 @@ function drawMap() {
 function drawCells(layers, tops) {
   const canvas = byId('map-cells'), pen = canvas.getContext('2d');
   const rows = layers.length, columns = experts.count;
-  const height = Math.max(64, Math.min(360, rows * (rows > 16 ? 12 : 28)));
+  const height = Math.max(64, Math.min(320, rows * (rows > 16 ? 12 : 28)));
   const scale = window.devicePixelRatio || 1, width = canvas.clientWidth;
   canvas.style.height = `${height}px`;
   [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
@@ -141,8 +141,8 @@ function drawCells(layers, tops) {
     pen.fillStyle = shade(ratio);
     pen.fillRect(x, y, right - x - gap, bottom - y - gap);
   }));
-  const about = `Load of ${columns} experts in ${rows} layers, over the mean of their layer. The largest: `
-    + `${byId('ratio').textContent}, ${byId('ratio-where').textContent}. The arrow keys go from expert to expert.`;
+  const about = `Load of ${columns} experts in ${rows} layers, over the mean of their layer. The largest is `
+    + `${byId('ratio').textContent} ${byId('ratio-where').textContent}. The arrow keys go from expert to expert.`;
   if (canvas.getAttribute('aria-label') !== about) canvas.setAttribute('aria-label', about);
   drawRows(rows, height, tops);
 }
@@ -164,9 +164,9 @@ function drawRows(rows, height, tops) {
     if (row % stride === 0) label.textContent = text(row, top);
     return label;
   }));
-  words('map-rows', row => row);
+  words('map-rows', nameOf);
   words('map-ratios', (row, top) => top ? `${top.toFixed(2)}×` : '–');
-  const columns = experts.count, step = Math.ceil(columns / 16);
+  const columns = experts.count, step = 2 ** Math.max(0, Math.ceil(Math.log2(columns / 16)));
   byId('map-experts').replaceChildren(...Array.from({length: columns}, (_, i) => {
     const label = document.createElement('span');
     if (i % step === 0) label.textContent = i;
@@ -180,7 +180,7 @@ function tellCell() {
   const [row, column] = live.cell, layer = ratios()[row];
   if (!layer) return;
   const ratio = layer.ratios[column], count = layer.counts[column];
-  at.textContent = `layer ${row}, expert ${column}: `
+  at.textContent = `layer ${nameOf(row)}, expert ${column}: `
     + (ratio === null ? 'no token' : `${ratio.toFixed(2)}× fair, ${show(count)} choices`);
 }
 

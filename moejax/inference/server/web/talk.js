@@ -32,7 +32,7 @@ const number = id => byId(id).value === '' ? undefined : Number(byId(id).value);
 function bodyOf(chat) {
   const body = {
     max_tokens: number('tokens'), temperature: number('temperature'), top_p: number('top-p'),
-    seed: number('seed'), stream: true, moejax_routes: live.routed || undefined,
+    seed: number('seed'), stream: true, moejax_routes: live.layers.length > 0 || undefined,
   };
   return chat ? {...body, messages: talk.messages} : {...body, prompt: talk.whole};
 }
@@ -50,7 +50,7 @@ async function answer(box, chat) {
     for await (const part of readParts(await ask(path, bodyOf(chat), stopping.signal))) {
       for (const choice of part.choices) {
         made.add((chat ? choice.delta.content : choice.text) || '', choice.moejax_routes || []);
-        if (choice.moejax_routes) { byId('experts').hidden = false; drawLegend(); }
+        if (choice.moejax_routes) { byId('experts').hidden = false; drawLegendSoon(); }
         toEnd(false);
       }
     }
@@ -127,7 +127,9 @@ byId('form').addEventListener('submit', event => { event.preventDefault(); send(
 byId('more').addEventListener('click', () => goOn(document.querySelector('#log .message .said')));
 byId('stop').addEventListener('click', () => { talk.stopping?.abort(); byId('prompt').focus(); });
 byId('clear').addEventListener('click', () => { beginAnew(); byId('prompt').focus(); });
+const touched = matchMedia('(pointer: coarse)'); // its keyboard has no Shift+Enter
 byId('prompt').addEventListener('keydown', event => {
+  if (touched.matches) return;
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   byId('form').requestSubmit();

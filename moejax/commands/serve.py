@@ -94,7 +94,7 @@ def serve(settings: ServeSettings) -> None:
         if settings.placement is not None:
             params, place_LER = place_experts(settings.placement, model, mesh)
             model = replace(model, params=params)
-        with open_engine(model, mesh, settings.engine, place_LER) as engine:
+        with open_engine(model, mesh, settings.engine, place_LER, tell) as engine:
             serve_engine(settings, model, engine, sock, keys)
 
 
@@ -119,7 +119,7 @@ def serve_engine(
     hosts = () if keys else name_hosts(settings.host)
     listener = Listener(make_app(served, keys, hosts), sock, settings.limits.max_time)
     with ServeSignals() as signals:
-        print(f"{served.name}: {model.description}, at {listener.url}/v1", file=sys.stderr)
+        tell(f"{served.name}: {model.description}, at {listener.url}/v1")
         print(ready_words(settings, served.name, listener.url), flush=True)
         try:
             while not signals.heard.wait(_GLANCE):
@@ -128,6 +128,11 @@ def serve_engine(
                     raise engine.failed
         finally:
             listener.drain()
+
+
+def tell(line: str) -> None:
+    """Say something beside the line that programs wait for."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def ready_words(settings: ServeSettings, name: str, url: str) -> str:

@@ -2,39 +2,19 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from moejax.config.errors import ConfigError
+from moejax.runtime.host_memory import read_host_memory
 from moejax.runtime.number_words import short
 
-GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says what a container may have (control groups, version 2 and 1)."""
 ROOM = (
     "bfloat16 takes half of float32 (--dtype), int8 or int4 less (--weights), and on a mesh every"
     " device holds a part (--mesh)."
 )
 """What to do where a model is too large to be run."""
-
-
-def read_host_memory() -> float | None:
-    """Bytes that this machine, or this container, can give: its memory and its swap space. None
-    where it is not known: elsewhere than on Linux, swap space grows as it is needed.
-    """
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        fields = {name: text.split()[0] for name, text in (line.split(":") for line in lines)}
-        memory, swap = 1024 * int(fields["MemTotal"]), 1024 * int(fields["SwapTotal"])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    for file in GROUP_LIMITS:
-        try:
-            memory = min(memory, int(Path(file).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such limit: "max", say
-            continue
-    return float(memory + swap)
 
 
 def find_room() -> tuple[float, str] | None:

@@ -20,8 +20,9 @@ class EngineSettings:
     pages: int | None = None
     """Pages on each device; by default as many as --memory-share holds, and no more than texts of
     the longest kind on all seats could fill."""
-    memory_share: float = 0.9
-    """Of the memory that a device has left when the model is there, so much is for pages."""
+    memory_share: float | None = None
+    """Of the memory that a device has left when the model is there, so much is for pages; by
+    default 0.9, and 0.5 of what is free in the machine where its CPU is the device."""
     chunk: int = 64
     """Tokens of a prompt that are read in one call (and up to whole pages): larger ones read
     prompts sooner, and hold up running texts longer."""
@@ -43,7 +44,7 @@ class EngineSettings:
         check_sizes("", self, "seats", "max_queue", "page", "pages", "chunk", "window")
         check_sizes("", self, "prompt_rows", "prompt_calls")
         check(
-            0 < self.memory_share <= 1,
+            self.memory_share is None or 0 < self.memory_share <= 1,
             f"--memory-share must lie in (0, 1], not {self.memory_share}.",
         )
         check(

@@ -1,5 +1,7 @@
 """How many texts and pages there are on each device, and in which shapes the model is called."""
 
+from collections.abc import Callable
+from functools import partial
 from math import ceil, prod
 from typing import Any
 
@@ -13,6 +15,14 @@ from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.inference_config import inference_config
 from moejax.models.kv_pages import empty_pool, pool_shardings
 from moejax.runtime import device_mesh
+from moejax.runtime.host_memory import read_free_memory
+from moejax.runtime.number_words import short
+
+SHORTEST, STEP = 256, 4
+"""Positions of the smallest table of a model with a long window, and how much larger the next one
+is: a step reads at most so many times what its longest text has."""
+SHARE, HOST_SHARE = 0.9, 0.5
+"""Of what a device has left, for pages; of the machine's memory, which other programs want, too."""
 
 
 def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: EngineSettings) -> Sizes:
@@ -29,12 +39,9 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
     most, most_prompt = seen + 1, seen + chunk // page
     pages = settings.pages
     if pages is None:
-        room = free_bytes(mesh)
-        used = [bytes_on_device(config, mesh, lanes, seats, n, page, settings) for n in (1, 2)]
-        pages = seats * most + 1 + settings.prompt_rows * chunk // page
-        if room is not None:
-            left = room * settings.memory_share - used[0]
-            pages = min(pages, 1 + int(max(0, left) // max(1, used[1] - used[0])))
+        wanted = seats * most + 1 + settings.prompt_rows * chunk // page
+        cost = partial(bytes_on_device, config, mesh, lanes, seats, page=page, settings=settings)
+        pages = fit_pages(cost, mesh, window, wanted, most_prompt + 1, settings.memory_share)
     check(
         pages > most_prompt,
         f"--pages {pages} of {page} positions do not hold one text: it may need {most_prompt}"
@@ -46,11 +53,51 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
         page=page,
         pages=pages,
         rows=tuple(sorted({1, ceil(seats / 4), ceil(seats / 2), seats})),
-        tables=tuple(sorted({ceil(most / 2), most})),
+        tables=make_ladder(most, page),
         prompt_rows=tuple(sorted({1, min(settings.prompt_rows, seats)})),
-        prompt_tables=tuple(sorted({max(chunk // page, ceil(most_prompt / 4)), most_prompt})),
+        prompt_tables=make_ladder(most_prompt, page, chunk // page),
         chunk=chunk,
     )
+
+
+def make_ladder(most: int, page: int, more: int = 0) -> tuple[int, ...]:
+    """Numbers of pages for tables of at most ``most``, of which ``more`` are beside what a text
+    has: few, as each one is a program, but so that short texts do not read as much as long ones.
+    """
+    rungs, rung = {most}, ceil(SHORTEST / page)
+    while rung <= (most - more) / 2:
+        rungs.add(rung + more)
+        rung *= STEP
+    return tuple(sorted(rungs))
+
+
+def fit_pages(
+    cost: Callable[[int], int],
+    mesh: Mesh,
+    window: int,
+    wanted: int,
+    least: int,
+    share: float | None,
+) -> int:
+    """As many pages as are ``wanted``, or as this ``share`` of the free memory holds; ``cost``
+    gives the bytes of so many. Raises ``ConfigError`` if that is less than the ``least``, which one
+    text of the ``window`` needs.
+    """
+    free = free_bytes(mesh)
+    if free is None:
+        return wanted
+    on_host = mesh.devices.flat[0].platform == "cpu"
+    share = share or (HOST_SHARE if on_host else SHARE)
+    none, one = cost(0), cost(1)
+    pages = min(wanted, int(max(0, free * share - none) // max(1, one - none)))
+    check(
+        pages >= least,
+        f"the cache of one text of {window:,} positions takes {short(cost(least))}B, more than"
+        f" --memory-share {share:g} of the {short(free)}B that are free"
+        f" {'in this machine for each device' if on_host else 'on a device'}: give a smaller"
+        f" --window, --cache bfloat16 or int8, or a larger --memory-share.",
+    )
+    return pages
 
 
 def choose_page(window: int) -> int:
@@ -84,8 +131,24 @@ def bytes_on_device(
     )
 
 
-def free_bytes(mesh: Mesh) -> int | None:
-    """Bytes that are free on the fullest device of this process; None where it does not tell."""
-    stats = [device.memory_stats() for device in mesh.local_devices]
+def free_bytes(mesh: Mesh) -> float | None:
+    """Bytes that are free on the fullest device of this process, or, of devices that share the
+    memory of the machine, for each; None where it is not known.
+    """
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        free = read_free_memory()
+        return None if free is None else free / len(devices)
+    stats = [device.memory_stats() for device in devices]
     known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
     return min(known, default=None)
+
+
+def describe_cache(sizes: Sizes, size: int) -> str:
+    """One line: what the pages hold, and the bytes that they take on each device."""
+    pages, lanes = sizes.pages, sizes.lanes
+    each = f" on each of {lanes} devices" if lanes > 1 else ""
+    return (
+        f"cache: {pages:,} pages of {sizes.page} positions{each}, {lanes * pages * sizes.page:,}"
+        f" positions in all; {short(size)}B{' a device' if each else ''}"
+    )

@@ -1,0 +1,120 @@
+"""In which shapes a model is called, and how many pages there is memory for."""
+
+import jax
+import pytest
+
+from moejax.config import MeshConfig, ModelConfig
+from moejax.config.errors import ConfigError
+from moejax.inference.engine import sizes as chosen
+from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.sizes import (
+    SHORTEST,
+    STEP,
+    bytes_on_device,
+    choose_sizes,
+    describe_cache,
+    free_bytes,
+)
+from moejax.runtime import device_mesh
+
+LARGE = ModelConfig(num_layers=16, width=2048, num_heads=16, dtype="bfloat16", vocab_size=50_304)
+"""A position takes 131,072 bytes."""
+GIGABYTE = 10**9
+
+
+@pytest.fixture
+def mesh():
+    return device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture
+def choose(mesh, monkeypatch):
+    """Sizes where so many bytes are free, and the bytes of their cache."""
+
+    def make(free, context, mesh=mesh, **given):
+        monkeypatch.setattr(chosen, "read_free_memory", lambda: free)
+        settings = EngineSettings(**given)
+        sizes = choose_sizes(LARGE, context, mesh, settings)
+        shape = (sizes.lanes, sizes.seats, sizes.pages, sizes.page)
+        return sizes, bytes_on_device(LARGE, mesh, *shape, settings)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "window", [1, 2, 128, 256, 511, 512, 1024, 4096, 32_768, 131_072, 1_000_003]
+)
+def test_a_step_reads_little_more_than_its_longest_text_has(window, choose):
+    """And there are few programs."""
+    sizes, _ = choose(None, window)
+    for tables, more in ((sizes.tables, 0), (sizes.prompt_tables, sizes.chunk)):
+        assert tables[-1] * sizes.page >= window - 1 + max(more, 1)
+        for length in {1, *(max(1, window // part) for part in (9, 5, 3, 1))}:
+            pages = -(-(length - 1 + max(more, 1)) // sizes.page)
+            table = next(q for q in tables if q >= pages)
+            assert table * sizes.page <= STEP * max(length, SHORTEST) + 2 * sizes.page + STEP * more
+    steps = {128: 1, 256: 1, 512: 2, 4096: 3, 32_768: 5, 131_072: 6}
+    assert len(sizes.tables) == steps.get(window, len(sizes.tables))
+    assert len(sizes.shapes()) <= 6 * len(sizes.tables)
+
+
+@pytest.mark.parametrize(
+    ("free", "window", "given", "least", "most"),
+    [
+        (None, 4096, {}, 17, 18),  # all that 32 texts can have: 32 * 4096 * 131,072 bytes
+        (60, 4096, {}, 17, 18),
+        (20, 4096, {}, 9.99, 10),  # half of what is free
+        (20, 131_072, {"cache": "int8"}, 9.99, 10),
+        (20, 4096, {"memory_share": 0.3}, 5.99, 6),
+        (20, 4096, {"memory_share": 1.0}, 17, 18),
+        (20, 4096, {"seats": 1}, 0.5, 0.6),
+        (1, 4096, {"pages": 500}, 1, 1.1),  # whoever says how many has them
+    ],
+)
+def test_the_pool_takes_what_is_free(free, window, given, least, most, choose):
+    sizes, size = choose(free and free * GIGABYTE, window, **given)
+    assert least * GIGABYTE < size <= most * GIGABYTE
+    line = describe_cache(sizes, size)
+    assert f"{sizes.pages:,} pages of 16 positions, {16 * sizes.pages:,} positions in all" in line
+
+
+def test_devices_of_a_cpu_share_its_memory(choose):
+    mesh = device_mesh.make_mesh(MeshConfig(data=4), jax.devices()[:4])
+    sizes, size = choose(8 * GIGABYTE, 4096, mesh)
+    assert sizes.lanes == 4 and 0.99 * GIGABYTE < size <= GIGABYTE
+    assert "on each of 4 devices" in describe_cache(sizes, size)
+
+
+@pytest.mark.parametrize(
+    ("free", "window", "given"),
+    [
+        (GIGABYTE, 4096, {}),
+        (0, 16, {}),
+        (20 * GIGABYTE, 131_072, {}),
+        (20 * GIGABYTE, 4096, {"window": 131_072}),
+        (9 * GIGABYTE, 4096, {"memory_share": 0.05}),
+    ],
+)
+def test_one_text_that_does_not_fit_is_refused_with_what_to_do(free, window, given, choose):
+    length = given.get("window", window)
+    with pytest.raises(ConfigError, match=rf"one text of {length:,} positions.*--window.*--cache"):
+        choose(free, window, **given)
+
+
+def test_what_a_device_tells_of_its_memory_counts(mesh):
+    class Device:
+        platform = "gpu"
+
+        def __init__(self, *numbers):
+            self.stats = dict(zip(("bytes_limit", "bytes_in_use"), numbers, strict=False))
+
+        def memory_stats(self):
+            return self.stats
+
+    class Devices:
+        local_devices = (Device(100, 30), Device(100, 50), Device())
+
+    assert free_bytes(Devices()) == 50
+    Devices.local_devices = (Device(),)
+    assert free_bytes(Devices()) is None
+    assert free_bytes(mesh) > 1e6

@@ -199,6 +199,21 @@ def softmax_top_k_renormalised(t):
     return experts, s[experts] / s[experts].sum(), s
 
 
+def dynamic_top_p(t, p=0.4):
+    """Huang et al. 2024, Eq. 3-5: the fewest most probable experts whose probabilities sum to at
+    least p, here at most K; the weights are the probabilities.
+    """
+    s = softmax(t.logits)
+    if t.experts is None:
+        experts, gathered = [], 0.0
+        for e in best(s, t.layer.top_k):
+            experts.append(e if gathered < p else -1)
+            gathered += s[e]
+    else:
+        experts = t.experts
+    return experts, np.array([s[e] if e >= 0 else 0.0 for e in experts]), s
+
+
 def llama4(t):
     """Llama 4's code: the top k logits, and the sigmoid of each, with which the expert's *input*
     is multiplied.
@@ -319,6 +334,7 @@ TOKENS_CHOOSE = {
     "jamba": softmax_then_top_k,
     "granite": softmax_of_top_logits,
     "gpt_oss": softmax_of_top_logits,
+    "dynamic_top_p": dynamic_top_p,
     "llama4": llama4,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,

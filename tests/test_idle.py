@@ -181,6 +181,8 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.moe.balance.coupling_loss_weight", 0.1, {}),
     ("model.moe.balance.coupling_alpha", 0.5, {"model.moe.balance.coupling_loss_weight": 0.1}),
     ("model.moe.balance.variance_loss_weight", 0.1, {}),
+    ("model.moe.balance.entropy_loss_weight", 0.1, {}),
+    ("model.moe.top_p", 0.5, {}),
     ("model.moe.balance.bias_update", "sign", {}),
     ("model.moe.balance.bias_rate", 0.1, SIGN),
     ("model.moe.balance.bias_centred", True, SIGN),

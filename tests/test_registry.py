@@ -206,6 +206,14 @@ REFUSED = {
         "--model.moe.balance.coupling-loss-weight needs a router with one vector for each expert,"
         " which --model.moe.router soft has not: take top_k, say.",
     ),
+    "more probability than there is": (
+        {"router": "dynamic_top_p", "top_p": 1.5},
+        "--model.moe.top-p must lie in (0, 1], not 1.5.",
+    ),
+    "quantiles of a varying number": (
+        {"router": "dynamic_top_p", "balance": {"bias_update": "quantile"}},
+        "as many for each token",
+    ),
     "an unknown update": (
         {"balance": {"bias_update": "signed"}},
         "--model.moe.balance.bias-update must be one of none, sign, proportional, quantile,"

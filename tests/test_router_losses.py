@@ -40,13 +40,14 @@ def test_noise_leaves_each_vector_nearest_to_itself():
     assert found[0] != found[1] and max(found) < 2 * (3 + 2) * 1.7072 / 4
 
 
-NAMES = ("orthogonality_loss", "coupling_loss", "variance_loss")
-WEIGHTS = dict(zip(NAMES, (0.7, 0.5, 3.0), strict=True))
+NAMES = ("orthogonality_loss", "coupling_loss", "variance_loss", "entropy_loss")
+WEIGHTS = dict(zip(NAMES, (0.7, 0.5, 3.0, 0.4), strict=True))
 
 
 def truth(params, x, real, alpha):
     """SimBal (Omi et al. 2025): ||R^T R - I||_1. ERC (Lv et al. 2025), by loops over pairs, no
-    noise. Variance (Guo et al. 2025): of each expert's probability over tokens, negative.
+    noise. Variance (Guo et al. 2025): of each expert's probability over tokens, negative. Entropy
+    (Huang et al. 2024, the dynamic loss): -sum_i P_i log P_i.
     """
     r, w = params["w_router_DE"], params["w_gate_EDF"]
     n = len(w)
@@ -55,7 +56,8 @@ def truth(params, x, real, alpha):
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     over = [max(m[i][j] - alpha * m[i][i], 0) + max(m[j][i] - alpha * m[i][i], 0) for i, j in pairs]
     p = np.array([oracle.softmax(token @ r) for token in x[real]])
-    return dict(zip(NAMES, (own, sum(over) / n**2, -p.var(0).mean()), strict=True))
+    entropy = -(p * np.log(p)).sum(1).mean()
+    return dict(zip(NAMES, (own, sum(over) / n**2, -p.var(0).mean(), entropy), strict=True))
 
 
 def test_a_layer_s_losses_and_their_gradients_are_those_of_the_papers():

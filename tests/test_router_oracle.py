@@ -81,6 +81,7 @@ CASES = {
     "flint": case("flint", alias=True),
     "ernie4_5": case("ernie4_5", biased=True),
     "identity and null experts": case("olmoe", expert_groups=3, identity_experts=2, null_experts=1),
+    "dynamic_top_p": case("dynamic_top_p", 3),
     "base": case("base", 1),
     "sinkhorn": case("sinkhorn"),
     "hash": case("hash"),

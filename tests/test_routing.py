@@ -328,6 +328,29 @@ def test_ernie_chooses_by_probability_and_bias():
     )
 
 
+def test_a_token_takes_experts_until_they_gather_enough():
+    """Probabilities (0.5, 0.3, 0.2): the first has 0.4; for 0.6 it takes a second, for 0.9 all.
+    At most K. Even ones of 0.25 each: two have 0.5, which is what 0.4 wants.
+    """
+    logits = np.log([[0.5, 0.3, 0.2]])
+    assert_chosen(ask("dynamic_top_p", logits, 3), [[0, -1, -1]], [[0.5, 0, 0]])
+    some = {"top_p": 0.6}
+    assert_chosen(ask("dynamic_top_p", logits, 3, settings=some), [[0, 1, -1]], [[0.5, 0.3, 0]])
+    every = {"top_p": 0.9}
+    assert_chosen(ask("dynamic_top_p", logits, 3, settings=every), [[0, 1, 2]], [[0.5, 0.3, 0.2]])
+    assert_chosen(ask("dynamic_top_p", logits, 2, settings=every), [[0, 1]], [[0.5, 0.3]])
+    assert_chosen(ask("dynamic_top_p", np.zeros((1, 4)), 4), [[0, 1, -1, -1]])
+    shared = some | {"renormalise": True}
+    assert_chosen(
+        ask("dynamic_top_p", logits, 3, settings=shared), [[0, 1, -1]], [[5 / 8, 3 / 8, 0]]
+    )
+    # Chosen by 0.2 + 0.4 first; by what they would choose without the bias, one has enough.
+    bias = jnp.float32([0, 0, 0.4])
+    choice = ask("dynamic_top_p", logits, 3, bias_E=bias)
+    assert_chosen(choice, [[2, 0, -1]], [[0.2, 0.5, 0]])
+    np.testing.assert_array_equal(choice.unbiased_GSK[0], [[0, -1, -1]])
+
+
 def test_llama4_weighs_what_an_expert_gets():
     """Expert 0 is f(x) = silu(x) x. With a logit of 0 the weight is 0.5, and the token 1.
 

@@ -8,7 +8,7 @@ from moejax.config.checks import check, check_not_negative, check_positive, chec
 
 OTHER_LOSSES = (
     *("z_loss", "importance_loss", "load_loss", "device_loss", "communication_loss"),
-    *("orthogonality_loss", "coupling_loss", "variance_loss"),
+    *("orthogonality_loss", "coupling_loss", "variance_loss", "entropy_loss"),
 )
 """Besides the load-balancing loss; each has a setting for its weight."""
 
@@ -46,6 +46,9 @@ class BalanceConfig:
     """
     variance_loss_weight: float = 0.0
     """Coefficient of the variance of probabilities over tokens, which it lets grow."""
+    entropy_loss_weight: float = 0.0
+    """Coefficient of the entropy of each token's probabilities, so that few experts gather much;
+    the paper of dynamic_top_p has 1e-4."""
     bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
     """How the selection bias of the loss-free balance moves after each step: `none`, not at all (a
     bias that a model came with stays as it is); `sign`, by a fixed amount; `proportional`, in

@@ -32,6 +32,9 @@ class MoEConfig:
     """Divide a token's weights by their sum; by default as the router does."""
     weight_scale: float | None = None
     """Multiplies the weights; by default the router's."""
+    top_p: float | None = None
+    """A token takes its best experts, at most K, until they gather this probability; by default as
+    the router does."""
     bias_on: Literal["scores", "logits"] | None = None
     """To what the selection bias is added, for the choice alone; by default to the scores."""
     expert_groups: int | None = None
@@ -91,6 +94,11 @@ class MoEConfig:
         check_not_negative(at, self, "identity_experts", "null_experts")
         experts = ("num_experts", "identity_experts", "null_experts", "shared_experts")
         checks.check_at_most(MOST_EXPERTS, at, self, *experts)
+        wanted = self.top_p
+        check(
+            wanted is None or 0 < wanted <= 1,
+            f"{flag(at, 'top_p')} must lie in (0, 1], not {wanted}.",
+        )
         for name in ("router_jitter", "router_dropout", "expert_dropout"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{flag(at, name)} must lie in [0, 1), not {value}.")
@@ -131,6 +139,7 @@ class MoEConfig:
 ROUTER_SETTINGS = (
     "renormalise",
     "weight_scale",
+    "top_p",
     "bias_on",
     "expert_groups",
     "kept_expert_groups",
@@ -237,9 +246,9 @@ def check_balance(moe: MoEConfig) -> None:
     )
     check(
         balance.load_loss_weight == 0
-        or (balance.bias_update == "none" and moe.kept_expert_groups is None),
+        or (balance.bias_update == "none" and moe.kept_expert_groups is None and moe.top_p is None),
         f"{at}.load-loss-weight estimates choices by the noisy logits alone: it goes neither with"
-        f" {at}.bias-update nor with --model.moe.kept-expert-groups.",
+        f" {at}.bias-update nor with --model.moe.kept-expert-groups or --model.moe.top-p.",
     )
     for name, needed in (("device_loss", "expert_groups"), ("communication_loss", "expert_groups")):
         check(
@@ -270,7 +279,9 @@ def check_balance(moe: MoEConfig) -> None:
         or (moe.kept_expert_groups is None and moe.top_k < moe.num_choices)
         and rule is not None
         and rule.score in ("softmax", "sigmoid")
-        and rule.bias_on == "scores",
+        and rule.bias_on == "scores"
+        and rule.top_p is None,
         f"{at}.bias-update quantile needs scores in [0, 1] (softmax or sigmoid) to add the bias to,"
-        f" fewer choices than experts, and no --model.moe.kept-expert-groups: take sign.",
+        f" fewer choices than experts, as many for each token, and no"
+        f" --model.moe.kept-expert-groups: take sign.",
     )

@@ -283,11 +283,11 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         (
-            *_paths(MOE, "num_experts expert_bias router renormalise weight_scale bias_on"),
+            *_paths(MOE, "num_experts expert_bias router renormalise weight_scale top_p"),
             *_paths(MOE, "expert_groups kept_expert_groups max_experts_per_token identity_experts"),
             *_paths(MOE, "null_experts router_jitter router_dropout expert_dropout first_dense"),
             *_paths(MOE, "shared_gate group_size capacity_factor eval_capacity_factor seating"),
-            "model.moe.dispatch",
+            *_paths(MOE, "bias_on dispatch"),
             *("model.moe.balance", "optim.router_learning_rate"),
             *_paths("mesh", "expert_parallel chunks receive_factor"),
         ),
@@ -329,6 +329,7 @@ NEEDS: tuple[Need, ...] = (
         (
             *_paths(MOE, "router_jitter router_dropout"),
             *_paths(BALANCE, "z_loss_weight importance_loss_weight variance_loss_weight"),
+            *_paths(BALANCE, "entropy_loss_weight"),
         ),
         lambda c: c.model.moe.built_router.learned,
         "--model.moe.router {c.model.moe.router}, which learns nothing",

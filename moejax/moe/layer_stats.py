@@ -43,6 +43,12 @@ def layer_stats(
         squared_GSE = jnp.where(real_GS1, jnp.square(choice.probability_GSE), 0)
         squared_BE = squared_GSE.reshape(rows, -1, moe.num_choices).sum(1)
         stats = replace(stats, probability_squared_BE=squared_BE)
+    if moe.balance.entropy_loss_weight:
+        # p log p has no slope at 0.
+        log_GSE = jnp.log(jnp.maximum(choice.probability_GSE, 1e-20))
+        entropy_GS = -(choice.probability_GSE * log_GSE).sum(-1)
+        entropy_B = jnp.where(inputs.real_GS, entropy_GS, 0).reshape(rows, -1).sum(1)
+        stats = replace(stats, entropy_slope_B=entropy_B)
     return _of_parameters(stats, moe, inputs.key, params)
 
 

@@ -61,7 +61,9 @@ def _half_way(proxy_ID: jax.Array) -> jax.Array:
 
 
 def told_by_tokens(stats: RouterStats, told_B: jax.Array | None) -> jax.Array:
-    """What every token told, from the sums: orthogonality, and coupling."""
+    """The mean of what tokens told: orthogonality, coupling, and entropy (Huang et al. 2024, their
+    dynamic loss, whose sum over experts it is).
+    """
     assert told_B is not None  # the layer sums it up where it has a weight
     return told_B / jnp.maximum(stats.tokens_B, 1)
 

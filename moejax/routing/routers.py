@@ -143,6 +143,9 @@ ROUTERS: dict[str, Router] = {
     "ernie4_5": _tokens_choose(
         "ERNIE 4.5 (Baidu 2025), its released code", renormalise=True, always_biased=True
     ),
+    "dynamic_top_p": _tokens_choose(
+        "Huang et al. 2024 (arXiv 2403.07652), Eq. 3-5, with at most K experts", top_p=0.4
+    ),
     # Other forms.
     "expert_choice": Router(
         function=expert_choice.choose,

@@ -37,6 +37,8 @@ class TokenChoiceRule:
     """Groups with the best group score, from which a token may choose."""
     group_score: Literal["max", "best_two"] = "max"
     """What a group is judged by: its best score, or the sum of its best two."""
+    top_p: float | None = None
+    """Of the K choices keep the best that gather this much probability, and no more."""
     renormalise: bool = False
     """Divide the chosen weights by their sum; of a softmax that is the softmax over the chosen."""
     weight_scale: float = 1.0
@@ -67,7 +69,8 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
     replayed_GSK = inputs.replayed_GSK
     choice = choose_by(wanted_GSE, score_GSE, K, rule, replayed_GSK)
     if inputs.bias_E is not None:
-        choice = replace(choice, unbiased_GSK=pick(score_GSE, K))
+        unbiased_GSK = keep_gathering(pick(score_GSE, K), choice.probability_GSE, rule.top_p)
+        choice = replace(choice, unbiased_GSK=unbiased_GSK)
     if rule.noise == "learned" and inputs.key is not None:
         own_GSK = choice.expert_GSK if replayed_GSK is None else pick(wanted_GSE, K)
         load_GSE = smooth_load(inputs, logits_GSE, own_GSK)
@@ -91,16 +94,32 @@ def choose_by(
     """Choose by one array and weigh by another, as ``rule`` says; or weigh what was chosen before
     (``RouterInput.replayed_GSK``; Ma et al. 2025, "rollout routing replay").
     """
-    expert_GSK = pick(preference_GSE, top_k) if replayed_GSK is None else replayed_GSK
+    # DeepSeek-V3, Eq. 19: scores that are no distribution are divided by their sum.
+    total_GS1 = 1.0 if rule.score == "softmax" else score_GSE.sum(-1, keepdims=True) + 1e-20
+    probability_GSE, expert_GSK = score_GSE / total_GS1, replayed_GSK
+    if expert_GSK is None:
+        expert_GSK = keep_gathering(pick(preference_GSE, top_k), probability_GSE, rule.top_p)
     # A masked sum, not a gather: its gradient is a product, not a scatter.
     weight_GSK = jnp.stack([at(score_GSE, expert_GSK[..., k]) for k in range(top_k)], axis=-1)
     if rule.renormalise:
         # All chosen scores may underflow: then the weights are 0, not 0/0 (as in DeepSeek-V3).
         weight_GSK /= weight_GSK.sum(-1, keepdims=True) + 1e-20
     weight_GSK *= rule.weight_scale
-    # DeepSeek-V3, Eq. 19: scores that are no distribution are divided by their sum.
-    total_GS1 = 1.0 if rule.score == "softmax" else score_GSE.sum(-1, keepdims=True) + 1e-20
-    return TokenChoice(expert_GSK, weight_GSK, score_GSE / total_GS1, weigh=rule.weigh)
+    return TokenChoice(expert_GSK, weight_GSK, probability_GSE, weigh=rule.weigh)
+
+
+def keep_gathering(
+    expert_GSK: jax.Array, probability_GSE: jax.Array, top_p: float | None
+) -> jax.Array:
+    """The choices, best first, up to the one with which they gather probability ``top_p``; -1 for
+    those after it (Huang et al. 2024, Eq. 3-4). All, if ``top_p`` is None.
+    """
+    if top_p is None:
+        return expert_GSK
+    share_GSK = at_each(jax.lax.stop_gradient(probability_GSE), expert_GSK)
+    before_GSK = jnp.cumsum(share_GSK, axis=-1) - share_GSK
+    # The first always stays; of what lies before it, rounding could make more than nothing.
+    return jnp.where((before_GSK < top_p).at[..., 0].set(True), expert_GSK, -1)
 
 
 def pick(preference_GSE: jax.Array, top_k: int) -> jax.Array:

@@ -36,7 +36,11 @@ def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:
     if settings.communication_loss_weight and moe.expert_groups:
         kept = moe.kept_expert_groups or min(moe.top_k, moe.expert_groups)
         found["communication_loss"] = balance.communication_loss(router, kept)
-    told = {"orthogonality_loss": router.orthogonality_B, "coupling_loss": router.coupling_B}
+    told = {
+        "orthogonality_loss": router.orthogonality_B,
+        "coupling_loss": router.coupling_B,
+        "entropy_loss": router.entropy_slope_B,
+    }
     found |= {n: router_losses.told_by_tokens(router, t) for n, t in told.items() if t is not None}
     if router.probability_squared_BE is not None:
         found["variance_loss"] = router_losses.variance_loss(router)

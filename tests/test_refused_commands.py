@@ -110,6 +110,9 @@ REFUSED = [
     ["bench", "scaling", "--tokens", "0"],
     ["bench", "gpu", "--tokens", "0"],
     ["bench", "generate"],
+    ["bench", "serve"],
+    ["bench", "serve", "model", "--url", "http://localhost:8000"],
+    ["bench", "serve", "--url", "localhost:8000"],
     ["bench", "generate", "--hf", "model", "--batch", "0"],
 ]
 

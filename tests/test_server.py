@@ -13,7 +13,7 @@ from moejax.config import ConfigError
 from moejax.inference.engine.requests import Request
 from moejax.inference.sampling import Sampling
 from moejax.inference.server.asked import ANY_SEED
-from moejax.inference.server.guard import read_keys
+from moejax.inference.server.keys import read_keys
 from moejax.inference.server.limits import Limits
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

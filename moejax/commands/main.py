@@ -117,7 +117,7 @@ COMMANDS: dict[str, Command | Group] = {
         },
     ),
     "bench": Group(
-        "what a routed layer costs, and how fast a model generates",
+        "what a routed layer costs, and how fast a model generates and is served",
         {
             "layer": Command(
                 "time a routed layer against the dense layer of equal active size",
@@ -140,6 +140,11 @@ COMMANDS: dict[str, Command | Group] = {
                 " own copying; or what a decode step takes, by the compiler (--config FILE, or --hf"
                 " config.json)",
                 "bench_generate:bench_generate",
+            ),
+            "serve": Command(
+                "latency and throughput of a model that answers many requests, in this process"
+                " (DIRECTORY) or by a server that runs (--url), beside the decode step alone",
+                "bench_serve:bench_serve",
             ),
             "gpu": Command(
                 "check and time a routed layer on an NVIDIA GPU, in the shapes of known models",

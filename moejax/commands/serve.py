@@ -21,6 +21,7 @@ from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
 from moejax.inference.open_model import OpenModel
+from moejax.inference.server.keys import read_keys
 from moejax.inference.server.limits import Limits
 from moejax.runtime.stop import StopSignals
 
@@ -83,10 +84,10 @@ class ServeSignals(StopSignals):
 def serve(settings: ServeSettings) -> None:
     """Serve a model until a signal comes."""
     check_extra()
-    from moejax.inference.server import guard, listen  # late: they need the extra
+    from moejax.inference.server import listen  # late: it needs the extra
 
     file, limits = settings.api_key_file, settings.limits
-    keys = [] if file is None else guard.read_keys(file)
+    keys = [] if file is None else read_keys(file)
     with closing(listen.open_socket(settings.host, settings.port, limits.max_time)) as sock:
         model, mesh = open_language_model(settings)
         model = choose_template(model, settings.chat_template)

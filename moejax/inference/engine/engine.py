@@ -80,6 +80,11 @@ class Engine:
         return self._core.longest
 
     @property
+    def runner(self) -> Runner:
+        """The model, to be called ``between_steps`` only."""
+        return self._core.runner
+
+    @property
     def failed(self) -> BaseException | None:
         """The error that stopped it, if one did."""
         return self._failed

@@ -113,6 +113,7 @@ REFUSED = [
     ["bench", "serve"],
     ["bench", "serve", "model", "--url", "http://localhost:8000"],
     ["bench", "serve", "--url", "localhost:8000"],
+    ["bench", "serve", "--url", "http://localhost:8000", "--seats", "3"],
     ["bench", "generate", "--hf", "model", "--batch", "0"],
 ]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -12,6 +12,7 @@ import tyro
 
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.config.checks import check, check_positive
+from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.inference.engine.engine_settings import EngineSettings
@@ -63,7 +64,11 @@ class ServeBenchSettings(ModelSettings):
             says="has no effect without",
         ),
         Need(
-            ("config", "step", "dtype", "weights", "mesh", "engine", "bench.compare"),
+            (
+                *("config", "step", "dtype", "weights", "bench.compare"),
+                *(f"mesh.{one.name}" for one in fields(MeshConfig)),
+                *(f"engine.{one.name}" for one in fields(EngineSettings)),
+            ),
             lambda s: s.url is None,
             "--url, as the server has its own",
             "give the directory of a model instead of --url",

@@ -76,7 +76,7 @@ def check_flags(config: Config, base: Config) -> None:
 
 
 def check_command(
-    settings: Any, needs: Sequence[Need], hidden: tuple[str, ...] = ("sampling", "bench")
+    settings: Any, needs: Sequence[Need], hidden: tuple[str, ...] = ("sampling", "bench", "engine")
 ) -> None:
     """Raise ``ConfigError`` for settings of a subcommand that were given and have no effect; warn
     where the need says ``twin``.

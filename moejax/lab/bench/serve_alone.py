@@ -1,4 +1,7 @@
-"""What a served load is compared with: the decode step alone, and `generate` prompt by prompt."""
+"""What a served load is compared with: the decode step alone, and `generate` prompt by prompt.
+
+Letters: B: rows of a call, lane by lane; Q: pages that a row looks at.
+"""
 
 import time
 from collections.abc import Sequence

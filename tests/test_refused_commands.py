@@ -98,6 +98,7 @@ REFUSED = [
     ["upcycle", "/nowhere", "new/model"],
     ["upcycle", "model", "new/model"],
     ["upcycle", "whole", "new/model"],
+    ["serve", "/nowhere", "--port", "0"],
     ["plan", "cost", "--config", "/nowhere.py"],
     ["plan", "cost", "--hf", "/nowhere"],
     ["plan", "placement", "--replicas", "0", "--load", "/nowhere", "--devices", "2"],

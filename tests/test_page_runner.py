@@ -36,14 +36,14 @@ SETTINGS = [
 ]
 
 
-def make_runner(config, params, devices=1, layout=ALONE, **changes) -> PageRunner:
+def make_runner(config, params, devices=1, layout=ALONE, place_LER=None, **changes) -> PageRunner:
     mesh = device_mesh.make_mesh(layout, jax.devices()[:devices])
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
     sizes = {"seats": 4, "page": 4, "pages": 33, "rows": (4,), "prompt_rows": (2,), "chunk": 8}
     sizes = Sizes(**{"lanes": lanes, "tables": (12,), "prompt_tables": (12,)} | sizes | changes)
     given = (config, layout, params, bias_of(config))
-    return PageRunner(*given, mesh=mesh, sizes=sizes, window=WINDOW)
+    return PageRunner(*given, mesh=mesh, sizes=sizes, window=WINDOW, place_LER=place_LER)
 
 
 def requests() -> list[Request]:

@@ -115,6 +115,19 @@ def test_ready_stands_on_a_line_and_a_second_signal_ends_at_once(start):
         (["--port", "0"], "there is no directory none"),
         (["--port", "0", "--seats", "0"], "--seats must be greater than 0"),
         (["--port", "0", "--group", "32"], "--group 32 has no effect without"),
+        (["--rebalance", "60"], "give --mesh.expert 2 or more, or leave it out"),
+        (["--rebalance", "-1"], "--rebalance must be greater than 0 and at most 1,000,000 seconds"),
+        (["--rebalance", "nan"], "seconds, not nan"),
+        (["--replicas", "8"], "--replicas 8 has no effect without --rebalance"),
+        (["--rebalance", "60", "--replicas", "-1"], "--replicas must be greater than 0, not -1"),
+        (
+            ["--rebalance", "60", "--mesh.expert", "4", "--replicas", "6"],
+            "--replicas 6 is not divisible by --mesh.expert 4",
+        ),
+        (
+            ["--rebalance", "60", "--mesh.expert", "2", "--placement", "plan.json"],
+            "--placement plan.json says where experts stay, and --rebalance moves them",
+        ),
     ],
 )
 def test_a_wrong_setting_ends_before_a_model_is_read(words, wrong, run_command, no_network):

@@ -1,4 +1,7 @@
-"""`moejax serve`: a model behind OpenAI's HTTP interface."""
+"""`moejax serve`: a model behind OpenAI's HTTP interface.
+
+Letters: P: places of experts and replicas; R: replicas of an expert.
+"""
 
 import json
 import signal
@@ -20,6 +23,8 @@ from moejax.config.checks import check
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
+from moejax.inference.engine.placed_experts import add_places
+from moejax.inference.engine.rebalance import RebalanceSettings, follow_load
 from moejax.inference.open_model import OpenModel
 from moejax.inference.server.keys import read_keys
 from moejax.inference.server.limits import Limits
@@ -51,6 +56,7 @@ class ServeSettings(ModelSettings):
     --mesh.expert must be the number of devices of the plan."""
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
     engine: tyro.conf.OmitArgPrefixes[EngineSettings] = field(default_factory=EngineSettings)
+    moves: tyro.conf.OmitArgPrefixes[RebalanceSettings] = field(default_factory=RebalanceSettings)
 
     def __post_init__(self) -> None:
         check(0 <= self.port < 2**16, f"--port must lie in 0 to {2**16 - 1:,}, not {self.port}.")
@@ -58,6 +64,12 @@ class ServeSettings(ModelSettings):
             self.name is None or bool(self.name.strip()),
             "--name must not be empty: leave it out for the name of the directory.",
         )
+        check(
+            self.placement is None or self.moves.rebalance is None,
+            f"--placement {self.placement} says where experts stay, and --rebalance moves them:"
+            f" leave one of them out.",
+        )
+        self.moves.check_devices(self.mesh.expert)
 
 
 class ServeSignals(StopSignals):
@@ -92,10 +104,16 @@ def serve(settings: ServeSettings) -> None:
         model, mesh = open_language_model(settings)
         model = choose_template(model, settings.chat_template)
         place_LER: Any = None
-        if settings.placement is not None:
+        expert_LP, seconds = None, settings.moves.rebalance
+        if seconds is not None:
+            model, expert_LP, place_LER = add_places(model, mesh, settings.moves.replicas)
+        elif settings.placement is not None:
             params, place_LER = place_experts(settings.placement, model, mesh)
             model = replace(model, params=params)
-        with open_engine(model, mesh, settings.engine, place_LER, tell) as engine:
+        with (
+            open_engine(model, mesh, settings.engine, place_LER, tell) as engine,
+            follow_load(engine, model.config, mesh, expert_LP, seconds),
+        ):
             serve_engine(settings, model, engine, sock, keys)
 
 

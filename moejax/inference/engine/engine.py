@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from moejax.inference.engine.readers import (
     join,
 )
 from moejax.inference.engine.requests import Piece, Request
-from moejax.inference.engine.stats import EngineStats
+from moejax.inference.engine.stats import Balance, EngineStats
 from moejax.inference.engine.texts import TextRules
 from moejax.inference.growing_text import Continuation
 
@@ -56,6 +56,9 @@ class Engine:
     """
 
     def __init__(self, runner: Runner, rules: TextRules, settings: EngineSettings) -> None:
+        self.runner = runner
+        self.balance: Balance | None = None
+        """How devices share the load, said by what moves experts."""
         self._core = Core(
             runner,
             rules,
@@ -149,9 +152,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """What it does, and has done. It waits for the step at hand."""
         try:
-            return self.between_steps(self._core.stats).result()
+            stats = self.between_steps(self._core.stats).result()
         except StoppedError:  # then nobody but us looks at it
-            return self._core.stats(failed=None if self._failed is None else repr(self._failed))
+            failed = None if self._failed is None else repr(self._failed)
+            stats = self._core.stats(failed=failed)
+        return replace(stats, balance=self.balance)
 
     def between_steps(self, act: Callable[[], T]) -> Future[T]:
         """Have ``act`` called between two calls of the model, in the engine's thread. Raises

@@ -99,6 +99,11 @@ class PageRunner:
         with jax.set_mesh(self._mesh):
             self._weights: Weights = (hold(params), bias_LE, place_LER)
 
+    @property
+    def weights(self) -> Weights:
+        """What the next call takes."""
+        return self._weights
+
     def extend(self, call: Call) -> Drawn:
         """As ``calls.Runner.extend``."""
         N = 0 if call.token_BN is None else call.token_BN.shape[1]

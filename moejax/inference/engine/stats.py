@@ -1,9 +1,12 @@
-"""What the engine says about itself."""
+"""What the engine says about itself. Letters: Q: devices that hold experts."""
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from moejax.moe.parallel.placement import balancedness
+from moejax.moe.parallel.replan import weigh_layers
 
 FIRST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 NEXT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -60,6 +63,47 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Balance:
+    """The load of the devices that hold experts, while these follow it: choices, by layer."""
+
+    now_LQ: np.ndarray
+    """Of the last interval, with experts where they were then; 0 before there was any load."""
+    before_LQ: np.ndarray | None = None
+    """The load of the last minutes by which experts moved the last time, where they had been."""
+    after_LQ: np.ndarray | None = None
+    """The same load where they have been since."""
+    moves: int = 0
+    """How often experts moved."""
+    copied: int = 0
+    """Experts that were copied to another place, by all moves, in all layers."""
+
+    def at(self, now_LQ: np.ndarray) -> "Balance":
+        """With a new interval."""
+        return replace(self, now_LQ=now_LQ)
+
+    def moved(self, before_LQ: np.ndarray, after_LQ: np.ndarray, copied: int) -> "Balance":
+        """With one more move."""
+        return replace(
+            self,
+            before_LQ=before_LQ,
+            after_LQ=after_LQ,
+            moves=self.moves + 1,
+            copied=self.copied + copied,
+        )
+
+    def shares(self) -> dict[str, tuple[float, np.ndarray]]:
+        """Mean over largest load of the devices, ``now``, and ``before`` and ``after`` the last
+        move: of all layers together (see ``weigh_layers``), and of each.
+        """
+        loads = {"now": self.now_LQ, "before": self.before_LQ, "after": self.after_LQ}
+        return {
+            when: (weigh_layers(load_LQ), balancedness(load_LQ))
+            for when, load_LQ in loads.items()
+            if load_LQ is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineStats:
     """The engine between two calls of the model. Counts are since the start."""
 
@@ -99,5 +143,7 @@ class EngineStats:
     """From one token of a text to the next one."""
     load_LE: np.ndarray | None
     """Choices that were asked of each expert, by layer; None: the model routes nothing."""
+    balance: Balance | None = None
+    """How the devices share the load; None: experts stay where they are."""
     failed: str | None = None
     """The error that stopped the engine."""

@@ -9,7 +9,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from moejax.inference.engine.stats import EngineStats, Histogram
+from moejax.inference.engine.stats import Balance, EngineStats, Histogram
 from moejax.inference.server.errors import ApiError
 from moejax.inference.server.served import Served
 
@@ -68,4 +68,9 @@ def write_stats(stats: EngineStats) -> dict[str, Any]:
 def _write(value: Any) -> Any:
     if isinstance(value, Histogram):
         return {"count": sum(value.counts), "sum": value.sum}
+    if isinstance(value, Balance):
+        even = {
+            when: {"all": x, "layers": x_L.tolist()} for when, (x, x_L) in value.shares().items()
+        }
+        return {"moves": value.moves, "copied": value.copied, **even}
     return value.tolist() if isinstance(value, np.ndarray) else value

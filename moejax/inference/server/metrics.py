@@ -13,7 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from moejax.inference.engine.stats import EngineStats, Histogram
+from moejax.inference.engine.stats import Balance, EngineStats, Histogram
 from moejax.inference.server.tally import Tally
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -78,6 +78,8 @@ class _Collector:
         yield _counter("clients_gone", "Clients that left before their answer.", self._tally.gone)
         if stats.load_LE is not None:
             yield from describe_load(stats.load_LE)
+        if stats.balance is not None:
+            yield from describe_balance(stats.balance)
 
 
 def describe_load(load_LE: np.ndarray) -> Iterator[Metric]:
@@ -97,6 +99,23 @@ def describe_load(load_LE: np.ndarray) -> Iterator[Metric]:
             ratio.add_metric([str(layer)], float(load_E.max() / load_E.mean()))
     yield load
     yield ratio
+
+
+def describe_balance(balance: Balance) -> Iterator[Metric]:
+    """What moving experts does: how even the load of their devices is, and was."""
+    yield _counter("expert_moves", "Times that experts moved to other devices.", balance.moves)
+    yield _counter("experts_copied", "Experts copied for it, in all layers.", balance.copied)
+    even = GaugeMetricFamily(
+        "moejax_balancedness",
+        "Mean over largest load of the devices that hold experts: now, before and after they moved"
+        " the last time.",
+        labels=["when", "layer"],
+    )
+    for when, (of_all, share_L) in balance.shares().items():
+        even.add_metric([when, "all"], of_all)
+        for layer, share in enumerate(share_L):
+            even.add_metric([when, str(layer)], float(share))
+    yield even
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

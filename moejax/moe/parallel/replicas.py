@@ -15,10 +15,12 @@ from moejax.routing.contract import TokenChoice
 from moejax.routing.seating import Seating
 
 
-def list_places(plan: Placement) -> np.ndarray:
-    """The places of each expert, ``place_LER`` (int32), -1 where an expert has fewer than R."""
+def list_places(plan: Placement, most: int | None = None) -> np.ndarray:
+    """The places of each expert, ``place_LER`` (int32), -1 where an expert has fewer than R: the
+    most that one has, or those that are given.
+    """
     count_LE = plan.replicas_LE
-    place_LER = np.full((*count_LE.shape, count_LE.max()), -1, np.int32)
+    place_LER = np.full((*count_LE.shape, most or count_LE.max()), -1, np.int32)
     for layer, expert_P in enumerate(plan.expert_LP):
         for e in range(count_LE.shape[1]):
             mine = np.flatnonzero(expert_P == e)

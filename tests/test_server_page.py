@@ -179,7 +179,7 @@ def test_a_wheel_has_all_parts_of_the_page():
     assert {file.name for file in parts} == {"page.html", "page.css", *page.SCRIPTS}
 
 
-CAUGHT = "document.title='caught'"
+CAUGHT = "document.title=1"
 HTML = (
     f"<script>{CAUGHT}</script>",
     f'<img src=x onerror="{CAUGHT}">',
@@ -217,7 +217,7 @@ def test_the_page_in_a_browser(tmp_path):
         tab.run("byId('key').value = 'sesame'; byId('key-form').requestSubmit()")
         tab.wait("live.known && byId('key-form').hidden")
         assert tab.run("byId('name').textContent") == NAME
-        tab.run("byId('tokens').value = 30")
+        tab.run("byId('seed').value = 1; byId('tokens').value = 30")
         tab.run(SEND.format("hi"))
         tab.wait("!talk.stopping && spans().length > 20")
         shown = tab.run("[...spans()].map(span => span.textContent)")
@@ -238,13 +238,28 @@ def test_the_page_in_a_browser(tmp_path):
         # Live figures come without being asked for, and nothing is wider than a phone.
         tab.wait("byId('ratio').textContent === '1.00×' && live.looks.at(-1).drawn_tokens > 20")
         assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        # Stop frees the pages of an answer; a text goes on from where it ended.
+        tab.run("byId('clear').click(); byId('tokens').value = 90")
+        tab.run(SEND.format("more"))
+        tab.wait("document.querySelectorAll('.coming .t').length > 2")
+        tab.run("byId('stop').click()")
+        tab.wait("!talk.stopping && live.looks.at(-1).ended.cancelled === 1")
+        tab.run("document.querySelector('[value=text]').click()")
+        tab.run("byId('tokens').value = 1")
+        tab.run(SEND.format("once"))
+        tab.wait("!talk.stopping && !byId('more').hidden")
+        before = tab.run("talk.whole")
+        tab.run("byId('more').click()")
+        tab.wait(f"!talk.stopping && talk.whole.length > {len(before)}")
+        assert tab.run("talk.whole").startswith(before) and before.startswith("once")
+        assert tab.run("document.querySelector('.said').textContent === talk.whole")
         assert [refused, tab.console] == [[], []] and set(tab.asked) == {
             own,
             own + "live",
             own + "v1/chat/completions",
+            own + "v1/completions",
         }
         server.listener.drain()  # the server goes away
         tab.wait("byId('state-words').textContent.includes('does not answer')")
         tab.run(SEND.format("are you there?"))
         tab.wait("byId('trouble').textContent.includes('does not answer')")
-        assert tab.run("byId('prompt').value") == "are you there?"  # and is not lost

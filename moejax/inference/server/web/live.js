@@ -121,7 +121,7 @@ function drawMap() {
   const tops = layers.map(layer => Math.max(...layer.ratios.map(ratio => ratio ?? 0)));
   const top = Math.max(...tops), at = tops.indexOf(top);
   byId('ratio').textContent = top ? `${top.toFixed(2)}×` : '–';
-  byId('ratio-where').textContent = top ? `the mean, in layer ${nameOf(at)}: expert ${layers[at].ratios.indexOf(top)}` : 'no token yet';
+  byId('ratio-where').textContent = top ? `load: layer ${nameOf(at)}, expert ${layers[at].ratios.indexOf(top)}` : 'no token yet';
   drawCells(layers, tops);
   tellCell();
 }
@@ -141,8 +141,8 @@ function drawCells(layers, tops) {
     pen.fillStyle = shade(ratio);
     pen.fillRect(x, y, right - x - gap, bottom - y - gap);
   }));
-  const about = `Load of ${columns} experts in ${rows} layers, over the mean of their layer. The largest is `
-    + `${byId('ratio').textContent} ${byId('ratio-where').textContent}. The arrow keys go from expert to expert.`;
+  const about = `Load of ${columns} experts in ${rows} layers, over the mean of their layer. The largest: `
+    + `${byId('ratio').textContent}, ${byId('ratio-where').textContent.replace('load: ', '')}. The arrow keys go from expert to expert.`;
   if (canvas.getAttribute('aria-label') !== about) canvas.setAttribute('aria-label', about);
   drawRows(rows, height, tops);
 }

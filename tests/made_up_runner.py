@@ -79,13 +79,15 @@ class MadeUpRunner:
         self.log.append(("call", self.calls))
         self._check(call)
         B = len(call.seat_B)
-        token_B1 = np.full((B, 1), -7)
-        routes = np.full((B, 1 if call.token_BN is None else call.token_BN.shape[1], 1, 1), -1)
+        N = 1 if call.token_BN is None else call.token_BN.shape[1]
+        token_B1 = np.full((B, N if call.every else 1), -7)
+        routes = np.full((B, N, 1, 1), -1)
         for row in range(B):
-            if call.count_B[row]:
-                token_B1[row] = self._extend_row(call, row, row // (B // self.sizes.lanes))
-                last = call.count_B[row] - 1
-                routes[row, last] = call.at_B[row] + last
+            if count := call.count_B[row]:
+                drawn = self._extend_row(call, row, row // (B // self.sizes.lanes))
+                token_B1[row, : len(drawn)] = drawn
+                first = 0 if call.every else count - 1
+                routes[row, first:count, 0, 0] = call.at_B[row] + np.arange(first, count)
         scores = {}
         if call.scores:
             scores["logprob_B1"] = -token_B1.astype(np.float32)
@@ -98,12 +100,12 @@ class MadeUpRunner:
     def _check(self, call: Call) -> None:
         sizes, (B, Q) = self.sizes, call.table_BQ.shape
         tokens = None if call.token_BN is None else call.token_BN.shape[1]
-        assert (B / sizes.lanes, tokens, Q) in sizes.shapes()
+        assert (B / sizes.lanes, tokens, Q, call.every) in sizes.shapes()
         for array in (call.seat_B, call.count_B, call.at_B, call.begin_B, call.table_BQ):
             assert array.dtype == np.int32
-        assert not call.every and {len(of_B) for of_B in call.draws.values()} == {B}
+        assert {len(of_B) for of_B in call.draws.values()} == {B}
 
-    def _extend_row(self, call: Call, row: int, lane: int) -> int:
+    def _extend_row(self, call: Call, row: int, lane: int) -> list[int]:
         page, seat = self.sizes.page, int(call.seat_B[row])
         count, at, begin = (int(x[row]) for x in (call.count_B, call.at_B, call.begin_B))
         pages = call.table_BQ[row]
@@ -112,16 +114,28 @@ class MadeUpRunner:
         end = at + count
         position = np.arange(at, end)
         there = pages[(position - begin) // page]
-        assert (there > 0).all() and not pages[(end - 1 - begin) // page + 1 :].any()
+        assert (there > 0).all()
+        # Of drafts that were wrong, pages are left for the next tokens.
+        assert self.sizes.drafts or not pages[(end - 1 - begin) // page + 1 :].any()
         self._token[lane, there, position % page] = new
         self._position[lane, there, position % page] = position
-        seen = np.arange(begin if self.window is None else max(0, end - self.window), end)
-        slots = lane, pages[(seen - begin) // page], seen % page
-        assert (self._position[slots] == seen).all()
         settings = {name: of_B[row].item() for name, of_B in call.draws.items()}
-        drawn = draw_token(self._token[slots], end, settings, self.vocab_size)
-        self._drawn[lane, seat] = drawn
+        drawn = []
+        for after in range(at + 1 if call.every else end, end + 1):
+            first = begin if self.window is None else max(0, after - self.window)
+            seen = np.arange(first, after)
+            slots = lane, pages[(seen - begin) // page], seen % page
+            assert (self._position[slots] == seen).all()
+            drawn.append(self.draw(self._token[slots], after, settings))
+        right = 0
+        while call.every and right < count - 1 and new[right + 1] == drawn[right]:
+            right += 1
+        self._drawn[lane, seat] = drawn[right]
         return drawn
+
+    def draw(self, token_N, position: int, settings: dict) -> int:
+        """The token after those that a position sees."""
+        return draw_token(token_N, position, settings, self.vocab_size)
 
 
 def continue_alone(request: Request, ends, vocab_size: int, window: int | None = None) -> list[int]:

@@ -36,7 +36,7 @@ def choose(mesh, monkeypatch):
         settings = EngineSettings(**given)
         sizes = choose_sizes(LARGE, context, mesh, settings)
         shape = (sizes.lanes, sizes.seats, sizes.pages, sizes.page)
-        return sizes, bytes_on_device(LARGE, mesh, *shape, settings)
+        return sizes, bytes_on_device([LARGE], mesh, *shape, settings)
 
     return make
 

@@ -19,6 +19,7 @@ from moejax.commands.generate import GenerateSettings, split_lines
 from moejax.commands.import_ import ImportSettings
 from moejax.commands.main import run as run_command
 from moejax.commands.report import ReportSettings
+from moejax.commands.serve import ServeSettings
 from moejax.commands.specialisation import SpecialisationSettings
 from moejax.commands.study import StudySettings
 from moejax.commands.upcycle import UpcycleSettings
@@ -62,6 +63,9 @@ def test_a_tilde_in_settings_within_settings_is_it_too(monkeypatch):
     monkeypatch.setenv("HOME", "/tmp")
     settings = parse_settings(ScalingSettings, ["--output=~/c.svg"], "moejax", "summary")
     assert settings.bench.output == Path("/tmp/c.svg")
+    words = ["~/a", "--speculate", "draft", "--draft", "~/b"]
+    settings = parse_settings(ServeSettings, words, "moejax", "summary")
+    assert settings.engine.draft == Path("/tmp/b")
 
 
 def test_a_tilde_in_a_run_is_the_home_directory(config, tmp_path, monkeypatch, words_file):  # noqa: F811

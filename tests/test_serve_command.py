@@ -128,6 +128,11 @@ def test_ready_stands_on_a_line_and_a_second_signal_ends_at_once(start):
             ["--rebalance", "60", "--mesh.expert", "2", "--placement", "plan.json"],
             "--placement plan.json says where experts stay, and --rebalance moves them",
         ),
+        (["--speculate", "draft"], "--speculate draft needs a smaller model"),
+        (["--drafts", "8"], "--drafts 8 has no effect without --speculate"),
+        (["--speculate", "draft", "--draft", "x", "--match", "2"], "--match 2 has no effect"),
+        (["--speculate", "prompt", "--draft", "x"], "--draft x has no effect without --speculate"),
+        (["--speculate", "prompt", "--drafts", "0"], "--drafts must be greater than 0"),
     ],
 )
 def test_a_wrong_setting_ends_before_a_model_is_read(words, wrong, run_command, no_network):

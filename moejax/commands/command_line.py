@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
@@ -88,6 +88,8 @@ def expand_paths(settings: T) -> T:
             changes[name] = Path(expand_home(flag, str(value)))
         elif isinstance(value, tuple) and value and isinstance(value[0], Path):
             changes[name] = tuple(Path(expand_home(flag, str(path))) for path in value)
+        elif is_dataclass(value) and (inner := expand_paths(value)) is not value:
+            changes[name] = inner
     return replace(settings, **changes) if changes else settings  # type: ignore[type-var]
 
 

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
 from moejax.commands.generate import place_experts
 from moejax.commands.model_settings import ModelSettings, open_language_model
+from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check
+from moejax.config.needs import Need
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
@@ -57,6 +59,8 @@ class ServeSettings(ModelSettings):
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
     engine: tyro.conf.OmitArgPrefixes[EngineSettings] = field(default_factory=EngineSettings)
     moves: tyro.conf.OmitArgPrefixes[RebalanceSettings] = field(default_factory=RebalanceSettings)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (*ModelSettings.NEEDS, *SPECULATION)
 
     def __post_init__(self) -> None:
         check(0 <= self.port < 2**16, f"--port must lie in 0 to {2**16 - 1:,}, not {self.port}.")

@@ -39,11 +39,20 @@ class Sizes:
     """Pages that these may look at, ascending."""
     chunk: int
     """Tokens of each of them, a multiple of ``page``."""
+    drafts: int = 0
+    """Tokens that may be checked at once: a row has as many, and the one before them; 0: none."""
+    checks: bool = True
+    """Whether calls with drafts draw after each token, as the model does that checks them; the one
+    that makes them does not."""
 
-    def shapes(self) -> list[tuple[int, int | None, int]]:
-        """All calls that there are: rows on each lane, tokens (as in ``Call``), and pages."""
-        decode = product(self.rows, [None], self.tables)
-        return [*decode, *product(self.prompt_rows, [self.chunk], self.prompt_tables)]
+    def shapes(self) -> list[tuple[int, int | None, int, bool]]:
+        """All calls that there are: rows on each lane, tokens (as in ``Call``), pages, and whether
+        a token is drawn after each.
+        """
+        decode = product(self.rows, [None], self.tables, [False])
+        prompts = product(self.prompt_rows, [self.chunk], self.prompt_tables, [False])
+        drafts = [1 + self.drafts] * (self.drafts > 0)
+        return [*decode, *prompts, *product(self.rows, drafts, self.tables, [self.checks])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +76,8 @@ class Call:
     draws: Draws
     """How each row's token is drawn, on the host: an array [B] of each setting."""
     every: bool = False
-    """Whether a token is drawn after each of the N, not after the last alone."""
+    """Whether a token is drawn after each of the N, not after the last alone. The tokens behind the
+    first are drafts then: one is right while it is what was drawn before it."""
     scores: bool = False
     """Whether logarithmic probabilities are given."""
     routes: bool = False
@@ -95,7 +105,8 @@ class Runner(Protocol):
 
     def extend(self, call: Call) -> Drawn:
         """Read the tokens of each row, write them into its pages, and draw what comes next. The
-        last drawn token of each row with a text becomes that of its seat. Returns at once."""
+        last drawn token of each row with a text becomes that of its seat; of one with drafts, that
+        which was drawn after the last right one. Returns at once."""
         ...
 
     def load_LE(self) -> np.ndarray | None:

@@ -3,7 +3,8 @@
 A step gives the device its next call, and only then reads the tokens of the call before, so that
 the device has work while the host looks at them. What the next call does is known without them: the
 device keeps each seat's last token. If a text turns out to have ended, one row of the call that is
-on its way was for nothing.
+on its way was for nothing. Of a text with drafts nothing is known before its tokens are read, so it
+is in no call then.
 
 Letters: X: the best tokens that scores are given of.
 """
@@ -18,11 +19,15 @@ import numpy as np
 from moejax.config.checks import LARGEST, check
 from moejax.config.errors import UserError
 from moejax.inference.engine.calls import Drawn, Runner
-from moejax.inference.engine.readers import Item
-from moejax.inference.engine.requests import Request, Token
+from moejax.inference.engine.drafts import Drafter
+from moejax.inference.engine.readers import Item, join
+from moejax.inference.engine.requests import Piece, Request, Token
 from moejax.inference.engine.schedule import Schedule
+from moejax.inference.engine.seats import Work
 from moejax.inference.engine.stats import EngineStats, Tally
 from moejax.inference.engine.texts import Text, TextRules
+
+NO_DRAFTS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Flight:
     drawn: Drawn
     rows: list[tuple[int, int, Text]]
     """Of those whose token is a text's next one: the row, its last token in it, and the text."""
+    drafts: list[list[int]] | None = None
+    """Those of each of these rows."""
 
 
 class Core:
@@ -44,6 +51,7 @@ class Core:
         *,
         share: bool = True,
         prompt_calls: int = 1,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
@@ -54,7 +62,9 @@ class Core:
             window=rules.window,
             share=share,
             prompt_calls=prompt_calls,
+            see=None if drafter is None else drafter.see,
         )
+        self._drafter = drafter
         self._texts: dict[int, Text] = {}
         self._flight: Flight | None = None
         self._tally = Tally()
@@ -106,57 +116,102 @@ class Core:
         work = self._schedule.next()
         if work is None:
             return None
-        call, rows = self._schedule.seats.call(work.texts, work.counts)
+        tokens, drafts = self._gather(work)
+        call, rows = self._schedule.seats.call(work.kind, work.texts, tokens)
         drawn = self.runner.extend(call)
+        if self._drafter is not None and drafts is None:
+            self._drafter.follow(work.kind, work.texts, work.counts, call)
         for text in work.texts:
             if not text.read_before:
                 text.read_before = True
                 self._tally.prompt_tokens += len(text.request.prompt)
         self._schedule.wrote(work)
-        counts = work.counts or [1] * len(rows)
-        self._tally.prompt_calls += work.counts is not None
-        self._tally.decode_calls += work.counts is None
-        there = zip(rows, counts, work.texts, strict=True)
-        return Flight(drawn, [(row, n - 1, text) for row, n, text in there if text.decoding])
+        self._tally.prompt_calls += work.kind == "prompt"
+        self._tally.decode_calls += work.kind != "prompt"
+        there = zip(rows, work.counts, work.texts, strict=True)
+        of_use = [(row, n - 1, text) for row, n, text in there if text.decoding]
+        return Flight(drawn, of_use, drafts)
+
+    def _gather(self, work: Work) -> tuple[list[np.ndarray] | None, list[list[int]] | None]:
+        """The tokens that a call reads, and the drafts among them."""
+        ends = list(zip(work.texts, work.counts, strict=True))
+        if work.kind == "decode":
+            return None, None
+        if work.kind == "prompt":
+            return [text.tokens(text.written, text.written + n) for text, n in ends], None
+        assert self._drafter is not None
+        asked = [(text, n - 1) for text, n in ends if n > 1]
+        made = self._drafter.draft(
+            self._schedule.seats, [text for text, _ in asked], [n for _, n in asked]
+        )
+        of_text = dict(zip((text for text, _ in asked), made, strict=True))
+        drafts = [of_text.get(text, NO_DRAFTS) for text in work.texts]
+        last = [text.tokens(text.known - 1, text.known) for text in work.texts]
+        both = [np.concatenate(pair) for pair in zip(last, drafts, strict=True)]
+        return both, [one.tolist() for one in drafts]
 
     def _read(self, flight: Flight) -> list[tuple[int, Item]]:
         drawn = flight.drawn
         items: list[tuple[int, Item]] = []
         if not flight.rows:
             return items  # nothing that was drawn is of use: the prompts go on
-        token_B = np.asarray(drawn.token_B1)[:, 0].tolist()
-        now = self._clock()
         tokens = _Tokens(drawn)
-        self._tally.rows += len(flight.rows)
-        for row, last, text in flight.rows:
+        now = self._clock()
+        for number, (row, last, text) in enumerate(flight.rows):
             text.unread -= 1
+            self._tally.rows += 1
             if text.over:
                 self._tally.lost_rows += 1
                 continue
-            try:
-                piece = text.hear(tokens.read(row, last, token_B[row], text.request))
-            except UserError as error:  # no other text is to suffer from it
+            drafts = [] if flight.drafts is None else flight.drafts[number]
+            pieces, error = self._hear(text, tokens, row, last, drafts)
+            if flight.drafts is not None and text.lane >= 0:
+                self._schedule.go_on(text, len(pieces))
+            if pieces:
+                self._count(text, now, pieces)
+                items.append((text.id, join(pieces)))
+            if error is not None:
                 self._leave(text, "failed")
                 items.append((text.id, error))
-                continue
-            self._count(text, now, len(piece.tokens))
-            if piece.ended:
-                self._leave(text, piece.ended)
-            items.append((text.id, piece))
+            elif ended := pieces[-1].ended:
+                self._leave(text, ended)
         return items
+
+    def _hear(
+        self, text: Text, tokens: "_Tokens", row: int, last: int, drafts: list[int]
+    ) -> tuple[list[Piece], UserError | None]:
+        """Add the token of a row to a text, and those behind its right drafts. The error is that of
+        a tokenizer: no other text is to suffer from it.
+        """
+        pieces: list[Piece] = []
+        first = last - len(drafts)
+        self._tally.drafted += len(drafts)
+        for place in range(1 + len(drafts)):
+            token = tokens.read(row, place, first + place, text.request)
+            try:
+                pieces.append(text.hear(token))
+            except UserError as error:
+                return pieces, error
+            if pieces[-1].ended or place == len(drafts) or drafts[place] != token.id:
+                break
+            self._tally.accepted += 1
+            self._tally.rows += 1
+        return pieces, None
 
     def _leave(self, text: Text, why: str) -> None:
         del self._texts[text.id]
         self._schedule.leave(text)
         self._tally.ended[why] += 1
 
-    def _count(self, text: Text, now: float, tokens: int) -> None:
+    def _count(self, text: Text, now: float, pieces: list[Piece]) -> None:
+        """Tokens that came at once have shared their time."""
         if text.heard_at is None:
             self._tally.first.add(now - text.came_at)
         else:
-            self._tally.next.add(now - text.heard_at)
+            for _ in pieces:
+                self._tally.next.add((now - text.heard_at) / len(pieces))
         text.heard_at = now
-        self._tally.drawn_tokens += tokens
+        self._tally.drawn_tokens += sum(len(piece.tokens) for piece in pieces)
 
     def stats(self, failed: str | None = None) -> EngineStats:
         """What is known between two steps."""
@@ -180,6 +235,8 @@ class Core:
             prompt_calls=tally.prompt_calls,
             decode_calls=tally.decode_calls,
             rows=tally.rows,
+            drafted=tally.drafted,
+            accepted=tally.accepted,
             lost_rows=tally.lost_rows,
             ended=dict(tally.ended),
             first_seconds=tally.first.read(),
@@ -195,23 +252,28 @@ class _Tokens:
     def __init__(self, drawn: Drawn) -> None:
         self._drawn = drawn
         self._there: dict[str, Any] = {}
+        self._token_B1 = np.asarray(drawn.token_B1).tolist()
 
     def _array(self, name: str) -> np.ndarray:
         if name not in self._there:
             self._there[name] = np.asarray(getattr(self._drawn, name))
         return self._there[name]
 
-    def read(self, row: int, last: int, token: int, request: Request) -> Token:
-        """The token of a row, drawn after its token ``last``."""
+    def read(self, row: int, place: int, last: int, request: Request) -> Token:
+        """The token of a row at one of the places at which tokens were drawn, which is after the
+        row's token ``last``.
+        """
+        token = self._token_B1[row][place]
         if request.logprobs is None and not request.routes:
             return Token(id=token)
         logprob: float | None = None
         best: tuple[tuple[int, float], ...] = ()
         routes = {}
         if request.logprobs is not None:
-            logprob = float(self._array("logprob_B1")[row, 0])
-            ids = self._array("best_B1X")[row, 0, : request.logprobs].tolist()
-            best = tuple(zip(ids, self._array("best_logprob_B1X")[row, 0].tolist(), strict=False))
+            at = row, place
+            logprob = float(self._array("logprob_B1")[at])
+            ids = self._array("best_B1X")[at][: request.logprobs].tolist()
+            best = tuple(zip(ids, self._array("best_logprob_B1X")[at].tolist(), strict=False))
         if request.routes:
             routes = {
                 "expert_LK": self._array("expert_BNLK")[row, last].copy(),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from moejax.config.errors import UserError
 from moejax.inference.engine.calls import Runner
 from moejax.inference.engine.core import Core
+from moejax.inference.engine.drafts import Drafter
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.readers import (
     Item,
@@ -55,7 +56,13 @@ class Engine:
     more use. ``close`` it at the end.
     """
 
-    def __init__(self, runner: Runner, rules: TextRules, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        rules: TextRules,
+        settings: EngineSettings,
+        drafter: Drafter | None = None,
+    ) -> None:
         self.runner = runner
         self.balance: Balance | None = None
         """How devices share the load, said by what moves experts."""
@@ -64,6 +71,7 @@ class Engine:
             rules,
             share=settings.share_prefixes,
             prompt_calls=settings.prompt_calls,
+            drafter=drafter,
         )
         seats = runner.sizes.lanes * runner.sizes.seats
         self._most, self._queue = seats + settings.max_queue, settings.max_queue

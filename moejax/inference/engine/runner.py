@@ -4,6 +4,7 @@ Letters: F: what a call says of a row, side by side; L: routed layers; Q: pages 
 S: seats of a lane; X: lanes, or the best tokens that scores are given of.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -119,8 +120,9 @@ class PageRunner:
 
     def warm(self) -> None:
         """Compile all calls of these sizes, by making them without a text."""
-        for rows, tokens, pages in self.sizes.shapes():
-            self.extend(empty_call(rows * self.sizes.lanes, tokens, pages))
+        for rows, tokens, pages, every in self.sizes.shapes():
+            call = empty_call(rows * self.sizes.lanes, tokens, pages)
+            self.extend(replace(call, every=every))
 
     @property
     def programs(self) -> int:
@@ -221,7 +223,7 @@ def _extend(
     keys = make_keys(of_all, position_B1.reshape(-1))
     token_B1 = draw(logits_B1V.reshape(B * n, -1), keys, of_all).reshape(B, n)
     token_B1 = partition.pin(token_B1, "batch_BN")  # each device draws for its own rows
-    last_B1 = jnp.clip(rows.count_B[:, None] - 1, 0, n - 1)
+    last_B1 = count_right(token_BN, token_B1, rows.count_B) if every else 0 * rows.count_B[:, None]
     last_XR = jnp.take_along_axis(token_B1, last_B1, 1).reshape(seat_XR.shape)
     there_XR = jnp.where(count_XR > 0, seat_XR, sizes.seats)
     put = jax.vmap(lambda token_S, seat_R, new_R: token_S.at[seat_R].set(new_R, mode="drop"))
@@ -231,6 +233,15 @@ def _extend(
         state["asked_XLE"] += _add_up(routed, sizes.lanes)
         found |= _order_routes(routed)
     return state, found
+
+
+def count_right(token_BN: jax.Array, drawn_BN: jax.Array, count_B: jax.Array) -> jax.Array:
+    """How many drafts, the tokens of each row behind its first, are what was drawn before them, up
+    to the first that is not: ``[B, 1]``.
+    """
+    draft_BN = jnp.arange(1, token_BN.shape[1]) < count_B[:, None]
+    right_BN = draft_BN & (token_BN[:, 1:] == drawn_BN[:, :-1])
+    return jnp.cumprod(right_BN, axis=1, dtype=jnp.int32).sum(1, keepdims=True)
 
 
 def score(logits_B1V: jax.Array, token_B1: jax.Array, wanted: jax.Array) -> dict[str, jax.Array]:

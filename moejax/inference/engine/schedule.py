@@ -7,6 +7,10 @@ Calls that read chunks of prompts take turns with calls that add a token to each
 most ``prompt_calls`` of the former between two of the latter. So a long prompt makes the others
 slower, but never stops them.
 
+Calls that check drafts (``drafts``; ``see`` says how many a text has) take turns with calls for the
+texts that have none. A text that has some waits until its tokens are known. Drafts get pages that
+are free: for them no text is put back.
+
 Pages are given when tokens are written to them. When a lane has none left, the text on it that came
 last is put back among those that wait: it gives up its pages, and later reads again all that it
 has, which changes no token. The first of all texts is never put back, so that it comes to its end.
@@ -14,22 +18,13 @@ has, which changes no token. The first of all texts is never put back, so that i
 
 from bisect import insort
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from moejax.config.checks import LARGEST
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.pages import PagePool
-from moejax.inference.engine.seats import Seats
+from moejax.inference.engine.seats import Kind, Seats, Work
 from moejax.inference.engine.texts import Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one call does."""
-
-    texts: list[Text]
-    counts: list[int] | None
-    """How many tokens of each it reads; None: the one that was drawn last."""
 
 
 class Schedule:
@@ -43,6 +38,7 @@ class Schedule:
         window: int | None = None,
         share: bool = True,
         prompt_calls: int = 1,
+        see: Callable[[Text], int] | None = None,
     ) -> None:
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []
@@ -53,6 +49,9 @@ class Schedule:
         """How often a text was put back, and found pages that it could share; their tokens."""
         self._sizes, self._window = sizes, window
         self._prompt_calls, self._turns = prompt_calls, 0
+        self._see = see or (lambda text: 0)
+        self._given: Kind | None = None
+        self._checked = False
 
     @property
     def longest(self) -> int:
@@ -70,24 +69,44 @@ class Schedule:
     def next(self) -> Work | None:
         """What the next call does; None: there is nothing to do before other tokens are read."""
         self._seat_texts()
-        decoding = any(text.decoding and text.going_on for text in self.running)
-        may_read = not decoding or self._turns < self._prompt_calls
+        work = self._choose(in_flight=self._given)
+        self._given = None if work is None else work.kind
+        return work
+
+    def _choose(self, in_flight: Kind | None) -> Work | None:
+        plain, drafted = self._who_goes_on()
+        if in_flight == "check":  # its texts are not known yet: the next one is for all
+            drafted = []
+        may_read = not (plain or drafted) or self._turns < self._prompt_calls
         if may_read and (work := self._read_prompts()):
             self._turns += 1
             return work
         self._turns = 0
-        return self._decode()
+        ways = [(self._check, drafted), (self._decode, plain)]
+        for act, texts in ways[::-1] if self._checked else ways:
+            if work := act(texts):
+                self._checked = work.kind == "check"
+                return work
+        return None
 
     def wrote(self, work: Work) -> None:
-        """A call has been given to the device: what it writes is there for all later calls."""
-        page = self._sizes.page
-        for text, count in zip(work.texts, work.counts or [1] * len(work.texts), strict=True):
-            text.written += count
-            text.decoding = text.written >= text.known
+        """A call has been given to the device: what it writes is there for all later calls. How
+        many drafts are right is not known yet.
+        """
+        for text, count in zip(work.texts, work.counts, strict=True):
+            if work.kind != "check":
+                self.go_on(text, count)
+                text.decoding = text.written >= text.known
             if text.decoding:
                 text.unread += 1
-            if text.written >= (text.named + 1) * page:
-                self._name_pages(text)
+
+    def go_on(self, text: Text, count: int) -> None:
+        """So many tokens more of a text are in its pages; those of drafts are known to be right."""
+        text.written += count
+        if text.followed is not None:
+            text.followed = min(text.followed, text.written)
+        if text.written >= (text.named + 1) * self._sizes.page:
+            self._name_pages(text)
 
     def leave(self, text: Text) -> None:
         """A text is over."""
@@ -189,13 +208,42 @@ class Schedule:
                 texts.append(text)
                 counts.append(count)
                 rows[text.lane] += 1
-        return Work(texts=texts, counts=counts) if texts else None
+        return Work(kind="prompt", texts=texts, counts=counts) if texts else None
 
-    def _decode(self) -> Work | None:
-        """A token for each text that has been read."""
-        texts = [text for text in self.running if text.decoding and text.going_on]
+    def _who_goes_on(self) -> tuple[list[Text], list[Text]]:
+        """The texts that have been read and can go on, without drafts, and with them."""
+        plain: list[Text] = []
+        drafted: list[Text] = []
+        for text in self.running:
+            if not text.decoding or not text.going_on:
+                continue
+            if not self._see(text):
+                plain.append(text)
+            elif not text.unread:
+                (drafted if text.left > 1 else plain).append(text)
+        return plain, drafted
+
+    def _decode(self, texts: list[Text]) -> Work | None:
+        """A token for each text."""
         texts = [text for text in texts if text.lane >= 0 and self._make_room(text, 1)]
-        return Work(texts=texts, counts=None) if texts else None
+        return Work(kind="decode", texts=texts, counts=[1] * len(texts)) if texts else None
+
+    def _check(self, texts: list[Text]) -> Work | None:
+        """Drafts of texts, as many as there are pages for."""
+        there, counts = [], []
+        for text in texts:
+            if text.lane < 0 or not self._make_room(text, 1):
+                continue
+            there.append(text)
+            counts.append(min(1 + self._see(text), text.left, self._room(text)))
+            self._make_room(text, counts[-1])
+        return Work(kind="check", texts=there, counts=counts) if there else None
+
+    def _room(self, text: Text) -> int:
+        """Tokens that have place in a text's pages and in those that are free."""
+        pages = len(text.pages) + self.pools[text.lane].available
+        end = text.gone + min(pages, self._sizes.tables[-1])
+        return end * self._sizes.page - text.written
 
     def _make_room(self, text: Text, count: int) -> bool:
         """Pages for the next tokens of a text; False: it has been put back itself."""
@@ -229,7 +277,8 @@ class Schedule:
     def _name_pages(self, text: Text) -> None:
         """Name the pages that have become full of tokens that are known."""
         page, pool = self._sizes.page, self.pools[text.lane]
-        full = min(text.written, text.known) // page
+        read = text.written if text.followed is None else min(text.written, text.followed)
+        full = min(read, text.known) // page
         while text.named < full:
             if text.named >= text.gone:
                 at = text.pages[text.named - text.gone]

@@ -3,13 +3,27 @@
 Letters: B: rows of a call; N: tokens of a row; Q: pages of a table; S: seats of all lanes.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from moejax.config.checks import LARGEST
 from moejax.inference.engine.calls import Call, Sizes
 from moejax.inference.engine.texts import Text
+
+Kind = Literal["decode", "prompt", "check"]
+"""Calls that add the token which was drawn last, that read prompts, and that check drafts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one call does."""
+
+    kind: Kind
+    texts: list[Text]
+    counts: list[int]
+    """How many tokens of each it reads, drafts included."""
 
 
 class Seats:
@@ -61,9 +75,16 @@ class Seats:
         table_Q[: len(text.pages)] = text.pages
         table_Q[len(text.pages) :] = 0
 
-    def call(self, texts: list[Text], counts: list[int] | None) -> tuple[Call, list[int]]:
-        """A call with the next ``counts`` tokens of texts, or, without counts, with the token that
-        was drawn last for each; and the row of each text.
+    def call(
+        self,
+        kind: Kind,
+        texts: list[Text],
+        tokens: list[np.ndarray] | None = None,
+        at: list[int] | None = None,
+    ) -> tuple[Call, list[int]]:
+        """A call with ``tokens`` of texts, or, without, with the token that was drawn last for
+        each; and the row of each text. They are at the positions ``at``, by default behind what is
+        written.
         """
         sizes, lanes = self._sizes, self._sizes.lanes
         of_lane = [0] * lanes
@@ -72,11 +93,12 @@ class Seats:
             rows.append(of_lane[text.lane])
             of_lane[text.lane] += 1
         most = max(of_lane)
-        decodes = counts is None
-        height = next(r for r in (sizes.rows if decodes else sizes.prompt_rows) if r >= most)
+        heights = sizes.prompt_rows if kind == "prompt" else sizes.rows
+        widths = sizes.prompt_tables if kind == "prompt" else sizes.tables
+        height = next(r for r in heights if r >= most)
         rows = [text.lane * height + row for text, row in zip(texts, rows, strict=True)]
         pages = max(len(text.pages) for text in texts)
-        width = next(q for q in (sizes.tables if decodes else sizes.prompt_tables) if q >= pages)
+        width = next(q for q in widths if q >= pages)
         index_B = np.zeros(lanes * height, np.int32)  # a row without a text has settings of any
         index_B[rows] = [self._place(text) for text in texts]
         table_BQ = np.zeros((lanes * height, width), np.int32)
@@ -84,29 +106,31 @@ class Seats:
         fields: Any = np.zeros((4, lanes * height), np.int32)
         fields[:, rows] = [
             [text.seat for text in texts],
-            counts or [1] * len(texts),
-            [text.written for text in texts],
+            [1] * len(texts) if tokens is None else [len(one) for one in tokens],
+            at or [text.written for text in texts],
             [text.gone * sizes.page for text in texts],
         ]
         call = Call(
             seat_B=fields[0],
-            token_BN=None if counts is None else self._tokens(texts, counts, rows, lanes * height),
+            token_BN=None if tokens is None else self._lay(kind, tokens, rows, lanes * height),
             count_B=fields[1],
             at_B=fields[2],
             begin_B=fields[3],
             table_BQ=table_BQ,
             draws={name: of_S[index_B] for name, of_S in self._draws.items()},
+            every=kind == "check",
             scores=any(text.request.logprobs is not None for text in texts),
             routes=any(text.request.routes for text in texts),
         )
         return call, rows
 
-    def _tokens(
-        self, texts: list[Text], counts: list[int], rows: list[int], height: int
+    def _lay(
+        self, kind: Kind, tokens: list[np.ndarray], rows: list[int], height: int
     ) -> np.ndarray:
-        token_BN = np.zeros((height, self._sizes.chunk), np.int32)
-        for text, count, row in zip(texts, counts, rows, strict=True):
-            token_BN[row, :count] = text.tokens(text.written, text.written + count)
+        width = self._sizes.chunk if kind == "prompt" else 1 + self._sizes.drafts
+        token_BN = np.zeros((height, width), np.int32)
+        for row, one in zip(rows, tokens, strict=True):
+            token_BN[row, : len(one)] = one
         return token_BN
 
     def _place(self, text: Text) -> int:

@@ -1,6 +1,6 @@
 """How many texts and pages there are on each device, and in which shapes the model is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, prod
 from typing import Any
@@ -25,9 +25,16 @@ SHARE, HOST_SHARE = 0.9, 0.5
 """Of what a device has left, for pages; of the machine's memory, which other programs want, too."""
 
 
-def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: EngineSettings) -> Sizes:
+def choose_sizes(
+    config: ModelConfig,
+    context: int,
+    mesh: Mesh,
+    settings: EngineSettings,
+    draft: ModelConfig | None = None,
+) -> Sizes:
     """Sizes for a model that was trained on ``context`` positions and lies on this mesh already.
-    Raises ``ConfigError`` if there is no room for one text of the longest kind.
+    One that makes drafts, ``draft``, has as many pages as it. Raises ``ConfigError`` if there is no
+    room for one text of the longest kind.
     """
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
@@ -36,11 +43,13 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
     chunk = ceil(settings.chunk / page) * page
     # What the first token of a call sees need not begin with a page.
     seen = ceil((window - 1) / page)
-    most, most_prompt = seen + 1, seen + chunk // page
+    most = ceil((window - 1 + settings.most_drafts) / page) + 1
+    most_prompt = seen + chunk // page
     pages = settings.pages
     if pages is None:
         wanted = seats * most + 1 + settings.prompt_rows * chunk // page
-        cost = partial(bytes_on_device, config, mesh, lanes, seats, page=page, settings=settings)
+        configs = [config] if draft is None else [config, draft]
+        cost = partial(bytes_on_device, configs, mesh, lanes, seats, page=page, settings=settings)
         pages = fit_pages(cost, mesh, window, wanted, most_prompt + 1, settings.memory_share)
     check(
         pages > most_prompt,
@@ -57,6 +66,7 @@ def choose_sizes(config: ModelConfig, context: int, mesh: Mesh, settings: Engine
         prompt_rows=tuple(sorted({1, min(settings.prompt_rows, seats)})),
         prompt_tables=make_ladder(most_prompt, page, chunk // page),
         chunk=chunk,
+        drafts=settings.most_drafts,
     )
 
 
@@ -108,7 +118,7 @@ def choose_page(window: int) -> int:
 
 
 def bytes_on_device(
-    config: ModelConfig,
+    configs: Sequence[ModelConfig],
     mesh: Mesh,
     lanes: int,
     seats: int,
@@ -116,11 +126,12 @@ def bytes_on_device(
     page: int,
     settings: EngineSettings,
 ) -> int:
-    """Bytes of a pool on one device."""
-    config = inference_config(config)
+    """Bytes on one device of a pool for each of these models."""
 
     def make() -> Any:
-        return empty_pool(config, lanes, seats, pages, page, settings.cache)
+        sizes = (lanes, seats, pages, page, settings.cache)
+        pools = [empty_pool(inference_config(config), *sizes) for config in configs]
+        return [cache for pool in pools for cache in pool]
 
     with jax.set_mesh(mesh):
         pool = jax.eval_shape(make)

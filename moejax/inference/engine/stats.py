@@ -57,6 +57,10 @@ class Tally:
     """Tokens that were drawn, those included that came too late to be of use."""
     lost_rows: int = 0
     """Those that came too late: of texts that had ended, or had been cancelled."""
+    drafted: int = 0
+    """Drafts that were checked."""
+    accepted: int = 0
+    """Those of them that were right, and came before the end of their text."""
     ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     first: Counter = field(default_factory=lambda: Counter(FIRST_SECONDS))
     next: Counter = field(default_factory=lambda: Counter(NEXT_SECONDS))
@@ -135,6 +139,10 @@ class EngineStats:
     """Tokens that were drawn."""
     lost_rows: int
     """Those of them that came after the end of a text: what it costs not to wait for tokens."""
+    drafted: int
+    """Drafts that were checked."""
+    accepted: int
+    """Those of them that texts got: tokens for which the model was not called."""
     ended: dict[str, int]
     """Texts by how they ended (``ENDINGS``)."""
     first_seconds: Histogram

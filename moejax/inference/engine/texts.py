@@ -87,6 +87,13 @@ class Text:
         """Full pages that have got their names, from the first."""
         self.decoding = False
         """Whether all it has is read, and the token that its seat has drawn is the next one."""
+        self.followed: int | None = None
+        """Tokens in its pages that a model which makes drafts has read; None: there is none."""
+
+    @property
+    def left(self) -> int:
+        """Tokens that are to be drawn after those that were, if it does not end before."""
+        return self.request.sampling.tokens - self.drawn
 
     @property
     def drawn(self) -> int:
@@ -96,7 +103,7 @@ class Text:
     @property
     def going_on(self) -> bool:
         """Whether there are tokens to be drawn after those that were."""
-        return self.drawn < self.request.sampling.tokens
+        return self.left > 0
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
         """Known tokens, int32 [end - begin]."""

@@ -37,6 +37,8 @@ _COUNTERS = {
     "decode_calls": "Calls of the model that add a token to each running text.",
     "rows": "Tokens that were drawn.",
     "lost_rows": "Those of them that came after the end of a text.",
+    "drafted": "Drafts that were checked (speculation).",
+    "accepted": "Those of them that were right: tokens without a call of the model.",
 }
 _HISTOGRAMS = {
     "first_seconds": "From when a text was asked for to its first token.",

@@ -1,0 +1,66 @@
+"""Speculation with a real model: its texts are those of ``Generator``, token for token."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_generate import TINY, TOKENIZER, V, made
+from test_page_runner import WINDOW, make_runner, requests, wanted
+
+from moejax.inference.engine.core import Core
+from moejax.inference.engine.drafts import ModelDrafter, PromptDrafter
+from moejax.inference.engine.texts import TextRules
+
+DRAFTS = 3
+
+
+def run(runner, drafter=None) -> tuple[list[list], Core]:
+    """The tokens of each request; one joins after the other."""
+    rules = TextRules(tokenizer=TOKENIZER, ends=frozenset(), vocab_size=V, window=WINDOW)
+    core, tokens = Core(runner, rules, drafter=drafter), [[] for _ in requests()]
+    for n, request in enumerate(requests()):
+        core.add(n, request)
+        for number, piece in core.step():
+            tokens[number] += piece.tokens
+    while core.busy:
+        for number, piece in core.step():
+            tokens[number] += piece.tokens
+    return tokens, core
+
+
+@pytest.mark.slow
+def test_drafts_change_no_text_of_a_real_model_and_nothing_is_compiled_but_at_the_start():
+    """Greedy and sampled in all ways beside each other, one beyond the window. Drafts come from the
+    text, from the model itself, which is right nearly always, and from another one.
+    """
+    params, small = made(TINY), replace(TINY, num_layers=1, moe=replace(TINY.moe, every=0))
+    runner = make_runner(TINY, params, drafts=DRAFTS, tables=(13,))
+    alone, _ = run(runner)
+    assert [[token.id for token in text] for text in alone] == wanted()
+    runner.warm()
+    programs = runner.programs
+    accepted = {}
+    for name, drafter in [
+        ("prompt", PromptDrafter(DRAFTS, 1)),
+        ("itself", ModelDrafter(smaller(TINY, params), DRAFTS)),
+        ("other", ModelDrafter(smaller(small, made(small)), DRAFTS)),
+    ]:
+        tokens, core = run(runner, drafter)
+        assert [[token.id for token in text] for text in tokens] == wanted(), name
+        stats = core.stats()
+        assert stats.drafted > 0 and stats.pages_used == 0
+        accepted[name] = stats.accepted / stats.drafted
+        for one, other in zip(alone[1] + alone[3], tokens[1] + tokens[3], strict=True):
+            assert abs(one.logprob - other.logprob) < 1e-4
+        for one, other in zip(alone[2], tokens[2], strict=True):
+            assert (one.expert_LK == other.expert_LK).all()
+            np.testing.assert_allclose(one.weight_LK, other.weight_LK, atol=1e-5)
+    assert accepted["itself"] > 0.99 > accepted["other"]
+    assert runner.programs == programs == 3
+
+
+def smaller(config, params):
+    """What calls a model that makes drafts."""
+    runner = make_runner(config, params, drafts=DRAFTS, tables=(13,), checks=False)
+    runner.warm()
+    return runner

@@ -29,7 +29,8 @@ def open_engine(
 ) -> Engine:
     """The engine of a language model, with all its programs compiled. ``place_LER`` goes with
     parameters that have replicas of experts; ``tell`` gets a line about the cache, before any
-    memory is taken. Raises ``ConfigError`` for a model that cannot generate, or cannot be speculated with, and if there is no room for its texts.
+    memory is taken. Raises ``ConfigError`` for a model that cannot generate, or cannot be
+    speculated with, and if there is no room for its texts.
     """
     assert model.tokenizer is not None  # callers check it
     window = settings.window or model.context

@@ -11,6 +11,7 @@ import jax
 import tyro
 
 from moejax.commands.model_settings import ModelSettings, open_language_model
+from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check, check_positive
 from moejax.config.mesh import MeshConfig
 from moejax.config.needs import Need
@@ -80,6 +81,7 @@ class ServeBenchSettings(ModelSettings):
             "give --rate with several numbers, or --sweep",
             says="has no effect without",
         ),
+        *SPECULATION,
         Need(
             ("bench.requests", *(f"bench.{n}" for n in ("prompt", "tokens"))),
             lambda s: s.bench.load is None or s.bench.requests is not None,

@@ -63,7 +63,6 @@ class Engine:
         settings: EngineSettings,
         drafter: Drafter | None = None,
     ) -> None:
-        self.runner = runner
         self.balance: Balance | None = None
         """How devices share the load, said by what moves experts."""
         self._core = Core(

@@ -68,7 +68,7 @@ def test_a_step_reads_little_more_than_its_longest_text_has(window, choose):
         (20, 4096, {"memory_share": 0.3}, 5.99, 6),
         (20, 4096, {"memory_share": 1.0}, 17, 18),
         (20, 4096, {"seats": 1}, 0.5, 0.6),
-        (1, 4096, {"pages": 500}, 1, 1.1),  # whoever says how many has them
+        (1.2, 4096, {"pages": 500}, 1, 1.1),  # whoever says how many has them
     ],
 )
 def test_the_pool_takes_what_is_free(free, window, given, least, most, choose):
@@ -89,7 +89,7 @@ def test_devices_of_a_cpu_share_its_memory(choose):
     ("free", "window", "given"),
     [
         (GIGABYTE, 4096, {}),
-        (0, 16, {}),
+        (GIGABYTE // 50, 16, {"page": 4096}),
         (20 * GIGABYTE, 131_072, {}),
         (20 * GIGABYTE, 4096, {"window": 131_072}),
         (9 * GIGABYTE, 4096, {"memory_share": 0.05}),
@@ -99,6 +99,26 @@ def test_one_text_that_does_not_fit_is_refused_with_what_to_do(free, window, giv
     length = given.get("window", window)
     with pytest.raises(ConfigError, match=rf"one text of {length:,} positions.*--window.*--cache"):
         choose(free, window, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"pages": 2_000_000_000}, "--pages 2000000000: the cache takes 4.19PB, but 20GB are free"),
+        ({"pages": 12_000}, "--pages 12000: the cache takes 25.2GB"),
+        ({"pages": 200}, "--pages 200 of 16 positions do not hold one text"),
+        ({"seats": 1_000_000}, "--seats 1,000,000: the logits of a call take 201GB"),
+        ({"seats": 2**31 - 1}, "--seats 2,147,483,647: the logits of a call take 432TB"),
+        ({"chunk": 2**31 - 1}, "a call of 8,589,934,592 tokens takes 70.4TB"),
+        ({"prompt_rows": 2**31 - 1, "seats": 2**17}, "--seats 131,072: the logits"),
+        ({"prompt_rows": 2**31 - 1, "chunk": 2**17}, "a call of 4,194,304 tokens takes 34.4GB"),
+        ({"page": 2**31 - 1}, "--prompt-rows, --chunk and --page: a call of 8,589,934,588 tokens"),
+    ],
+)
+def test_numbers_beyond_all_memory_are_named(given, words, choose):
+    with pytest.raises(ConfigError) as caught:
+        choose(20 * GIGABYTE, 4096, **given)
+    assert words in str(caught.value)
 
 
 def test_what_a_device_tells_of_its_memory_counts(mesh):

@@ -45,17 +45,21 @@ def choose_sizes(
     seen = ceil((window - 1) / page)
     most = ceil((window - 1 + settings.most_drafts) / page) + 1
     most_prompt = seen + chunk // page
-    pages = settings.pages
+    prompt_rows = min(settings.prompt_rows, seats)
+    configs = [config] if draft is None else [config, draft]
+    check_calls(config, mesh, seats, prompt_rows, chunk)
+    cost = partial(bytes_on_device, configs, mesh, lanes, seats, page=page, settings=settings)
+    pages, least = settings.pages, most_prompt + 1
     if pages is None:
-        wanted = seats * most + 1 + settings.prompt_rows * chunk // page
-        configs = [config] if draft is None else [config, draft]
-        cost = partial(bytes_on_device, configs, mesh, lanes, seats, page=page, settings=settings)
-        pages = fit_pages(cost, mesh, window, wanted, most_prompt + 1, settings.memory_share)
+        wanted = seats * most + 1 + prompt_rows * chunk // page
+        what = f"{window:,} positions (in pages of {page}, read by {chunk:,} at a time)"
+        pages = fit_pages(cost, mesh, what, wanted, least, settings.memory_share)
     check(
-        pages > most_prompt,
+        pages >= least,
         f"--pages {pages} of {page} positions do not hold one text: it may need {most_prompt}"
         f" beside the one that is kept for padding.",
     )
+    check_free(cost(pages), mesh, f"--pages {pages}: the cache takes")
     return Sizes(
         lanes=lanes,
         seats=seats,
@@ -63,7 +67,7 @@ def choose_sizes(
         pages=pages,
         rows=tuple(sorted({1, ceil(seats / 4), ceil(seats / 2), seats})),
         tables=make_ladder(most, page),
-        prompt_rows=tuple(sorted({1, min(settings.prompt_rows, seats)})),
+        prompt_rows=tuple(sorted({1, prompt_rows})),
         prompt_tables=make_ladder(most_prompt, page, chunk // page),
         chunk=chunk,
         drafts=settings.most_drafts,
@@ -84,30 +88,57 @@ def make_ladder(most: int, page: int, more: int = 0) -> tuple[int, ...]:
 def fit_pages(
     cost: Callable[[int], int],
     mesh: Mesh,
-    window: int,
+    text: str,
     wanted: int,
     least: int,
     share: float | None,
 ) -> int:
     """As many pages as are ``wanted``, or as this ``share`` of the free memory holds; ``cost``
     gives the bytes of so many. Raises ``ConfigError`` if that is less than the ``least``, which one
-    text of the ``window`` needs.
+    ``text`` of the longest kind needs.
     """
     free = free_bytes(mesh)
     if free is None:
         return wanted
-    on_host = mesh.devices.flat[0].platform == "cpu"
-    share = share or (HOST_SHARE if on_host else SHARE)
+    share = share or (HOST_SHARE if _on_host(mesh) else SHARE)
     none, one = cost(0), cost(1)
     pages = min(wanted, int(max(0, free * share - none) // max(1, one - none)))
     check(
         pages >= least,
-        f"the cache of one text of {window:,} positions takes {short(cost(least))}B, more than"
-        f" --memory-share {share:g} of the {short(free)}B that are free"
-        f" {'in this machine for each device' if on_host else 'on a device'}: give a smaller"
-        f" --window, --cache bfloat16 or int8, or a larger --memory-share.",
+        f"the cache of one text of {text} takes {short(cost(least))}B, more than --memory-share"
+        f" {share:g} of the {short(free)}B that are free{_where(mesh)}: give a smaller --window,"
+        f" --cache bfloat16 or int8, or a larger --memory-share.",
     )
     return pages
+
+
+def check_calls(config: ModelConfig, mesh: Mesh, seats: int, prompt_rows: int, chunk: int) -> None:
+    """Raise ``ConfigError`` for calls whose largest arrays alone find no room."""
+    V = config.vocab_size or 0
+    check_free(4 * seats * V, mesh, f"--seats {seats * mesh.size:,}: the logits of a call take")
+    read = prompt_rows * chunk
+    size = 4 * max(prompt_rows * V, read * config.width)
+    check_free(size, mesh, f"--prompt-rows, --chunk and --page: a call of {read:,} tokens takes")
+
+
+def check_free(size: float, mesh: Mesh, what: str) -> None:
+    """Raise ``ConfigError`` unless so many bytes are free on each device."""
+    free = free_bytes(mesh)
+    check(
+        free is None or size <= free,
+        f"{what} {short(size, 'kMGTPE')}B, but {short(free or 0)}B are free{_where(mesh)}: give"
+        f" smaller numbers.",
+    )
+
+
+def _on_host(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def _where(mesh: Mesh) -> str:
+    if not _on_host(mesh):
+        return " on a device"
+    return " in this machine" + (f", for each of {mesh.size} devices" if mesh.size > 1 else "")
 
 
 def choose_page(window: int) -> int:

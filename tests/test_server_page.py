@@ -238,6 +238,12 @@ def test_the_page_in_a_browser(tmp_path):
         # Live figures come without being asked for, and nothing is wider than a phone.
         tab.wait("byId('ratio').textContent === '1.00×' && live.looks.at(-1).drawn_tokens > 20")
         assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        # What only some servers have.
+        assert tab.run("byId('balance-tile').hidden && byId('drafts-tile').hidden")
+        moved = {"moves": 2, "now": {"all": 0.75}, "before": {"all": 0.5}, "after": {"all": 0.875}}
+        tab.run(f"drawMoreTiles({{balance: {json.dumps(moved)}, drafted: 40, accepted: 10}})")
+        assert tab.run("byId('balance').textContent + byId('drafts').textContent") == "75%25%"
+        assert "50% became 87.5%" in tab.run("byId('balance-words').textContent")
         # Stop frees the pages of an answer; a text goes on from where it ended.
         tab.run("byId('clear').click(); byId('tokens').value = 90")
         tab.run(SEND.format("more"))

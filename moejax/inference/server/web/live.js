@@ -60,6 +60,7 @@ function take(figures) {
   if (!last || figures.seconds !== last.seconds) live.looks.push(figures);
   live.looks.splice(0, live.looks.length - KEPT);
   drawTiles(figures);
+  drawMoreTiles(figures);
   drawRates();
   if (figures.load_LE) drawMap();
 }
@@ -82,6 +83,24 @@ function drawTiles(now) {
   const first = mean('first_seconds'), next = mean('next_seconds');
   set('first', first === null ? '–' : seconds(first));
   set('next', next === null ? '–' : seconds(next));
+}
+
+// What there is only where experts move, and where drafts are made.
+function drawMoreTiles(now) {
+  const {balance, drafted, accepted} = now, percent = part => `${show(100 * part)}%`;
+  byId('balance-tile').hidden = !balance;
+  byId('drafts-tile').hidden = !drafted;
+  if (balance) {
+    const {before, after, moves} = balance;
+    byId('balance').textContent = balance.now.all ? percent(balance.now.all) : '–';
+    byId('balance-words').textContent = 'mean over largest load; '
+      + (before && after ? `${percent(before.all)} became ${percent(after.all)} by the last of ${show(moves)} moves`
+        : 'no expert has moved yet');
+  }
+  if (drafted) {
+    byId('drafts').textContent = percent(accepted / drafted);
+    byId('drafts-words').textContent = `${show(accepted)} of ${show(drafted)} tokens`;
+  }
 }
 
 // Of the last minute; where nothing came in it, since the start.

@@ -214,6 +214,24 @@ def dynamic_top_p(t, p=0.4):
     return experts, np.array([s[e] if e >= 0 else 0.0 for e in experts]), s
 
 
+def expert_threshold(t):
+    """Sun et al. 2026: the experts whose score lies above their threshold, -bias here; at most K,
+    those furthest above. The weights are the scores.
+    """
+    s = sigmoid(t.logits)
+    above = s + t.bias
+    experts = t.experts or [e if above[e] > 0 else -1 for e in best(above, t.layer.top_k)]
+    return experts, np.array([s[e] if e >= 0 else 0.0 for e in experts]), s / s.sum()
+
+
+def remoe(t):
+    """ReMoE (Wang et al. 2024), Eq. 6: R(x) = ReLU(x W), here of the K largest."""
+    r = np.maximum(t.logits, 0)
+    experts = t.experts or [e if r[e] > 0 else -1 for e in best(t.logits, t.layer.top_k)]
+    total = r.sum() or 1.0
+    return experts, np.array([r[e] if e >= 0 else 0.0 for e in experts]), r / total
+
+
 def llama4(t):
     """Llama 4's code: the top k logits, and the sigmoid of each, with which the expert's *input*
     is multiplied.
@@ -335,6 +353,8 @@ TOKENS_CHOOSE = {
     "granite": softmax_of_top_logits,
     "gpt_oss": softmax_of_top_logits,
     "dynamic_top_p": dynamic_top_p,
+    "expert_threshold": expert_threshold,
+    "remoe": remoe,
     "llama4": llama4,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
@@ -780,6 +800,16 @@ def quantile_update(score_TE, bias, top_k):
         low.append(margins[wanted - 1])
         high.append(margins[wanted])
     return np.array(low), np.array(high)
+
+
+def threshold_of(score_TE, wanted):
+    """Two neighbouring scores of each expert, between which a threshold lets through the share
+    ``wanted`` / E of the tokens (Sun et al. 2026).
+    """
+    T, E = score_TE.shape
+    falling = -np.sort(-score_TE, axis=0)
+    n = math.floor(T * wanted / E)
+    return falling[n], falling[n - 1]
 
 
 # Gradients.

@@ -214,10 +214,23 @@ REFUSED = {
         {"router": "dynamic_top_p", "balance": {"bias_update": "quantile"}},
         "as many for each token",
     ),
+    "closed ReLUs of a softmax": (
+        {"balance": {"sparsity_loss_weight": 0.1}},
+        "--model.moe.balance.sparsity-loss-weight closes ReLUs, which --model.moe.router top_k has"
+        " not: take remoe.",
+    ),
+    "a load that is even by count where counts vary": (
+        {"router": "expert_threshold", "balance": {"bias_update": "sign"}},
+        "take threshold with expert_threshold, none with others.",
+    ),
+    "thresholds of a router without": (
+        {"router": "deepseek_v3", "balance": {"bias_update": "threshold"}},
+        "it needs --model.moe.router expert_threshold.",
+    ),
     "an unknown update": (
         {"balance": {"bias_update": "signed"}},
         "--model.moe.balance.bias-update must be one of none, sign, proportional, quantile,"
-        " not 'signed'.",
+        " threshold, not 'signed'.",
     ),
     "jitter of everything": (
         {"router_jitter": 1.0},

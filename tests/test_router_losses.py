@@ -1,5 +1,7 @@
 """Losses on what a router is: by hand, and of a layer against the float64 truth with gradients."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from moejax.config import BalanceConfig, MoEConfig
 from moejax.moe import router_losses
 from moejax.moe.balance import sum_sequences
 from moejax.moe.layer import MoELayer
+from moejax.moe.layer_stats import layer_stats
+from moejax.routing.contract import RouterInput
 from moejax.train.objective import losses, weights
 
 
@@ -97,3 +101,25 @@ def test_a_layer_s_losses_and_their_gradients_are_those_of_the_papers():
         np.testing.assert_allclose((gradients[name] * direction).sum(), slope, rtol=1e-4)
     in_evaluation = jax.eval_shape(lambda params: losses_of(params, False), single)
     assert not set(NAMES) & set(in_evaluation)
+
+
+def test_relus_of_busy_experts_are_closed_harder():
+    """Two tokens with scores (2, 0) and (1, 3): means 1.5 and 1.5. Loads 2 and 1, where K = 1 wants
+    one each: f = 2 / (1 * 2) * (2, 1) = (2, 1), and the loss 2 * 1.5 + 1 * 1.5.
+    """
+    balance = BalanceConfig(sparsity_loss_weight=0.1)
+    moe = MoEConfig(router="remoe", num_experts=2, top_k=2, balance=balance)
+    logits = np.float32([[[2, -1], [1, 3], [9, 9]]])
+    real = np.array([[True, True, False]])
+
+    @jax.jit
+    def sums():
+        inputs = RouterInput(logits_GSE=logits, real_GS=real, top_k=2, capacity=3, training=True)
+        choice = moe.built_router.choose(inputs)
+        return layer_stats(moe, inputs, choice, jnp.zeros((1, 3, 2)), ~real, 1, {})
+
+    stats = sums()
+    np.testing.assert_allclose(stats.asked_BE, [[2, 1]])
+    np.testing.assert_allclose(router_losses.sparsity_loss(stats, top_k=1), [4.5], rtol=1e-6)
+    slope = jax.grad(lambda s: router_losses.sparsity_loss(replace(stats, score_BE=s), 1).sum())
+    np.testing.assert_allclose(slope(stats.score_BE), [[1.0, 0.5]])

@@ -82,6 +82,8 @@ CASES = {
     "ernie4_5": case("ernie4_5", biased=True),
     "identity and null experts": case("olmoe", expert_groups=3, identity_experts=2, null_experts=1),
     "dynamic_top_p": case("dynamic_top_p", 3),
+    "expert_threshold": case("expert_threshold", 3, biased=True),
+    "remoe": case("remoe", 3),
     "base": case("base", 1),
     "sinkhorn": case("sinkhorn"),
     "hash": case("hash"),
@@ -488,6 +490,7 @@ WHAT_COUNTS = {
     "minimax_m2": "bias_E",
     "minimax_m2, bias on logits": "bias_on",
     "ernie4_5": "bias_E",
+    "expert_threshold": "bias_E",
     "base": "training",
     "sinkhorn": "training",
     "expert_choice, capped": "max_experts_per_token",
@@ -644,6 +647,35 @@ def test_the_histogram_finds_the_quantile_to_a_bin(score):
     # The load evens out at once.
     before, after = (violation(scores, b, K) for b in (bias, np.float64(got)))
     assert after < 0.3 * before
+
+
+def test_thresholds_lie_where_the_wanted_share_of_scores_is_above_them():
+    """The first step goes there at once; the second, of other tokens, a tenth of the way."""
+    rng = np.random.default_rng(1)
+    wanted, width = 1.5, 2 / selection_bias.BINS
+    bias, rule = jnp.zeros((1, E)), TokenChoiceRule(score="sigmoid", positive=True)
+
+    @jax.jit
+    def move(bias, logits, real):
+        inputs = RouterInput(logits_GSE=logits, real_GS=real, top_k=3, capacity=1, bias_E=bias[0])
+        margin_EM = selection_bias.score_histogram(inputs, rule)
+        return selection_bias.threshold(bias, margin_EM[None], wanted, 0.1)
+
+    for step in range(2):
+        logits = single(rng.normal(size=(4, 64, E)) + np.linspace(-1, 1, E) + step)
+        real, before = rng.random((4, 64)) < 0.8, np.float64(bias[0])
+        bias = move(bias, jnp.float32(logits), jnp.array(real))
+        scores = np.array([oracle.sigmoid(row) for row in logits[real]])
+        low, high = oracle.threshold_of(scores, wanted)
+        moved = -np.float64(bias[0])
+        if step:
+            low, high = (before * -0.9 + 0.1 * at for at in (low, high))
+        assert (moved > low - 2 * width).all() and (moved < high + 2 * width).all()
+        if not step:
+            share_E = (scores > moved).mean(0)
+            np.testing.assert_allclose(share_E, wanted / E, atol=0.02)
+    stays = move(bias, jnp.float32(logits), jnp.zeros((4, 64), bool))
+    np.testing.assert_allclose(stays, bias, atol=1e-7)
 
 
 def violation(scores: np.ndarray, bias: np.ndarray, top_k: int) -> float:

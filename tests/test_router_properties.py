@@ -54,8 +54,9 @@ ALL = dict(ROUTERS) | VARIANTS
 DISTINCT = {(r.function, r.rule, top_k_of(r)): name for name, r in reversed(ALL.items())}
 NAMES = [name for name in ALL if name in DISTINCT.values()]
 TOKENS_CHOOSE = [name for name in NAMES if not ALL[name].experts_choose]
-FEWER = [name for name in TOKENS_CHOOSE if getattr(ALL[name].rule, "top_p", None)]
-"""Where a token may take fewer experts than K, at least one."""
+NONE = [name for name in TOKENS_CHOOSE if getattr(ALL[name].rule, "positive", False)]
+FEWER = NONE + [name for name in TOKENS_CHOOSE if getattr(ALL[name].rule, "top_p", None)]
+"""Where a token may take fewer experts than K, and where none."""
 BY_RULE = [n for n in NAMES if ALL[n].function is token_choice.choose and n not in FEWER]
 KEPT_IN_GROUPS = [name for name in NAMES if getattr(ALL[name].rule, "kept_expert_groups", None)]
 every_router = pytest.mark.parametrize("name", NAMES)
@@ -229,7 +230,8 @@ def test_nothing_is_dropped_where_capacity_meets_demand(name, arrays):
     np.testing.assert_array_equal(got["seated_GSE"], got["asked_GSE"])
     asked_GS, most_GS = got["asked_GSE"].sum(-1), arrays["real_GS"] * top_k_of(ALL[name])
     least_GS = arrays["real_GS"] if name in FEWER else most_GS
-    assert (asked_GS <= most_GS).all() and (asked_GS >= least_GS).all()
+    assert (asked_GS <= most_GS).all()
+    assert (asked_GS >= least_GS).all() or name in NONE
     if ALL[name].rule != ROUTERS["llama4"].rule:  # its weights are on the inputs
         np.testing.assert_allclose(got["combine_GSEC"].sum(-1), got["weight_GSE"], atol=1e-6)
 
@@ -267,6 +269,9 @@ def test_weights_sum_to_what_the_router_says(name, arrays):
     scale = getattr(rule, "weight_scale", 1.0)
     if one and name != "sqrt_softplus" and getattr(rule, "score", "") != "sigmoid":
         np.testing.assert_allclose(total_GS, scale, rtol=1e-5)
+    elif getattr(rule, "score", "") == "relu":
+        assert (total_GS >= 0).all()
+        assert ((total_GS > 0) == (got["asked_GSE"].sum(-1)[real_GS] > 0)).all()
     elif one:  # all chosen scores may underflow, and then so do their shares
         assert ((abs(total_GS - scale) < 1e-5) | (total_GS < 1e-5)).all()
     else:

@@ -351,6 +351,27 @@ def test_a_token_takes_experts_until_they_gather_enough():
     np.testing.assert_array_equal(choice.unbiased_GSK[0], [[0, -1, -1]])
 
 
+def test_an_expert_takes_every_token_whose_score_is_above_its_threshold():
+    """Thresholds 0.5, 0.3 and 0.7 of scores (0.6, 0.4, 0.6): experts 0 and 1 are above, by as much;
+    of (0.4, 0.2, 0.9) expert 2 alone, of (0.5, 0.1, 0.1) none. With K = 1 the first has one.
+    """
+    scores, bias = [[0.6, 0.4, 0.6], [0.4, 0.2, 0.9], [0.45, 0.1, 0.1]], [-0.5, -0.29, -0.7]
+    choice = ask("expert_threshold", logit(scores), 2, bias_E=jnp.float32(bias))
+    assert_chosen(choice, [[1, 0], [2, -1], [-1, -1]], [[0.4, 0.6], [0.9, 0], [0, 0]])
+    one = ask("expert_threshold", logit(scores), 1, bias_E=jnp.float32(bias))
+    assert_chosen(one, [[1], [2], [-1]])
+    # No threshold yet: the K best.
+    assert_chosen(ask("expert_threshold", logit(scores[:1]), 2, bias_E=jnp.zeros(3)), [[0, 2]])
+
+
+def test_remoe_weighs_with_what_a_relu_lets_through():
+    """Of logits (2, -1, 0.5) two are positive, and are the weights; of (-1, -2, 0) none."""
+    choice = ask("remoe", [[2, -1, 0.5], [-1, -2, 0]], 3)
+    assert_chosen(choice, [[0, 2, -1], [-1, -1, -1]], [[2, 0.5, 0], [0, 0, 0]])
+    np.testing.assert_allclose(choice.probability_GSE[0], [[0.8, 0, 0.2], [0, 0, 0]])
+    assert_chosen(ask("remoe", [[2, 1, 0.5]], 2), [[0, 1]], [[2, 1]])
+
+
 def test_llama4_weighs_what_an_expert_gets():
     """Expert 0 is f(x) = silu(x) x. With a logit of 0 the weight is 0.5, and the token 1.
 

@@ -9,6 +9,7 @@ from moejax.config.checks import check, check_not_negative, check_positive, chec
 OTHER_LOSSES = (
     *("z_loss", "importance_loss", "load_loss", "device_loss", "communication_loss"),
     *("orthogonality_loss", "coupling_loss", "variance_loss", "entropy_loss"),
+    "sparsity_loss",
 )
 """Besides the load-balancing loss; each has a setting for its weight."""
 
@@ -49,17 +50,23 @@ class BalanceConfig:
     entropy_loss_weight: float = 0.0
     """Coefficient of the entropy of each token's probabilities, so that few experts gather much;
     the paper of dynamic_top_p has 1e-4."""
-    bias_update: Literal["none", "sign", "proportional", "quantile"] = "none"
+    sparsity_loss_weight: float = 0.0
+    """Coefficient of the sum of a token's scores, weighed by load: what makes ReLUs close (remoe).
+    """
+    bias_update: Literal["none", "sign", "proportional", "quantile", "threshold"] = "none"
     """How the selection bias of the loss-free balance moves after each step: `none`, not at all (a
     bias that a model came with stays as it is); `sign`, by a fixed amount; `proportional`, in
     proportion to the lack; `quantile`, at once to where the margins of the step's tokens say that
-    the load would be even."""
+    the load would be even; `threshold`, for expert_threshold, towards the scores that the wanted
+    share of the step's tokens lies above."""
     bias_rate: float = 0.001
-    """How far it moves, an amount added to scores (u in Wang et al. 2024)."""
+    """How far it moves, an amount added to scores (u in Wang et al. 2024); of `threshold`, the part
+    of the way."""
     experts_per_token: float | None = None
     """How many of its K choices a token should spend on experts that compute, on average; the rest
     goes to experts without computation, whose bias stays (LongCat-Flash). By default every choice
-    is to be as frequent as any other."""
+    is to be as frequent as any other. Under `threshold`, how many experts a token should have on
+    average, K by default."""
     bias_centred: bool = False
     """Keep the mean of the bias at 0."""
 

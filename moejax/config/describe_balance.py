@@ -35,6 +35,10 @@ def _describe_update(model: ModelConfig) -> str:
         return "frozen"
     if balance.bias_update == "quantile":
         return "moved to the quantile of each step"
+    if balance.bias_update == "threshold":
+        wanted = balance.experts_per_token or model.moe.top_k
+        part = f"moved by {balance.bias_rate:g} of the way to the quantile of each step"
+        return f"{part}, for {wanted:g} experts a token"
     said = f"moved by {balance.bias_rate:g} a step ({balance.bias_update})"
     if balance.experts_per_token is None:
         return said

@@ -388,12 +388,21 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         _paths(BALANCE, "experts_per_token"),
-        lambda c: c.model.moe.num_choices > c.model.moe.num_experts,
+        lambda c: (
+            c.model.moe.num_choices > c.model.moe.num_experts
+            or c.model.moe.balance.bias_update == "threshold"
+        ),
         "every expert having parameters",
         "give --model.moe.identity-experts 8, say, too",
     ),
     Need(
-        _paths(BALANCE, "bias_rate bias_centred experts_per_token"),
+        _paths(BALANCE, "bias_rate experts_per_token"),
+        lambda c: c.model.moe.balance.bias_update in ("sign", "proportional", "threshold"),
+        "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
+        "take --model.moe.balance.bias-update sign or proportional",
+    ),
+    Need(
+        _paths(BALANCE, "bias_centred"),
         lambda c: c.model.moe.balance.bias_update in ("sign", "proportional"),
         "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
         "take --model.moe.balance.bias-update sign or proportional",

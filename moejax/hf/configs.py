@@ -269,6 +269,7 @@ def _collect_experts(config: ModelConfig) -> dict[str, Any]:
         names = ["score", "renormalise", "weight_scale", "weigh"]
         names += ["group_score", "expert_groups", "kept_expert_groups"] if grouped else []
         names += ["bias_on"] if moe.has_selection_bias else []
+        names += ["positive"] if rule.positive else []
         names += ["top_p"] if rule.top_p is not None else []
         found["router"] = tuple((name, getattr(rule, name)) for name in names)
         found["router"] += (("a learned bias", router.linear_bias),)

@@ -56,10 +56,12 @@ class RouterStats:
     """Choices that got a slot in each stretch of the sequence."""
     probability_squared_BE: jax.Array | None = None
     """Squared router probability of each expert, where its variance is a loss."""
+    score_BE: jax.Array | None = None
+    """Score of each expert, chosen or not, where their sum is a loss."""
     entropy_slope_B: jax.Array | None = None
     """The entropy with its gradient, where it is a loss."""
     orthogonality_B: jax.Array | None = None
-    """What each token tells of the router's matrix; these five in training, where they are used."""
+    """What each token tells of the router's matrix; these six in training, where they are used."""
     coupling_B: jax.Array | None = None
     """What each token tells of the router's and the experts' matrices together."""
     margin_1EM: jax.Array | None = None

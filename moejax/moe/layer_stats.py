@@ -15,6 +15,13 @@ from moejax.moe import balance, router_losses, selection_bias
 from moejax.moe.adapted import as_array
 from moejax.moe.balance import RouterStats
 from moejax.routing.contract import Choice, RouterInput
+from moejax.routing.token_choice import SCORES
+
+HISTOGRAMS = {
+    "quantile": selection_bias.margin_histogram,
+    "threshold": selection_bias.score_histogram,
+}
+"""What the updates of the selection bias that look at scores count."""
 
 
 def layer_stats(
@@ -34,9 +41,9 @@ def layer_stats(
         stats = replace(stats, sent_BQ=sent_BQ)
     if not inputs.training:
         return stats
-    if moe.balance.bias_update == "quantile" and inputs.bias_E is not None:
+    if moe.balance.bias_update in HISTOGRAMS and inputs.bias_E is not None:
         assert rule is not None  # as the config demands
-        margin_EM = selection_bias.margin_histogram(inputs, rule)
+        margin_EM = HISTOGRAMS[moe.balance.bias_update](inputs, rule)
         stats = replace(stats, margin_1EM=margin_EM[None])
     if moe.balance.variance_loss_weight:
         real_GS1 = inputs.real_GS[..., None]
@@ -49,6 +56,10 @@ def layer_stats(
         entropy_GS = -(choice.probability_GSE * log_GSE).sum(-1)
         entropy_B = jnp.where(inputs.real_GS, entropy_GS, 0).reshape(rows, -1).sum(1)
         stats = replace(stats, entropy_slope_B=entropy_B)
+    if moe.balance.sparsity_loss_weight:
+        assert rule is not None  # as the config demands
+        score_GSE = jnp.where(inputs.real_GS[..., None], SCORES[rule.score](inputs.logits_GSE), 0)
+        stats = replace(stats, score_BE=score_GSE.reshape(rows, -1, moe.num_choices).sum(1))
     return _of_parameters(stats, moe, inputs.key, params)
 
 

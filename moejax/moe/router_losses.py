@@ -80,3 +80,17 @@ def variance_loss(stats: RouterStats) -> jax.Array:
     tokens_B1 = jnp.maximum(stats.tokens_B, 1)[..., None]
     mean_BE = stats.probability_BE / tokens_B1
     return -(stats.probability_squared_BE / tokens_B1 - jnp.square(mean_BE)).mean(-1)
+
+
+def sparsity_loss(stats: RouterStats, top_k: int) -> jax.Array:
+    """The sum of all scores of a token, each times its expert's load over the wanted one: 0 where
+    no ReLU lets anything through.
+
+    ReMoE (Wang et al. 2024), Eq. 8-9: sum_e f_e R(x)_e, f_e = E / (K T) * the tokens of expert e.
+    They multiply its coefficient after every step by 1.2 or 1 / 1.2, as the share of zeros is below
+    or above 1 - K / E; here the coefficient stays, and the choices are at most K.
+    """
+    assert stats.score_BE is not None  # summed up where it has a weight
+    tokens_B1 = jnp.maximum(stats.tokens_B, 1)[..., None]
+    load_BE = stats.asked_BE.shape[-1] / top_k * stats.asked_BE / tokens_B1
+    return (jax.lax.stop_gradient(load_BE) * stats.score_BE / tokens_B1).sum(-1)

@@ -17,7 +17,7 @@ from moejax.routing.token_choice import SCORES, TokenChoiceRule, at, pick, prefe
 
 BINS = 1024
 
-Update = Literal["none", "sign", "proportional", "quantile"]
+Update = Literal["none", "sign", "proportional", "quantile", "threshold"]
 
 
 def step(
@@ -70,12 +70,45 @@ def margin_histogram(inputs: RouterInput, rule: TokenChoiceRule) -> jax.Array:
     score_GSE = jax.lax.stop_gradient(SCORES[rule.score](inputs.logits_GSE))
     biased_GSE = preference(score_GSE, inputs.bias_E, rule)
     cutoff_GS = at(biased_GSE, pick(biased_GSE, inputs.top_k + 1)[..., -1])
-    low, high = _range(inputs.bias_E)
-    place_GSE = (cutoff_GS[..., None] - score_GSE - low) / (high - low) * BINS
-    bin_TE = jnp.clip(place_GSE.astype(jnp.int32), 0, BINS - 1).reshape(-1, score_GSE.shape[-1])
-    real_T1 = inputs.real_GS.reshape(-1, 1).astype(jnp.float32)
+    return _count(cutoff_GS[..., None] - score_GSE, inputs.bias_E, inputs.real_GS)
+
+
+def score_histogram(inputs: RouterInput, rule: TokenChoiceRule) -> jax.Array:
+    """How much bias each token would need for its score of each expert to reach 0: minus the score,
+    in [-1, 0], by the bins of ``margin_histogram``: ``margin_EM``.
+    """
+    assert inputs.bias_E is not None
+    score_GSE = jax.lax.stop_gradient(SCORES[rule.score](inputs.logits_GSE))
+    return _count(-score_GSE, inputs.bias_E, inputs.real_GS)
+
+
+def _count(margin_GSE: jax.Array, bias_E: jax.Array, real_GS: jax.Array) -> jax.Array:
+    """The histogram of each expert's margins over the real tokens."""
+    low, high = _range(bias_E)
+    place_GSE = (margin_GSE - low) / (high - low) * BINS
+    bin_TE = jnp.clip(place_GSE.astype(jnp.int32), 0, BINS - 1).reshape(-1, margin_GSE.shape[-1])
+    real_T1 = real_GS.reshape(-1, 1).astype(jnp.float32)
     E = bin_TE.shape[-1]
     return jnp.zeros((E, BINS)).at[jnp.arange(E), bin_TE].add(real_T1)
+
+
+def threshold(
+    bias_LE: jax.Array, margin_LEM: jax.Array, per_token: float, rate: float
+) -> jax.Array:
+    """Move the bias, which is minus the threshold of each expert, by ``rate`` of the way to the
+    quantile of this step: that with which ``per_token`` experts a token have a score above it. A
+    layer whose bias is 0 everywhere has had no step, and goes there at once.
+
+    Expert threshold routing (Sun et al. 2026): an exponential moving average of the score that
+    the share G / E of all tokens lies above, for each expert; no token is compared with others.
+    ``margin_LEM`` is of ``score_histogram``. Of the paper we had the abstract and the figures, not
+    the equations: sigmoid scores, weights that are the scores, and the first step are ours. So is
+    the limit of K experts a token, which are those furthest above their thresholds: a token whose
+    scores reach more of them leaves some out.
+    """
+    found_LE = _find_quantile(bias_LE, margin_LEM, per_token)
+    unset_L1 = (bias_LE == 0).all(-1, keepdims=True)
+    return jnp.where(unset_L1, found_LE, bias_LE + rate * (found_LE - bias_LE))
 
 
 def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array:
@@ -86,10 +119,15 @@ def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array
     batch, which the new bias will move: an even load takes a few steps. Without any token the bias
     stays.
     """
+    return centre(_find_quantile(bias_LE, margin_LEM, top_k))
+
+
+def _find_quantile(bias_LE: jax.Array, margin_LEM: jax.Array, per_token: float) -> jax.Array:
+    """The bias that ``per_token`` of a token's margins lie below, all experts alike."""
 
     def solve(bias_E: jax.Array, margin_EM: jax.Array) -> jax.Array:
         below_EM = jnp.cumsum(margin_EM, axis=-1)
-        wanted_E1 = below_EM[:, -1:] * top_k / bias_E.shape[0]
+        wanted_E1 = below_EM[:, -1:] * per_token / bias_E.shape[0]
         first_E1 = (below_EM < wanted_E1).sum(-1, keepdims=True)
         inside_E1 = jnp.take_along_axis(margin_EM, first_E1, axis=-1)
         before_E1 = jnp.take_along_axis(below_EM, first_E1, axis=-1) - inside_E1
@@ -98,7 +136,7 @@ def quantile(bias_LE: jax.Array, margin_LEM: jax.Array, top_k: int) -> jax.Array
         found_E = low + (high - low) * place_E1[:, 0] / BINS
         return jnp.where(below_EM[:, -1] > 0, found_E, bias_E)
 
-    return centre(jax.vmap(solve)(bias_LE, margin_LEM))
+    return jax.vmap(solve)(bias_LE, margin_LEM)
 
 
 def _range(bias_E: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -146,6 +146,17 @@ ROUTERS: dict[str, Router] = {
     "dynamic_top_p": _tokens_choose(
         "Huang et al. 2024 (arXiv 2403.07652), Eq. 3-5, with at most K experts", top_p=0.4
     ),
+    "expert_threshold": _tokens_choose(
+        "Sun et al. 2026 (arXiv 2603.11535), with at most K experts",
+        score="sigmoid",
+        positive=True,
+        always_biased=True,
+    ),
+    "remoe": _tokens_choose(
+        "Wang et al. 2024 (ReMoE, arXiv 2412.14711), section 3.1, with at most K experts",
+        score="relu",
+        positive=True,
+    ),
     # Other forms.
     "expert_choice": Router(
         function=expert_choice.choose,

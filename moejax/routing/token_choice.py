@@ -15,6 +15,7 @@ SCORES = {
     "softmax": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
     "sqrt_softplus": lambda logits_GSE: jnp.sqrt(jax.nn.softplus(logits_GSE)),
+    "relu": jax.nn.relu,
 }
 
 
@@ -25,7 +26,7 @@ class TokenChoiceRule:
     noise: Literal["none", "learned", "fixed"] = "none"
     """Normal noise on the logits in training: `learned`, softplus(x W_noise) wide (Shazeer et al.
     2017, Eq. 4); `fixed`, 1/E wide (Riquelme et al. 2021, section 2.2)."""
-    score: Literal["softmax", "sigmoid", "sqrt_softplus"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sqrt_softplus", "relu"] = "softmax"
     """From logits to scores."""
     bias_on: Literal["scores", "logits"] = "scores"
     """To a copy of what the selection bias is added, for the choice alone. On `logits` it moves an
@@ -37,6 +38,9 @@ class TokenChoiceRule:
     """Groups with the best group score, from which a token may choose."""
     group_score: Literal["max", "best_two"] = "max"
     """What a group is judged by: its best score, or the sum of its best two."""
+    positive: bool = False
+    """Of the K choices keep those whose score, with the selection bias, is greater than 0. With a
+    negative bias that is a threshold of each expert; of a ReLU, what is not cut off."""
     top_p: float | None = None
     """Of the K choices keep the best that gather this much probability, and no more."""
     renormalise: bool = False
@@ -64,12 +68,12 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
     if bias_E is not None and rule.bias_on == "logits":
         wanted_GSE, bias_E = logits_GSE + bias_E, None
     # Scores of very confident routers are equal in float32 where logits are not.
-    if bias_E is not None or rule.kept_expert_groups is not None:
+    if bias_E is not None or rule.kept_expert_groups is not None or rule.positive:
         wanted_GSE = preference(SCORES[rule.score](wanted_GSE), bias_E, rule)
     replayed_GSK = inputs.replayed_GSK
     choice = choose_by(wanted_GSE, score_GSE, K, rule, replayed_GSK)
     if inputs.bias_E is not None:
-        unbiased_GSK = keep_gathering(pick(score_GSE, K), choice.probability_GSE, rule.top_p)
+        unbiased_GSK = keep(pick(score_GSE, K), score_GSE, choice.probability_GSE, rule)
         choice = replace(choice, unbiased_GSK=unbiased_GSK)
     if rule.noise == "learned" and inputs.key is not None:
         own_GSK = choice.expert_GSK if replayed_GSK is None else pick(wanted_GSE, K)
@@ -98,7 +102,7 @@ def choose_by(
     total_GS1 = 1.0 if rule.score == "softmax" else score_GSE.sum(-1, keepdims=True) + 1e-20
     probability_GSE, expert_GSK = score_GSE / total_GS1, replayed_GSK
     if expert_GSK is None:
-        expert_GSK = keep_gathering(pick(preference_GSE, top_k), probability_GSE, rule.top_p)
+        expert_GSK = keep(pick(preference_GSE, top_k), preference_GSE, probability_GSE, rule)
     # A masked sum, not a gather: its gradient is a product, not a scatter.
     weight_GSK = jnp.stack([at(score_GSE, expert_GSK[..., k]) for k in range(top_k)], axis=-1)
     if rule.renormalise:
@@ -108,18 +112,27 @@ def choose_by(
     return TokenChoice(expert_GSK, weight_GSK, probability_GSE, weigh=rule.weigh)
 
 
-def keep_gathering(
-    expert_GSK: jax.Array, probability_GSE: jax.Array, top_p: float | None
+def keep(
+    expert_GSK: jax.Array,
+    preference_GSE: jax.Array,
+    probability_GSE: jax.Array,
+    rule: TokenChoiceRule,
 ) -> jax.Array:
-    """The choices, best first, up to the one with which they gather probability ``top_p``; -1 for
-    those after it (Huang et al. 2024, Eq. 3-4). All, if ``top_p`` is None.
+    """The choices, best first, that the rule lets stay; -1 for the others, which come after them.
+
+    ``positive``: those whose preference is greater than 0. ``top_p``: up to the one with which they
+    gather that much probability (Huang et al. 2024, Eq. 3-4).
     """
-    if top_p is None:
-        return expert_GSK
-    share_GSK = at_each(jax.lax.stop_gradient(probability_GSE), expert_GSK)
-    before_GSK = jnp.cumsum(share_GSK, axis=-1) - share_GSK
-    # The first always stays; of what lies before it, rounding could make more than nothing.
-    return jnp.where((before_GSK < top_p).at[..., 0].set(True), expert_GSK, -1)
+    if rule.positive:
+        own_GSK = at_each(jax.lax.stop_gradient(preference_GSE), expert_GSK)
+        expert_GSK = jnp.where(own_GSK > 0, expert_GSK, -1)
+    if rule.top_p is not None:
+        share_GSK = at_each(jax.lax.stop_gradient(probability_GSE), expert_GSK)
+        before_GSK = jnp.cumsum(share_GSK, axis=-1) - share_GSK
+        # The first stays; of what lies before it, rounding could make more than nothing.
+        stays_GSK = (before_GSK < rule.top_p).at[..., 0].set(True)
+        expert_GSK = jnp.where(stays_GSK, expert_GSK, -1)
+    return expert_GSK
 
 
 def pick(preference_GSE: jax.Array, top_k: int) -> jax.Array:

@@ -42,6 +42,8 @@ def losses(router: RouterStats, moe: MoEConfig) -> dict[str, jax.Array]:
         "entropy_loss": router.entropy_slope_B,
     }
     found |= {n: router_losses.told_by_tokens(router, t) for n, t in told.items() if t is not None}
+    if router.score_BE is not None:
+        found["sparsity_loss"] = router_losses.sparsity_loss(router, moe.top_k)
     if router.probability_squared_BE is not None:
         found["variance_loss"] = router_losses.variance_loss(router)
     return found

@@ -98,6 +98,11 @@ def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Ar
     if settings.bias_update == "quantile":
         assert sums.router.margin_1EM is not None
         return selection_bias.quantile(bias_LE, sums.router.margin_1EM, moe.top_k)
+    if settings.bias_update == "threshold":
+        assert sums.router.margin_1EM is not None
+        wanted = settings.experts_per_token or moe.top_k
+        margin_LEM, rate = sums.router.margin_1EM, settings.bias_rate
+        return selection_bias.threshold(bias_LE, margin_LEM, wanted, rate)
     share_E = None
     if settings.experts_per_token is not None:
         others = moe.num_choices - moe.num_experts

@@ -89,7 +89,7 @@ def test_devices_of_a_cpu_share_its_memory(choose):
     ("free", "window", "given"),
     [
         (GIGABYTE, 4096, {}),
-        (GIGABYTE // 50, 16, {"page": 4096}),
+        (GIGABYTE // 80, 16, {}),
         (20 * GIGABYTE, 131_072, {}),
         (20 * GIGABYTE, 4096, {"window": 131_072}),
         (9 * GIGABYTE, 4096, {"memory_share": 0.05}),

@@ -150,6 +150,7 @@ def test_the_page_asks_nobody_else_and_runs_its_own_script_only(served):
         part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
     )
     assert (parts["default-src"], parts["connect-src"]) == ("'none'", "'self'")
+    assert parts["require-trusted-types-for"] == "'script'"
     for tag in ("style", "script"):
         (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, flags=re.S)
         code = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -5,6 +5,7 @@ const EVERY = 1000, PATIENCE = 10000, KEPT = 120; // milliseconds, and looks
 const live = {
   looks: [], // figures, the newest last
   layers: [], // the numbers of the routed ones
+  about: '', // its description
   known: false, // whether the server has told what it serves
   timer: 0,
   turn: 0,
@@ -40,6 +41,8 @@ function setState(kind, words) {
 
 // The first answer says what is served; a server that was started anew may serve something else.
 function meet(found) {
+  if (live.about !== found.description) live.looks = []; // of another model
+  live.about = found.description;
   live.layers = found.layers;
   byId('name').textContent = document.title = found.model;
   byId('about').textContent = found.description;

@@ -160,7 +160,7 @@ def test_an_engine_is_measured_beside_its_step(texts):
             ask=serving.ask_engine(engine, 0.7, 0),
             texts=texts,
             at_once=4,
-            step=lambda rows: 0.5 * rows,
+            step=lambda rows, length: 0.5 * rows,
         )
         result = serving.measure(replace(BENCH, rounds=2), target)
     (point,) = result["points"]
@@ -272,8 +272,8 @@ def test_urls():
 def test_the_step_alone_writes_to_nobodys_page(at_once, there):
     """In one of the shapes that are compiled."""
     sizes = make_sizes(lanes=2)
-    call = step_call(type("R", (), {"sizes": sizes}), at_once, 0.7)
-    assert (len(call.seat_B) // 2, None, call.table_BQ.shape[1]) in sizes.shapes()
+    call = step_call(sizes, at_once, 20, 0.7)
+    assert call.table_BQ.shape == (2 * (1 if at_once < 3 else 4), 16)
     assert call.count_B.sum() == there
     page = (call.at_B - call.begin_B) // sizes.page
     assert not call.table_BQ[np.arange(len(page)), page].any()
@@ -300,7 +300,7 @@ def test_a_model_is_measured_beside_step_and_generate(texts):
             ask=serving.ask_engine(engine, 0.7, 0),
             texts=Texts(model.tokenizer, V, 3),
             at_once=2,
-            step=lambda rows: step_seconds(engine, rows, 0.7),
+            step=lambda rows, length: step_seconds(engine, rows, length, 0.7),
             one_by_one=OneByOne(model, mesh, 24, 0.7, 0),
         )
         (point,) = serving.measure(replace(BENCH, compare=2), target)["points"]

@@ -99,7 +99,15 @@ def test_texts_are_those_of_generate_and_nothing_is_compiled_but_at_the_start(ru
     """Settings of all kinds beside each other, one text beyond the window, more texts than seats;
     and what is told of tokens and experts.
     """
+    compiled = []
+
+    def count(name, *_, **__):
+        compiled.extend([name] * name.endswith("/backend_compile_duration"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     runner.warm()
+    jax.monitoring.unregister_event_duration_listener(count)
+    assert len(compiled) == 2  # each once, though in a thread of its own
     programs = runner.programs
     tokens = run_core(runner)
     assert [[token.id for token in text] for text in tokens] == wanted()
@@ -178,7 +186,7 @@ def test_sizes_follow_the_settings_and_what_cannot_be_is_named():
     """A text sees the window, from any position of a page; a prompt's chunk comes behind it."""
     mesh = device_mesh.make_mesh(MeshConfig(data=4, expert=2), jax.devices()[:8])
     sizes = choose_sizes(TINY, 128, mesh, EngineSettings(seats=32, page=8, chunk=64))
-    assert (sizes.lanes, sizes.seats, sizes.rows) == (8, 4, (1, 2, 4))
+    assert (sizes.lanes, sizes.seats, sizes.rows) == (8, 4, (1, 4))
     assert (sizes.tables[-1], sizes.prompt_tables[-1]) == (17, 24)
     given = EngineSettings(page=8, chunk=64, pages=40)
     assert choose_sizes(TINY, 128, mesh, given).pages == 40

@@ -128,7 +128,7 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
             ask=serving.ask_engine(engine, bench.temperature, bench.seed),
             texts=Texts(model.tokenizer, model.vocab_size, bench.topics),
             at_once=sizes.lanes * sizes.seats,
-            step=lambda rows: step_seconds(engine, rows, bench.temperature),
+            step=lambda rows, length: step_seconds(engine, rows, length, bench.temperature),
             one_by_one=one_by_one,
             facts={"backend": jax.default_backend(), "sizes": asdict(sizes)},
         )

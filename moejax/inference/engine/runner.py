@@ -4,6 +4,8 @@ Letters: F: what a call says of a row, side by side; L: routed layers; Q: pages 
 S: seats of a lane; X: lanes, or the best tokens that scores are given of.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -107,11 +109,9 @@ class PageRunner:
 
     def extend(self, call: Call) -> Drawn:
         """As ``calls.Runner.extend``."""
-        N = 0 if call.token_BN is None else call.token_BN.shape[1]
         with jax.set_mesh(self._mesh):
-            self._state, found = self._run(
-                self._weights, self._state, pack(call), N=N, every=call.every
-            )
+            given, how = self._given(call)
+            self._state, found = self._run(*given, **how)
         wanted = ("token_B1", *SCORES * call.scores, *ROUTES * call.routes)
         told = {name: found[name] for name in wanted}
         for array in told.values():
@@ -119,10 +119,25 @@ class PageRunner:
         return Drawn(**told)
 
     def warm(self) -> None:
-        """Compile all calls of these sizes, by making them without a text."""
-        for rows, tokens, pages, every in self.sizes.shapes():
-            call = empty_call(rows * self.sizes.lanes, tokens, pages)
-            self.extend(replace(call, every=every))
+        """Compile all calls of these sizes, several at a time, and make each without a text."""
+        calls = [
+            replace(empty_call(rows * self.sizes.lanes, tokens, pages), every=every)
+            for rows, tokens, pages, every in self.sizes.shapes()
+        ]
+        with jax.set_mesh(self._mesh), ThreadPoolExecutor(os.cpu_count()) as threads:
+            compiled = []
+            for call in calls:  # traced here, as Python does one thing at a time
+                given, how = self._given(call)
+                compiled.append(threads.submit(self._run.lower(*given, **how).compile))
+            for one in compiled:
+                one.result()
+        for call in calls:  # what was compiled is found
+            self.extend(call)
+
+    def _given(self, call: Call) -> tuple[tuple, dict[str, Any]]:
+        """The arguments of a call."""
+        N = 0 if call.token_BN is None else call.token_BN.shape[1]
+        return (self._weights, self._state, pack(call)), {"N": N, "every": call.every}
 
     @property
     def programs(self) -> int:

@@ -65,7 +65,7 @@ def choose_sizes(
         seats=seats,
         page=page,
         pages=pages,
-        rows=tuple(sorted({1, ceil(seats / 4), ceil(seats / 2), seats})),
+        rows=tuple(sorted({1, ceil(seats / 4), seats})),
         tables=make_ladder(most, page),
         prompt_rows=tuple(sorted({1, prompt_rows})),
         prompt_tables=make_ladder(most_prompt, page, chunk // page),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from moejax.inference.engine.calls import Call, Runner
+from moejax.inference.engine.calls import Call, Runner, Sizes
 from moejax.inference.engine.engine import Engine
 from moejax.inference.generation import Generator
 from moejax.inference.open_model import OpenModel
@@ -21,16 +21,17 @@ CALLS = 50
 """Steps that are timed at a stretch."""
 
 
-def step_seconds(engine: Engine, at_once: int, temperature: float) -> float:
-    """Seconds of a call that adds a token to each of so many texts, given to the device as fast as
-    it takes them, without any other work of the host. The engine must have nothing to do.
+def step_seconds(engine: Engine, at_once: int, length: int, temperature: float) -> float:
+    """Seconds of a call that adds a token to each of so many texts, of up to ``length`` tokens,
+    given to the device as fast as it takes them, without any other work of the host. The engine
+    must have nothing to do.
     """
     runner = engine.runner
-    return engine.between_steps(lambda: _time_steps(runner, at_once, temperature)).result()
+    call = step_call(runner.sizes, at_once, length, temperature)
+    return engine.between_steps(lambda: _time_steps(runner, call)).result()
 
 
-def _time_steps(runner: Runner, at_once: int, temperature: float) -> float:
-    call = step_call(runner, at_once, temperature)
+def _time_steps(runner: Runner, call: Call) -> float:
     last = runner.extend(call)
     np.asarray(last.token_B1)
     begin = time.perf_counter()
@@ -43,14 +44,15 @@ def _time_steps(runner: Runner, at_once: int, temperature: float) -> float:
     return (time.perf_counter() - begin) / CALLS
 
 
-def step_call(runner: Runner, at_once: int, temperature: float) -> Call:
-    """A call of that many texts, spread over the lanes, in the middle of the longest table. They
+def step_call(sizes: Sizes, at_once: int, length: int, temperature: float) -> Call:
+    """A call of that many texts, spread over the lanes, with the table of the longest of them. They
     read any pages, and write to page 0 alone, which is nobody's.
     """
-    sizes = runner.sizes
     each = -(-at_once // sizes.lanes)
     height = next(rows for rows in sizes.rows if rows >= each)
-    B, width, middle = sizes.lanes * height, sizes.tables[-1], sizes.tables[-1] // 2
+    pages = -(-length // sizes.page)
+    width = next((table for table in sizes.tables if table >= pages), sizes.tables[-1])
+    B, middle = sizes.lanes * height, width // 2
     count_B = np.tile(np.arange(height) < each, sizes.lanes).astype(np.int32)
     count_B[np.flatnonzero(count_B)[at_once:]] = 0
     table_BQ = np.random.default_rng(0).integers(1, sizes.pages, (B, width), dtype=np.int32)

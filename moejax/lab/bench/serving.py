@@ -79,8 +79,8 @@ class Target:
     texts: Texts
     at_once: int
     """Texts that run at once, where nobody says."""
-    step: Callable[[int], float] | None = None
-    """Seconds of a decode step of so many texts, alone."""
+    step: Callable[[int, int], float] | None = None
+    """Seconds of a decode step of so many texts of up to so many tokens, alone."""
     one_by_one: OneByOne | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """What else is told."""
@@ -154,14 +154,15 @@ def _measure_round(
     then some of it one by one.
     """
     rows = min(at_once or target.at_once, target.at_once)
+    longest = max(len(ask.prompt) + ask.tokens for ask in asks)
     steps = []
     if target.step is not None:
-        steps.append(target.step(rows))
+        steps.append(target.step(rows, longest))
     run = partial(drive, asks, target.ask, at=at, at_once=at_once or 1)
     driven: Driven = asyncio.run(run())
     found = describe(driven)
     if target.step is not None:
-        seconds = float(np.mean([*steps, target.step(rows)]))
+        seconds = float(np.mean([*steps, target.step(rows, longest)]))
         found["step"] = {"rows": rows, "ms": 1e3 * seconds, "tokens_per_second": rows / seconds}
         found["of_step"] = found["tokens_per_second"] * seconds / rows
     if target.one_by_one is not None:

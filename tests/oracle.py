@@ -331,6 +331,13 @@ def hashed(t):
     return experts, np.full(K, 1 / K), np.full(E, 1 / E)
 
 
+def hashed_and_weighed(t):
+    """DeepSeek-V4's code: experts by id, weights sqrt(softplus) of their logits over their sum."""
+    s = np.sqrt(softplus(t.logits))
+    experts, _, _ = hashed(t)
+    return experts, s[experts] / s[experts].sum(), s / s.sum()
+
+
 def randomly(t):
     """Zuo et al. 2021 (THOR): K experts at random, all of the same weight."""
     E, K = len(t.logits), t.layer.top_k
@@ -365,6 +372,7 @@ TOKENS_CHOOSE = {
     "base": base,
     "sinkhorn": sinkhorn,
     "hash": hashed,
+    "hash_weighted": hashed_and_weighed,
     "random": randomly,
 }
 WEIGH_INPUTS = {"llama4"}

@@ -372,6 +372,18 @@ def test_remoe_weighs_with_what_a_relu_lets_through():
     assert_chosen(ask("remoe", [[2, 1, 0.5]], 2), [[0, 1]], [[2, 1]])
 
 
+def test_a_hash_says_who_and_the_router_how_much():
+    """The hash of 0 is 0: experts 0 and 1. softplus(log(e^4 - 1)) is 4 and softplus(log(e - 1)) 1,
+    whose roots are 2 and 1; expert 2, which the token would like best, is not asked.
+    """
+    logits = [[np.log(np.expm1(4)), np.log(np.expm1(1)), 9]]
+    choice = ask("hash_weighted", logits, 2, token_GS=np.int32([0]))
+    assert_chosen(choice, [[0, 1]], [[2 / 3, 1 / 3]])
+    own = {"renormalise": False, "weight_scale": 0.5}
+    choice = ask("hash_weighted", logits, 2, settings=own, token_GS=np.int32([0]))
+    assert_chosen(choice, [[0, 1]], [[1, 0.5]])
+
+
 def test_llama4_weighs_what_an_expert_gets():
     """Expert 0 is f(x) = silu(x) x. With a logit of 0 the weight is 0.5, and the token 1.
 

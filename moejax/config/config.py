@@ -82,8 +82,10 @@ class Config:
             f"--run.init-from begins from language models, and --model.kind {kind} is none.",
         )
         check(
-            material.language or self.model.moe.router != "hash" or not self.model.moe.every,
-            f"--model.moe.router hash looks at the ids of tokens, which images have not: choose"
+            material.language
+            or not self.model.moe.built_router.needs_tokens
+            or not self.model.moe.every,
+            f"--model.moe.router {self.model.moe.router} looks at the ids of tokens, which images have not: choose"
             f" another for --model.kind {kind}, such as top_k.",
         )
 

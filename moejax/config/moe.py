@@ -121,8 +121,8 @@ class MoEConfig:
     @property
     def has_constant_weights(self) -> bool:
         """Whether every chosen expert has the same weight, from which a router learns nothing."""
-        rule, one_of_many = self.built_router.token_rule, self.top_k == 1 < self.num_choices
-        return rule is not None and rule.renormalise and one_of_many and self.every > 0
+        renormalise = getattr(self.built_router.rule, "renormalise", False)
+        return renormalise and self.top_k == 1 < self.num_choices and self.every > 0
 
     @property
     def has_selection_bias(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 from moejax.config.errors import ConfigError
 from moejax.routing import assignment, baselines, expert_choice, soft, token_choice
 from moejax.routing.assignment import BaseRule, SinkhornRule
+from moejax.routing.baselines import HashRule
 from moejax.routing.contract import Choice, RouterInput
 from moejax.routing.expert_choice import ExpertChoiceRule
 from moejax.routing.token_choice import TokenChoiceRule
@@ -197,6 +198,12 @@ ROUTERS: dict[str, Router] = {
         function=baselines.hash_of_token,
         paper="Roller et al. 2021, section 3.2",
         learned=False,
+        needs_tokens=True,
+    ),
+    "hash_weighted": Router(
+        function=baselines.hash_and_weigh,
+        paper="DeepSeek-V4 (2026), its released code, with a hash for a table",
+        rule=HashRule(),
         needs_tokens=True,
     ),
     "random": Router(

@@ -85,8 +85,8 @@ class Config:
             material.language
             or not self.model.moe.built_router.needs_tokens
             or not self.model.moe.every,
-            f"--model.moe.router {self.model.moe.router} looks at the ids of tokens, which images have not: choose"
-            f" another for --model.kind {kind}, such as top_k.",
+            f"--model.moe.router {self.model.moe.router} looks at the ids of tokens, which images"
+            f" have not: choose another for --model.kind {kind}, such as top_k.",
         )
 
     @property

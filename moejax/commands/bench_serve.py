@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -22,6 +22,7 @@ from moejax.inference.server.keys import read_keys
 from moejax.lab.bench import serving
 from moejax.lab.bench.serve_alone import OneByOne, step_seconds
 from moejax.lab.bench.serve_client import Server, read_url
+from moejax.lab.bench.serve_drafts import WithDrafts
 from moejax.lab.bench.serve_figures import report
 from moejax.lab.bench.serve_load import Texts
 from moejax.lab.bench.serve_page import write_page
@@ -121,6 +122,9 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
     window = engine_settings.window or model.context
     if bench.compare:
         one_by_one = OneByOne(model, mesh, window, bench.temperature, bench.seed)
+    speculates = engine_settings.speculate != "none"
+    if speculates:  # the load is sent twice, and the second time is to have no advantage
+        engine_settings = replace(engine_settings, share_prefixes=False)
     with open_engine(model, mesh, engine_settings) as engine:
         sizes = engine.runner.sizes
         target = serving.Target(
@@ -130,6 +134,7 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
             at_once=sizes.lanes * sizes.seats,
             step=lambda rows, length: step_seconds(engine, rows, length, bench.temperature),
             one_by_one=one_by_one,
+            drive=WithDrafts(engine).drive if speculates else serving.drive_once,
             facts={"backend": jax.default_backend(), "sizes": asdict(sizes)},
         )
         return serving.measure(bench, target)

@@ -62,12 +62,12 @@ class Core:
             window=rules.window,
             share=share,
             prompt_calls=prompt_calls,
-            see=None if drafter is None else drafter.see,
         )
-        self._drafter = drafter
         self._texts: dict[int, Text] = {}
         self._flight: Flight | None = None
         self._tally = Tally()
+        self._drafter: Drafter | None = None
+        self.speculate(drafter)
 
     @property
     def busy(self) -> bool:
@@ -79,6 +79,15 @@ class Core:
         """Tokens that a text may have, prompt and all."""
         attention = self._rules.attention
         return min(self._schedule.longest, (attention and attention.longest) or LARGEST)
+
+    def speculate(self, drafter: Drafter | None) -> Drafter | None:
+        """From now on drafts come from there; where they came from before. No text may be under
+        way.
+        """
+        assert not self.busy
+        before, self._drafter = self._drafter, drafter
+        self._schedule.see = drafter.see if drafter is not None else lambda text: 0
+        return before
 
     def check(self, request: Request) -> None:
         """Raise ``ConfigError`` for a request that cannot be answered. Any thread may ask."""

@@ -176,6 +176,10 @@ class Engine:
             self._put(Order(act, answer))
         return answer
 
+    def speculate(self, drafter: Drafter | None) -> Drafter | None:
+        """As ``Core.speculate``."""
+        return self.between_steps(lambda: self._core.speculate(drafter)).result()
+
     def close(self, drain: bool = True, seconds: float | None = None) -> None:
         """Take in no more texts; with ``drain``, continue those that there are to their ends, for
         so many ``seconds`` at most, and end others with ``StoppedError``. Waits for it.

@@ -38,7 +38,6 @@ class Schedule:
         window: int | None = None,
         share: bool = True,
         prompt_calls: int = 1,
-        see: Callable[[Text], int] | None = None,
     ) -> None:
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []
@@ -49,7 +48,8 @@ class Schedule:
         """How often a text was put back, and found pages that it could share; their tokens."""
         self._sizes, self._window = sizes, window
         self._prompt_calls, self._turns = prompt_calls, 0
-        self._see = see or (lambda text: 0)
+        self.see: Callable[[Text], int] = lambda text: 0
+        """How many drafts there are for a text."""
         self._given: Kind | None = None
         self._checked = False
 
@@ -217,7 +217,7 @@ class Schedule:
         for text in self.running:
             if not text.decoding or not text.going_on:
                 continue
-            if not self._see(text):
+            if not self.see(text):
                 plain.append(text)
             elif not text.unread:
                 (drafted if text.left > 1 else plain).append(text)
@@ -235,7 +235,7 @@ class Schedule:
             if text.lane < 0 or not self._make_room(text, 1):
                 continue
             there.append(text)
-            counts.append(min(1 + self._see(text), text.left, self._room(text)))
+            counts.append(min(1 + self.see(text), text.left, self._room(text)))
             self._make_room(text, counts[-1])
         return Work(kind="check", texts=there, counts=counts) if there else None
 

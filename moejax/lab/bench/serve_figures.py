@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from moejax.lab.bench.serve_drafts import drafts_words
 from moejax.lab.bench.serve_drive import Driven, Seen
 
 QUANTILES = (50, 90, 99)
@@ -99,6 +100,8 @@ def _report_point(point: dict[str, Any]) -> list[str]:
             f"generate, one by one: {point['generate_tokens_per_second']:,.0f} tokens/s; the load"
             f" got {point['of_generate']:.1f} times as many"
         )
+    if "drafts" in point:
+        lines.append(drafts_words(point["drafts"]))
     lines += [f"failed, {number} times: {why}" for why, number in point["failed"].items()]
     return lines
 

@@ -70,6 +70,11 @@ class ServeBench(LoadSettings):
         return self.sweep or len(self.rate) > 1
 
 
+def drive_once(run: Callable[[], Driven]) -> tuple[Driven, dict[str, Any]]:
+    """Send a load; nothing is told beside it."""
+    return run(), {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What is asked, and what it is compared with."""
@@ -82,6 +87,8 @@ class Target:
     step: Callable[[int, int], float] | None = None
     """Seconds of a decode step of so many texts of up to so many tokens, alone."""
     one_by_one: OneByOne | None = None
+    drive: Callable[[Callable[[], Driven]], tuple[Driven, dict[str, Any]]] = drive_once
+    """How a load is sent, and what is told beside it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else is told."""
 
@@ -159,8 +166,8 @@ def _measure_round(
     if target.step is not None:
         steps.append(target.step(rows, longest))
     run = partial(drive, asks, target.ask, at=at, at_once=at_once or 1)
-    driven: Driven = asyncio.run(run())
-    found = describe(driven)
+    driven, more = target.drive(lambda: asyncio.run(run()))
+    found = describe(driven) | more
     if target.step is not None:
         seconds = float(np.mean([*steps, target.step(rows, longest)]))
         found["step"] = {"rows": rows, "ms": 1e3 * seconds, "tokens_per_second": rows / seconds}

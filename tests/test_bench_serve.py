@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import replace
 
+import made_up_runner
 import numpy as np
 import pytest
-from made_up_runner import make_sizes
+from made_up_runner import draw_token, make_sizes
 from serving import make_engine, make_model, serve
 
 from moejax.config.errors import ConfigError
 from moejax.data.byte_tokenizer import ByteTokenizer
+from moejax.inference.engine.drafts import PromptDrafter
 from moejax.inference.server.limits import Limits
 from moejax.lab.bench import serving
 from moejax.lab.bench.lengths import read_lengths
 from moejax.lab.bench.serve_alone import step_call
 from moejax.lab.bench.serve_client import Server, read_url
+from moejax.lab.bench.serve_drafts import WithDrafts
 from moejax.lab.bench.serve_drive import drive
 from moejax.lab.bench.serve_figures import describe, report
 from moejax.lab.bench.serve_load import Ask, LoadSettings, Texts, draw_arrivals, make_load
@@ -170,6 +174,30 @@ def test_an_engine_is_measured_beside_its_step(texts):
     assert np.isclose(point["of_step"], point["tokens_per_second"] / 2, rtol=0.5)
     words = report(result)
     assert "12" not in words.splitlines()[0] and "24 requests, 4 at once: 24 answered" in words
+
+
+def test_an_engine_that_speculates_is_measured_with_drafts_and_without(texts, monkeypatch):
+    def draw(*given):
+        return 97 + draw_token(*given) % 2  # so that texts repeat themselves
+
+    monkeypatch.setattr(made_up_runner, "draw_token", draw)
+    model = make_model()
+    with make_engine(model, drafts=3) as engine:
+        assert engine.speculate(PromptDrafter(3, 2)) is None
+        target = serving.Target(
+            words="made up",
+            ask=serving.ask_engine(engine, 0.7, 0),
+            texts=texts,
+            at_once=1,
+            drive=WithDrafts(engine).drive,
+        )
+        result = serving.measure(replace(BENCH, rounds=2), target)
+        stats = engine.stats()
+        assert engine.speculate(None) is not None  # they are on again
+    found = result["points"][0]["drafts"]
+    assert 0 < found["accepted"] < 1 < found["tokens_per_call"] and found["of_plain"] > 0
+    assert stats.accepted < stats.drafted
+    assert re.search(r"drafts, 0\.\d\d of them right; 1\.\d\d tokens a call; ", report(result))
 
 
 def server_of(url: str, **more) -> Server:

@@ -84,7 +84,7 @@ class Core:
         """From now on drafts come from there; where they came from before. No text may be under
         way.
         """
-        assert not self.busy
+        assert not self._texts
         before, self._drafter = self._drafter, drafter
         self._schedule.see = drafter.see if drafter is not None else lambda text: 0
         return before

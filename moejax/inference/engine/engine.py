@@ -166,9 +166,7 @@ class Engine:
         return replace(stats, balance=self.balance)
 
     def between_steps(self, act: Callable[[], T]) -> Future[T]:
-        """Have ``act`` called between two calls of the model, in the engine's thread. Raises
-        ``StoppedError``.
-        """
+        """Have ``act`` called between two steps, in the engine's thread, or ``StoppedError``."""
         answer: Future[T] = Future()
         with self._changed:
             if self._over:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import PAGE, make_pool, make_rows
 
 from moejax.config import AttentionConfig, ConfigError, ModelConfig, MoEConfig
 from moejax.config.files import from_dict, to_dict
-from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.decoder import DecoderLM
 
 V, N = 11, 7
 DENSE = MoEConfig(every=0, hidden_size=6)
@@ -93,13 +94,14 @@ def test_outputs_a_gradient_and_text_token_by_token_are_those_of_float64(case):
     np.testing.assert_allclose(along, (ends[0] - ends[1]) / (2 * step), rtol=1e-4)
 
     @jax.jit
-    def extend(params, cache, token_11, position_11):
-        one = {"inputs": token_11, "segments": jnp.ones_like(token_11), "positions": position_11}
-        return model.apply({"params": params}, one, cache, method="decode")
+    def extend(params, pool, token_11, rows):
+        return model.apply({"params": params}, token_11, rows, pool, method="extend")[:2]
 
-    cache = make_cache(config, 1, N)
+    slots = -(-N // PAGE) * PAGE
+    pool = make_pool(config, 1, slots)
     for n in range(N):
-        logits_11V, cache = extend(params, cache, TOKENS[None, [n]], positions[:, [n]])
+        rows = make_rows(np.array([1]), np.array([n]), slots)
+        logits_11V, pool = extend(params, pool, TOKENS[None, [n]], rows)
         np.testing.assert_allclose(logits_11V[0, 0], want_NV[n], atol=1e-5)
 
 

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from pages import make_pool, make_rows
 
 from moejax.config import Config, MeshConfig, ModelConfig, MoEConfig, changed
 from moejax.hf.reading import make_batch
 from moejax.inference.compile_decode import compile_decode, decode_state
+from moejax.inference.engine.sizes_together import PAGE
 from moejax.inference.inference_config import inference_config
-from moejax.models.decoder import DecoderLM, make_cache
-from moejax.models.kv_cache import KVCache
+from moejax.models.decoder import DecoderLM
+from moejax.models.kv_pages import PagedRows, Pool
 from moejax.moe import lying
 from moejax.moe.quantise_params import Weights, quantise_params
 from moejax.moe.quantised import dequantise, is_quantised
@@ -35,8 +37,8 @@ SMALL = ModelConfig(
 def test_the_cache_is_written_in_place(dtype: str) -> None:
     """All of it is an argument and a result that share their memory."""
     compiled = compile_decode(Config(model=SMALL), 2, dtype, 128)
-    cache = jax.eval_shape(lambda: make_cache(replace(SMALL, dtype=dtype), 2, 128))
-    size = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(cache))
+    pool = jax.eval_shape(lambda: make_pool(replace(SMALL, dtype=dtype), 2, 128))
+    size = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(pool))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
 
 
@@ -107,15 +109,16 @@ def test_reading_weights_where_they_lie_gives_the_full_forward_pass(
             is_leaf=is_quantised,
         )
     expected_BNV, _ = jax.jit(model.apply, static_argnums=2)({"params": widened}, batch, False)
-    cache = make_cache(config, rows, 8)
+    pool, one_B = make_pool(config, rows, 8), np.ones(rows)
 
     @jax.jit
-    def step(params: dict, batch: dict, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        return model.apply({"params": lying.lie(params)}, batch, cache, method="decode")
+    def step(params: dict, token_BN: jax.Array, of: PagedRows, pool: Pool) -> tuple:
+        given = (token_BN, of, pool)
+        return model.apply({"params": lying.lie(params)}, *given, method="extend")[:2]
 
     held = lying.hold(rounded)
-    _, cache = step(held, {name: x[:, :prompt] for name, x in batch.items()}, cache)
-    logits_B1V, _ = step(held, {name: x[:, prompt:] for name, x in batch.items()}, cache)
+    _, pool = step(held, tokens_BN[:, :prompt], make_rows(prompt * one_B, 0 * one_B, 8), pool)
+    logits_B1V, _ = step(held, tokens_BN[:, prompt:], make_rows(one_B, prompt * one_B, 8), pool)
     np.testing.assert_allclose(logits_B1V[:, 0], expected_BNV[:, -1], rtol=1e-4, atol=1e-4)
 
 
@@ -125,15 +128,15 @@ def test_a_shorter_cache_changes_little(variant: str, kind: str, tolerance: floa
     """It is kept in its type, and what comes out is near."""
     config = inference_config(changed(SMALL, VARIANTS[variant]))
     model = DecoderLM(config, 96)
-    batch = make_batch(jax.random.randint(jax.random.key(1), (2, 6), 0, 96))
-    variables = draw(config)
+    tokens_BN = jax.random.randint(jax.random.key(1), (2, 6), 0, 96)
+    variables, one_B = draw(config), np.ones(2)
     found = []
     for of in (None, kind):
-        cache = make_cache(config, 2, 8, of)
-        apply = jax.jit(lambda batch, cache: model.apply(variables, batch, cache, method="decode"))
-        _, cache = apply({name: x[:, :5] for name, x in batch.items()}, cache)
-        found.append(apply({name: x[:, 5:] for name, x in batch.items()}, cache)[0])
-    stored = {x.dtype.itemsize for name, x in cache.layers[0].items() if "scale" not in name}
+        pool = make_pool(config, 2, 8, of)
+        apply = jax.jit(lambda *given: model.apply(variables, *given, method="extend")[:2])
+        _, pool = apply(tokens_BN[:, :5], make_rows(5 * one_B, 0 * one_B, 8), pool)
+        found.append(apply(tokens_BN[:, 5:], make_rows(one_B, 5 * one_B, 8), pool)[0])
+    stored = {x.dtype.itemsize for name, x in pool[0].items() if "scale" not in name}
     assert stored == {1 if kind == "int8" else 2}
     assert 0 < abs(found[1] - found[0]).max() < tolerance * abs(found[0]).max()
 
@@ -186,14 +189,15 @@ def test_a_step_reads_the_chosen_experts_and_keeps_no_copy(
         chosen = min(1, rows * moe.top_k / moe.num_experts)
         share = {"embedding_VD": 0, "w_gate_EDF": chosen, "w_up_EDF": chosen, "w_down_EFD": chosen}
         active += size * share.get(path[-1], 1)
-    kept = jax.eval_shape(lambda: make_cache(typed.model, rows, slots))
+    kept = jax.eval_shape(lambda: make_pool(typed.model, rows, slots))
     cache = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(kept))
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory.temp_size_in_bytes <= 0.05 * held
     assert memory.alias_size_in_bytes >= cache
     if slots == 1024:  # else a layer's part of it is small
         active += cache
-        assert not re.findall(rf"\[(?:1,)?{rows},{slots},\d+,\d+\]", text)
+        Q = slots // PAGE
+        assert not re.findall(rf"\[(?:1,)?{rows},(?:{slots}|{Q},{PAGE}),\d+,\d+\]", text)
     assert 0.5 * active < count_bytes(text) <= 1.25 * active
     assert compiled.cost_analysis()["bytes accessed"] <= 1.25 * active
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from pages import make_pool, make_rows
 
 from moejax.config import (
     AttentionConfig,
@@ -18,9 +19,10 @@ from moejax.config import (
     MoEConfig,
 )
 from moejax.config.mesh_fit import check_mesh
+from moejax.hf.reading import make_batch
 from moejax.inference.inference_config import inference_config
 from moejax.models.counts import cost, forward_flops
-from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.decoder import DecoderLM
 from moejax.models.layer_runs import cut_layers, locate_layers, with_repeats
 from moejax.models.layers import settings_of_layers
 from moejax.models.used_types import cast_shapes
@@ -65,41 +67,33 @@ def params() -> dict:
     return init(TINY)
 
 
-@pytest.fixture(scope="module")
-def logits_BNV(params) -> np.ndarray:
+def test_pieces_of_texts_beside_each_other_give_what_a_text_gives_alone(params):
+    """Texts of three lengths, the last beside padding: in two pieces, then token after token, on
+    parameters where they lie, from a cache in bits. Memories are float32.
+    """
     model = DecoderLM(TINY, V)
-    return np.asarray(jax.jit(lambda p: model.apply({"params": p}, BATCH, False)[0])(params))
-
-
-def test_pieces_beside_padding_and_other_documents_give_what_a_text_gives_alone(params, logits_BNV):
-    """Padding inside a text is what prompts in several pieces leave. Memories are float32."""
-    model, half = DecoderLM(TINY, V), N // 2
-    extend = jax.jit(lambda b, c: model.apply({"params": lie(params)}, b, c, method="decode"))
-    cache = make_cache(TINY, 4, N)
-    for piece in (slice(0, half), slice(half, N)):
-        got_B1V, cache = extend({name: x[:, piece] for name, x in BATCH.items()}, cache)
-    real = SEGMENTS[1] > 0
-    batch = {name: x[1:2, real] for name, x in BATCH.items()}
-    run = jax.jit(lambda p: model.apply({"params": p}, batch, False)[0])
-    np.testing.assert_allclose(got_B1V[1, 0], run(params)[0, -1], atol=1e-4)
-    for row in (0, 2, 3):
-        np.testing.assert_allclose(got_B1V[row, 0], logits_BNV[row, -1], atol=1e-4)
-    short = jax.eval_shape(lambda: make_cache(TINY, 4, N, "int8")).layers[0]
+    token_BN, lengths = BATCH["inputs"][:3], np.array([N, N - 8, N - 5])
+    run = jax.jit(lambda p, b: model.apply({"params": p}, b, False)[0])
+    want_BNV = run(params, make_batch(token_BN))  # what is behind a text changes nothing in it
+    extend = jax.jit(
+        lambda t, rows, pool: model.apply(
+            {"params": lie(params)}, t, rows, pool, every=True, method="extend"
+        )[:2]
+    )
+    at, pool = np.zeros(3, int), make_pool(TINY, 3, N)
+    for count in ([12, 5, 9], [8, 7, 6], *[[1, 1, 1]] * 4):
+        count = np.array(count)
+        width = 12 if count.max() > 1 else 1
+        piece = [np.resize(token_BN[b, at[b] : at[b] + n], width) for b, n in enumerate(count)]
+        got_BNV, pool = extend(np.stack(piece), make_rows(count, at, N), pool)
+        for b, n in enumerate(count):
+            want_NV = want_BNV[b, at[b] : at[b] + n]
+            np.testing.assert_allclose(got_BNV[b, :n], want_NV, atol=1e-4)
+        at += count
+    assert (at == lengths).all()
+    short = jax.eval_shape(lambda: make_pool(TINY, 3, N, "int8"))[0]
     assert short["k_LBMJA"].dtype == jnp.int8
     assert short["state_LBHAU"].dtype == short["last_key_LBWX"].dtype == jnp.float32
-
-
-def test_decoding_on_parameters_where_they_lie_is_the_forward_pass(params, logits_BNV):
-    """Token after token, from a cache in bits."""
-    model = DecoderLM(TINY, V)
-    extend = jax.jit(lambda b, c: model.apply({"params": lie(params)}, b, c, method="decode"))
-    cache, got = make_cache(TINY, 4, N), []
-    for n in range(N):
-        logits_B1V, cache = extend({name: x[:, n : n + 1] for name, x in BATCH.items()}, cache)
-        got.append(logits_B1V[:, 0])
-    got_BNV, whole = np.stack(got, 1), np.array([0, 2, 3])  # padding inside, only with a cache
-    real = SEGMENTS[whole] > 0
-    np.testing.assert_allclose(got_BNV[whole][real], logits_BNV[whole][real], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import make_pool, make_rows
 
 from moejax.config import AttentionConfig, ConfigError, MeshConfig, ModelConfig, MoEConfig
 from moejax.data.tokenizer import ByteTokenizer
+from moejax.inference.engine.sizes_together import sizes_together
 from moejax.inference.generation import Generator
 from moejax.inference.inference_config import inference_config
-from moejax.inference.prompts import SLOTS, pad_prompts, round_up
+from moejax.inference.prompts import SLOTS, round_up
 from moejax.inference.replicate import replicate
 from moejax.inference.sampling import Sampling, draw, make_draws
-from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.decoder import DecoderLM
 from moejax.models.replay import record_routes
 from moejax.moe.parallel.placement import place
 from moejax.moe.quantise_params import Weights, quantise_params
@@ -133,22 +135,19 @@ def test_the_cache_gives_the_logits_of_the_whole_text_at_every_position(config, 
     model = DecoderLM(inference_config(config), V)
 
     @jax.jit
-    def extend(cache, token_BN, segment_BN, position_BN):
-        batch = {"inputs": token_BN, "segments": segment_BN, "positions": position_BN}
+    def extend(pool, token_BN, rows):
         return model.apply(
-            {"params": params}, batch, cache, bias_of(config), None, reach, method="decode"
+            {"params": params}, token_BN, rows, pool, bias_of(config), None, reach, method="extend"
         )
 
-    rows, slots = len(PROMPTS), 16
-    logits_B1V, cache = extend(
-        make_cache(config, rows, slots + 7), *pad_prompts(PROMPTS, rows, slots)
-    )
+    slots, lengths = 24, np.array([len(prompt) for prompt in PROMPTS])
+    token_BN = np.stack([np.pad(prompt, (0, 12 - len(prompt))) for prompt in PROMPTS])
+    pool = make_pool(config, len(PROMPTS), slots)
+    logits_B1V, pool, _ = extend(pool, token_BN, make_rows(lengths, 0 * lengths, slots))
     got = [logits_B1V[:, 0]]
-    position_B1 = np.array([[len(prompt)] for prompt in PROMPTS], np.int32)
     for n in range(7):
-        logits_B1V, cache = extend(
-            cache, text[:, n : n + 1], np.ones_like(position_B1), position_B1 + n
-        )
+        rows = make_rows(np.ones_like(lengths), lengths + n, slots)
+        logits_B1V, pool, _ = extend(pool, text[:, n : n + 1], rows)
         got.append(logits_B1V[:, 0])
     got_BNV = np.stack(got, 1)
     if reach is not None:
@@ -332,10 +331,11 @@ def test_quantised_weights_give_the_same_text_on_a_mesh(params):
 def test_the_cache_lies_spread_over_the_mesh(params):
     layout = MeshConfig(data=2, expert=2, model=2)
     spread = generator(TINY, params, 8, layout=layout)
-    cache = spread._empty_cache(4, 64)
-    (keys,) = cache.layers[0]["k_LBMJA"].addressable_shards[:1]
-    assert keys.data.shape == (2, 1, 64, 1, 8)
-    assert cache.segments_BM.addressable_shards[0].data.shape == (1, 64)
+    ids_of(spread, tokens=1)
+    assert spread._runner._state == {}  # only while texts are generated
+    spread._runner.resize(sizes_together(spread._mesh, 4, 12, 12))
+    (keys,) = spread._runner._state["pool"][0]["k_LBMJA"].addressable_shards[:1]
+    assert keys.data.shape == (1, 2, 6, 16, 1, 8)
 
 
 def test_replicas_of_experts_change_no_text(params, one):
@@ -390,7 +390,7 @@ def test_two_programs_are_compiled_for_a_shape_whatever_the_settings(params):
     ):
         ids_of(counted, **sampling)
         ids_of(counted, [PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[2]], **sampling)
-    assert counted._run._cache_size() == 2
+    assert counted._runner.programs == 2
     assert round_up(1) == round_up(SLOTS) == SLOTS and round_up(SLOTS + 1) == 2 * SLOTS
 
 

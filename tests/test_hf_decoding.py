@@ -4,13 +4,13 @@ import hf_models
 import jax
 import numpy as np
 import pytest
+from pages import PAGE, make_pool, make_rows
 
 import moejax.hf
 from moejax.config import MeshConfig
 from moejax.data.tokenizer import ByteTokenizer
 from moejax.inference.generation import Generator
 from moejax.inference.sampling import Sampling
-from moejax.models.decoder import make_cache
 from moejax.runtime import device_mesh
 
 
@@ -61,24 +61,21 @@ def test_decoding_equals_the_forward_pass_at_every_position(case, tmp_path):
     model = moejax.hf.load(hf_models.write(tmp_path, case))
     ids, read = hf_models.prompt(), 5
     whole = np.asarray(model.apply(model.params, ids))
-    empty = np.array([0, 2, 4])  # so many slots before each prompt, and as many tokens less
+    less = np.array([0, 2, 4])  # so many tokens less has each prompt
+    slots = -(-hf_models.N // PAGE) * PAGE
     step = jax.jit(
-        lambda batch, cache: model.model.apply(
-            {"params": model.params}, batch, cache, model.bias_LE, method="decode"
-        )
+        lambda token_BN, rows, pool: model.model.apply(
+            {"params": model.params}, token_BN, rows, pool, model.bias_LE, method="extend"
+        )[:2]
     )
 
-    def batch(first: int, last: int) -> dict[str, np.ndarray]:
-        place_BN = np.arange(first, last)[None] - empty[:, None]
-        real = place_BN >= 0
-        inputs = np.take_along_axis(ids, np.maximum(place_BN, 0), 1)
-        parts = {"inputs": inputs * real, "segments": real, "positions": place_BN * real}
-        return {name: part.astype(np.int32) for name, part in parts.items()}
-
-    logits_B1V, cache = step(batch(0, read), make_cache(model.config, len(ids), hf_models.N + 3))
+    pool = make_pool(model.config, len(ids), slots)
+    logits_B1V, pool = step(ids[:, :read], make_rows(read - less, 0 * less, slots), pool)
     for last in range(read, hf_models.N):
-        for row, before in enumerate(empty):
+        at = last - less
+        for row in range(len(ids)):
             np.testing.assert_allclose(
-                logits_B1V[row, 0], whole[row, last - 1 - before], atol=1e-4, rtol=0
+                logits_B1V[row, 0], whole[row, at[row] - 1], atol=1e-4, rtol=0
             )
-        logits_B1V, cache = step(batch(last, last + 1), cache)
+        token_B1 = np.take_along_axis(ids, at[:, None], 1)
+        logits_B1V, pool = step(token_B1, make_rows(0 * at + 1, at, slots), pool)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import make_pool, make_rows
 
 from moejax.config import ModelConfig, MoEConfig, changed
 from moejax.hf.reading import make_batch
 from moejax.inference.inference_config import inference_config
-from moejax.models.decoder import DecoderLM, make_cache
+from moejax.models.decoder import DecoderLM
 from moejax.models.kv_pages import PagedRows, empty_pool
 
 V, PAGE, N, SEATS, PAGES = 32, 4, 4, 5, 24
@@ -132,17 +133,17 @@ def test_texts_in_pages_have_the_logits_of_whole_sequences(variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["grouped heads", "latent"])
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
-def test_shorter_numbers_in_pages_are_those_of_the_common_cache(kind, variant):
-    """Rounded alike, with the same scales: texts that are read one token after the other."""
+def test_shorter_numbers_in_pages_are_the_same_whatever_the_chunks(kind, variant):
+    """Rounded alike, with the same scales, as where one token is read after the other."""
     config = inference_config(changed(MODEL, VARIANTS[variant]))
     token_BN = np.random.default_rng(1).integers(0, V, (3, max(LENGTHS)), dtype=np.int32)
-    model, cache = DecoderLM(config, V), make_cache(config, 3, max(LENGTHS), kind)
-    decode = jax.jit(lambda p, batch, cache: model.apply(p, batch, cache, method="decode"))
+    model, slots = DecoderLM(config, V), -(-max(LENGTHS) // PAGE) * PAGE
+    pool, one_B = make_pool(config, 3, slots, kind), np.ones(3)
+    extend = jax.jit(lambda p, *given: model.apply(p, *given, method="extend")[:2])
     want = []
     for at in range(max(LENGTHS)):
-        batch = {"inputs": token_BN[:, at : at + 1], "segments": np.ones((3, 1), np.int32)}
-        batch["positions"] = np.full((3, 1), at, np.int32)
-        logits_B1V, cache = decode(draw_params(config), batch, cache)
+        rows = make_rows(one_B, at * one_B, slots)
+        logits_B1V, pool = extend(draw_params(config), token_BN[:, at : at + 1], rows, pool)
         want.append(np.asarray(logits_B1V))
     want_BNV = np.concatenate(want, 1)
     for row, logits_NV in enumerate(read_in_pages(config, token_BN, kind)):

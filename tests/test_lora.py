@@ -118,7 +118,7 @@ def layers(config: Config, batch):
     model = config.model
     latent = changed(model, {"qk_norm": False, "attention": LATENT})
     x = np.random.default_rng(3).normal(size=(*batch["inputs"].shape, model.width)).astype("f4")
-    looks = {m: make_context(m, batch, None, None)[0] for m in (model, latent)}
+    looks = {m: make_context(m, batch) for m in (model, latent)}
     yield "dense", FeedForward(12, "swiglu"), (x,), {}
     yield "attention", Attention(model), (x, looks[model], {}, 0), {}
     yield "latent attention", LatentAttention(latent), (x, looks[latent], {}, 0), {}

@@ -345,7 +345,7 @@ def test_generating_text_holds_no_module():
         tokenizer=ByteTokenizer(),
         ends=frozenset(),
     )
-    params, kept_LE, _ = made._weights
+    params, kept_LE, _ = made._runner._weights
     assert params.keys() == {"embedding_VD", "final_norm", "layers_0", "w_head_DV"}
     assert bias_LE.shape == (3, 4) and kept_LE.shape == (2, 4)
 

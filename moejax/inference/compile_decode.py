@@ -4,15 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.model import FloatType
-from moejax.inference.decode_step import make_empty_cache, make_step
+from moejax.inference.engine.runner import empty_call, make_program, pack
+from moejax.inference.engine.sizes_together import sizes_together
+from moejax.inference.engine.state import make_empty_state
 from moejax.inference.inference_config import inference_config
-from moejax.inference.sampling import Sampling, make_draws
 from moejax.models.by_kind import state_shapes
 from moejax.models.used_types import cast_shapes
 from moejax.moe.lying import hold
@@ -35,7 +34,7 @@ def compile_decode(
     weights: Weights | None = None,
 ) -> Any:
     """Compile what ``Generator`` runs for each token of ``rows`` texts, with parameters in
-    ``dtype`` (see ``cast_shapes``) and a cache of ``slots`` positions.
+    ``dtype`` (see ``cast_shapes``) and pages for ``slots`` positions of each.
 
     With ``weights``, they are quantised. ``vocab_size`` is by default that of the settings. With
     more ``tokens`` than 1 it is the call that reads prompts of that length. ``mesh`` may have
@@ -52,16 +51,16 @@ def compile_decode(
     )
     with jax.set_mesh(mesh):
         state = decode_state(config, vocab_size, mesh, weights)
-        cache = jax.eval_shape(make_empty_cache(config.model, mesh), rows, slots)
+        sizes = sizes_together(mesh, rows, tokens, slots - tokens + 1)
+        program = make_program(config.model, vocab_size, config.mesh, mesh)
+        kept = jax.eval_shape(make_empty_state(config.model, mesh), sizes)
+        N = 0 if tokens == 1 else sizes.chunk
+        table = (sizes.prompt_tables if N else sizes.tables)[-1]
+        packed = pack(empty_call(sizes.lanes * sizes.seats, N, table))
         everywhere = partition.activation_sharding(mesh, "everywhere")
-        draws = make_draws(Sampling(tokens=1), vocab_size, np.zeros(rows, np.int32))
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), draws
-        )
-        int_BN = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=everywhere)
+        like = jax.ShapeDtypeStruct(packed.shape, packed.dtype, sharding=everywhere)
         held = (hold(state["params"]), state.get("bias_LE"), None)
-        step = make_step(config.model, vocab_size, config.mesh, mesh)
-        traced = step.trace(held, cache, int_BN, int_BN, int_BN, shapes)
+        traced = program.trace(held, kept, like, N=N, every=False)
         platform = mesh.devices.flat[0].platform
         return traced.lower(lowering_platforms=(LOWERED.get(platform, platform),)).compile()
 

@@ -1,14 +1,11 @@
-"""Text from a decoder language model, with a cache of keys and values.
+"""Text from a decoder language model: several texts that begin together.
 
-The prompts of a batch end in the same slot of the cache, shorter ones begin later (padding, to the
-left of them, is segment 0). One call of a compiled function reads them all; then every call of it
-adds one token to each row. The host looks at each token: it gives out text as soon as no later
-token can change it, and ends with the last row.
+It is the engine without its thread (``inference.engine``), with as many seats as texts, and with
+pages for all of them: one call reads the prompts, then every call adds one token to each text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
@@ -19,18 +16,19 @@ from moejax.config.checks import check
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.data.tokenizer import Tokenizer
-from moejax.inference.decode_step import make_empty_cache, make_step
-from moejax.inference.growing_text import Continuation, GrowingText
-from moejax.inference.inference_config import check_can_generate
-from moejax.inference.prompts import check_prompts, pad_prompts, round_up
-from moejax.inference.sampling import Sampling, make_draws
+from moejax.inference.engine.core import Core
+from moejax.inference.engine.readers import whole
+from moejax.inference.engine.requests import Piece, Request
+from moejax.inference.engine.runner import PageRunner
+from moejax.inference.engine.sizes_together import sizes_together
+from moejax.inference.engine.texts import TextRules
+from moejax.inference.growing_text import Continuation
+from moejax.inference.prompts import check_prompts
+from moejax.inference.sampling import Sampling
 from moejax.inference.stopwatch import Stopwatch
 from moejax.inference.text_routes import TextRoutes
 from moejax.models.kv_cache import CacheType
-from moejax.models.layer_runs import leave_out_next_tokens
 from moejax.models.replay import check_replays
-from moejax.moe.lying import hold
-from moejax.runtime import device_mesh, partition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +76,28 @@ class Generator:
         cache: CacheType | None = None,
         record_routes: bool = False,
     ) -> None:
-        check_can_generate(config)
+        self._mesh, self._attention = mesh, config.attention
+        self._runner = PageRunner(
+            config,
+            layout,
+            params,
+            bias_LE,
+            mesh=mesh,
+            window=window,
+            place_LER=place_LER,
+            cache=cache,
+        )
         if record_routes:
             check_replays(config)
         check(window is None or window > 0, f"--window must be greater than 0, not {window}.")
-        # What predicts further tokens is not asked while text is generated.
-        config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
-        self._vocab_size = params["embedding_VD"].shape[0]
-        self._mesh, self._tokenizer = mesh, tokenizer
-        with jax.set_mesh(mesh):
-            self._weights = (hold(params), bias_LE, place_LER)
-        self._ends, self._window, self._attention = ends, window, config.attention
-        self._empty_cache = make_empty_cache(config, mesh, cache)
+        self._rules = TextRules(
+            tokenizer=tokenizer,
+            ends=ends,
+            vocab_size=params["embedding_VD"].shape[0],
+            window=window,
+            attention=config.attention,
+        )
         self._records = record_routes
-        self._run = make_step(config, self._vocab_size, layout, mesh, window, cache, record_routes)
 
     def generate(
         self,
@@ -112,74 +118,47 @@ class Generator:
             most + sampling.tokens,
             f"a prompt of {most} tokens and --tokens {sampling.tokens}",
         )
-        with jax.set_mesh(self._mesh):
-            spread = device_mesh.token_devices()
-            rows = -(-min(batch_size, len(prompts)) // spread) * spread
-            read = round_up(max(map(len, prompts)))
-            slots = round_up(read + sampling.tokens - 1)
-            texts: list[GrowingText] = []
-            routes: list[np.ndarray] = []
-            clock = Stopwatch()
+        rows = min(batch_size, len(prompts))
+        sizes = sizes_together(self._mesh, rows, most, sampling.tokens, self._rules.window)
+        rows = sizes.lanes * sizes.seats
+        self._runner.resize(sizes)
+        log = TextRoutes(self._runner) if self._records else None
+        core = Core(log or self._runner, self._rules, share=False)
+        clock = Stopwatch()
+        pieces: list[list[Piece]] = [[] for _ in prompts]
+        try:
             for first in range(0, len(prompts), rows):
-                batch = [
-                    GrowingText(
-                        prompt, sampling, self._ends, self._tokenizer, partial(on_text, number)
-                    )
-                    for number, prompt in enumerate(prompts[first : first + rows], first)
-                ]
                 clock.begin()
-                log = TextRoutes(batch, read)
-                self._continue(batch, first, (rows, read, slots), sampling, clock, log)
-                texts += batch
-                routes += log.finish() if self._records else []
+                for number, prompt in enumerate(prompts[first : first + rows], first):
+                    core.add(number, Request(prompt=prompt, sampling=sampling, number=number))
+                for number, piece in run(core, clock):
+                    pieces[number].append(piece)
+                    if piece.text:
+                        on_text(number, piece.text)
+        finally:
+            self._runner.let_go()
+        texts = [whole(of_one) for of_one in pieces]
         return Generated(
-            continuations=[text.continuation() for text in texts],
+            continuations=texts,
             first_seconds=clock.first_seconds,
             tokens_per_second=clock.tokens / clock.seconds if clock.tokens else None,
-            routes=routes if self._records else None,
+            routes=None if log is None else log.finish(prompts, texts),
         )
 
     def check_prompts(self, prompts: Sequence[np.ndarray]) -> None:
         """Raise ``ConfigError`` for a prompt without tokens, or longer than the window."""
-        check_prompts(prompts, self._window)
+        check_prompts(prompts, self._rules.window)
 
-    def _continue(
-        self,
-        texts: list[GrowingText],
-        first: int,
-        sizes: tuple[int, int, int],
-        sampling: Sampling,
-        clock: Stopwatch,
-        log: TextRoutes,
-    ) -> None:
-        """Continue texts until all have ended. ``first`` is the number of the first prompt;
-        ``sizes`` are rows, slots that are read at once, and slots of the cache. ``log`` gets the
-        routes, if there are any.
-        """
-        rows, read, slots = sizes
-        everywhere = partition.activation_sharding(self._mesh, "everywhere")
-        draws = make_draws(
-            sampling, self._vocab_size, np.arange(first, first + rows, dtype=np.int32)
-        )
-        draws = jax.device_put(draws, everywhere)  # once: it takes as long as a small step
-        batch = pad_prompts([text.prompt for text in texts], rows, read)
-        cache = self._empty_cache(rows, slots)
-        cache, token_B1, position_B1, *routes = self._run(self._weights, cache, *batch, draws)
-        log.add_prompts(routes)
-        going_on: list[int] = []
-        while True:
-            new_B1 = np.asarray(token_B1)
-            clock.tick(len(going_on))
-            for row, text in enumerate(texts):
-                text.add(int(new_B1[row, 0]))
-            still = [row for row, text in enumerate(texts) if text.ended is None]
-            if not still:
-                return
-            if still != going_on:
-                going_on = still
-                segment_B1 = np.isin(np.arange(rows), still).astype(np.int32)[:, None]
-                segment_B1 = jax.device_put(segment_B1, everywhere)
-            cache, token_B1, position_B1, *routes = self._run(
-                self._weights, cache, token_B1, segment_B1, position_B1, draws
-            )
-            log.add(routes, still)
+
+def run(core: Core, clock: Stopwatch) -> Iterator[tuple[int, Piece]]:
+    """The pieces of all texts, with their numbers, until all have ended. Raises what the tokenizer
+    raises at the tokens of a text.
+    """
+    while core.busy:
+        items = core.step()
+        if items:
+            clock.tick(len(items))
+        for number, item in items:
+            if isinstance(item, BaseException):
+                raise item
+            yield number, item

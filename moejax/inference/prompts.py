@@ -1,4 +1,4 @@
-"""Prompts as a batch: they end in the same slot."""
+"""What prompts may be, and the shapes in which they are read."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,6 @@ SLOTS = 64
 def round_up(slots: int) -> int:
     """The next multiple of ``SLOTS``."""
     return -(-slots // SLOTS) * SLOTS
-
-
-def pad_prompts(prompts: Sequence[np.ndarray], rows: int, slots: int) -> tuple[np.ndarray, ...]:
-    """Tokens, segments and positions of a batch (int32 [rows, slots]) whose prompts end in the last
-    slot. Padding is 0 in all.
-    """
-    token_BN, segment_BN, position_BN = np.zeros((3, rows, slots), np.int32)
-    for row, prompt in enumerate(prompts):
-        begin = slots - len(prompt)
-        token_BN[row, begin:] = prompt
-        segment_BN[row, begin:] = 1
-        position_BN[row, begin:] = np.arange(len(prompt))
-    return token_BN, segment_BN, position_BN
 
 
 def check_prompts(prompts: Sequence[np.ndarray], window: int | None) -> None:

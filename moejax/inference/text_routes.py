@@ -1,41 +1,59 @@
 """The routes of texts while they are generated."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-import jax
 import numpy as np
 
-from moejax.inference.growing_text import GrowingText
+from moejax.inference.engine.calls import Call, Drawn, Runner
+from moejax.inference.growing_text import Continuation
 
 
 class TextRoutes:
-    """The routes of a batch of texts, whose prompts end in slot ``read``.
+    """A runner that keeps the routes of the texts that it is called with, by the numbers of their
+    prompts. Each of their tokens is read once, one behind another.
 
     Those of a text are int32 [T, L, K]: its tokens, prompt first, by layer and by choice. A token
-    that the model has not read has -1: the last one, where a text is as long as was asked for.
+    after which none was drawn has -1: the last one, but where a token that ends texts came.
     """
 
-    def __init__(self, texts: list[GrowingText], read: int) -> None:
-        self._texts, self._read = texts, read
-        self._parts: list[list[np.ndarray]] = [[] for _ in texts]
+    def __init__(self, runner: Runner) -> None:
+        self.sizes, self._runner = runner.sizes, runner
+        self._parts: dict[int, list[np.ndarray]] = {}
+        self._last: tuple[Call, Any] | None = None
 
-    def add_prompts(self, routes: Sequence[jax.Array]) -> None:
-        """Add what was chosen while the prompts were read: ``routes_BNLK``, or nothing."""
-        for routes_BNLK in map(np.asarray, routes):
-            for row, text in enumerate(self._texts):
-                self._parts[row].append(routes_BNLK[row, self._read - len(text.prompt) :])
+    def extend(self, call: Call) -> Drawn:
+        """As ``calls.Runner.extend``."""
+        drawn = self._runner.extend(replace(call, routes=True))
+        self._look()
+        self._last = (call, drawn.expert_BNLK)
+        return drawn
 
-    def add(self, routes: Sequence[jax.Array], rows: list[int]) -> None:
-        """Add what the next token of these rows chose: ``routes_B1LK``, or nothing."""
-        for routes_B1LK in map(np.asarray, routes):
-            for row in rows:
-                self._parts[row].append(routes_B1LK[row])
+    def load_LE(self) -> np.ndarray | None:
+        """As ``calls.Runner.load_LE``."""
+        return self._runner.load_LE()
 
-    def finish(self) -> list[np.ndarray]:
-        """The routes of each text, when all have ended."""
-        return [self._join(row) for row in range(len(self._texts))]
+    def finish(
+        self, prompts: Sequence[np.ndarray], texts: Sequence[Continuation]
+    ) -> list[np.ndarray]:
+        """The routes of each prompt and its text, when all have ended."""
+        self._look()
+        return [self._join(n, len(prompts[n]), text) for n, text in enumerate(texts)]
 
-    def _join(self, row: int) -> np.ndarray:
-        routes_TLK = np.concatenate(self._parts[row])
-        left = self._texts[row].length - len(routes_TLK)
-        return np.pad(routes_TLK, ((0, left), (0, 0), (0, 0)), constant_values=-1)
+    def _look(self) -> None:
+        """Read the routes of the last call, which may still be on its way."""
+        if self._last is None:
+            return
+        (call, expert_BNLK), self._last = self._last, None
+        expert_BNLK = np.asarray(expert_BNLK)
+        for row in np.flatnonzero(call.count_B):
+            part = expert_BNLK[row, : call.count_B[row]]
+            self._parts.setdefault(int(call.draws["row_B"][row]), []).append(part)
+
+    def _join(self, number: int, prompt: int, text: Continuation) -> np.ndarray:
+        length = prompt + len(text.ids)
+        # One call more may have been on its way when the text had ended.
+        read = length - (text.ended != "end")
+        routes_TLK = np.concatenate(self._parts[number])[:read]
+        return np.pad(routes_TLK, ((0, length - read), (0, 0), (0, 0)), constant_values=-1)

@@ -5,7 +5,6 @@ row looks at.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,30 +16,20 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.attend.seen import Seen
 from moejax.models.context import Context
-from moejax.models.delta_rule import find_fresh, find_last
+from moejax.models.delta_rule import find_fresh
 from moejax.models.embedding import look_up
 from moejax.models.head import Head
-from moejax.models.kv_cache import Cache, CacheType, CommonSlots, KVCache, empty_cache
+from moejax.models.kv_cache import Cache
 from moejax.models.kv_pages import PagedRows, Pool, find_slots, page_size
-from moejax.models.layer_runs import count_kept
 from moejax.models.layers import run_layers
 from moejax.models.next_tokens import look_ahead
 from moejax.models.norm import make_norm
-from moejax.models.replay import order_routes, take_routes
+from moejax.models.replay import take_routes
 from moejax.models.rotary import rotary
 from moejax.moe.balance import Routed, join_routed
 from moejax.moe.lying import Lying
 from moejax.moe.parameters import weight
 from moejax.runtime.pieces import join_for_each
-
-
-def make_cache(
-    config: ModelConfig, rows: int, slots: int, kind: CacheType | None = None
-) -> KVCache:
-    """An empty cache for ``rows`` sequences of at most ``slots`` positions, of numbers of this
-    ``kind``, by default those of the activations.
-    """
-    return empty_cache(config, count_kept(config), rows, slots, kind or config.dtype)
 
 
 class Kept(NamedTuple):
@@ -78,7 +67,7 @@ class DecoderLM(nn.Module):
         own = {"bias_E": bias_LE, "place_ER": place_LER}
         # The modules that predict further tokens are asked by ``find_states`` alone.
         ahead = self.config.next_tokens > 0 and self.is_initializing()
-        context, _ = make_context(self.config, batch, None, None, self.layout.context)
+        context = make_context(self.config, batch, self.layout.context)
         states, head, routed, _ = self._run(batch, training, own, context, ahead=ahead)
         return head.read(states[0]), routed
 
@@ -89,50 +78,9 @@ class DecoderLM(nn.Module):
         a further token; the head; and what routers say, those of the modules after the layers'.
         """
         own, ahead = {"bias_E": bias_LE}, self.config.next_tokens > 0
-        context, _ = make_context(self.config, batch, None, None, self.layout.context)
+        context = make_context(self.config, batch, self.layout.context)
         states, head, routed, _ = self._run(batch, training, own, context, ahead=ahead)
         return states, head, routed
-
-    def decode(
-        self,
-        batch: dict[str, jax.Array],
-        cache: KVCache,
-        bias_LE: jax.Array | None = None,
-        place_LER: jax.Array | None = None,
-        reach: int | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """Go on after what is in the cache: the logits of the last position alone, ``logits_B1V``,
-        and the cache with the batch in it. Positions see what the cache has of their segment, but
-        of no layer more than the last ``reach`` positions, themselves included.
-        """
-        return self._extend(batch, cache, bias_LE, place_LER, reach)[:2]
-
-    def decode_and_record(
-        self,
-        batch: dict[str, jax.Array],
-        cache: KVCache,
-        bias_LE: jax.Array | None = None,
-        place_LER: jax.Array | None = None,
-        reach: int | None = None,
-    ) -> tuple[jax.Array, KVCache, jax.Array]:
-        """What ``decode`` gives, and the routes of the batch, ``routes_BNLK``."""
-        logits_B1V, written, routed = self._extend(batch, cache, bias_LE, place_LER, reach)
-        return logits_B1V, written, order_routes(routed)
-
-    def _extend(
-        self,
-        batch: dict[str, jax.Array],
-        cache: KVCache,
-        bias_LE: jax.Array | None,
-        place_LER: jax.Array | None,
-        reach: int | None,
-    ) -> tuple[jax.Array, KVCache, Routed | None]:
-        own = {"bias_E": bias_LE, "place_ER": place_LER}
-        context, after = make_context(self.config, batch, cache, reach)
-        assert after is not None  # as a cache was given
-        last = Kept(cache.layers, lambda x_BND: x_BND[:, -1:])
-        (x_B1D,), head, routed, layers = self._run(batch, False, own, context, last)
-        return head.read(x_B1D), replace(after, layers=layers), routed
 
     def extend(
         self,
@@ -146,7 +94,8 @@ class DecoderLM(nn.Module):
     ) -> tuple[jax.Array, Pool, Routed | None]:
         """Go on after what texts have in pages, each with tokens of its own number: the logits of
         each row's last token, ``logits_B1V``, or of all that it has place for, ``logits_BNV``, with
-        ``every``; the pool with the tokens in it; and what routers say. ``reach`` as in ``decode``.
+        ``every``; the pool with the tokens in it; and what routers say. Positions see of no layer
+        more than the last ``reach`` positions, themselves included.
         """
 
         def take(x_BND: jax.Array) -> jax.Array:
@@ -208,55 +157,34 @@ class DecoderLM(nn.Module):
         return states, head, routed, layers
 
 
-def make_context(
-    config: ModelConfig,
-    batch: dict[str, jax.Array],
-    cache: KVCache | None,
-    reach: int | None,
-    pieces: int = 1,
-) -> tuple[Context, KVCache | None]:
-    """What all layers look at, and the cache with the batch's places in it. Positions see nothing
-    that is ``reach`` or more before them. Rows are sequences, or ``pieces`` of them.
-    """
+def make_context(config: ModelConfig, batch: dict[str, jax.Array], pieces: int = 1) -> Context:
+    """What all layers look at. Rows are sequences, or ``pieces`` of them."""
     segments_BN, positions_BN = batch["segments"], batch["positions"]
-    N = segments_BN.shape[1]
-    of_BM, at_BM = (join_for_each(x_BN, pieces) for x_BN in (segments_BN, positions_BN))
-    if cache is None:  # else what generates has looked at the length
-        check_length(config.attention, pieces * N, f"{pieces * N} positions")
+    N = pieces * segments_BN.shape[1]
+    check_length(config.attention, N, f"{N} positions")
     context: Context = {"real_BN": segments_BN > 0, "token_BN": batch["inputs"]}
     if "delta" in config.attention_kinds:
-        before_B = None if cache is None else find_last(cache.segments_BM)
-        context["fresh_BN"] = find_fresh(segments_BN, before_B)
-    if cache is not None:
-        start = cache.start
-        context["slots"] = CommonSlots(start)
-        of_BM, at_BM = (
-            jax.lax.dynamic_update_slice_in_dim(all_BM, new_BN, start, 1)
-            for all_BM, new_BN in (
-                (cache.segments_BM, segments_BN),
-                (cache.positions_BM, positions_BN),
-            )
-        )
-        cache = replace(cache, segments_BM=of_BM, positions_BM=at_BM, start=start + N)
+        context["fresh_BN"] = find_fresh(segments_BN)
     if set(config.attention_kinds) != {"delta"}:
         context["cos"], context["sin"] = rotary(positions_BN, config)
         context["seen"] = Seen(
             of_BN=segments_BN,
             at_BN=positions_BN,
-            of_BM=of_BM,
-            at_BM=at_BM,
+            of_BM=join_for_each(segments_BN, pieces),
+            at_BM=join_for_each(positions_BN, pieces),
             window=find_window(config),
-            reach=reach,
-            in_order=cache is None and pieces == 1,
+            in_order=pieces == 1,
             pieces=pieces,
         )
-    return context, cache
+    return context
 
 
 def make_paged_context(
     config: ModelConfig, token_BN: jax.Array, rows: PagedRows, pool: Pool, reach: int | None
 ) -> tuple[dict[str, jax.Array], Context]:
-    """The batch of a call's rows, and what all layers look at, as ``make_context``."""
+    """The batch of a call's rows, and what all layers look at, as ``make_context``. Positions see
+    nothing that is ``reach`` or more before them.
+    """
     N, page = token_BN.shape[1], page_size(pool)
     real_BN = jnp.arange(N) < rows.count_B[:, None]
     position_BN = jnp.where(real_BN, rows.at_B[:, None] + jnp.arange(N), 0)

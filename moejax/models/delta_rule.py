@@ -34,19 +34,9 @@ class DeltaInput(NamedTuple):
     """Where the memory begins anew: the first position of a document. See ``find_fresh``."""
 
 
-def find_last(segments_BM: jax.Array) -> jax.Array:
-    """The segment of the last real position of each row; 0 where there is none."""
-    number_BM = jnp.where(segments_BM > 0, jnp.arange(segments_BM.shape[1]), 0)
-    return jnp.take_along_axis(segments_BM, number_BM.max(1, keepdims=True), axis=1)[:, 0]
-
-
-def find_fresh(segments_BN: jax.Array, before_B: jax.Array | None = None) -> jax.Array:
-    """Where a document begins: at real positions whose segment is not that of the last real one.
-
-    ``before_B`` is the segment of the last real position before these; 0, or None: there was none.
-    """
-    before_B = jnp.zeros_like(segments_BN[:, 0]) if before_B is None else before_B
-    all_BN = jnp.concatenate([before_B[:, None], segments_BN], axis=1)
+def find_fresh(segments_BN: jax.Array) -> jax.Array:
+    """Where a document begins: at real positions whose segment is not that of the last real one."""
+    all_BN = jnp.pad(segments_BN, ((0, 0), (1, 0)))
     number_BN = jnp.where(all_BN > 0, jnp.arange(all_BN.shape[1]), 0)
     last_BN = jax.lax.cummax(number_BN, axis=1)[:, :-1]
     return (segments_BN > 0) & (jnp.take_along_axis(all_BN, last_BN, axis=1) != segments_BN)

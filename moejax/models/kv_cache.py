@@ -1,7 +1,7 @@
 """What a decoder keeps of the positions that it has seen.
 
-All sequences of a batch fill the same slots: shorter prompts begin later, after empty slots. Layers
-with attention keep every position; layers with a memory (``gated_delta``) keep the memory alone.
+Layers with attention keep every position; layers with a memory (``gated_delta``) keep the memory
+alone. Where they lie is said by ``kv_pages``.
 
 Numbers of positions may be shorter than those of the activations: bfloat16 (on CPUs as its bits,
 see ``moe.lying``), or int8 with a scale for each vector, its largest number. Memories are float32.
@@ -11,7 +11,6 @@ U: width of a value; W: positions that a short convolution looks at before the o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import jax
@@ -43,56 +42,6 @@ class Slots(Protocol):
 
     def recall(self, kept: jax.Array, layer: jax.Array | int) -> jax.Array:
         """A layer's memory of each text, [B, ...]."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CommonSlots:
-    """The same slots for all texts, from ``start`` on; arrays are [L, B, M, ...], or [L, B, ...]
-    of memories.
-    """
-
-    start: jax.Array
-
-    def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
-        at = (layer, 0, self.start, *(0,) * (x_BN.ndim - 2))
-        return jax.lax.dynamic_update_slice(kept, x_BN[None], at)
-
-    def read(self, kept: jax.Array, layer: jax.Array | int, first: Any, count: int) -> jax.Array:
-        sizes = (1, kept.shape[1], count, *kept.shape[3:])
-        at = (layer, 0, first, *(0,) * (kept.ndim - 3))
-        return jax.lax.dynamic_slice(kept, at, sizes)[0]
-
-    def remember(self, kept: jax.Array, x_B: jax.Array, layer: jax.Array | int) -> jax.Array:
-        return jax.lax.dynamic_update_slice(kept, x_B[None], (layer, *(0,) * x_B.ndim))
-
-    def recall(self, kept: jax.Array, layer: jax.Array | int) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(kept, layer, 0, False)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KVCache:
-    """Keys and values of M slots, and whose they are."""
-
-    layers: list[Cache]
-    """For each run of layers (see ``layer_runs``), its arrays."""
-    segments_BM: jax.Array
-    """0 in empty slots."""
-    positions_BM: jax.Array
-    start: jax.Array
-    """The first slot that is free."""
-
-
-def empty_cache(
-    config: ModelConfig, runs: list[tuple[int, int]], rows: int, slots: int, kind: CacheType
-) -> KVCache:
-    """A cache without content for ``rows`` sequences. Of each run, how many layers have attention,
-    and how many have a memory.
-    """
-    layers = empty_layers(config, runs, kind, lambda L: (L, rows, slots), lambda L: (L, rows))
-    nothing_BM = jnp.zeros((rows, slots), jnp.int32)
-    return KVCache(layers, nothing_BM, nothing_BM, jnp.zeros((), jnp.int32))
 
 
 def empty_layers(

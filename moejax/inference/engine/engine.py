@@ -21,7 +21,7 @@ from moejax.inference.engine.readers import (
     QueueReader,
     Reader,
     TextStream,
-    join,
+    whole,
 )
 from moejax.inference.engine.requests import Piece, Request
 from moejax.inference.engine.stats import Balance, EngineStats
@@ -154,7 +154,7 @@ class Engine:
         finally:
             for number in numbers:  # of those that have ended, nothing happens
                 self._cancel(number)
-        return [_whole(join(one)) for one in pieces]
+        return [whole(one) for one in pieces]
 
     def stats(self) -> EngineStats:
         """What it does, and has done. It waits for the step at hand."""
@@ -290,10 +290,3 @@ class Engine:
         if not self._over:
             for number in numbers:
                 self._core.cancel(number)
-
-
-def _whole(piece: Piece) -> Continuation:
-    assert piece.ended is not None
-    return Continuation(
-        text=piece.text, ids=[token.id for token in piece.tokens], ended=piece.ended
-    )

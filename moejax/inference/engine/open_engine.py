@@ -30,8 +30,12 @@ def open_engine(
     """The engine of a language model, with all its programs compiled. ``place_LER`` goes with
     parameters that have replicas of experts; ``tell`` gets a line about the cache, before any
     memory is taken. Raises ``ConfigError`` for a model that cannot generate, or cannot be
-    speculated with, and if there is no room for its texts.
+    speculated with, if there is no room for its texts, and for several processes.
     """
+    check(
+        jax.process_count() == 1,  # as requests come to one of them
+        "texts that share a running batch are for one process, not several.",
+    )
     assert model.tokenizer is not None  # callers check it
     window = settings.window or model.context
     draft = open_draft(model, mesh, settings)

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Protocol
 
 from moejax.inference.engine.requests import Piece
+from moejax.inference.growing_text import Continuation
 
 Item = Piece | BaseException
 """A piece of a text, or why there will be no more."""
@@ -136,4 +137,13 @@ def join(pieces: list[Piece]) -> Piece:
         text="".join(piece.text for piece in pieces),
         tokens=tuple(token for piece in pieces for token in piece.tokens),
         ended=pieces[-1].ended,
+    )
+
+
+def whole(pieces: list[Piece]) -> Continuation:
+    """All pieces of a text that has ended, as one."""
+    piece = join(pieces)
+    assert piece.ended is not None
+    return Continuation(
+        text=piece.text, ids=[token.id for token in piece.tokens], ended=piece.ended
     )

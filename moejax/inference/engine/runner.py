@@ -13,14 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from moejax.config.errors import ConfigError
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.inference.decode_step import Weights
 from moejax.inference.engine.calls import Call, Drawn, Sizes
+from moejax.inference.engine.state import State, make_empty_state, state_shardings
 from moejax.inference.inference_config import (
     check_can_generate,
     inference_config,
@@ -29,18 +27,16 @@ from moejax.inference.inference_config import (
 from moejax.inference.sampling import Draws, draw, make_keys
 from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import CacheType
-from moejax.models.kv_pages import PagedRows, empty_pool, pool_shardings
+from moejax.models.kv_pages import PagedRows
 from moejax.models.layer_runs import leave_out_next_tokens
 from moejax.moe.balance import Routed
 from moejax.moe.lying import hold, lie
 from moejax.runtime import partition
-from moejax.runtime.partition import TOKENS
 
+Weights = tuple[dict, jax.Array | None, jax.Array | None]
+"""Parameters, the selection bias, and the places of replicas: see ``DecoderLM``."""
 BEST = 20
 """Tokens that scores are given of, if there are so many."""
-State = dict[str, Any]
-"""What stays on the devices between calls: ``pool``; ``token_XS``, the last token that was drawn
-for each seat; and ``asked_XLE``, the choices asked of each expert (uint32, which may overflow)."""
 SCORES = ("logprob_B1", "best_B1X", "best_logprob_B1X")
 ROUTES = ("expert_BNLK", "weight_BNLK")
 DRAWS = {
@@ -53,12 +49,15 @@ DRAWS = {
 
 
 class PageRunner:
-    """One model on one mesh, with a pool of pages of these ``sizes`` (a ``calls.Runner``).
+    """One model on one mesh, with a pool of pages of these ``sizes`` (a ``calls.Runner``); without
+    sizes, it is called after ``resize`` alone.
 
     ``window``, ``place_LER`` and ``cache`` as for ``Generator``. Calls of other shapes than those
-    of ``sizes`` are answered, too, but compiled when they come. Raises ``ConfigError`` for a router
-    that cannot generate, and for several processes.
+    of ``sizes`` are answered, too, but compiled when they come. On several processes, all call it
+    alike. Raises ``ConfigError`` for a router that cannot generate.
     """
+
+    sizes: Sizes
 
     def __init__(
         self,
@@ -68,32 +67,34 @@ class PageRunner:
         bias_LE: jax.Array | None,
         *,
         mesh: Mesh,
-        sizes: Sizes,
+        sizes: Sizes | None = None,
         window: int | None = None,
         place_LER: jax.Array | None = None,
         cache: CacheType | None = None,
     ) -> None:
         check_can_generate(config)
-        if jax.process_count() > 1:
-            raise ConfigError("texts that share a running batch are for one process, not several.")
         config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
-        self.sizes, self._mesh = sizes, mesh
+        self._mesh = mesh
         self._vocab_size = params["embedding_VD"].shape[0]
         self.set_weights(params, bias_LE, place_LER)
-        config = inference_config(config)
-        model = DecoderLM(config, self._vocab_size, inference_layout(layout))
-        make = partial(_empty_state, config, sizes, cache)
-        with jax.set_mesh(mesh):
-            shardings = _state_shardings(mesh, jax.eval_shape(make))
-            self._state = jax.jit(make, out_shardings=shardings)()
+        self._empty_state = make_empty_state(config, mesh, cache)
+        self._run = make_program(config, self._vocab_size, layout, mesh, window, cache)
+        self._state: State = {}
+        if sizes is not None:
+            self.resize(sizes)
+
+    def resize(self, sizes: Sizes) -> None:
+        """Begin anew with so many seats and pages. Only shapes that are new are compiled."""
+        self.sizes = sizes
+        self.let_go()
+        with jax.set_mesh(self._mesh):
+            self._state = self._empty_state(sizes)
+
+    def let_go(self) -> None:
+        """Have no seats and pages, until ``resize``."""
+        self._state = {}
         self._asked_LE: np.ndarray | None = None
         self._total_LE: np.ndarray | None = None
-        self._run: Any = jax.jit(
-            partial(_extend, model, window, sizes),
-            static_argnames=("N", "every"),
-            donate_argnums=1,
-            out_shardings=(shardings, partition.activation_sharding(mesh, "everywhere")),
-        )
 
     def set_weights(
         self, params: dict, bias_LE: jax.Array | None, place_LER: jax.Array | None = None
@@ -191,25 +192,30 @@ def empty_call(B: int, N: int | None, Q: int) -> Call:
     )
 
 
-def _empty_state(config: ModelConfig, sizes: Sizes, kind: CacheType | None) -> State:
-    lanes, L = sizes.lanes, sum(config.routed_layers)
-    routed = {"asked_XLE": jnp.zeros((lanes, L, config.moe.num_choices), jnp.uint32)}
-    return {
-        "pool": empty_pool(config, lanes, sizes.seats, sizes.pages, sizes.page, kind),
-        "token_XS": jnp.zeros((lanes, sizes.seats), jnp.int32),
-        **(routed if L else {}),
-    }
-
-
-def _state_shardings(mesh: Mesh, state: State) -> State:
-    of_lanes = NamedSharding(mesh, P(TOKENS))
-    return {name: of_lanes for name in state} | {"pool": pool_shardings(mesh, state["pool"])}
+def make_program(
+    config: ModelConfig,
+    vocab_size: int,
+    layout: MeshConfig,
+    mesh: Mesh,
+    window: int | None = None,
+    kind: CacheType | None = None,
+) -> Any:
+    """``(weights, state, packed_BF, N=, every=) -> (state, found)``, jitted: what ``PageRunner``
+    calls, of a model without modules that predict further tokens. The state is written in place.
+    """
+    model = DecoderLM(inference_config(config), vocab_size, inference_layout(layout))
+    everywhere = partition.activation_sharding(mesh, "everywhere")
+    return jax.jit(
+        partial(_extend, model, window),
+        static_argnames=("N", "every"),
+        donate_argnums=1,
+        out_shardings=(state_shardings(config, mesh, kind), everywhere),
+    )
 
 
 def _extend(
     model: DecoderLM,
     window: int | None,
-    sizes: Sizes,
     weights: Weights,
     state: State,
     packed_BF: jax.Array,
@@ -222,7 +228,8 @@ def _extend(
     """
     packed_BF = partition.pin(packed_BF, "batch_BN")
     rows, token_BN, scores, draws = unpack(packed_BF, N)
-    seat_XR, count_XR = (x.reshape(sizes.lanes, -1) for x in (rows.seat_B, rows.count_B))
+    lanes, seats = state["token_XS"].shape
+    seat_XR, count_XR = (x.reshape(lanes, -1) for x in (rows.seat_B, rows.count_B))
     if N == 0:
         token_BN = jax.vmap(lambda token_S, seat_R: token_S[seat_R])(state["token_XS"], seat_XR)
         token_BN = token_BN.reshape(-1, 1)
@@ -240,12 +247,12 @@ def _extend(
     token_B1 = partition.pin(token_B1, "batch_BN")  # each device draws for its own rows
     last_B1 = count_right(token_BN, token_B1, rows.count_B) if every else 0 * rows.count_B[:, None]
     last_XR = jnp.take_along_axis(token_B1, last_B1, 1).reshape(seat_XR.shape)
-    there_XR = jnp.where(count_XR > 0, seat_XR, sizes.seats)
+    there_XR = jnp.where(count_XR > 0, seat_XR, seats)
     put = jax.vmap(lambda token_S, seat_R, new_R: token_S.at[seat_R].set(new_R, mode="drop"))
     state = state | {"pool": pool, "token_XS": put(state["token_XS"], there_XR, last_XR)}
     found = {"token_B1": token_B1} | score(logits_B1V, token_B1, scores)
     if routed is not None:
-        state["asked_XLE"] += _add_up(routed, sizes.lanes)
+        state["asked_XLE"] += _add_up(routed, lanes)
         found |= _order_routes(routed)
     return state, found
 

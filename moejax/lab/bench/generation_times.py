@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moejax.config.config import Config
-from moejax.inference.decode_step import make_empty_cache, make_step
-from moejax.inference.prompts import round_up
+from moejax.inference.engine.calls import Call, Sizes
+from moejax.inference.engine.runner import PageRunner
+from moejax.inference.engine.sizes_together import sizes_together
 from moejax.inference.sampling import Sampling, make_draws
-from moejax.moe.lying import hold
 from moejax.moe.quantised import LARGEST, Quantised, is_quantised
 
 COPIED_BYTES = 256 << 20
@@ -40,7 +40,7 @@ class Arm(Protocol):
 
 
 class Ours:
-    """Generation by the compiled steps of ``inference.decode_step``, always the best token."""
+    """Generation by the calls that ``Generator`` makes, always the best token."""
 
     def __init__(
         self,
@@ -50,36 +50,46 @@ class Ours:
         params: dict,
         bias_LE: jax.ShapeDtypeStruct | None,
     ) -> None:
-        self._vocab_size = vocab_size
+        self._vocab_size, self._mesh = vocab_size, mesh
         bias: Any = None if bias_LE is None else jnp.zeros(bias_LE.shape, bias_LE.dtype)
-        self._weights = (hold(params), bias, None)
-        self._step = make_step(config.model, vocab_size, config.mesh, mesh)
-        self._empty_cache = make_empty_cache(config.model, mesh)
+        self._runner = PageRunner(config.model, config.mesh, params, bias, mesh=mesh)
 
     def __call__(self, prompt_BN: np.ndarray, tokens: int) -> Timed:
         rows, N = prompt_BN.shape
-        sampling = Sampling(tokens=tokens, temperature=0)
-        draws = make_draws(sampling, self._vocab_size, np.arange(rows, dtype=np.int32))
-        draws = jax.device_put(draws)
-        real_BN = np.ones_like(prompt_BN)
-        position_BN = np.broadcast_to(np.arange(N, dtype=np.int32), (rows, N))
-        cache = jax.block_until_ready(self._empty_cache(rows, round_up(N + tokens)))
+        sizes = sizes_together(self._mesh, rows, N, tokens)
+        self._runner.resize(sizes)
+        token_BN = np.pad(prompt_BN, ((0, 0), (0, sizes.chunk - N)))
+        calls = [even_call(sizes, rows, self._vocab_size, token_BN, N)]
+        calls += [even_call(sizes, rows, self._vocab_size, None, N + n) for n in range(1, tokens)]
+        seconds = [time.perf_counter()]
+        for call in calls:
+            np.asarray(self._runner.extend(call).token_B1)  # as the host looks at every token
+            seconds.append(time.perf_counter())
+        self._runner.let_go()
+        return Timed(seconds[1] - seconds[0], (seconds[-1] - seconds[1]) / (tokens - 1))
 
-        def extend(cache: Any, *batch: Any) -> tuple[Any, Any, Any]:
-            return self._step(self._weights, cache, *batch, draws)
 
-        def wait(token_B1: jax.Array) -> None:
-            np.asarray(token_B1)  # as the host looks at every token
-
-        start = time.perf_counter()
-        cache, token_B1, position_B1 = extend(cache, prompt_BN, real_BN, position_BN)
-        wait(token_B1)
-        first = time.perf_counter()
-        real_B1 = jax.device_put(real_BN[:, :1])
-        for _ in range(tokens - 1):
-            cache, token_B1, position_B1 = extend(cache, token_B1, real_B1, position_B1)
-            wait(token_B1)
-        return Timed(first - start, (time.perf_counter() - first) / (tokens - 1))
+def even_call(
+    sizes: Sizes, rows: int, vocab_size: int, token_BN: np.ndarray | None, end: int
+) -> Call:
+    """A call of texts that are all as long, and have ``end`` tokens after it, each with pages of
+    its own: it reads their prompts, or the token that was drawn last.
+    """
+    all_rows = sizes.lanes * sizes.seats
+    real_B = (np.arange(all_rows) < rows).astype(np.int32)
+    seat_B = np.tile(np.arange(sizes.seats, dtype=np.int32), sizes.lanes)
+    count, table = (1, sizes.tables) if token_BN is None else (end, sizes.prompt_tables)
+    if token_BN is not None:
+        token_BN = np.pad(token_BN, ((0, all_rows - rows), (0, 0)))
+    return Call(
+        seat_B=seat_B,
+        token_BN=token_BN,
+        count_B=count * real_B,
+        at_B=(end - count) * real_B,
+        begin_B=0 * real_B,
+        table_BQ=1 + seat_B[:, None] * sizes.tables[-1] + np.arange(table[-1], dtype=np.int32),
+        draws=make_draws(Sampling(temperature=0), vocab_size, np.arange(all_rows, dtype=np.int32)),
+    )
 
 
 def time_in_turn(

@@ -23,8 +23,8 @@ from moejax.lab.plan.layer_bytes import layer_workspace
 from moejax.lab.plan.residuals import saved_bytes
 from moejax.lab.plan.step_sizes import FLOAT, StepSizes, size_step
 from moejax.models.adapters import find_weights
-from moejax.models.decoder import make_cache
 from moejax.models.head_loss import chunk_size
+from moejax.models.kv_pages import empty_pool
 from moejax.models.used_types import cast_shapes
 from moejax.moe.quantise_params import quantise_shapes
 from moejax.moe.quantised import is_quantised
@@ -144,11 +144,11 @@ def cache_bytes(config: Config, sequences: int, context: int, grid: AbstractMesh
     """Bytes of the keys and values of a device's share of sequences of ``context`` positions."""
     sizes = dict(grid.shape)
     here = math.ceil(sequences / math.prod(sizes[axis] for axis in TOKENS))
-    cache = jax.eval_shape(lambda: make_cache(config.model, here, context))
+    pool = jax.eval_shape(lambda: empty_pool(config.model, 1, here, here * context, 1, None))
     return sum(
         x.size
         * x.dtype.itemsize
         / (sizes["model"] if "model" in parameter_spec(name, False) else 1)
-        for layer in cache.layers
-        for name, x in layer.items()
+        for cache in pool
+        for name, x in cache.items()
     )

@@ -64,8 +64,7 @@ def trace_residuals(
     x_BND = jax.ShapeDtypeStruct((rows, length, model.width), jnp.dtype(model.dtype))
     ids_BN = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {"segments": ids_BN, "positions": ids_BN, "inputs": ids_BN}
-    look = functools.partial(make_context, pieces=pieces)
-    context = jax.eval_shape(lambda batch: look(model, batch, None, None)[0], batch)
+    context = jax.eval_shape(lambda batch: make_context(model, batch, pieces), batch)
     each = {"layer": jnp.int32(0)}
     each |= {name: jnp.int32(0) for name in settings_of_layers(model)}
     bias_E = jax.ShapeDtypeStruct((model.moe.num_choices,), jnp.float32)

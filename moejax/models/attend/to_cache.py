@@ -1,7 +1,8 @@
 """Softmax attention to keys and values that are read where they lie in a cache.
 
 On CPUs, XLA copies what is cut out of the cache in front of a product, and converts all of it where
-it is shorter than float32. So a large cache is read some slots at a time there.
+it is shorter than float32; and everywhere what is put together from pages. So a large cache is read
+some slots at a time.
 
 Letters: A: width of a head; I: query heads to each key/value head; J: key/value heads; M: slots of
 the cache; U: width of a head's values; X: slots that are read at a time.
@@ -39,25 +40,32 @@ def attend_to_cache(
     M = seen.of_BM.shape[1]
     one_slot = jax.eval_shape(lambda: read(0, 1))
     slot = max(math.prod(x.shape) for x in one_slot)
-    on_cpu = device_mesh.platform() == "cpu" and device_mesh.devices() == 1
+    on_cpu, alone = device_mesh.platform() == "cpu", device_mesh.devices() == 1
     k_BMJA, v_BMJU = jax.eval_shape(lambda: read(0, M))
     chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
-    if not on_cpu or chosen != "dense" or M * slot < lying.SMALL:
+    in_blocks = alone if on_cpu else seen.page > 1
+    if not in_blocks or chosen != "dense" or M * slot < lying.SMALL:
         k_BMJA, v_BMJU = read(0, M)
         return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale, form)
     # A block is there twice: products turn it so that heads come first.
-    blocks = math.ceil(2 * M * slot / lying.BLOCK)
+    most = lying.BLOCK if on_cpu else lying.LARGE_BLOCK * device_mesh.token_devices()
+    blocks = math.ceil(2 * M * slot / most)
     X = math.ceil(math.ceil(M / blocks) / seen.page) * seen.page
     blocks = math.ceil(M / X)
     (B, N, H, A), (_, _, J, U) = q_BNHA.shape, one_slot[1].shape
-    q_BNJIA = q_BNHA.reshape(B, N, J, -1, A).astype(jnp.float32)
+    q_BNJIA = widen(q_BNHA.reshape(B, N, J, -1, A), on_cpu)
 
     def start(i: jax.Array) -> jax.Array:
         return jnp.minimum(i * X, M - X)  # the last block may overlap with the one before
 
     def put(i: jax.Array, score_BJINM: jax.Array) -> jax.Array:
         k_BXJA, _ = read(start(i), X)
-        score_BJINX = jnp.einsum("BNJIA,BXJA->BJINX", q_BNJIA, k_BXJA.astype(jnp.float32))
+        score_BJINX = jnp.einsum(
+            "BNJIA,BXJA->BJINX",
+            q_BNJIA,
+            widen(k_BXJA, on_cpu),
+            preferred_element_type=jnp.float32,
+        )
         return lax.dynamic_update_slice_in_dim(score_BJINM, score_BJINX, start(i), 4)
 
     score_BJINM = jnp.zeros((B, J, H // J, N, M), jnp.float32)
@@ -68,7 +76,18 @@ def attend_to_cache(
         _, v_BXJU = read(start(i), X)
         p_BJINX = lax.dynamic_slice_in_dim(p_BJINM, start(i), X, 4)
         p_BJINX = jnp.where(start(i) + jnp.arange(X) >= i * X, p_BJINX, 0)
-        return y_BNJIU + jnp.einsum("BJINX,BXJU->BNJIU", p_BJINX, v_BXJU.astype(jnp.float32))
+        v_BXJU = widen(v_BXJU, on_cpu)
+        return y_BNJIU + jnp.einsum(
+            "BJINX,BXJU->BNJIU",
+            p_BJINX.astype(v_BXJU.dtype),
+            v_BXJU,
+            preferred_element_type=jnp.float32,
+        )
 
     y_BNJIU = lax.fori_loop(0, blocks, add, jnp.zeros((B, N, J, H // J, U), jnp.float32))
     return y_BNJIU.reshape(B, N, H, U)
+
+
+def widen(x: jax.Array, on_cpu: bool) -> jax.Array:
+    """Float32 on CPUs, which multiply nothing shorter."""
+    return x.astype(jnp.float32) if on_cpu else x

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,6 +217,13 @@ def test_the_events_of_a_stream_put_together_are_the_answer(served, usage):
         assert finish[-1] == choice["finish_reason"] and not any(finish[:-1])
 
 
+def test_a_body_may_begin_with_a_mark_of_its_bytes(served):
+    more = {"headers": {"content-type": "application/json; charset=UTF-8"}}
+    calls = [b'\xef\xbb\xbf{"prompt": "a"}', b'{"prompt": "a"}']
+    for one in ask(served, *(("POST", COMPLETIONS, {"content": c, **more}) for c in calls)):
+        assert one.status_code == 200
+
+
 def test_what_asks_for_nothing_may_be_there(served):
     body = {
         "messages": HI,
@@ -245,8 +253,12 @@ def test_models_health_and_wrong_paths(served):
         ("GET", "/health", {}),
         ("GET", "/v2", {}),
         ("GET", COMPLETIONS, {}),
+        ("POST", f"{COMPLETIONS}/", {"json": {"prompt": "a"}}),
+        ("GET", "/v1/models/", {}),
+        ("OPTIONS", CHAT, {}),
     )
-    assert [one.status_code for one in found] == [200, 200, 404, 200, 404, 405]
+    assert [one.status_code for one in found] == [200, 200, 404, 200, 404, 405, 404, 404, 405]
+    assert "no model of that name" in found[7].json()["error"]["message"]
     assert found[0].json() == {"object": "list", "data": [found[1].json()]}
     assert found[2].json()["error"]["code"] == "model_not_found"
     assert found[4].json()["error"]["code"] == found[5].json()["error"]["code"] == "unknown_url"
@@ -288,7 +300,7 @@ def test_the_app_lists_its_paths_for_the_metrics(served):
 
 def test_keys_are_needed_where_there_are_some(served, tmp_path):
     file = tmp_path / "keys"
-    file.write_text("# of my friends\n\n  one-key \nother\n")
+    file.write_bytes(b"\xef\xbb\xbf# of my friends\r\n\r\n  one-key \r\nother")  # of Windows
     keys = read_keys(file)
     assert keys == ["one-key", "other"]
     given = [None, "Bearer one-key", "bearer other", "Bearer wrong", "Basic one-key", "one-key"]
@@ -300,7 +312,8 @@ def test_keys_are_needed_where_there_are_some(served, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"# none\n\n", b"a key\n", "schlüssel\n".encode(), b"\xff"]
+    "content",
+    [b"", b"# none\n\n", b"a key\n", "schlüssel\n".encode(), b"\xff", "key\n".encode("utf-16")],
 )
 def test_a_file_without_good_keys_is_refused(content, tmp_path):
     file = tmp_path / "keys"
@@ -321,6 +334,7 @@ def test_a_file_without_good_keys_is_refused(content, tmp_path):
         ("evil.example", 403),
         ("evil.example:8000", 403),
         ("localhost.evil.example", 403),
+        ("", 403),
     ],
 )
 def test_on_loopback_no_other_name_is_answered(served, host, status):
@@ -341,16 +355,42 @@ def test_a_model_without_a_template_says_how_to_give_one():
 
 
 def test_too_many_texts_wait_and_none_of_a_refused_request_goes_on():
-    served = make_served(queue=1)  # beside four seats
+    served = make_served(queue=1, slow=0.02)  # beside four seats
+    body = {"prompt": ["a"] * 3, "max_tokens": 5, "ignore_eos": True}
+
+    async def ask_twice() -> list:
+        async with ask_app(served) as client:
+            asked = [client.post(COMPLETIONS, json=body) for _ in range(2)]
+            return sorted(await asyncio.gather(*asked), key=lambda one: one.status_code)
+
     try:
-        body = {"prompt": ["a"] * 6, "max_tokens": 5, "ignore_eos": True}
-        (answer,) = ask(served, ("POST", COMPLETIONS, {"json": body}))
-        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
-        assert answer.json()["error"]["type"] == "rate_limit_error"
+        right, wrong = asyncio.run(ask_twice())
+        assert right.status_code == 200 and wrong.status_code == 429
+        assert wrong.headers["retry-after"] == "1"
+        assert wrong.json()["error"]["type"] == "rate_limit_error"
+        assert served.engine.stats().drawn_tokens == 3 * 5
         assert post(served, COMPLETIONS, prompt=["a"] * 5, max_tokens=5)["choices"]
+        (never,) = ask(served, ("POST", COMPLETIONS, {"json": body | {"prompt": ["a"] * 6}}))
+        assert never.status_code == 400 and "may have 5" in never.json()["error"]["message"]
         assert served.engine.stats().running == 0
     finally:
         served.engine.close()
+
+
+@pytest.mark.parametrize("name", ["größe", "\udcff of bytes", 'a"b\\'])
+def test_a_model_may_have_the_name_of_any_directory(name, served):
+    called = replace(served, name=name)
+    bodies = [
+        {"model": one, "prompt": "a", "stream": stream}
+        for one, stream in ((name, False), ("other", False), (name, True))
+    ]
+    headers = {"content-type": "application/json"}
+    calls = [{"content": json.dumps(body), "headers": headers} for body in bodies]
+    posts = [("POST", COMPLETIONS, call) for call in calls]
+    found = ask(called, ("GET", "/v1/models", {}), ("GET", "/live", {}), *posts)
+    assert [one.status_code for one in found] == [200, 200, 200, 404, 200]
+    assert found[0].json()["data"][0]["id"] == found[1].json()["model"] == name
+    assert found[2].json()["model"] == name and name in found[3].json()["error"]["message"]
 
 
 def test_an_engine_that_failed_is_told_to_all():

@@ -45,7 +45,8 @@ def check_refused(answer, status: int, code: str, param: str | None) -> str:
     return error["message"]
 
 
-JSON = {"content-type": "application/json"}
+KIND = "application/json"
+JSON = {"content-type": KIND}
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
@@ -67,6 +68,14 @@ JSON = {"content-type": "application/json"}
         (b"null", JSON, 400, "invalid_type"),
         (b"{}", {}, 415, "unsupported_media_type"),
         (b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (
+            b"{}",
+            {"content-type": f"{KIND}; charset=utf-16"},
+            415,
+            "unsupported_media_type",
+        ),
+        (b"\x1f\x8b", JSON | {"content-encoding": "gzip"}, 415, "unsupported_media_type"),
+        (b"{}", JSON | {"content-encoding": "br"}, 415, "unsupported_media_type"),
         (b'{"user": "' + b"x" * MOST_BODY + b'"}', JSON, 413, "request_too_large"),
         (b" " * (20 * MOST_BODY), JSON, 413, "request_too_large"),
     ],
@@ -86,6 +95,15 @@ def test_a_body_may_come_in_parts_without_saying_how_long_it_is(ask):
 BOTH = [
     ({"model": "gpt-9"}, "model_not_found", "model"),
     ({"model": 7}, "model_not_found", "model"),
+    ({"model": ""}, "model_not_found", "model"),
+    ({"model": SURROGATE}, "model_not_found", "model"),
+    ({SURROGATE: 1}, "unknown_parameter", SURROGATE),
+    (
+        {"stream": True, "stream_options": {SURROGATE: 1}},
+        "unknown_parameter",
+        f"stream_options.{SURROGATE}",
+    ),
+    ({"temperature": SURROGATE}, "invalid_type", "temperature"),
     ({"temperature": "1"}, "invalid_type", "temperature"),
     ({"temperature": True}, "invalid_type", "temperature"),
     ({"temperature": -0.1}, "invalid_value", "temperature"),
@@ -165,6 +183,7 @@ COMPLETIONS = [
     ({"suffix": "end"}, "unsupported_parameter", "suffix"),
     ({"messages": HI}, "unknown_parameter", "messages"),
 ]
+ODD_PART = [{"type": SURROGATE}]
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:,"}}]
 CHAT = [
     ({"messages": None}, "missing_required_parameter", "messages"),
@@ -178,6 +197,8 @@ CHAT = [
     ({"messages": [{"role": ["user"], "content": "hi"}]}, "invalid_value", "messages"),
     ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages"),
     ({"messages": [{"role": "user", "content": [5]}]}, "unsupported_value", "messages"),
+    ({"messages": [{"role": SURROGATE, "content": "hi"}]}, "invalid_value", "messages"),
+    ({"messages": [{"role": "user", "content": ODD_PART}]}, "unsupported_value", "messages"),
     ({"messages": [{"role": "user", "content": IMAGE}]}, "unsupported_value", "messages"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "invalid_value", "messages"),
     ({"messages": [{"role": "user", "content": SURROGATE}]}, "invalid_value", "messages"),

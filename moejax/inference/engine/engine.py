@@ -90,6 +90,11 @@ class Engine:
         return self._core.longest
 
     @property
+    def most(self) -> int:
+        """Texts that may run and wait together; beyond them ``submit`` refuses one."""
+        return self._most
+
+    @property
     def runner(self) -> Runner:
         """The model, to be called ``between_steps`` only."""
         return self._core.runner

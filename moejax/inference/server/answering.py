@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from moejax.inference.engine.readers import TextStream, join
@@ -21,6 +21,7 @@ from moejax.inference.engine.requests import Piece, Token
 from moejax.inference.server.asked import ROUTES, Asked
 from moejax.inference.server.clock import Clock
 from moejax.inference.server.errors import explain
+from moejax.inference.server.json_answer import JsonAnswer
 from moejax.inference.server.served import Served
 from moejax.inference.server.token_text import write_routes
 
@@ -88,7 +89,7 @@ async def answer(request: Request, served: Served, form: Form, clock: Clock) -> 
         return EventStream(texts, form, clock, served)
     with contextlib.closing(texts):
         found = await clock.run(texts.gather(), request.receive)
-    return JSONResponse(found)
+    return JsonAnswer(found)
 
 
 class Texts:

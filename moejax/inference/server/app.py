@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +17,7 @@ from moejax.inference.server.chat import converse
 from moejax.inference.server.completions import complete
 from moejax.inference.server.errors import ApiError, answer_error, answer_wrong_path
 from moejax.inference.server.guard import Guard
+from moejax.inference.server.json_answer import JsonAnswer
 from moejax.inference.server.live import Glance, tell_live
 from moejax.inference.server.metrics import CONTENT_TYPE, write_metrics
 from moejax.inference.server.page import show_page
@@ -27,7 +28,7 @@ async def tell_health(request: Request) -> Response:
     """200 while the engine works, else 503."""
     served: Served = request.app.state.served
     failed = served.engine.failed
-    return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
+    return JsonAnswer({"status": "failed" if failed else "ok"}, 503 if failed else 200)
 
 
 async def tell_metrics(request: Request) -> Response:
@@ -39,14 +40,14 @@ async def tell_metrics(request: Request) -> Response:
 
 async def list_models(request: Request) -> Response:
     """The one model that is there."""
-    return JSONResponse({"object": "list", "data": [describe_model(request.app.state.served)]})
+    return JsonAnswer({"object": "list", "data": [describe_model(request.app.state.served)]})
 
 
 async def tell_model(request: Request) -> Response:
     """The model of this name. Raises ``ApiError`` if it is another one."""
     served: Served = request.app.state.served
     served.check_name(request.path_params["name"])
-    return JSONResponse(describe_model(served))
+    return JsonAnswer(describe_model(served))
 
 
 def describe_model(served: Served) -> dict[str, object]:
@@ -86,6 +87,7 @@ def make_app(served: Served, keys: Collection[str] = (), hosts: Collection[str] 
             **dict.fromkeys((ApiError, UserError, StoppedError, Exception), answer_error),
         },
     )
+    app.router.redirect_slashes = False  # a redirected POST is an empty answer to most clients
     app.state.served, app.state.glance = served, Glance()
     return app
 

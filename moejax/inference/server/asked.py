@@ -174,10 +174,10 @@ def check_size(
     """Raise ``ApiError`` for too many texts, or prompts or texts that are too long; ``field`` has
     the prompts.
     """
-    count = len(prompts) * n
-    if count > MOST_TEXTS:
+    count, most = len(prompts) * n, min(MOST_TEXTS, served.engine.most)
+    if count > most:
         raise ApiError(
-            f"`{field}` and `n` ask for {count:,} texts; one request may have {MOST_TEXTS}.",
+            f"`{field}` and `n` ask for {count:,} texts; one request may have {most:,} here.",
             param="n" if n > 1 else field,
             code="invalid_value",
         )

@@ -106,7 +106,7 @@ def read_logprobs(fields: Fields) -> int | None:
     """How many of the best tokens are shown beside each token; None: nothing is."""
     wanted = fields.truth("logprobs")
     best = fields.whole("top_logprobs", None, 0, MOST_LOGPROBS)
-    if best is not None and not wanted:
+    if best and not wanted:
         raise fields.wrong("top_logprobs", "goes with `logprobs`: true only.")
     return (best or 0) if wanted else None
 

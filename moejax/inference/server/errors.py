@@ -10,10 +10,11 @@ import logging
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from moejax.config.errors import ConfigError
 from moejax.inference.engine.engine import FullError, StoppedError
+from moejax.inference.server.json_answer import JsonAnswer
 
 log = logging.getLogger("moejax.server")
 _KINDS = {429: "rate_limit_error"}
@@ -39,7 +40,7 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The error as an answer."""
-        return JSONResponse(self.body, self.status, self.headers)
+        return JsonAnswer(self.body, self.status, self.headers)
 
 
 def explain(error: BaseException) -> ApiError:

@@ -41,8 +41,8 @@ class Guard:
         host = _strip_port(headers.get("host", ""))
         if self._hosts and host not in self._hosts:
             return ApiError(
-                f"this server is {min(self._hosts)} only, not {host[:100]}: whoever starts it can"
-                f" say --host, or --api-key-file.",
+                f"this server is {min(self._hosts)} only, not {host[:100] or 'one without a name'}"
+                f" (header Host): whoever starts it can say --host, or --api-key-file.",
                 status=403,
                 code="wrong_host",
             )

@@ -16,6 +16,8 @@ def read_keys(file: Path) -> list[str]:
         text = read_bounded(file, MEBIBYTE).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, UnicodeDecodeError):
+            reason = "it is not written in UTF-8"
         raise ConfigError(f"{flag} cannot be read: {reason}.") from error
     lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]

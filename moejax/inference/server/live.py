@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from moejax.inference.engine.stats import Balance, EngineStats, Histogram
 from moejax.inference.server.errors import ApiError
+from moejax.inference.server.json_answer import JsonAnswer
 from moejax.inference.server.served import Served
 
 FRESH = 0.5
@@ -39,7 +40,7 @@ async def tell_live(request: Request) -> Response:
     """The model, and the engine's figures."""
     served: Served = request.app.state.served
     figures = await request.app.state.glance.take(served)
-    return JSONResponse(
+    return JsonAnswer(
         {
             "model": served.name,
             "description": served.model.description,

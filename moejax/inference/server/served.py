@@ -70,7 +70,7 @@ class Served:
     def check_name(self, name: object) -> None:
         """Raise ``ApiError`` unless a request names this model, or none."""
         if name is not None and name != self.name:
-            shown = name if isinstance(name, str) and len(name) < 100 else "of that name"
+            shown = name if isinstance(name, str) and 0 < len(name) < 100 else "of that name"
             raise ApiError(
                 f"there is no model {shown} here: {self.name} is the only one.",
                 status=404,

@@ -429,6 +429,24 @@ def seats(layer, experts, weights, experts_with_slots):
     return seated
 
 
+def capacity_aware(score_SE, preference_SE, real, top_k, candidates, slots):
+    """He et al. 2025, as in the authors' code: every token proposes its best ``candidates``; a full
+    expert keeps its ``slots`` highest scores; a token takes its best ``top_k`` of those that keep
+    it, -1 for none.
+    """
+    S, E = score_SE.shape
+    proposed = {s: best(preference_SE[s], candidates) for s in range(S) if real[s]}
+    kept = set()
+    for e in range(E):
+        asking = [s for s in proposed if e in proposed[s]]
+        kept |= {(asking[i], e) for i in best(score_SE[asking, e], slots)}
+    found = np.full((S, top_k), -1)
+    for s in proposed:
+        mine = [e for e in proposed[s] if (s, e) in kept][:top_k]
+        found[s, : len(mine)] = mine
+    return found
+
+
 # Experts.
 
 

@@ -227,6 +227,11 @@ REFUSED = {
         {"router": "deepseek_v3", "balance": {"bias_update": "threshold"}},
         "it needs --model.moe.router expert_threshold.",
     ),
+    "fewer candidates than choices": (
+        {"eval_candidates": 1},
+        "--model.moe.eval-candidates 1 must be at least --model.moe.top-k, 2, and at most"
+        " --model.moe.num-experts, 8",
+    ),
     "an unknown update": (
         {"balance": {"bias_update": "signed"}},
         "--model.moe.balance.bias-update must be one of none, sign, proportional, quantile,"

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from scipy.optimize import linear_sum_assignment
 
@@ -382,6 +383,49 @@ def test_a_hash_says_who_and_the_router_how_much():
     own = {"renormalise": False, "weight_scale": 0.5}
     choice = ask("hash_weighted", logits, 2, settings=own, token_GS=np.int32([0]))
     assert_chosen(choice, [[0, 1]], [[1, 0.5]])
+
+
+def test_a_token_that_finds_no_room_goes_to_the_next_best_expert_that_has():
+    """All want expert 0, which has one slot: the second scores it highest. With one candidate the
+    others have none; with two, the first goes to expert 1, which the third scores lower. Nobody is
+    told so in training.
+    """
+    logits = np.log([[0.5, 0.4, 0.1], [0.6, 0.3, 0.1], [0.45, 0.2, 0.35]])
+    few = {"capacity": 1, "settings": {"eval_candidates": 1}}
+    assert_chosen(ask("switch", logits, 1, **few), [[-1], [0], [-1]], [[0], [0.6], [0]])
+    two = {"capacity": 1, "settings": {"eval_candidates": 2}}
+    assert_chosen(ask("switch", logits, 1, **two), [[1], [0], [2]], [[0.4], [0.6], [0.35]])
+    assert_chosen(ask("switch", logits, 1, training=True, **two), [[0], [0], [0]])
+    assert_chosen(ask("switch", logits, 1, settings=two["settings"]), [[0], [0], [0]])
+
+
+def test_who_stays_below_a_threshold_takes_nobody_s_room():
+    """Expert 0 has one slot and the threshold 0.5: 0.45 does not want it, whoever else does."""
+    few = {"capacity": 1, "settings": {"eval_candidates": 2}}
+    bias, scores = jnp.float32([-0.5, -0.3]), logit([[0.45, 0.6], [0.55, 0.2]])
+    choice = ask("expert_threshold", scores, 1, bias_E=bias, **few)
+    assert_chosen(choice, [[1], [0]], [[0.6], [0.55]])
+    choice = ask("expert_threshold", logit([[0.6, 0.2], [0.55, 0.2]]), 1, bias_E=bias, **few)
+    assert_chosen(choice, [[0], [-1]])
+
+
+@pytest.mark.parametrize("name", ["top_k", "minimax_m2"])
+def test_capacity_aware_choices_are_those_of_a_loop(name):
+    """With a bias, padding, and weights that are divided by the sum over those that had room."""
+    rng = np.random.default_rng(0)
+    logits, bias = np.float32(rng.normal(size=(16, 6))), np.float32(0.3 * rng.normal(size=6))
+    real = rng.random((1, 16)) > 0.2
+    given = {"settings": {"eval_candidates": 4}, "capacity": 3, "bias_E": bias}
+    choice = ask(name, logits, 2, real_GS=real[0], **given)
+    rows = [oracle.softmax(row) if name == "top_k" else oracle.sigmoid(row) for row in logits]
+    score = np.array(rows)
+    want = oracle.capacity_aware(score, score + bias, real[0], 2, 4, 3)
+    np.testing.assert_array_equal(np.where(real[0][:, None], choice.expert_GSK[0], -1), want)
+    there = real[0] & (want[:, 0] >= 0)
+    np.testing.assert_allclose(choice.weight_GSK[0].sum(-1)[there], 1, rtol=1e-5)
+    assert (want == -1).any() and np.bincount(want[want >= 0]).max() == 3
+    plain = ask(name, logits, 2, bias_E=bias, capacity=3)
+    assert (plain.expert_GSK[0] != want)[real[0]].any()
 
 
 def test_llama4_weighs_what_an_expert_gets():

@@ -45,16 +45,23 @@ class EvalSettings(TextSettings):
     """Slots of an expert in a group, over its fair share; by default nothing is dropped."""
     seating: Literal["position", "priority"] | None = None
     """With --capacity-factor: who gets a slot; by default as in training."""
+    candidates: int | None = None
+    """With --capacity-factor: a token competes for slots of so many of its best experts, by score,
+    and takes the K best that have room (capacity-aware inference)."""
     routes: Path | None = None
     """What `moejax generate --record-routes` wrote: evaluate on its texts, with its routes in the
     place of the routers' own choices, and say how far these agree."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("", self, "batches", "capacity_factor")
+        check_positive("", self, "batches", "capacity_factor", "candidates")
         check(
             self.seating is None or self.capacity_factor is not None,
             "--seating says who gets a slot where there are too few: give --capacity-factor, too.",
+        )
+        check(
+            self.candidates is None or self.capacity_factor is not None,
+            "--candidates have room or not where slots are few: give --capacity-factor, too.",
         )
         check(
             self.routes is None or self.data is None,
@@ -75,6 +82,7 @@ class EvalSettings(TextSettings):
         changes: dict[str, Any]
         changes = {"eval_capacity_factor": self.capacity_factor, "group_size": moe.group_size}
         changes["seating"] = self.seating or moe.seating
+        changes["eval_candidates"] = self.candidates or moe.eval_candidates
         return changed(config, {"moe": changes})
 
 

@@ -74,6 +74,10 @@ class MoEConfig:
     eval_capacity_factor: float | None = 2.0
     """The same in the evaluations of a training; where experts choose, the training one holds. Text
     is generated, and `moejax eval` evaluates, without drops."""
+    eval_candidates: int | None = None
+    """In evaluations with --model.moe.eval-capacity-factor: a token competes for slots of so many
+    of its best experts, by score, and takes the K best that have room (capacity-aware inference);
+    by default for its K, by --model.moe.seating."""
     seating: Literal["position", "priority"] = "position"
     """Who gets a slot: all first choices in the order of the tokens, then the second ones; or the
     tokens of largest weight first (batch-prioritised routing, not causal)."""
@@ -141,6 +145,7 @@ ROUTER_SETTINGS = (
     "renormalise",
     "weight_scale",
     "top_p",
+    "eval_candidates",
     "bias_on",
     "expert_groups",
     "kept_expert_groups",
@@ -184,6 +189,12 @@ def check_router(moe: MoEConfig) -> None:
         moe.capacity_factor is not None or not router.experts_choose,
         f"--model.moe.router {moe.router} fills all slots of every expert, so it needs a number of"
         f" them: --model.moe.capacity-factor 1, say, not None.",
+    )
+    candidates = moe.eval_candidates
+    check(
+        candidates is None or K <= candidates <= E == moe.num_experts,
+        f"--model.moe.eval-candidates {candidates} must be at least --model.moe.top-k, {K}, and at"
+        f" most --model.moe.num-experts, {moe.num_experts}; and all experts must compute.",
     )
     cap, factor = moe.max_experts_per_token, moe.capacity_factor
     check(

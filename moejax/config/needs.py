@@ -287,7 +287,7 @@ NEEDS: tuple[Need, ...] = (
             *_paths(MOE, "expert_groups kept_expert_groups max_experts_per_token identity_experts"),
             *_paths(MOE, "null_experts router_jitter router_dropout expert_dropout first_dense"),
             *_paths(MOE, "shared_gate group_size capacity_factor eval_capacity_factor seating"),
-            *_paths(MOE, "bias_on dispatch"),
+            *_paths(MOE, "bias_on dispatch eval_candidates"),
             *("model.moe.balance", "optim.router_learning_rate"),
             *_paths("mesh", "expert_parallel chunks receive_factor"),
         ),
@@ -365,6 +365,12 @@ NEEDS: tuple[Need, ...] = (
         "nothing being dropped (--model.moe.capacity-factor None, --model.moe.eval-capacity-factor"
         " None)",
         "give --model.moe.capacity-factor 1.25, say, too",
+    ),
+    Need(
+        ("model.moe.eval_candidates",),
+        lambda c: c.model.moe.eval_capacity_factor is not None,
+        "--model.moe.eval-capacity-factor None, with which every choice has a slot",
+        "give --model.moe.eval-capacity-factor 1, say, too",
     ),
     # Balance.
     Need(

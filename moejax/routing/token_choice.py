@@ -1,6 +1,6 @@
 """Token choice: every token picks its experts. One algebra; a named router is a preset of it.
 
-Letters: Q: groups of experts.
+Letters: M: candidates of a token; Q: groups of experts.
 """
 
 from dataclasses import dataclass, replace
@@ -41,6 +41,8 @@ class TokenChoiceRule:
     positive: bool = False
     """Of the K choices keep those whose score, with the selection bias, is greater than 0. With a
     negative bias that is a threshold of each expert; of a ReLU, what is not cut off."""
+    eval_candidates: int | None = None
+    """In evaluation with too few slots, experts that a token may end up with: see ``with_room``."""
     top_p: float | None = None
     """Of the K choices keep the best that gather this much probability, and no more."""
     renormalise: bool = False
@@ -71,6 +73,11 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
     if bias_E is not None or rule.kept_expert_groups is not None or rule.positive:
         wanted_GSE = preference(SCORES[rule.score](wanted_GSE), bias_E, rule)
     replayed_GSK = inputs.replayed_GSK
+    short = inputs.capacity < inputs.real_GS.shape[1] and not inputs.training
+    if rule.eval_candidates is not None and short and replayed_GSK is None:
+        if rule.positive:  # who would not go there takes no room
+            wanted_GSE = jnp.where(wanted_GSE > 0, wanted_GSE, -jnp.inf)
+        wanted_GSE = with_room(wanted_GSE, score_GSE, inputs, rule.eval_candidates)
     choice = choose_by(wanted_GSE, score_GSE, K, rule, replayed_GSK)
     if inputs.bias_E is not None:
         unbiased_GSK = keep(pick(score_GSE, K), score_GSE, choice.probability_GSE, rule)
@@ -120,9 +127,14 @@ def keep(
 ) -> jax.Array:
     """The choices, best first, that the rule lets stay; -1 for the others, which come after them.
 
-    ``positive``: those whose preference is greater than 0. ``top_p``: up to the one with which they
-    gather that much probability (Huang et al. 2024, Eq. 3-4).
+    ``eval_candidates``: those that have room. ``positive``: those whose preference is greater than
+    0. ``top_p``: up to the one with which they gather that much probability (Huang et al. 2024,
+    Eq. 3-4).
     """
+    if rule.eval_candidates is not None:
+        # Best first: those without room come last.
+        open_GS1 = (preference_GSE > -jnp.inf).sum(-1, keepdims=True)
+        expert_GSK = jnp.where(jnp.arange(expert_GSK.shape[-1]) < open_GS1, expert_GSK, -1)
     if rule.positive:
         own_GSK = at_each(jax.lax.stop_gradient(preference_GSE), expert_GSK)
         expert_GSK = jnp.where(own_GSK > 0, expert_GSK, -1)
@@ -133,6 +145,28 @@ def keep(
         stays_GSK = (before_GSK < rule.top_p).at[..., 0].set(True)
         expert_GSK = jnp.where(stays_GSK, expert_GSK, -1)
     return expert_GSK
+
+
+def with_room(
+    preference_GSE: jax.Array, score_GSE: jax.Array, inputs: RouterInput, candidates: int
+) -> jax.Array:
+    """The preference, -inf where a token finds no room: each expert keeps, of the tokens of its
+    group among whose best ``candidates`` it is, the C that score it highest.
+
+    Capacity-aware inference (He et al. 2025, arXiv 2503.05066): token drop where there are as many
+    candidates as choices, expanded drop where there are more: then a token takes the best K that
+    keep it, and fewer than K only if fewer do. As in the authors' code, by score, over all devices.
+    No expert gets more than its C slots, so that nothing is dropped after this. Equal scores go to
+    the earlier token.
+    """
+    E, real_GS1 = score_GSE.shape[-1], inputs.real_GS[..., None]
+    best_GSM = pick(preference_GSE, candidates)
+    candidate_GSE = (best_GSM[..., None] == jnp.arange(E)).any(-2) & real_GS1
+    candidate_GSE &= preference_GSE > -jnp.inf
+    queue_GSE = jnp.where(candidate_GSE, -jax.lax.stop_gradient(score_GSE), jnp.inf)
+    place_GSE = jnp.argsort(jnp.argsort(queue_GSE, axis=1), axis=1)
+    stays_GSE = candidate_GSE & (place_GSE < inputs.capacity)
+    return jnp.where(stays_GSE, preference_GSE, -jnp.inf)
 
 
 def pick(preference_GSE: jax.Array, top_k: int) -> jax.Array:

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from made_up_runner import MadeUpRunner, make_sizes
@@ -23,7 +24,7 @@ from moejax.inference.engine.stats import Balance
 from moejax.inference.engine.texts import TextRules
 from moejax.inference.server.live import write_stats
 from moejax.inference.server.metrics import describe_balance
-from moejax.moe.parallel.move import make_move
+from moejax.moe.parallel.move import make_fill, make_move
 from moejax.moe.parallel.placement import place
 from moejax.moe.parallel.replan import (
     LEAST,
@@ -124,6 +125,28 @@ def test_copies_are_made_in_place_and_nothing_but_them_is_sent(dtype):
     wanted_stack = stack.copy()
     wanted_stack[1] = stack[1, [np.flatnonzero(now_P == expert)[0] for expert in wanted_P]]
     np.testing.assert_array_equal(moved, wanted_stack)
+
+
+@pytest.mark.parametrize("places", [8, 12])
+def test_places_are_filled_without_a_bank_on_one_device(places):
+    """Eight experts of three layers, on four devices; a place for each, or half as many more."""
+    layout = MeshConfig(expert=4, model=2)
+    mesh, rng = device_mesh.make_mesh(layout), np.random.default_rng(0)
+    shape, expert_RP = (3, 8, 16, 32), np.stack([rng.permutation(places) % 8 for _ in range(3)])
+    expert_RP[0] = np.arange(places) % 8  # with as many places as experts, nothing moves
+    stack = rng.normal(size=shape).astype(np.float32)
+    sharding = partition.tree_shardings(mesh, {"w_up_EDF": stack})["w_up_EDF"]
+    source = jax.device_put(stack, sharding)
+    filled = jnp.zeros((3, places, 16, 32), device=sharding)
+    for repeat, expert_P in enumerate(expert_RP):
+        copies = plan_copies(np.arange(8), expert_P, 4, anew=True)
+        given = (filled, source, np.int32(repeat), *copies.arrays)
+        program = make_fill(sharding).lower(*given).compile()
+        memory = program.memory_analysis()
+        assert memory.temp_size_in_bytes <= stack.nbytes // 8 // 3 * 2 + 2000  # one layer, and more
+        assert "all-gather" not in program.as_text()
+        filled = program(*given)
+    np.testing.assert_array_equal(filled, stack[np.arange(3)[:, None], expert_RP])
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def add_places(
     model: OpenModel, mesh: Mesh, replicas: int | None
 ) -> tuple[OpenModel, np.ndarray, jax.Array]:
     """A model with so many places for experts in each layer, by default one more on each device
-    than its experts need; the expert in each, ``expert_LP``; and ``place_LER``. Raises
-    ``ConfigError`` if there are no experts, or places for none.
+    than its experts need; the expert in each, ``expert_LP``; and ``place_LER``. The model that is
+    given is of no more use. Raises ``ConfigError`` if there are no experts, or places for none.
     """
     config, devices = model.config, mesh.shape["expert"]
     check_can_generate(config)
@@ -59,7 +59,7 @@ def add_places(
     plan = place(np.ones((L, E)), devices=devices, places=places)
     with jax.set_mesh(mesh):
         params = hold(model.params)  # arrays of their own come of it, which may be overwritten
-    params, _ = replicate(config, params, plan, mesh, model.layout.fsdp)
+    params, _ = replicate(config, params, plan, mesh, model.layout.fsdp, free=True)
     place_LER = lay_everywhere(list_places(plan, 1 + places - E), mesh)
     return replace(model, params=params), plan.expert_LP, place_LER
 

@@ -4,6 +4,7 @@ Letters: M: places of a device; P: places of experts and replicas; Q: devices; R
 S: how many devices further a copy goes; X: turns.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -21,23 +22,44 @@ def make_move(sharding: NamedSharding) -> Any:
     lies as ``sharding`` says, is overwritten; beside it a device needs its own part of one layer,
     and two experts. Only what changes its device is sent.
     """
+    return _jit(lambda w, repeat, *copies: _copy(w, w[repeat], repeat, *copies), sharding, 1)
+
+
+@cache
+def make_fill(sharding: NamedSharding) -> Any:
+    """``(w, source, repeat, turns_S, take_SQX, put_SQX) -> w``, as ``make_move``, but the experts
+    come from another stack, [R, E, ...], which lies likewise.
+    """
+
+    def fill(w: jax.Array, source: jax.Array, repeat: jax.Array, *copies: jax.Array) -> jax.Array:
+        return _copy(w, source[repeat], repeat, *copies)
+
+    return _jit(fill, sharding, 2)
+
+
+def _jit(function: Callable, sharding: NamedSharding, stacks: int) -> Any:
+    """A function of so many stacks, of which the first is overwritten, on each device."""
     spec = sharding.spec
-    move = jax.shard_map(
-        _move,
+    mapped = jax.shard_map(
+        function,
         mesh=sharding.mesh,
-        in_specs=(spec, *[P()] * 4),
+        in_specs=(*[spec] * stacks, *[P()] * 4),
         out_specs=spec,
         check_vma=False,
     )
-    return jax.jit(move, donate_argnums=0, out_shardings=sharding)
+    return jax.jit(mapped, donate_argnums=0, out_shardings=sharding)
 
 
-def _move(
-    w: jax.Array, repeat: jax.Array, turns_S: jax.Array, take_SQX: jax.Array, put_SQX: jax.Array
+def _copy(
+    w: jax.Array,
+    before: jax.Array,
+    repeat: jax.Array,
+    turns_S: jax.Array,
+    take_SQX: jax.Array,
+    put_SQX: jax.Array,
 ) -> jax.Array:
-    """Of each device, with its own M of the P places."""
+    """Of each device, with its own M of the P places, and its own experts ``before``."""
     devices, M, me = len(turns_S), w.shape[1], lax.axis_index("expert")
-    before = w[repeat]
 
     def turn(further: int, x: jax.Array, w: jax.Array) -> jax.Array:
         got = before[take_SQX[further, me, x]]

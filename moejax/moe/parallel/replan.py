@@ -94,19 +94,21 @@ def keep_in_place(now_P: np.ndarray, wanted_P: np.ndarray, devices: int) -> np.n
     return found_QM.reshape(-1)
 
 
-def plan_copies(now_P: np.ndarray, new_P: np.ndarray, devices: int) -> Copies:
-    """The copies that lead from some places to others. An expert comes from its own device if that
-    has it, else from the device that has given least so far.
+def plan_copies(now_P: np.ndarray, new_P: np.ndarray, devices: int, anew: bool = False) -> Copies:
+    """The copies that lead from some places to others; ``anew``: to places that are empty, of which
+    there may be more. An expert comes from its own device if that has it, else from the one that
+    has given least.
     """
-    M = now_P.size // devices
+    M, before = new_P.size // devices, now_P.size // devices  # places of a device
     given_Q = np.zeros(devices, np.int64)
     pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for p in np.flatnonzero(now_P != new_P).tolist():
+    for p in range(new_P.size) if anew else np.flatnonzero(now_P != new_P).tolist():
         to, sources = p // M, np.flatnonzero(now_P == new_P[p])
-        there = sources // M == to
-        source = int(sources[(there if there.any() else -given_Q[sources // M]).argmax()])
-        given_Q[source // M] += source // M != to
-        pairs.setdefault((source // M, to), []).append((source % M, p % M))
+        there = sources // before == to
+        source = int(sources[(there if there.any() else -given_Q[sources // before]).argmax()])
+        giver = source // before
+        given_Q[giver] += giver != to
+        pairs.setdefault((giver, to), []).append((source % before, p % M))
     take_SQX = np.zeros((devices, devices, M), np.int32)
     put_SQX = np.full_like(take_SQX, M)
     turns_S = np.zeros(devices, np.int32)

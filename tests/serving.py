@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import httpx
 from made_up_runner import MadeUpRunner, make_sizes
 
-from moejax.config import MeshConfig, ModelConfig
+from moejax.config import MeshConfig, ModelConfig, MoEConfig
 from moejax.data.byte_tokenizer import ByteTokenizer
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
@@ -29,7 +29,8 @@ def make_model(**changes) -> OpenModel:
     """A model of bytes without parameters, which writes conversations plainly."""
     tokenizer = ByteTokenizer()
     made = {
-        "config": ModelConfig(vocab_size=VOCAB),
+        # One routed layer, the last, as that of the made-up runner.
+        "config": ModelConfig(vocab_size=VOCAB, moe=MoEConfig(first_dense=2)),
         "layout": MeshConfig(),
         "vocab_size": VOCAB,
         "params": {},

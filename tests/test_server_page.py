@@ -88,7 +88,7 @@ def test_live_figures(served):
     (answer,) = ask(served, ("GET", "/live", {}))
     told, figures = answer.json(), answer.json()["figures"]
     assert answer.headers["cache-control"] == "no-store"
-    assert (told["model"], told["chat"], told["layers"]) == (NAME, True, [0, 1, 2])
+    assert (told["model"], told["chat"], told["layers"]) == (NAME, True, [2])
     assert figures["drawn_tokens"] >= 3 and figures["failed"] is None
     assert figures["next_seconds"]["count"] >= 2 and figures["next_seconds"]["sum"] > 0
     assert len(figures["load_LE"]) == 1 and len(figures["load_LE"][0]) == 2

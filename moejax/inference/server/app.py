@@ -35,7 +35,8 @@ async def tell_metrics(request: Request) -> Response:
     """What the engine and the server do, for Prometheus."""
     served: Served = request.app.state.served
     stats = await asyncio.to_thread(served.engine.stats)  # it waits for the step at hand
-    return Response(write_metrics(stats, served.tally), media_type=CONTENT_TYPE)
+    lines = write_metrics(stats, served.tally, served.routed_layers)
+    return Response(lines, media_type=CONTENT_TYPE)
 
 
 async def list_models(request: Request) -> Response:

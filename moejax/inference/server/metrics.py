@@ -1,6 +1,6 @@
 """`GET /metrics`: what the engine and the server do, in Prometheus' text format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -46,16 +46,18 @@ _HISTOGRAMS = {
 }
 
 
-def write_metrics(stats: EngineStats, tally: Tally) -> bytes:
-    """The lines of all metrics. Names begin with ``moejax_``."""
+def write_metrics(stats: EngineStats, tally: Tally, layers: Sequence[int]) -> bytes:
+    """The lines of all metrics. Names begin with ``moejax_``. ``layers``: the numbers of the routed
+    ones in the model.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(stats, tally))
+    registry.register(_Collector(stats, tally, layers))
     return generate_latest(registry)
 
 
 class _Collector:
-    def __init__(self, stats: EngineStats, tally: Tally) -> None:
-        self._stats, self._tally = stats, tally
+    def __init__(self, stats: EngineStats, tally: Tally, layers: Sequence[int]) -> None:
+        self._stats, self._tally, self._layers = stats, tally, layers
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
@@ -79,12 +81,12 @@ class _Collector:
         yield answers
         yield _counter("clients_gone", "Clients that left before their answer.", self._tally.gone)
         if stats.load_LE is not None:
-            yield from describe_load(stats.load_LE)
+            yield from describe_load(stats.load_LE, self._layers)
         if stats.balance is not None:
-            yield from describe_balance(stats.balance)
+            yield from describe_balance(stats.balance, self._layers)
 
 
-def describe_load(load_LE: np.ndarray) -> Iterator[Metric]:
+def describe_load(load_LE: np.ndarray, layers: Sequence[int]) -> Iterator[Metric]:
     """Choices of each expert, and how far the largest load of a layer is above the mean: a layer
     waits for the device with the most.
     """
@@ -94,7 +96,7 @@ def describe_load(load_LE: np.ndarray) -> Iterator[Metric]:
         "Largest load of an expert over the mean of its layer, since the start.",
         labels=["layer"],
     )
-    for layer, load_E in enumerate(load_LE):
+    for layer, load_E in zip(layers, load_LE, strict=True):
         for expert, count in enumerate(load_E):
             load.add_metric([str(layer), str(expert)], float(count))
         if load_E.sum() > 0:
@@ -103,7 +105,7 @@ def describe_load(load_LE: np.ndarray) -> Iterator[Metric]:
     yield ratio
 
 
-def describe_balance(balance: Balance) -> Iterator[Metric]:
+def describe_balance(balance: Balance, layers: Sequence[int]) -> Iterator[Metric]:
     """What moving experts does: how even the load of their devices is, and was."""
     yield _counter("expert_moves", "Times that experts moved to other devices.", balance.moves)
     yield _counter("experts_copied", "Experts copied for it, in all layers.", balance.copied)
@@ -115,7 +117,7 @@ def describe_balance(balance: Balance) -> Iterator[Metric]:
     )
     for when, (of_all, share_L) in balance.shares().items():
         even.add_metric([when, "all"], of_all)
-        for layer, share in enumerate(share_L):
+        for layer, share in zip(layers, share_L, strict=True):
             even.add_metric([when, str(layer)], float(share))
     yield even
 

@@ -166,7 +166,7 @@ def test_places_that_a_model_cannot_have_are_refused(moe, replicas, wrong):
 
 
 def test_balance_is_told_by_layer_and_of_all_layers():
-    """Of two routed layers, 1 and 3, the first has a device with three times the load of the other."""
+    """Layers 1 and 3 are routed; 1 has a device with three times the load of the other."""
     nothing = Balance(now_LQ=np.zeros((2, 2)))
     load_LQ = np.array([[3.0, 1], [2, 2]])
     balance = nothing.at(load_LQ).moved(load_LQ, np.full((2, 2), 2.0), 5)

@@ -173,19 +173,22 @@ def largest_buffers_of_smaller(
     config: Config, grid: jax.sharding.Mesh, vocab_size: int
 ) -> dict[str, Any]:
     """The largest buffers of a smaller step that fits: fewer layers, if needed fewer sequences."""
-    config = with_layers(config, shallow_and_full(config.model)[0])
+    shallow = with_layers(config, shallow_and_full(config.model)[0])
+    as_deep = shallow.model.num_layers == config.model.num_layers
     unit = config.sequences_per_group * grid.shape["data"] * grid.shape["expert"]
     batch = config.data.batch_size
     while True:
-        smaller = changed(config, {"data.batch_size": batch, "optim.accumulate": 1})
+        smaller = changed(shallow, {"data.batch_size": batch, "optim.accumulate": 1})
         try:
+            if as_deep and batch == config.data.batch_size:
+                raise OutOfMemory  # as the whole step, which is no larger
             text = compile_step(smaller, grid, vocab_size).as_text()
         except OutOfMemory:
             if batch == unit:
                 return {"buffers": []}
             batch = max(unit, batch // 2 // unit * unit)
             continue
-        fitting = {"layers": config.model.num_layers, "sequences": batch}
+        fitting = {"layers": smaller.model.num_layers, "sequences": batch}
         return {"buffers_of": fitting, "buffers": targets.list_largest_buffers(text)}
 
 

@@ -34,6 +34,7 @@ from moejax.models.attend.seen import Seen, make_mask, sees
 from moejax.models.attend.seen_blocks import find_seen_blocks, list_blocks
 from moejax.models.attend.to_cache import attend_to_cache
 from moejax.models.batch_shapes import batch_shapes
+from moejax.moe import lying
 from moejax.runtime import device_mesh
 from moejax.train.optimizer import make_optimizer
 from moejax.train.prepare import make_step
@@ -373,6 +374,45 @@ def test_a_prompt_is_read_into_a_cache_without_all_pairs():
     assert largest(LONG, "dense") >= LONG * slots
     assert largest(LONG, "auto") < LONG * slots
     assert largest(1, "blockwise") == largest(1, "auto")  # it reads the cache where it lies
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_part_of_a_long_text_reads_its_cache_block_by_block(sinks):
+    """Up to the last slot that has a key; the last block overlaps. The second row has padding."""
+    B, N, M, J, H = 2, 16, 9000, 4, 4
+    rng = np.random.default_rng(0)
+    q_BNHA, k_BMJA, v_BMJA = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((B, N, H, A), (B, M, J, A), (B, M, J, A))
+    )
+    sink_H = jnp.asarray(rng.normal(size=H), jnp.float32) if sinks else None
+    slot_M, end_B1 = np.arange(M), np.array([[8990], [300]])
+    of_BN = np.ones((B, N), np.int32)
+    of_BN[1, 10:] = 0
+    seen = Seen(
+        of_BN=jnp.asarray(of_BN),
+        at_BN=jnp.asarray(end_B1 - N + np.arange(N), jnp.int32),
+        of_BM=jnp.asarray(slot_M < end_B1, jnp.int32),
+        at_BM=jnp.asarray(np.broadcast_to(slot_M, (B, M)), jnp.int32),
+        window=1000,
+        page=8,
+    )
+
+    def read(first: int, count: int) -> list[jax.Array]:
+        return [jax.lax.dynamic_slice_in_dim(x, first, count, 1) for x in (k_BMJA, v_BMJA)]
+
+    def largest(act) -> int:
+        return max(list_sizes(jax.make_jaxpr(act)(q_BNHA).jaxpr))
+
+    act = partial(attend_to_cache, read=read, seen=seen, sink_H=sink_H, scale=SCALE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lying, "LARGE_BLOCK", 700 * B * J * A)
+        found = act(q_BNHA)
+        assert largest(act) < k_BMJA.size / 3
+    wanted = attend(q_BNHA, k_BMJA, v_BMJA, seen, sink_H, SCALE, "dense")
+    real = np.asarray(of_BN == 1)
+    np.testing.assert_allclose(found[real], wanted[real], atol=1e-5)
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_generate import TINY, TOKENIZER, V, bias_of, generator, made
 
-from moejax.config import MeshConfig
+from moejax.config import MeshConfig, ModelConfig, MoEConfig
 from moejax.config.errors import ConfigError
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.core import Core
@@ -19,7 +20,9 @@ from moejax.inference.engine.requests import Request
 from moejax.inference.engine.runner import PageRunner, empty_call, pack
 from moejax.inference.engine.sizes import choose_sizes
 from moejax.inference.engine.texts import TextRules
+from moejax.inference.inference_config import inference_config
 from moejax.inference.sampling import Sampling, make_draws
+from moejax.models.decoder import DecoderLM
 from moejax.runtime import device_mesh
 from moejax.runtime.program_bytes import count_bytes
 
@@ -160,6 +163,35 @@ def test_the_pool_is_written_in_place_and_only_pages_that_are_looked_at_are_read
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 20
     assert count_bytes(program.as_text()) < size / 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("N", [0, 64])
+def test_a_call_of_a_large_model_takes_little_beside_weights_and_pages(N):
+    """32 texts, or four prompts, of up to 32,768 positions, by shapes alone: OLMoE's banks of
+    experts in two layers, 1.9 GB, and as many pages as 4 GB hold.
+    """
+    moe = MoEConfig(num_experts=64, top_k=8, hidden_size=1024)
+    config = ModelConfig(
+        num_layers=2, width=2048, num_heads=16, dtype="bfloat16", vocab_size=50_304, moe=moe
+    )
+    model = DecoderLM(inference_config(config), 50_304)
+    zeros = np.zeros((1, 8), np.int32)
+    batch = {"inputs": zeros, "segments": zeros, "positions": zeros}
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, False)["params"])
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    mesh = device_mesh.make_mesh(ALONE, jax.devices()[:1])
+    sizes = choose_sizes(config, 32_768, mesh, EngineSettings(pages=10_000))
+    runner = PageRunner(config, ALONE, params, None, mesh=mesh, window=32_768)
+    runner.sizes, runner._state = (
+        sizes,
+        jax.eval_shape(functools.partial(runner._empty_state, sizes)),
+    )
+    there = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, runner._state)))
+    memory = compiled(runner, N, 32 if N == 0 else 4).memory_analysis()
+
+    assert there > 4e9 and memory.argument_size_in_bytes < 1.001 * there
+    assert memory.temp_size_in_bytes < 0.05 * there
 
 
 @pytest.mark.slow

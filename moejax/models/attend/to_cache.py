@@ -9,17 +9,19 @@ the cache; U: width of a head's values; X: slots that are read at a time.
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from moejax.config.attention import AttentionForm
+from moejax.models.attend.blockwise import LOWEST
 from moejax.models.attend.by_form import attend
 from moejax.models.attend.case import describe
 from moejax.models.attend.choose_form import FEW_QUERIES, choose_form
 from moejax.models.attend.dense import normalise
-from moejax.models.attend.seen import Seen, make_mask
+from moejax.models.attend.seen import HIDDEN, Seen, make_mask
 from moejax.models.kv_cache import Read
 from moejax.moe import lying
 from moejax.runtime import device_mesh
@@ -43,8 +45,11 @@ def attend_to_cache(
     on_cpu, alone = device_mesh.platform() == "cpu", device_mesh.devices() == 1
     k_BMJA, v_BMJU = jax.eval_shape(lambda: read(0, M))
     chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
-    in_blocks = alone if on_cpu else seen.page > 1
-    if not in_blocks or chosen != "dense" or M * slot < lying.SMALL:
+    in_blocks = (alone if on_cpu else seen.page > 1) and M * slot >= lying.SMALL
+    B, N, H, _ = q_BNHA.shape
+    if in_blocks and chosen == "blockwise" and 4 * slot >= B * N * H:
+        return _attend_once(q_BNHA, read, seen, sink_H, scale)
+    if not in_blocks or chosen != "dense":
         k_BMJA, v_BMJU = read(0, M)
         return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale, form)
     # A block is there twice: products turn it so that heads come first.
@@ -86,6 +91,58 @@ def attend_to_cache(
 
     y_BNJIU = lax.fori_loop(0, blocks, add, jnp.zeros((B, N, J, H // J, U), jnp.float32))
     return y_BNJIU.reshape(B, N, H, U)
+
+
+def _attend_once(
+    q_BNHA: jax.Array, read: Read, seen: Seen, sink_H: jax.Array | None, scale: float
+) -> jax.Array:
+    """As above for a part of a long text, of which not even all scores are in memory: with a
+    running maximum and sum (Dao et al. 2022, Algorithm 1), keys and values are read once, up to the
+    last one that there is.
+    """
+    on_cpu = device_mesh.platform() == "cpu"
+    one_k, one_v = jax.eval_shape(lambda: read(0, 1))
+    (B, N, H, A), (J, U), M = q_BNHA.shape, one_v.shape[2:], seen.of_BM.shape[1]
+    most = lying.LARGE_BLOCK * device_mesh.token_devices()
+    X = min(M, max(1, most // max(one_k.size, one_v.size) // seen.page) * seen.page)
+    q_BNJIA = widen(q_BNHA.reshape(B, N, J, -1, A), on_cpu)
+    rows = (B, J, H // J, N)
+
+    def look(i: jax.Array, carry: tuple) -> tuple:
+        top_BJIN, sum_BJIN, y_BJINU = carry
+        start = jnp.minimum(i * X, M - X)  # the last block may overlap with the one before
+        k_BXJA, v_BXJU = (widen(x, on_cpu) for x in read(start, X))
+        score_BJINX = jnp.einsum(
+            "BNJIA,BXJA->BJINX", q_BNJIA, k_BXJA, preferred_element_type=jnp.float32
+        )
+        of_BX, at_BX = (lax.dynamic_slice_in_dim(x, start, X, 1) for x in (seen.of_BM, seen.at_BM))
+        of_BX = jnp.where(start + jnp.arange(X) >= i * X, of_BX, -1)
+        mask_B1NX = make_mask(replace(seen, of_BM=of_BX, at_BM=at_BX))
+        score_BJINX = jnp.where(mask_B1NX[:, None], score_BJINX * scale, HIDDEN)
+        new_BJIN = jnp.maximum(top_BJIN, score_BJINX.max(-1))
+        p_BJINX, fade_BJIN = (
+            jnp.exp(score_BJINX - new_BJIN[..., None]),
+            jnp.exp(top_BJIN - new_BJIN),
+        )
+        more_BJINU = jnp.einsum(
+            "BJINX,BXJU->BJINU",
+            p_BJINX.astype(v_BXJU.dtype),
+            v_BXJU,
+            preferred_element_type=jnp.float32,
+        )
+        sum_BJIN = sum_BJIN * fade_BJIN + p_BJINX.sum(-1)
+        return new_BJIN, sum_BJIN, y_BJINU * fade_BJIN[..., None] + more_BJINU
+
+    if sink_H is None:
+        top_BJIN, sum_BJIN = jnp.full(rows, LOWEST), jnp.zeros(rows)
+    else:  # as a key with this score, and no value
+        sink_JI1 = sink_H.astype(jnp.float32).reshape(J, -1, 1)
+        top_BJIN, sum_BJIN = jnp.broadcast_to(sink_JI1, rows), jnp.ones(rows)
+    last = jnp.where(seen.of_BM > 0, jnp.arange(1, M + 1), 0).max()
+    begin = (top_BJIN, sum_BJIN, jnp.zeros((*rows, U)))
+    _, sum_BJIN, y_BJINU = lax.fori_loop(0, (last + X - 1) // X, look, begin)
+    y_BJINU = y_BJINU / jnp.where(sum_BJIN == 0, 1, sum_BJIN)[..., None]
+    return y_BJINU.transpose(0, 3, 1, 2, 4).reshape(B, N, H, U)
 
 
 def widen(x: jax.Array, on_cpu: bool) -> jax.Array:

@@ -80,8 +80,16 @@ def start(words: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen(words, env=env | options.pop("env", {}), **pipes, **options)
 
 
+def kept_programs(folder: Path) -> dict[str, str]:
+    """The environment by which a process finds what others have compiled."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen) -> None:
-    for _ in range(1200):
+    for _ in range(4800):  # a study trains others before
         file = directory / "metrics.jsonl"
         if file.exists() and any(line["step"] >= step for line in metrics(directory)):
             return
@@ -207,7 +215,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_pat
     options = {"env": {"JAX_NUM_CPU_DEVICES": str(devices)}}
     alone = with_run(config, directory=str(tmp_path / "alone"))
     reference = start(command(alone, tmp_path), **options)
-    said, errors = reference.communicate(timeout=120)
+    said, errors = reference.communicate(timeout=300)
     assert reference.returncode == 0, errors
     words = command(config, tmp_path)
     for step in (6, 15):
@@ -216,7 +224,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = start(words, **options)
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "from step" in said
     assert metrics(config.run.directory) == metrics(alone.run.directory)
@@ -323,7 +331,7 @@ def test_a_full_disk_ends_in_a_message_and_harms_nothing(config, tmp_path):
     quick(config, steps=4)
     limited = f"ulimit -f 8; trap '' XFSZ; exec {shlex.join(command(config, tmp_path))}"
     process = start(["bash", "-c", limited], env={"JAX_NUM_CPU_DEVICES": "8"})
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     assert "error: a checkpoint could not be saved" in errors
     assert "Traceback" not in errors

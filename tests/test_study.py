@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from test_run import TIMING, metrics, wait_for_step
+from test_run import TIMING, kept_programs, metrics, wait_for_step
 
 from moejax.config import Config, changed, to_dict
 from moejax.config.errors import ConfigError, DivergedError, RunError
@@ -265,10 +265,11 @@ def test_each_seed_is_a_training_and_the_table_has_their_spread(config, tmp_path
 @pytest.mark.slow
 def test_killed_twice_a_study_ends_with_the_results_of_one_left_alone(config, tmp_path):
     """kill -9 in the first seed and in the last."""
-    config = with_part(config, "run", steps=24)
+    config = with_part(with_part(config, "run", steps=24), "model", num_layers=1)
     file = tmp_path / "mine.py"
     write_file(file, study(config, seeds=(0, 1), baseline="dense"))
     one_cpu = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    one_cpu |= kept_programs(tmp_path)
 
     def words(directory: str) -> tuple[str, ...]:
         return ("-m", "moejax", "study", str(file), "--directory", str(tmp_path / directory))

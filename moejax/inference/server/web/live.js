@@ -144,17 +144,8 @@ function drawMap() {
   const top = Math.max(...tops), at = tops.indexOf(top);
   byId('ratio').textContent = top ? `${top.toFixed(2)}×` : '–';
   byId('ratio-where').textContent = top ? `load: layer ${nameOf(at)}, expert ${layers[at].ratios.indexOf(top)}` : 'no token yet';
-  tellMoves(live.looks.at(-1).balance);
   drawCells(layers, tops);
   tellCell();
-}
-
-// Where experts follow the load (--rebalance).
-function tellMoves(balance) {
-  if (!balance) return;
-  const share = of => `${Math.round(100 * of.all)}%`;
-  const moved = balance.moves ? ` Experts have moved ${show(balance.moves)}×: the last time from ${share(balance.before)} to ${share(balance.after)}.` : '';
-  byId('moves').textContent = `The average device has ${share(balance.now)} of the load of the busiest.${moved}`;
 }
 
 function drawCells(layers, tops) {

@@ -80,7 +80,7 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
         wanted_GSE = with_room(wanted_GSE, score_GSE, inputs, rule.eval_candidates)
     choice = choose_by(wanted_GSE, score_GSE, K, rule, replayed_GSK)
     if inputs.bias_E is not None:
-        unbiased_GSK = keep(pick(score_GSE, K), score_GSE, choice.probability_GSE, rule)
+        unbiased_GSK = keep(pick(score_GSE, K), score_GSE, score_GSE, rule)
         choice = replace(choice, unbiased_GSK=unbiased_GSK)
     if rule.noise == "learned" and inputs.key is not None:
         own_GSK = choice.expert_GSK if replayed_GSK is None else pick(wanted_GSE, K)
@@ -105,24 +105,28 @@ def choose_by(
     """Choose by one array and weigh by another, as ``rule`` says; or weigh what was chosen before
     (``RouterInput.replayed_GSK``; Ma et al. 2025, "rollout routing replay").
     """
-    # DeepSeek-V3, Eq. 19: scores that are no distribution are divided by their sum.
-    total_GS1 = 1.0 if rule.score == "softmax" else score_GSE.sum(-1, keepdims=True) + 1e-20
-    probability_GSE, expert_GSK = score_GSE / total_GS1, replayed_GSK
+    expert_GSK = replayed_GSK
     if expert_GSK is None:
-        expert_GSK = keep(pick(preference_GSE, top_k), preference_GSE, probability_GSE, rule)
+        expert_GSK = keep(pick(preference_GSE, top_k), preference_GSE, score_GSE, rule)
     # A masked sum, not a gather: its gradient is a product, not a scatter.
     weight_GSK = jnp.stack([at(score_GSE, expert_GSK[..., k]) for k in range(top_k)], axis=-1)
     if rule.renormalise:
         # All chosen scores may underflow: then the weights are 0, not 0/0 (as in DeepSeek-V3).
         weight_GSK /= weight_GSK.sum(-1, keepdims=True) + 1e-20
     weight_GSK *= rule.weight_scale
-    return TokenChoice(expert_GSK, weight_GSK, probability_GSE, weigh=rule.weigh)
+    return TokenChoice(expert_GSK, weight_GSK, distribute(score_GSE, rule), weigh=rule.weigh)
+
+
+def distribute(score_GSE: jax.Array, rule: TokenChoiceRule) -> jax.Array:
+    """The scores as a distribution: those that are none over their sum (DeepSeek-V3, Eq. 19)."""
+    total_GS1 = 1.0 if rule.score == "softmax" else score_GSE.sum(-1, keepdims=True) + 1e-20
+    return score_GSE / total_GS1
 
 
 def keep(
     expert_GSK: jax.Array,
     preference_GSE: jax.Array,
-    probability_GSE: jax.Array,
+    score_GSE: jax.Array,
     rule: TokenChoiceRule,
 ) -> jax.Array:
     """The choices, best first, that the rule lets stay; -1 for the others, which come after them.
@@ -139,7 +143,8 @@ def keep(
         own_GSK = at_each(jax.lax.stop_gradient(preference_GSE), expert_GSK)
         expert_GSK = jnp.where(own_GSK > 0, expert_GSK, -1)
     if rule.top_p is not None:
-        share_GSK = at_each(jax.lax.stop_gradient(probability_GSE), expert_GSK)
+        share_GSE = distribute(jax.lax.stop_gradient(score_GSE), rule)
+        share_GSK = at_each(share_GSE, expert_GSK)
         before_GSK = jnp.cumsum(share_GSK, axis=-1) - share_GSK
         # The first stays; of what lies before it, rounding could make more than nothing.
         stays_GSK = (before_GSK < rule.top_p).at[..., 0].set(True)

@@ -200,6 +200,13 @@ def test_an_engine_that_speculates_is_measured_with_drafts_and_without(texts, mo
     assert re.search(r"drafts, 0\.\d\d of them right; 1\.\d\d tokens a call; ", report(result))
 
 
+def test_what_was_not_seen_in_a_round_is_told_of_the_others():
+    gaps = {"p50": 3.0}
+    rounds = [{"gap_ms": None, "tokens": 2}, {"gap_ms": gaps, "tokens": 3}]
+    assert serving._middle(rounds) == {"gap_ms": gaps, "tokens": 5}
+    assert serving._middle([{"gap_ms": None}]) == {"gap_ms": None}
+
+
 def server_of(url: str, **more) -> Server:
     host, port, path, tls = read_url(url)
     return Server(**{"host": host, "port": port, "path": path, "tls": tls} | more)

@@ -68,7 +68,12 @@ class ByteTokenizer:
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ``ids`` without control tokens; what is not UTF-8 becomes U+FFFD."""
-        return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", "replace")
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        try:
+            data = bytes(ids)
+        except ValueError:  # there is something else among them
+            data = bytes(i for i in ids if 0 <= i < 256)
+        return data.decode("utf-8", "replace")
 
 
 def make_byte_tokenizer_files() -> dict[str, dict]:

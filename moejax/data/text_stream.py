@@ -47,6 +47,8 @@ class TextStream:
         return both[len(before) :]
 
     def _give_out(self, new: str, last: bool) -> str:
+        if not self._stop:
+            return new
         text = self._held + new
         found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:

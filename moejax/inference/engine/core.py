@@ -12,6 +12,7 @@ Letters: X: the best tokens that scores are given of.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,7 @@ class _Tokens:
         """
         token = self._token_B1[row][place]
         if request.logprobs is None and not request.routes:
-            return Token(id=token)
+            return _plain(token)
         logprob: float | None = None
         best: tuple[tuple[int, float], ...] = ()
         routes = {}
@@ -289,3 +290,9 @@ class _Tokens:
                 "weight_LK": self._array("weight_BNLK")[row, last].copy(),
             }
         return Token(id=token, logprob=logprob, best=best, **routes)
+
+
+@lru_cache(maxsize=2**16)
+def _plain(token: int) -> Token:
+    """A token of which nothing else is told: made once, as many texts have the same ones."""
+    return Token(id=token)

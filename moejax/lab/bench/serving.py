@@ -180,20 +180,24 @@ def _measure_round(
 
 
 def _middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The medians of all figures; of failures and counts, the sums."""
+    """The medians of all figures; of failures and counts, the sums. What is None in a round was
+    not seen in it.
+    """
     merged: dict[str, Any] = {}
-    for name, first in rounds[0].items():
-        values = [one[name] for one in rounds if one.get(name) is not None]
+    for name in rounds[0]:
+        values = [one[name] for one in rounds if one[name] is not None]
         if name == "failed":
             merged[name] = {
                 why: sum(one.get(why, 0) for one in values) for one in values for why in one
             }
         elif name in ("requests", "answered", "tokens", "seconds"):
             merged[name] = sum(values)
+        elif not values:
+            merged[name] = None
         elif name == "rows":
-            merged[name] = first
-        elif isinstance(first, dict):
+            merged[name] = values[0]
+        elif isinstance(values[0], dict):
             merged[name] = _middle(values)
         else:
-            merged[name] = float(np.median(values)) if values else None
+            merged[name] = float(np.median(values))
     return merged

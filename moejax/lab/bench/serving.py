@@ -185,7 +185,7 @@ def _middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for name in rounds[0]:
-        values = [one[name] for one in rounds if one[name] is not None]
+        values = [one[name] for one in rounds if one.get(name) is not None]
         if name == "failed":
             merged[name] = {
                 why: sum(one.get(why, 0) for one in values) for one in values for why in one

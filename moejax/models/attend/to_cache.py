@@ -41,7 +41,7 @@ def attend_to_cache(
     form = "auto" if q_BNHA.shape[1] < FEW_QUERIES else form
     M = seen.of_BM.shape[1]
     one_slot = jax.eval_shape(lambda: read(0, 1))
-    slot = max(math.prod(x.shape) for x in one_slot)
+    slot = max(x.size for x in one_slot)
     on_cpu, alone = device_mesh.platform() == "cpu", device_mesh.devices() == 1
     k_BMJA, v_BMJU = jax.eval_shape(lambda: read(0, M))
     chosen, _ = choose_form(form, describe(q_BNHA, k_BMJA, v_BMJU, seen, sink_H))
@@ -52,6 +52,15 @@ def attend_to_cache(
     if not in_blocks or chosen != "dense":
         k_BMJA, v_BMJU = read(0, M)
         return attend(q_BNHA, k_BMJA, v_BMJU, seen, sink_H, scale, form)
+    return _attend_twice(q_BNHA, read, seen, sink_H, scale)
+
+
+def _attend_twice(
+    q_BNHA: jax.Array, read: Read, seen: Seen, sink_H: jax.Array | None, scale: float
+) -> jax.Array:
+    """As above for few queries, whose scores are all in memory: keys are read, and then values."""
+    on_cpu, one_slot = device_mesh.platform() == "cpu", jax.eval_shape(lambda: read(0, 1))
+    slot, M = max(x.size for x in one_slot), seen.of_BM.shape[1]
     # A block is there twice: products turn it so that heads come first.
     most = lying.BLOCK if on_cpu else lying.LARGE_BLOCK * device_mesh.token_devices()
     blocks = math.ceil(2 * M * slot / most)

@@ -1,4 +1,7 @@
-"""Timing of prompts and decode steps, with random weights."""
+"""Timing of prompts and decode steps, with random weights.
+
+Letters: Q: pages that a row looks at.
+"""
 
 import time
 from collections.abc import Callable

@@ -74,7 +74,9 @@ def choose(inputs: RouterInput, rule: TokenChoiceRule) -> TokenChoice:
         wanted_GSE = preference(SCORES[rule.score](wanted_GSE), bias_E, rule)
     replayed_GSK = inputs.replayed_GSK
     short = inputs.capacity < inputs.real_GS.shape[1] and not inputs.training
-    if rule.eval_candidates is not None and short and replayed_GSK is None:
+    if not short or replayed_GSK is not None:
+        rule = replace(rule, eval_candidates=None)  # all have room, or have been chosen
+    if rule.eval_candidates is not None:
         if rule.positive:  # who would not go there takes no room
             wanted_GSE = jnp.where(wanted_GSE > 0, wanted_GSE, -jnp.inf)
         wanted_GSE = with_room(wanted_GSE, score_GSE, inputs, rule.eval_candidates)

@@ -103,11 +103,10 @@ def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Ar
         wanted = settings.experts_per_token or moe.top_k
         margin_LEM, rate = sums.router.margin_1EM, settings.bias_rate
         return selection_bias.threshold(bias_LE, margin_LEM, wanted, rate)
-    share_E = None
-    if settings.experts_per_token is not None:
-        others = moe.num_choices - moe.num_experts
-        wanted = settings.experts_per_token
-        share_E = selection_bias.target_shares(moe.num_experts, others, moe.top_k, wanted)
+    share_E, target = None, settings.experts_per_token
+    others = moe.num_choices - moe.num_experts
+    if target is not None and others:
+        share_E = selection_bias.target_shares(moe.num_experts, others, moe.top_k, target)
     bias_LE = selection_bias.step(
         bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate, share_E
     )

@@ -15,7 +15,7 @@ from moejax.moe.scores import multiply_exactly
 
 
 def orthogonality(w_router_DE: jax.Array) -> jax.Array:
-    """The sum of all |R^T R - 1|: 0 where the experts' vectors have length 1 and right angles.
+    """The sum of all ``|R^T R - 1|``: 0 where the experts' vectors have length 1 and right angles.
 
     SimBal (Omi et al. 2025), L_orth. They also begin with an orthogonal router; ours begins with
     normal numbers, whose columns are about 1 long.

@@ -15,6 +15,7 @@ from moejax.config import MeshConfig, ModelConfig, MoEConfig
 from moejax.config.errors import ConfigError
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.core import Core
+from moejax.inference.engine.drafts import Drafter
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.requests import Request
 from moejax.inference.engine.runner import PageRunner, empty_call, pack
@@ -63,10 +64,12 @@ def requests() -> list[Request]:
     ]
 
 
-def run_core(runner: PageRunner) -> list[list]:
-    """The tokens of each request; one joins after the other, with an empty step between."""
+def run_core(runner: PageRunner, drafter: Drafter | None = None) -> tuple[list[list], Core]:
+    """The tokens of each request, and who made them; one joins after the other, with an empty step
+    between.
+    """
     rules = TextRules(tokenizer=TOKENIZER, ends=frozenset(), vocab_size=V, window=WINDOW)
-    core, tokens = Core(runner, rules), [[] for _ in PROMPTS]
+    core, tokens = Core(runner, rules, drafter=drafter), [[] for _ in PROMPTS]
     for n, request in enumerate(requests()):
         core.add(n, request)
         for number, piece in core.step():
@@ -74,7 +77,7 @@ def run_core(runner: PageRunner) -> list[list]:
     while core.busy:
         for number, piece in core.step():
             tokens[number] += piece.tokens
-    return tokens
+    return tokens, core
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_texts_are_those_of_generate_and_nothing_is_compiled_but_at_the_start(ru
     jax.monitoring.unregister_event_duration_listener(count)
     assert len(compiled) == 2  # each once, though in a thread of its own
     programs = runner.programs
-    tokens = run_core(runner)
+    tokens, _ = run_core(runner)
     assert [[token.id for token in text] for text in tokens] == wanted()
     assert runner.programs == programs == 2
     for n, text in enumerate(tokens):
@@ -203,7 +206,7 @@ def test_lanes_of_a_mesh_give_the_same_texts_and_pages_stay_where_they_are(param
         TINY, params, devices=8, layout=layout, seats=1, rows=(1,), prompt_rows=(1,)
     )
     assert runner.sizes.lanes == 4
-    assert [[token.id for token in text] for text in run_core(runner)] == wanted()
+    assert [[token.id for token in text] for text in run_core(runner)[0]] == wanted()
     one = runner._state["pool"][0]["k_LBMJA"].addressable_shards[0].data
     assert one.shape == (1, 2, 33, 4, 1, 8)
     text = compiled(runner, 0, 1).as_text()

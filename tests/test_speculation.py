@@ -4,28 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_generate import TINY, TOKENIZER, V, made
-from test_page_runner import WINDOW, make_runner, requests, wanted
+from test_generate import TINY, made
+from test_page_runner import make_runner, run_core, wanted
 
-from moejax.inference.engine.core import Core
 from moejax.inference.engine.drafts import ModelDrafter, PromptDrafter
-from moejax.inference.engine.texts import TextRules
 
 DRAFTS = 3
-
-
-def run(runner, drafter=None) -> tuple[list[list], Core]:
-    """The tokens of each request; one joins after the other."""
-    rules = TextRules(tokenizer=TOKENIZER, ends=frozenset(), vocab_size=V, window=WINDOW)
-    core, tokens = Core(runner, rules, drafter=drafter), [[] for _ in requests()]
-    for n, request in enumerate(requests()):
-        core.add(n, request)
-        for number, piece in core.step():
-            tokens[number] += piece.tokens
-    while core.busy:
-        for number, piece in core.step():
-            tokens[number] += piece.tokens
-    return tokens, core
 
 
 @pytest.mark.slow
@@ -35,7 +19,7 @@ def test_drafts_change_no_text_of_a_real_model_and_nothing_is_compiled_but_at_th
     """
     params, small = made(TINY), replace(TINY, num_layers=1, moe=replace(TINY.moe, every=0))
     runner = make_runner(TINY, params, drafts=DRAFTS, tables=(13,))
-    alone, _ = run(runner)
+    alone, _ = run_core(runner)
     assert [[token.id for token in text] for text in alone] == wanted()
     runner.warm()
     programs = runner.programs
@@ -45,7 +29,7 @@ def test_drafts_change_no_text_of_a_real_model_and_nothing_is_compiled_but_at_th
         ("itself", ModelDrafter(smaller(TINY, params), DRAFTS)),
         ("other", ModelDrafter(smaller(small, made(small)), DRAFTS)),
     ]:
-        tokens, core = run(runner, drafter)
+        tokens, core = run_core(runner, drafter)
         assert [[token.id for token in text] for text in tokens] == wanted(), name
         stats = core.stats()
         assert stats.drafted > 0 and stats.pages_used == 0

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from moejax.inference.engine.readers import TextStream, join
 from moejax.inference.engine.requests import Piece, Token
 from moejax.inference.server.asked import ROUTES, Asked
+from moejax.inference.server.body import read_body
 from moejax.inference.server.clock import Clock
 from moejax.inference.server.errors import explain
 from moejax.inference.server.json_answer import JsonAnswer
@@ -80,12 +81,19 @@ class Form(ABC):
         """Of tokens, if they are asked for. ``offset``: characters of the tokens before them."""
 
 
-async def answer(request: Request, served: Served, form: Form, clock: Clock) -> Response:
-    """Continue the texts that are asked for. Raises ``ApiError``, ``ClientDisconnect``, and what
-    ``Engine.submit`` raises.
+async def answer(
+    request: Request, make_form: type[Form], read: Callable[[dict[str, Any], Served], Asked]
+) -> Response:
+    """Continue the texts that a body asks for, as ``read`` finds. Raises ``ApiError``,
+    ``ClientDisconnect``, and what ``Engine.submit`` raises.
     """
+    served: Served = request.app.state.served
+    clock = Clock(served.limits.max_time)
+    body = await read_body(request, served.limits.max_body, clock)
+    asked = await clock.run(served.read(lambda: read(body, served)), request.receive)
+    form = make_form(asked, served)
     texts = Texts(served, form)
-    if form.asked.stream:
+    if asked.stream:
         return EventStream(texts, form, clock, served)
     with contextlib.closing(texts):
         found = await clock.run(texts.gather(), request.receive)

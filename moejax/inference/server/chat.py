@@ -14,8 +14,6 @@ from moejax.inference.engine.requests import Token
 from moejax.inference.sampling import Sampling
 from moejax.inference.server.answering import Form, answer
 from moejax.inference.server.asked import MOST_LOGPROBS, Asked, check_size, read_common
-from moejax.inference.server.body import read_body
-from moejax.inference.server.clock import Clock
 from moejax.inference.server.errors import ApiError
 from moejax.inference.server.fields import Fields
 from moejax.inference.server.served import Served
@@ -59,11 +57,7 @@ class ChatForm(Form):
 
 async def converse(request: Request) -> Response:
     """Answer a request."""
-    served: Served = request.app.state.served
-    clock = Clock(served.limits.max_time)
-    body = await read_body(request, served.limits.max_body, clock)
-    asked = await clock.run(served.read(lambda: read_conversation(body, served)), request.receive)
-    return await answer(request, served, ChatForm(asked, served), clock)
+    return await answer(request, ChatForm, read_conversation)
 
 
 def read_conversation(body: dict[str, Any], served: Served) -> Asked:

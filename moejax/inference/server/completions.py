@@ -12,8 +12,6 @@ from moejax.inference.engine.requests import Token
 from moejax.inference.sampling import Sampling
 from moejax.inference.server.answering import Form, answer
 from moejax.inference.server.asked import MOST_LOGPROBS, MOST_TEXTS, Asked, check_size, read_common
-from moejax.inference.server.body import read_body
-from moejax.inference.server.clock import Clock
 from moejax.inference.server.errors import ApiError
 from moejax.inference.server.fields import Fields, check_text
 from moejax.inference.server.served import Served
@@ -45,11 +43,7 @@ class CompletionForm(Form):
 
 async def complete(request: Request) -> Response:
     """Answer a request."""
-    served: Served = request.app.state.served
-    clock = Clock(served.limits.max_time)
-    body = await read_body(request, served.limits.max_body, clock)
-    asked = await clock.run(served.read(lambda: read_completion(body, served)), request.receive)
-    return await answer(request, served, CompletionForm(asked, served), clock)
+    return await answer(request, CompletionForm, read_completion)
 
 
 def read_completion(body: dict[str, Any], served: Served) -> Asked:

@@ -13,6 +13,7 @@ import numpy as np
 
 from moejax.lab.specialisation.association import (
     Choices,
+    Counted,
     count_choices,
     mutual_information,
     shifted_counts,
@@ -20,22 +21,13 @@ from moejax.lab.specialisation.association import (
 )
 from moejax.lab.specialisation.sample import Labels
 from moejax.moe import balance
-from moejax.runs.lift import SURE, lift
 
 
-@dataclass(frozen=True, eq=False)
-class Side:
-    """The routing of one of the two models; L are the routed layers."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Side(Counted):
+    """The routing of one of the two models."""
 
     description: str
-    counts_LEY: np.ndarray
-    """Choices of each expert by tokens of each class."""
-    z_LEY: np.ndarray
-    """How far these are from chance, in standard deviations."""
-    bits_L: np.ndarray
-    """Bits that a choice tells of the class of its token."""
-    chance_L: np.ndarray
-    """The same by chance."""
 
     @property
     def load_LE(self) -> np.ndarray:
@@ -51,16 +43,6 @@ class Side:
     def dead(self) -> int:
         """Experts that no token chose."""
         return balance.dead_experts(self.load_LE)
-
-    @property
-    def lift_LEY(self) -> np.ndarray:
-        """P(expert | class) / P(expert)."""
-        return lift(self.counts_LEY)
-
-    @property
-    def sure_LEY(self) -> np.ndarray:
-        """Whether a cell differs from chance."""
-        return np.abs(self.z_LEY) >= SURE
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +113,14 @@ def look_at_side(description: str, choices: Choices, labels: Labels, shifts: Seq
         null_ZEY = shifted_counts(chosen_TE, labels.label_T, Y, shifts)
         bits, chance = mutual_information(counts_EY), mutual_information(null_ZEY).mean()
         found.append((counts_EY, z_scores(counts_EY, null_ZEY), bits, chance))
-    return Side(description, *(np.stack(values) for values in zip(*found, strict=True)))
+    counts_LEY, z_LEY, bits_L, chance_L = (np.stack(x) for x in zip(*found, strict=True))
+    return Side(
+        description=description,
+        counts_LEY=counts_LEY,
+        z_LEY=z_LEY,
+        bits_L=bits_L,
+        chance_L=chance_L,
+    )
 
 
 def count_kept(before: Choices, after: Choices, labels: Labels) -> np.ndarray:

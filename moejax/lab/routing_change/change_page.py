@@ -5,9 +5,9 @@ Letters: X: anything, one behind another; Y: classes of tokens.
 
 import numpy as np
 
-from moejax.lab.routing_change.change import Change, Side
+from moejax.lab.routing_change.change import Change
 from moejax.lab.routing_change.findings import count_documents
-from moejax.lab.specialisation.specialisation_page import describe_classes
+from moejax.lab.specialisation.specialisation_page import describe_classes, lift_figure
 from moejax.runs.pages import page
 from moejax.runs.pages.charts import Series, line_chart
 from moejax.runs.pages.heatmaps import (
@@ -15,7 +15,6 @@ from moejax.runs.pages.heatmaps import (
     change_ratios,
     fold_rows,
     levels_of_ratios,
-    lift_heatmap,
     lift_key,
     name_folded_rows,
     named_share_heatmap,
@@ -193,27 +192,13 @@ def _specialisation_section(found: Change) -> str:
     guide = "Of the choices of each class of token, the share that is the same."
     figures.append(page.figure("What each class of token has kept", chart, guide))
     maps = [
-        _lift_map(found, i, f"Layer {layer}, {name}", side)
+        lift_figure(f"Layer {layer}, {name}", side, i, found.classes, found.experts, "class")
         for i, layer in enumerate(found.layers)
         for name, side in (("before", before), ("after", after))
     ]
     figures += page.fold_figures(maps, MOST_OPEN_MAPS, "maps, of the other layers")
     words = _BITS.format(classes=describe_classes(found.python))
     return page.section("Specialisation", figures, _intro(words) + lift_key())
-
-
-def _lift_map(found: Change, index: int, title: str, side: Side) -> str:
-    chart = lift_heatmap(
-        side.lift_LEY[index].T,
-        side.sure_LEY[index].T,
-        found.classes,
-        found.experts,
-        "expert",
-        "class",
-        f"{side.bits_L[index]:.3f} bits",
-    )
-    guide = "One column per expert: orange takes more of a class than its share, blue less."
-    return page.figure(title, chart, guide)
 
 
 def _intro(words: str) -> str:

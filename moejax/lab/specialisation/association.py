@@ -96,24 +96,18 @@ class Choices:
         return np.unpackbits(self.packed_LTE[index], axis=-1, count=self.experts).astype(bool)
 
 
-@dataclass(frozen=True, eq=False)
-class Association:
-    """How the routing depends on one kind of class; L are the routed layers."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Counted:
+    """Which experts take which classes of tokens; L are the routed layers."""
 
-    names: tuple[str, ...]
-    """The names of the classes (Y)."""
     counts_LEY: np.ndarray
+    """Choices of each expert by tokens of each class."""
     z_LEY: np.ndarray
+    """How far these are from chance, in standard deviations."""
     bits_L: np.ndarray
-    """Mutual information of expert and class."""
+    """Mutual information of expert and class: what a choice tells of the class of its token."""
     chance_L: np.ndarray
     """Its mean over the shifts."""
-    chance_sd_L: np.ndarray
-    """Its standard deviation over the shifts."""
-    shuffled_L: np.ndarray
-    """The same for the shuffled text: what tokens tell without their order."""
-    entropy: float
-    """Entropy of the class of a token, in bits."""
 
     @property
     def lift_LEY(self) -> np.ndarray:
@@ -124,6 +118,20 @@ class Association:
     def sure_LEY(self) -> np.ndarray:
         """Whether a cell differs from chance."""
         return np.abs(self.z_LEY) >= SURE
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Association(Counted):
+    """How the routing depends on one kind of class."""
+
+    names: tuple[str, ...]
+    """The names of the classes (Y)."""
+    chance_sd_L: np.ndarray
+    """Its standard deviation over the shifts."""
+    shuffled_L: np.ndarray
+    """The same for the shuffled text: what tokens tell without their order."""
+    entropy: float
+    """Entropy of the class of a token, in bits."""
 
 
 def associate(

@@ -3,9 +3,11 @@
 Letters: Y: classes of tokens.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from moejax.lab.specialisation.association import Association, strongest_cells
+from moejax.lab.specialisation.association import Association, Counted, strongest_cells
 from moejax.lab.specialisation.findings import Findings
 from moejax.lab.specialisation.snippets import Portrait, Snippet
 from moejax.runs.lift import SURE
@@ -154,22 +156,35 @@ def _bits_table(found: Findings) -> str:
     )
 
 
+def lift_figure(
+    title: str,
+    counted: Counted,
+    index: int,
+    classes: Sequence[str],
+    experts: Sequence[str],
+    what: str,
+) -> str:
+    """A map of what the experts of one routed layer take, by ``what`` kind of class."""
+    chart = lift_heatmap(
+        counted.lift_LEY[index].T,
+        counted.sure_LEY[index].T,
+        classes,
+        experts,
+        "expert",
+        what,
+        f"{counted.bits_L[index]:.3f} bits",
+    )
+    guide = f"One column per expert: orange takes more of a {what} than its share, blue less."
+    return page.figure(title, chart, guide)
+
+
 def _map_section(
     found: Findings, association: Association, title: str, what: str, intro: str
 ) -> str:
-    guide = f"One column per expert: orange takes more of a {what} than its share, blue less."
-    figures = []
-    for i, layer in enumerate(found.layers):
-        chart = lift_heatmap(
-            association.lift_LEY[i].T,
-            association.sure_LEY[i].T,
-            association.names,
-            found.experts,
-            "expert",
-            what,
-            f"{association.bits_L[i]:.3f} bits",
-        )
-        figures.append(page.figure(f"Layer {layer}", chart, guide))
+    figures = [
+        lift_figure(f"Layer {layer}", association, i, association.names, found.experts, what)
+        for i, layer in enumerate(found.layers)
+    ]
     words = f'<p class="intro">{page.text(intro)}</p>'
     shown = page.fold_figures(figures, page.MOST_OPEN_LAYERS, "layers")
     return page.section(title, shown, words + lift_key())

@@ -6,6 +6,7 @@ with I heads; U: width of a head's values; X: queries in a block; Y: keys in one
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -96,6 +97,23 @@ def _attend_forward(
     return y_BNHU, (q_BNHA, k_BMJA, v_BMJU, seen, sink_H, y_BNHU, lse_BNH)
 
 
+def add_keys(
+    carry: tuple[jax.Array, jax.Array, jax.Array],
+    score_RY: jax.Array,
+    weigh: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A running softmax (Dao et al. 2022, Algorithm 1) with Y more keys, of these scores: the
+    largest score so far, the sum over it, and the output, which ``weigh`` makes of the weights of
+    the new keys. R stands for all dimensions of queries.
+    """
+    top_R, sum_R, y_RU = carry
+    new_R = jnp.maximum(top_R, score_RY.max(-1))
+    p_RY, fade_R = jnp.exp(score_RY - new_R[..., None]), jnp.exp(top_R - new_R)
+    more_RU = weigh(p_RY)
+    sum_R = sum_R * fade_R + p_RY.sum(-1)
+    return new_R, sum_R, y_RU * fade_R[..., None] + more_RU
+
+
 def _list_seen(seen: Seen, B: int) -> tuple[jax.Array, ...]:
     """Documents and positions of B sequences."""
     given = (seen.of_BN, seen.at_BN, seen.of_BM, seen.at_BM)
@@ -123,14 +141,12 @@ def _attend_row(
 
     def attend_block(o: jax.Array) -> tuple[jax.Array, jax.Array]:
         def look(i: jax.Array, carry: tuple) -> tuple:
-            top_JR, sum_JR, y_JRU = carry
             p = order_OP[o, i]
-            score_JRY = blocks.score(o, p, scale)
-            new_JR = jnp.maximum(top_JR, score_JRY.max(2))
-            p_JRY, fade_JR = jnp.exp(score_JRY - new_JR[..., None]), jnp.exp(top_JR - new_JR)
-            more_JRU = _multiply("JRY,JYU->JRU", p_JRY, blocks.v_PJYU[p])
-            sum_JR = sum_JR * fade_JR + p_JRY.sum(2)
-            return new_JR, sum_JR, y_JRU * fade_JR[..., None] + more_JRU
+
+            def weigh(p_JRY: jax.Array) -> jax.Array:
+                return _multiply("JRY,JYU->JRU", p_JRY, blocks.v_PJYU[p])
+
+            return add_keys(carry, blocks.score(o, p, scale), weigh)
 
         carry = (*start, jnp.zeros((J, R, U)))
         top_JR, sum_JR, y_JRU = lax.fori_loop(0, count_O[o], look, carry)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moejax.config.attention import AttentionForm
-from moejax.models.attend.blockwise import LOWEST
+from moejax.models.attend.blockwise import LOWEST, add_keys
 from moejax.models.attend.by_form import attend
 from moejax.models.attend.case import describe
 from moejax.models.attend.choose_form import FEW_QUERIES, choose_form
@@ -106,8 +106,7 @@ def _attend_once(
     q_BNHA: jax.Array, read: Read, seen: Seen, sink_H: jax.Array | None, scale: float
 ) -> jax.Array:
     """As above for a part of a long text, of which not even all scores are in memory: with a
-    running maximum and sum (Dao et al. 2022, Algorithm 1), keys and values are read once, up to the
-    last one that there is.
+    running softmax, keys and values are read once, up to the last one that there is.
     """
     on_cpu = device_mesh.platform() == "cpu"
     one_k, one_v = jax.eval_shape(lambda: read(0, 1))
@@ -118,7 +117,6 @@ def _attend_once(
     rows = (B, J, H // J, N)
 
     def look(i: jax.Array, carry: tuple) -> tuple:
-        top_BJIN, sum_BJIN, y_BJINU = carry
         start = jnp.minimum(i * X, M - X)  # the last block may overlap with the one before
         k_BXJA, v_BXJU = (widen(x, on_cpu) for x in read(start, X))
         score_BJINX = jnp.einsum(
@@ -128,19 +126,16 @@ def _attend_once(
         of_BX = jnp.where(start + jnp.arange(X) >= i * X, of_BX, -1)
         mask_B1NX = make_mask(replace(seen, of_BM=of_BX, at_BM=at_BX))
         score_BJINX = jnp.where(mask_B1NX[:, None], score_BJINX * scale, HIDDEN)
-        new_BJIN = jnp.maximum(top_BJIN, score_BJINX.max(-1))
-        p_BJINX, fade_BJIN = (
-            jnp.exp(score_BJINX - new_BJIN[..., None]),
-            jnp.exp(top_BJIN - new_BJIN),
-        )
-        more_BJINU = jnp.einsum(
-            "BJINX,BXJU->BJINU",
-            p_BJINX.astype(v_BXJU.dtype),
-            v_BXJU,
-            preferred_element_type=jnp.float32,
-        )
-        sum_BJIN = sum_BJIN * fade_BJIN + p_BJINX.sum(-1)
-        return new_BJIN, sum_BJIN, y_BJINU * fade_BJIN[..., None] + more_BJINU
+
+        def weigh(p_BJINX: jax.Array) -> jax.Array:
+            return jnp.einsum(
+                "BJINX,BXJU->BJINU",
+                p_BJINX.astype(v_BXJU.dtype),
+                v_BXJU,
+                preferred_element_type=jnp.float32,
+            )
+
+        return add_keys(carry, score_BJINX, weigh)
 
     if sink_H is None:
         top_BJIN, sum_BJIN = jnp.full(rows, LOWEST), jnp.zeros(rows)

@@ -115,8 +115,10 @@ def find_peak(device: jax.Device, dtype: str, given: float | None = None) -> Fou
     return FoundPeak(peak.flops[dtype], f"of {dtype} products, by the vendor")
 
 
-SECONDS = 0.1
-"""About how long the measurement of a product may take."""
+SECONDS, TIMES = 0.15, 5
+"""About how long the measurement of a product may take beside compiling, and how often each one is
+made at least: on a busy machine a single one may be held up by another program.
+"""
 
 
 @cache
@@ -124,20 +126,18 @@ def measure_product() -> float:
     """FLOP/s of the fastest of some float32 matrix products on this machine's CPU, by XLA. Sizes
     are doubled while there is time: a small product leaves many cores idle.
     """
-    best, begin = 0.0, time.perf_counter()
+    best, spent = 0.0, 0.0
     multiply = jax.jit(jnp.dot)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         for size in (1024, 2048, 4096, 8192):
             x = jax.device_put(np.ones((size, size), np.float32))
             jax.block_until_ready(multiply(x, x))
-            for _ in range(3):
+            for _ in range(TIMES):
                 start = time.perf_counter()
                 jax.block_until_ready(multiply(x, x))
-                now = time.perf_counter()
-                best = max(best, 2 * size**3 / (now - start))
-                if now - begin > SECONDS:
-                    return best
+                seconds = time.perf_counter() - start
+                best, spent = max(best, 2 * size**3 / seconds), spent + seconds
             # The next takes at least eight times as long as this one.
-            if now - begin + 2 * 16 * size**3 / best > SECONDS:
+            if spent + 2 * 8 * TIMES * size**3 / best > SECONDS:
                 return best
     return best

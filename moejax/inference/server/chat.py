@@ -119,22 +119,22 @@ def read_messages(messages: Any, served: Served) -> np.ndarray:
             param="messages",
             code="invalid_type" if not isinstance(messages, list) else "invalid_value",
         )
+    for message in messages:
+        check_parts(message)
     _ = served.turn_ends  # whether there is a template
     try:
-        ids = chat_prompt(
-            served.model, [join_parts(one) for one in messages], place="the conversation"
-        )
+        ids = chat_prompt(served.model, messages, place="the conversation")
     except ConfigError as error:
         raise ApiError(str(error), param="messages", code="invalid_value") from error
     return np.asarray(ids, np.int32)
 
 
-def join_parts(message: Any) -> Any:
-    """A message whose content, if it is a list of texts, is one text: most templates want that."""
+def check_parts(message: Any) -> None:
+    """Raise ``ApiError`` for a message with a part that is no text. Everything else is told where
+    messages are read.
+    """
     content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list) or not content:
-        return message
-    for part in content:
+    for part in content if isinstance(content, list) else ():
         if not isinstance(part, dict) or part.get("type", "text") != "text":
             kind = str(part.get("type"))[:40] if isinstance(part, dict) else "no object"
             raise ApiError(
@@ -142,6 +142,3 @@ def join_parts(message: Any) -> Any:
                 param="messages",
                 code="unsupported_value",
             )
-    if not all(isinstance(part.get("text"), str) for part in content):
-        return message  # its error is told where messages are read
-    return {**message, "content": "\n".join(part["text"] for part in content)}

@@ -5,6 +5,8 @@ import json
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import made_up_runner
 import numpy as np
@@ -15,6 +17,7 @@ from serving import make_engine, make_model, serve
 from moejax.config.errors import ConfigError
 from moejax.data.byte_tokenizer import ByteTokenizer
 from moejax.inference.engine.drafts import PromptDrafter
+from moejax.inference.engine.stats import Balance
 from moejax.inference.server.limits import Limits
 from moejax.lab.bench import serving
 from moejax.lab.bench.lengths import read_lengths
@@ -24,6 +27,7 @@ from moejax.lab.bench.serve_drafts import WithDrafts
 from moejax.lab.bench.serve_drive import drive
 from moejax.lab.bench.serve_figures import describe, report
 from moejax.lab.bench.serve_load import Ask, LoadSettings, Texts, draw_arrivals, make_load
+from moejax.lab.bench.serve_moves import moves_words, with_moves
 from moejax.lab.bench.serve_page import write_page
 
 BENCH = serving.ServeBench(requests=12, prompt="4-12", tokens="3-9", prefix=3, topics=3)
@@ -198,6 +202,31 @@ def test_an_engine_that_speculates_is_measured_with_drafts_and_without(texts, mo
     assert 0 < found["accepted"] < 1 < found["tokens_per_call"] and found["of_plain"] > 0
     assert stats.accepted < stats.drafted
     assert re.search(r"drafts, 0\.\d\d of them right; 1\.\d\d tokens a call; ", report(result))
+
+
+def test_what_moved_meanwhile_is_told(texts):
+    """The load of two devices that hold experts: 3 to 1 before the second round, even after."""
+    still = Balance(now_LQ=np.array([[3, 1]]))
+    moved = still.moved(np.array([[3, 1]]), np.array([[2, 2]]), 4).at(np.array([[2, 2]]))
+    engine: Any = SimpleNamespace(balance=still)
+    told = with_moves(engine, serving.drive_once)
+
+    def run() -> Any:
+        engine.balance = moved
+
+    (_, first), (_, second) = told(lambda: None), told(run)
+    assert first["experts"] == {
+        "moves": 0,
+        "copied": 0,
+        "balance_before": None,
+        "balance_after": None,
+        "balance_now": 2 / 3,
+    }
+    assert second["experts"]["moves"] == 1 and second["experts"]["copied"] == 4
+    both = serving._middle([first, second])["experts"]
+    assert (both["balance_before"], both["balance_after"]) == (2 / 3, 1.0)
+    assert "0.667 -> 1.000 by the last plan, 1.000 in" in moves_words(second["experts"])
+    assert "experts stayed" in moves_words(first["experts"])
 
 
 def test_what_was_not_seen_in_a_round_is_told_of_the_others():

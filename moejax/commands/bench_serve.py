@@ -18,6 +18,8 @@ from moejax.config.needs import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
+from moejax.inference.engine.placed_experts import add_places
+from moejax.inference.engine.rebalance import RebalanceSettings, follow_load
 from moejax.inference.server.keys import read_keys
 from moejax.lab.bench import serving
 from moejax.lab.bench.serve_alone import OneByOne, step_seconds
@@ -25,6 +27,7 @@ from moejax.lab.bench.serve_client import Server, read_url
 from moejax.lab.bench.serve_drafts import WithDrafts
 from moejax.lab.bench.serve_figures import report
 from moejax.lab.bench.serve_load import Texts
+from moejax.lab.bench.serve_moves import with_moves
 from moejax.lab.bench.serve_page import write_page
 from moejax.runtime.atomic_files import write_text
 from moejax.runtime.writing import writing_to
@@ -55,6 +58,7 @@ class ServeBenchSettings(ModelSettings):
     """With --url: seconds after which a request has failed."""
     bench: tyro.conf.OmitArgPrefixes[serving.ServeBench]
     engine: tyro.conf.OmitArgPrefixes[EngineSettings] = field(default_factory=EngineSettings)
+    moves: tyro.conf.OmitArgPrefixes[RebalanceSettings] = field(default_factory=RebalanceSettings)
 
     NEEDS: ClassVar[tuple[Need, ...]] = (
         *ModelSettings.NEEDS,
@@ -70,6 +74,7 @@ class ServeBenchSettings(ModelSettings):
                 *("config", "step", "dtype", "weights", "bench.compare"),
                 *(f"mesh.{one.name}" for one in fields(MeshConfig)),
                 *(f"engine.{one.name}" for one in fields(EngineSettings)),
+                *(f"moves.{one.name}" for one in fields(RebalanceSettings)),
             ),
             lambda s: s.url is None,
             "--url, as the server has its own",
@@ -98,6 +103,13 @@ class ServeBenchSettings(ModelSettings):
             "say what to ask: the DIRECTORY of a model, or --url of a server that runs, one of"
             " them.",
         )
+        check(
+            self.moves.rebalance is None or not self.bench.compare,
+            f"--compare {self.bench.compare} continues texts by `moejax generate`, whose experts"
+            f" stay where they are, and --rebalance moves them: leave one of them out.",
+        )
+        if self.url is None:
+            self.moves.check_devices(self.mesh.expert)
 
 
 def bench_serve(settings: ServeBenchSettings) -> None:
@@ -122,11 +134,18 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
     window = engine_settings.window or model.context
     if bench.compare:
         one_by_one = OneByOne(model, mesh, window, bench.temperature, bench.seed)
+    place_LER, expert_LP, seconds = None, None, settings.moves.rebalance
+    if seconds is not None:
+        model, expert_LP, place_LER = add_places(model, mesh, settings.moves.replicas)
     speculates = engine_settings.speculate != "none"
     if speculates:  # the load is sent twice, and the second time is to have no advantage
         engine_settings = replace(engine_settings, share_prefixes=False)
-    with open_engine(model, mesh, engine_settings) as engine:
+    with (
+        open_engine(model, mesh, engine_settings, place_LER) as engine,
+        follow_load(engine, model.config, mesh, expert_LP, seconds),
+    ):
         sizes = engine.runner.sizes
+        drive = WithDrafts(engine).drive if speculates else serving.drive_once
         target = serving.Target(
             words=f"{settings.path}: {model.description}",
             ask=serving.ask_engine(engine, bench.temperature, bench.seed),
@@ -134,7 +153,7 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
             at_once=sizes.lanes * sizes.seats,
             step=lambda rows, length: step_seconds(engine, rows, length, bench.temperature),
             one_by_one=one_by_one,
-            drive=WithDrafts(engine).drive if speculates else serving.drive_once,
+            drive=drive if seconds is None else with_moves(engine, drive),
             facts={"backend": jax.default_backend(), "sizes": asdict(sizes)},
         )
         return serving.measure(bench, target)

@@ -7,6 +7,7 @@ import numpy as np
 
 from moejax.lab.bench.serve_drafts import drafts_words
 from moejax.lab.bench.serve_drive import Driven, Seen
+from moejax.lab.bench.serve_moves import moves_words
 
 QUANTILES = (50, 90, 99)
 BUSY = 0.8
@@ -102,6 +103,8 @@ def _report_point(point: dict[str, Any]) -> list[str]:
         )
     if "drafts" in point:
         lines.append(drafts_words(point["drafts"]))
+    if "experts" in point:
+        lines.append(moves_words(point["experts"]))
     lines += [f"failed, {number} times: {why}" for why, number in point["failed"].items()]
     return lines
 

@@ -81,7 +81,8 @@ def lines_of(directory: Path, split: str) -> list[dict]:
 
 def table_of(directory: Path) -> dict[str, dict[str, str]]:
     """The cells of ``table.md`` by run and column."""
-    lines = (directory / "table.md").read_text().splitlines()
+    made = (directory / "table.md").read_text()
+    lines = [line for line in made.splitlines() if line.startswith("|")]
     head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
@@ -198,9 +199,8 @@ def test_a_study_trains_each_run_once_and_its_figures_are_those_of_the_metrics(c
 
     cells = table_of(directory)
     bits = {name: results[name]["mean"]["bits_per_byte"] for name in ("dense", "routed")}
-    best, other = sorted(bits, key=bits.get)
-    assert cells[best]["bits per byte"] == f"**{bits[best]:.4f}**"
-    assert cells[other]["bits per byte"] == f"{bits[other]:.4f}"
+    for name in bits:  # one seed: none is the best
+        assert cells[name]["bits per byte"] == f"{bits[name]:.4f}"
     assert cells["wild"]["bits per byte"] == "diverged"
     assert cells["routed"]["dead experts"].endswith(f"of {EXPERTS}")
     for head in ("max violation", "dead experts", "dropped, training", "dropped, validation"):
@@ -398,9 +398,9 @@ def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config,
     }
     cells = {name: row["against dense"] for name, row in table_of(tmp_path).items()}
     assert cells == {
-        "good": "-0.2500 (-0.3000..-0.2000)",
-        "slow": "+0.0500 (-0.1000..+0.2000)",
-        "poor": "+1.0000",
+        "good": "not decided: -0.2500 (-0.8853 to +0.3853)",
+        "slow": "not decided: +0.0500 (-1.8559 to +1.9559)",
+        "poor": "not decided, no spread to judge by: +1.0000",
         "dense": "baseline",
     }
     assert table_of(tmp_path)["good"]["seconds to dense"] == "2 (2..2), 0.75x"

@@ -15,7 +15,7 @@ from moejax.config.checks import check
 from moejax.config.needs import Need
 from moejax.lab.routing_change.change_page import change_html
 from moejax.lab.routing_change.findings import change_json, summarize_change
-from moejax.lab.study.results import to_json
+from moejax.lab.study.results_json import to_json
 from moejax.lab.study.side_by_side import compare_runs, read_trained
 from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown

@@ -13,7 +13,7 @@ import tyro
 from moejax.config.checks import check
 from moejax.config.idle import warn_of_runs
 from moejax.lab.study.definition import load_study_file
-from moejax.lab.study.results import to_json
+from moejax.lab.study.results_json import to_json
 from moejax.lab.study.run_study import run_study
 from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runtime.allocator import keep_freed_memory

@@ -10,6 +10,7 @@ from pathlib import Path
 from moejax.config.checks import check, shorten
 from moejax.config.config import Config
 from moejax.config.files import call_file
+from moejax.lab.study.check_verdicts import check_margin, check_more_seeds
 from moejax.lab.study.conditions import check_conditions
 
 FILES = ("results.json", "table.md", "study.html")
@@ -29,10 +30,16 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Each is the seed of the initial parameters and of the shuffle."""
     baseline: str | None = None
-    """The run, often the dense twin, that the others are held against: the table has the difference
-    of bits per byte with the same seed, and the steps and seconds of training after which they are
+    """The run, often the dense twin, that the others are held against: the table has the verdict on
+    the differences with the same seed, and the steps and seconds of training after which they are
     as good as the baseline is at its end (the mean over its seeds), by linear interpolation between
     the first evaluation that is and the one before it."""
+    margin: float | None = None
+    """A difference that would matter, in the unit that runs are judged in: 0.01 bits per byte, or
+    0.01 for one image of a hundred. A run is `the same` where its interval lies within it."""
+    more_seeds: tuple[int, ...] = ()
+    """Further seeds for the baseline, and for the runs that ``seeds`` do not decide against it.
+    Verdicts then come from two looks, and each has half of the 5 % of error."""
     flops_tolerance: float | None = 0.05
     """By how much of the smallest the runs' active FLOPs a token may differ; None for any, where
     that is what is compared."""
@@ -82,6 +89,8 @@ class Study:
             f"Study.baseline must be the name of a run ({', '.join(self.runs)}) or None, not"
             f" {shorten(self.baseline)}.",
         )
+        check_margin(self.margin)
+        check_more_seeds(self.more_seeds, seeds, self.baseline)
         tolerance = self.flops_tolerance
         check(
             tolerance is None or (type(tolerance) in (int, float) and tolerance >= 0),

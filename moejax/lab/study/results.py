@@ -7,7 +7,7 @@ a run that never reaches the baseline are infinite here, null in JSON, and `neve
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +47,10 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     settings: dict[str, dict[str, Any]]
     """The settings in which the runs differ: by field, then by run."""
+    more_seeds: tuple[int, ...] = ()
+    """Those that only the runs have got which the first seeds did not decide."""
+    margin: float | None = None
+    """A difference that would matter, in the unit of the measure."""
     baseline: Baseline | None = None
     """What the other runs are held against; None without one, and until it has finished."""
 
@@ -55,11 +59,26 @@ class Comparison:
         """What the runs are judged by."""
         return self.outcomes[0].measure
 
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """The seeds that all runs have."""
+        seeds = dict.fromkeys(one.seed for one in self.outcomes)
+        return tuple(seed for seed in seeds if seed not in self.more_seeds)
+
     def by_run(self) -> dict[str, list[Outcome]]:
-        """The outcomes of each run, one for each seed."""
+        """The outcomes of each run, one for each of the first seeds, so that means compare."""
+        return {
+            name: [one for one in outcomes if one.seed not in self.more_seeds]
+            for name, outcomes in self.every_seed().items()
+        }
+
+    def every_seed(self) -> dict[str, list[Outcome]]:
+        """The outcomes of each run, those of further seeds at the end."""
         runs: dict[str, list[Outcome]] = {}
         for outcome in self.outcomes:
             runs.setdefault(outcome.name, []).append(outcome)
+        for outcomes in runs.values():
+            outcomes.sort(key=lambda one: one.seed in self.more_seeds)  # stable
         return runs
 
 
@@ -130,52 +149,6 @@ def reduce_over_seeds(outcomes: Sequence[Outcome], reduce: Callable) -> dict[str
     rows = [compute_figures(one) for one in finished or outcomes]
     known = {name: [r[name] for r in rows if not math.isnan(r[name])] for name in rows[0]}
     return {name: float(reduce(v)) if v else math.nan for name, v in known.items()}
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """All figures as plain values: of each run the mean, least and greatest over its seeds, and
-    those of each seed.
-    """
-    return {
-        "title": comparison.title,
-        "question": comparison.question,
-        "command": comparison.command,
-        "settings": comparison.settings,
-        "baseline": _baseline_json(comparison),
-        "runs": {
-            name: {
-                "status": describe_status(outcomes),
-                "mean": _plain(reduce_over_seeds(outcomes, np.mean)),
-                "min": _plain(reduce_over_seeds(outcomes, min)),
-                "max": _plain(reduce_over_seeds(outcomes, max)),
-                "seeds": [
-                    {
-                        "seed": one.seed,
-                        "directory": one.label,
-                        "status": one.status,
-                        **({"message": one.message} if one.message else {}),
-                        **_plain(compute_figures(one)),
-                    }
-                    for one in outcomes
-                ],
-            }
-            for name, outcomes in comparison.by_run().items()
-        },
-    }
-
-
-def _baseline_json(comparison: Comparison) -> dict[str, Any] | None:
-    if comparison.baseline is None:
-        return None
-    values = asdict(comparison.baseline)
-    return {comparison.measure.key: values.pop("value"), **values}
-
-
-def _plain(values: dict[str, float]) -> dict[str, float | int | None]:
-    return {
-        name: None if not math.isfinite(v) else int(v) if v == int(v) else v
-        for name, v in values.items()
-    }
 
 
 def describe_status(outcomes: Sequence[Outcome]) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 
 from moejax.lab.study.results import Comparison, compute_figures, reduce_over_seeds
 from moejax.lab.study.tables import Table, make_table
+from moejax.lab.study.verdict_figures import verdicts_section
+from moejax.lab.study.verdicts import make_verdicts
 from moejax.runs.expert_load import Load
 from moejax.runs.metric_lines import column
 from moejax.runs.pages import page
@@ -42,14 +44,15 @@ _EXPLAINED = (
 
 def study_html(comparison: Comparison) -> str:
     """The page of a study; it stands alone, as the report of a run does."""
-    made = make_table(comparison)
     parts = [
         _head(comparison),
-        _results(made, comparison),
+        _results(make_table(comparison), comparison),
+        verdicts_section(comparison, make_verdicts(comparison)),
         _learning(comparison),
         _balance(comparison),
+        _loads(comparison),
+        _settings(comparison),
     ]
-    parts += [_loads(comparison), _settings(comparison)]
     return page.document(f"{comparison.title} – moejax", "\n".join(part for part in parts if part))
 
 
@@ -94,7 +97,6 @@ def _results(made: Table, comparison: Comparison) -> str:
     title = measure.name.capitalize()
     words = _EXPLAINED.format(title=title, material=measure.material, unit=measure.unit)
     words += (
-        f" Against {baseline.name}: the difference with the same seed, and so on the same batches."
         f" Steps and seconds to {baseline.name}: of training, until held-out"
         f" {measure.reached.format(measure.digits(baseline.value))} that {baseline.name} ends with,"
         f" interpolated between evaluations; and their share of those of {baseline.name}."
@@ -102,7 +104,7 @@ def _results(made: Table, comparison: Comparison) -> str:
         if baseline
         else ""
     )
-    intro = f'<p class="intro">{page.text(words)}</p>'
+    intro = "".join(f'<p class="intro">{page.text(one)}</p>' for one in (*made.notes, words))
     return f"<section><h2>Results</h2>{shown}{intro}</section>"
 
 

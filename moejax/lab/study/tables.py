@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from moejax.config.measure import Measure
-from moejax.lab.study.baseline import Baseline
 from moejax.lab.study.results import (
     Comparison,
     Outcome,
@@ -15,6 +14,7 @@ from moejax.lab.study.results import (
     name_baseline_figures,
     reduce_over_seeds,
 )
+from moejax.lab.study.verdicts import MARK, Verdicts, describe, make_verdicts, write_notes
 from moejax.runtime.number_words import short
 
 
@@ -66,16 +66,22 @@ AGAINST = ("against", "steps to", "seconds to")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``best`` is the row and column of the best measure, of several."""
+    """Cells as text; ``best`` is the row and column of the best measure, where it is decided."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     best: tuple[int, int] | None
+    notes: tuple[str, ...]
+    """How to read the verdicts; below the table."""
 
 
 def make_table(comparison: Comparison) -> Table:
-    """One row for each run: means over its seeds, with the spread of what differs most."""
+    """One row for each run: means over its seeds, with the spread of what differs most, and the
+    verdict against the baseline.
+    """
     runs, baseline, measure = comparison.by_run(), comparison.baseline, comparison.measure
+    verdicts = make_verdicts(comparison)
+    marked = verdicts.best if len(verdicts.best) > 1 else ()
     spreads = [Spread.from_outcomes(outcomes) for outcomes in runs.values()]
     columns = [
         one
@@ -85,8 +91,8 @@ def make_table(comparison: Comparison) -> Table:
     rows = tuple(
         (
             name,
-            _quality(outcomes, spread, measure),
-            *(_write_against_baseline(name, spread, baseline, measure) if baseline else ()),
+            _quality(outcomes, spread, measure) + f" {MARK}" * (name in marked),
+            *_write_against_baseline(name, spread, comparison, verdicts),
             *(_cell(spread, one) for one in columns),
             _parameters(spread.mean),
         )
@@ -94,10 +100,9 @@ def make_table(comparison: Comparison) -> Table:
     )
     against = [f"{what} {baseline.name}" for what in AGAINST] if baseline else []
     header = ("run", measure.name, *against, *(one.head for one in columns), "parameters (active)")
-    values = np.array([spread.mean[measure.key] for spread in spreads])
-    several = np.isfinite(values).sum() > 1
-    best = (int(np.nanargmin(values)), 1) if several else None
-    return Table(header, rows, best)
+    best = [(row, 1) for row, name in enumerate(runs) if {name} == verdicts.best]
+    notes = tuple(write_notes(verdicts, comparison))
+    return Table(header, rows, best[0] if best else None, notes)
 
 
 @dataclass(frozen=True)
@@ -134,17 +139,19 @@ def _cell(spread: Spread, column: Column) -> str:
 
 
 def _write_against_baseline(
-    name: str, spread: Spread, baseline: Baseline, measure: Measure
+    name: str, spread: Spread, comparison: Comparison, verdicts: Verdicts
 ) -> list[str]:
-    """The difference to the baseline's measure; the steps and seconds until it is reached, and
+    """The verdict against the baseline; the steps and seconds until its measure is reached, and
     their share of the baseline's.
     """
-    less, *soon = name_baseline_figures(measure)
+    baseline, measure = comparison.baseline, comparison.measure
+    if baseline is None:
+        return []
     wholes = (baseline.steps, baseline.seconds)
     if name == baseline.name:
         return ["baseline", *(f"{w:,.0f}" if math.isfinite(w) else "–" for w in wholes)]
-    known = math.isfinite(spread.mean[less])
-    cells = [spread.write(less, measure.difference) if known else "–"]
+    _, *soon = name_baseline_figures(measure)
+    cells = [describe(verdicts.against[name], measure, verdicts.margin)]
     for figure, whole in zip(soon, wholes, strict=True):
         mean = spread.mean[figure]
         share = f", {mean / whole:.2f}x" if math.isfinite(mean / whole) else ""
@@ -173,7 +180,9 @@ def _quality(outcomes: Sequence[Outcome], spread: Spread, measure: Measure) -> s
 
 
 def write_markdown(made: Table) -> str:
-    """The table in Markdown, padded so that it reads well as it is; the best result is bold."""
+    """The table in Markdown, padded so that it reads well as it is, and its notes; the best result
+    is bold where it is decided.
+    """
     rows = [
         [f"**{cell}**" if (i, j) == made.best else cell for j, cell in enumerate(row)]
         for i, row in enumerate(made.rows)
@@ -188,4 +197,5 @@ def write_markdown(made: Table) -> str:
         ]
         for j, (column, width) in enumerate(zip(columns, widths, strict=True))
     ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*padded, strict=True))
+    lines = [f"| {' | '.join(line)} |\n" for line in zip(*padded, strict=True)]
+    return "".join(lines) + "".join(f"\n{note}\n" for note in made.notes)

@@ -16,7 +16,8 @@ from moejax.config.config import Config
 from moejax.config.files import differences
 from moejax.lab.study.baseline import Baseline, make_baseline
 from moejax.lab.study.definition import Study
-from moejax.lab.study.results import Comparison, Outcome, to_json
+from moejax.lab.study.results import Comparison, Outcome
+from moejax.lab.study.results_json import to_json
 from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown
 from moejax.lab.study.trials import Trial, read_outcome
@@ -43,6 +44,8 @@ def write_comparison(
         ),
         settings=differing_settings(study.runs),
         baseline=baseline,
+        margin=study.margin,
+        more_seeds=study.more_seeds,
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "results.json", to_json(comparison))

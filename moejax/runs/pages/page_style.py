@@ -118,6 +118,11 @@ padding-left:14px;box-shadow:1px 0 var(--rule)}
 .wide tbody th{color:var(--ink);font-weight:600}
 @media(min-width:600px){.wide tbody th{white-space:nowrap}}
 .best{font-weight:600}
+.v0{background:color-mix(in srgb,var(--c0) 20%,transparent)}
+.v1{background:color-mix(in srgb,var(--c1) 24%,transparent)}
+.v2{background:color-mix(in srgb,var(--c2) 24%,transparent)}
+figure:has(.pairs){grid-column:1/-1}
+.pairs td{color:var(--soft)}.pairs td[class]{color:var(--ink)}
 .scroll+.intro{margin-top:10px}
 header pre{margin-top:14px}
 .none{color:var(--soft)}

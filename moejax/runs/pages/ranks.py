@@ -35,7 +35,7 @@ def rank_chart(ranks: Sequence[Rank]) -> str:
     x = Axis(low, high if high > low else low + 1, WIDTH - left - VALUES)
     at = left + np.clip(x.place(edges), 0, x.length)
     rows = "".join(_draw_row(rank, i, left, *at[i]) for i, rank in enumerate(ranks))
-    body = _draw_grid(x, left, height) + rows
+    body = draw_grid(x, left, height) + rows
     return f'<svg viewBox="0 0 {WIDTH} {height + TOP + BOTTOM}">{body}</svg>'
 
 
@@ -51,7 +51,8 @@ def _draw_row(
     )
 
 
-def _draw_grid(x: Axis, left: float, height: int) -> str:
+def draw_grid(x: Axis, left: float, height: int) -> str:
+    """Rules at round values of a plot area that begins at ``left``, and their labels below it."""
     ticks = x.ticks(4)
     places = left + x.place(np.array(ticks))
     rules = "".join(f"M{at:.1f},{TOP}v{height}" for at in places)

@@ -36,7 +36,7 @@ def check_more_seeds(more: Any, seeds: Iterable[int], baseline: str | None) -> N
         )
     check(
         more == () or (baseline is not None and len(used) > 1),
-        "Study.more_seeds are for runs that two or more seeds do not decide against a baseline: here"
-        f" {count(len(used), 'seed', 'is', 'are')} in seeds, and baseline is {baseline!r}. Put all"
-        " in seeds, or give a baseline.",
+        "Study.more_seeds are for runs that two or more seeds do not decide against a baseline:"
+        f" here {count(len(used), 'seed', 'is', 'are')} in seeds, and baseline is {baseline!r}."
+        " Put all in seeds, or give a baseline.",
     )

@@ -5,8 +5,8 @@ compared by their differences with the same seed: what a seed adds to all runs i
 
 Intervals and p are Student's, of paired differences. A bootstrap is no help with so few seeds: of
 three numbers there are ten resamples, and the interval from their percentiles has the true mean in
-three of four cases, not in 95 of 100 (``tests/test_study_statistics.py`` counts it). A test by signs
-can decide nothing before the sixth seed.
+three of four cases, not in 95 of 100 (``tests/test_study_statistics.py`` counts it). A test by
+signs can decide nothing before the sixth seed.
 
 Letters: A: comparisons; N: seeds.
 """

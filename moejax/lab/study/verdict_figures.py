@@ -76,8 +76,9 @@ def draw_pairs(comparison: Comparison, verdicts: Verdicts) -> str:
     )
     heads = "".join(f'<th scope="col">{i}</th>' for i in range(1, len(names) + 1))
     table = (
-        '<div class="scroll"><table class="wide pairs"><thead><tr><th scope="col">row less column</th>'
-        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        '<div class="scroll"><table class="wide pairs"><thead><tr>'
+        f'<th scope="col">row less column</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
     guide = (
         "A row less a column, mean difference with the same seed: below 0, the row is better."

@@ -124,8 +124,8 @@ def write_notes(verdicts: Verdicts, comparison: Comparison) -> list[str]:
     base, measure = comparison.baseline, comparison.measure
     if base and verdicts.against:
         notes.append(
-            f"Against {base.name}: the mean difference of {measure.name} with the same seed, and its"
-            f" {verdicts.level} interval over seeds (Student's t), as a single comparison. The"
+            f"Against {base.name}: the mean difference of {measure.name} with the same seed, and"
+            f" its {verdicts.level} interval over seeds (Student's t) as a single comparison. The"
             f" verdicts are after Holm's correction over"
             f" {count(len(verdicts.against), 'comparison')} at {100 * ERROR:g} %."
         )

@@ -563,6 +563,29 @@ def test_runs_side_by_side_have_the_names_of_their_directories(tmp_path):
     assert [one.name for one in compare_runs(runs, "").outcomes] == [str(run) for run in runs]
 
 
+def test_runs_that_differ_in_their_seeds_alone_are_one_with_several(tmp_path):
+    """They have a verdict then; the same seed twice is two runs."""
+    runs = [tmp_path / f"{name}-seed{seed}" for name in ("good", "poor") for seed in (0, 1)]
+    for run in runs:
+        run.mkdir()
+        write_run(run)
+        config = json.loads((run / "config.json").read_text())
+        config["run"]["seed"] = config["data"]["seed"] = int(run.name[-1])
+        config["optim"]["learning_rate"] = {"g": 0.5, "p": 0.1}[run.name[0]]
+        (run / "config.json").write_text(json.dumps(config))
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        more = {"good-seed0": 0.1, "good-seed1": 0.3, "poor-seed0": 1.1, "poor-seed1": 1.31}
+        lines = [line | {"bits_per_byte": 2 + more[run.name]} for line in lines]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    both = compare_runs(runs, "")
+    assert {name: len(seeds) for name, seeds in both.by_run().items()} == {"good": 2, "poor": 2}
+    assert both.settings == {"optim.learning_rate": {"good": 0.5, "poor": 0.1}}
+    assert "**2.2000 (2.1000..2.3000)**" in write_markdown(make_table(both))
+    twins = [runs[0], runs[1], tmp_path / "again"]
+    shutil.copytree(runs[0], twins[2])
+    assert [one.name for one in compare_runs(twins, "").outcomes] == [run.name for run in twins]
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="there is no directory .*nowhere"):
         compare_runs([tmp_path / "nowhere"], "")

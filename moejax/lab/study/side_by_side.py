@@ -1,5 +1,6 @@
 """Any runs, side by side: the comparison of a study, of runs that were not made as one."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from moejax.runs.metric_lines import last, number
 from moejax.runs.records import Run, read_run
 
 NOT_COMPARED = ("run.directory",)
+SEEDS = ("run.seed", "data.seed")
 
 
 def read_trained(directory: Path) -> Run:
@@ -28,8 +30,9 @@ def read_trained(directory: Path) -> Run:
 
 
 def compare_runs(directories: Sequence[Path], command: str) -> Comparison:
-    """Compare the runs in these directories, each under the name of its own. Raises ``RunError`` if
-    one is not a run's, or is given twice.
+    """Compare the runs in these directories, each under the name of its own; those that differ in
+    their seeds alone are one run with several. Raises ``RunError`` if one is not a run's, or is
+    given twice.
     """
     runs = {directory: read_trained(directory) for directory in directories}
     if len(runs) < len(directories):
@@ -39,14 +42,16 @@ def compare_runs(directories: Sequence[Path], command: str) -> Comparison:
     names = [directory.resolve().name for directory in runs]
     if len(set(names)) < len(names):
         names = [str(directory) for directory in runs]
+    settings = {n: flatten(r.config) for n, r in zip(names, runs.values(), strict=True)}
+    arms = _find_seeds(settings)
     return Comparison(
         title=f"{len(runs)} runs side by side",
         question="What differs between them is in the last table.",
         command=command,
         outcomes=tuple(
             Outcome(
-                name=name,
-                seed=int(run.config.get("run", {}).get("seed", 0)),
+                name=arms[name],
+                seed=_seed(settings[name]),
                 label=name,
                 status="finished" if _is_finished(run) else "not finished",
                 run=run,
@@ -55,9 +60,33 @@ def compare_runs(directories: Sequence[Path], command: str) -> Comparison:
             for name, run in zip(names, runs.values(), strict=True)
         ),
         settings=_find_differing(
-            {n: flatten(r.config) for n, r in zip(names, runs.values(), strict=True)}
+            {arms[name]: values for name, values in settings.items()},
+            but=NOT_COMPARED + SEEDS * (len({*arms.values()}) < len(arms)),
         ),
     )
+
+
+def _seed(settings: dict[str, Any]) -> int:
+    return int(settings.get("run.seed", 0))
+
+
+def _find_seeds(settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What each run is called: those that differ in their seeds alone by what comes before the seed
+    in all their names, or else by the first one's name.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, values in settings.items():
+        same = {f: v for f, v in values.items() if f not in (*NOT_COMPARED, *SEEDS)}
+        groups.setdefault(repr(sorted(same.items())), []).append(name)
+    called: dict[str, str] = {}
+    for names in groups.values():
+        if len({_seed(settings[name]) for name in names}) < len(names):
+            called |= {name: name for name in names}  # one seed twice: not an arm
+            continue
+        stems = {re.sub(r"[-_.]?seed[-_]?\d+$", "", name) or name for name in names}
+        alone = len(names) > 1 and len(stems) == 1 and not stems & {*called.values(), *settings}
+        called |= dict.fromkeys(names, stems.pop() if alone else names[0])
+    return called
 
 
 def _is_finished(run: Run) -> bool:
@@ -68,12 +97,14 @@ def _is_finished(run: Run) -> bool:
     return bool(run.validation) and not last(run.validation, "step") < steps
 
 
-def _find_differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings that are not the same in all runs, by field."""
+def _find_differing(
+    settings: dict[str, dict[str, Any]], but: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The settings that are not the same in all runs, by field, ``but`` for some."""
     fields = dict.fromkeys(field for of_run in settings.values() for field in of_run)
     found = {field: {n: of_run.get(field) for n, of_run in settings.items()} for field in fields}
     return {
         field: values
         for field, values in found.items()
-        if field not in NOT_COMPARED and len({repr(value) for value in values.values()}) > 1
+        if field not in but and len({repr(value) for value in values.values()}) > 1
     }

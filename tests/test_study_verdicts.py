@@ -119,10 +119,10 @@ def test_the_table_has_a_verdict_for_each_run_and_marks_what_may_be_the_best():
         "base": "baseline",
         "better": "better by 0.1000 (0.0876 to 0.1124)",
         "near": "the same within 0.01: +0.0000 (-0.0025 to +0.0025)",
-        "wild": "not decided: -0.0333 (-0.9048 to +0.8381)",
+        "wild": "not decided: -0.0333 (-0.9057 to +0.8391)",
         "worse": "worse by 0.1000 (0.0851 to 0.1149)",
     }
-    assert {name for name, (value, _) in found.items() if value.endswith(" †")} == {
+    assert {name for name, (value, _) in found.items() if " †" in value} == {
         "better",
         "wild",
     }
@@ -168,7 +168,8 @@ def test_the_results_have_the_verdicts_in_numbers_and_words():
     better = found["runs"]["better"]
     assert (better["kind"], better["seeds"]) == ("better", [0, 1, 2])
     assert better["words"] == "better by 0.1000 (0.0876 to 0.1124)"
-    assert better["low"] < better["mean"] == pytest.approx(-0.1) < better["high"] < 0
+    assert better["mean"] == pytest.approx(-0.1)
+    assert better["low"] < better["mean"] < better["high"] < 0
     assert better["p"] < 0.05 < better["p_same"]
     pair = next(p for p in found["pairs"] if (p["run"], p["against"]) == ("better", "worse"))
     assert pair["kind"] == "better" and pair["mean"] == pytest.approx(-0.2)
@@ -179,7 +180,7 @@ def test_further_seeds_count_in_verdicts_alone_and_each_look_has_half_of_the_err
     more = {"base": (*BASE, 2.0, 2.0), "wild": (1.6, 2.5, 1.9, 1.5, 1.6)}
     comparison = compare(RUNS | more, more_seeds=(3, 4))
     found, first = cells(comparison), cells(compare())
-    assert found["wild"][0].split(" †") == first["wild"][0].split(" †")
+    assert found["wild"][0].replace(" †", "") == first["wild"][0].replace(" †", "")
     once = make_verdicts(compare(RUNS | more)).against
     twice = make_verdicts(comparison).against
     assert twice["wild"].seeds == (0, 1, 2, 3, 4) and twice["better"].seeds == (0, 1, 2)
@@ -224,7 +225,7 @@ def test_the_page_draws_differences_and_all_pairs():
 
 
 def test_pairs_of_many_runs_and_of_two_are_not_drawn():
-    many = {f"r{i}": tuple(value + i / 100 for value in BASE) for i in range(12)}
+    many = {f"r{i}": (2.0 + i / 100, 2.2 + i / 90, 1.9 + i / 80) for i in range(12)}
     for runs, drawn in (
         (many, True),
         (many | {"one": RUNS["wild"]}, False),

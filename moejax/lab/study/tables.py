@@ -91,7 +91,7 @@ def make_table(comparison: Comparison) -> Table:
     rows = tuple(
         (
             name,
-            _quality(outcomes, spread, measure) + f" {MARK}" * (name in marked),
+            _quality(outcomes, spread, measure, marked=name in marked),
             *_write_against_baseline(name, spread, comparison, verdicts),
             *(_cell(spread, one) for one in columns),
             _parameters(spread.mean),
@@ -170,12 +170,13 @@ def _parameters(mean: dict[str, float]) -> str:
     return f"{short(total, 'kMBT')} ({short(active, 'kMBT')})"
 
 
-def _quality(outcomes: Sequence[Outcome], spread: Spread, measure: Measure) -> str:
-    """The measure with its spread, or why there is none."""
+def _quality(outcomes: Sequence[Outcome], spread: Spread, measure: Measure, marked: bool) -> str:
+    """The measure, perhaps marked, with its spread, or why there is none."""
     words = describe_status(outcomes)
     if not math.isfinite(spread.mean[measure.key]):
         return "not finite" if words == "finished" else words
-    written = spread.write(measure.key, measure.digits)
+    mean, *edges = spread.write(measure.key, measure.digits).partition(" ")
+    written = mean + f" {MARK}" * marked + "".join(edges)
     return written + (f"; {words}" if words != "finished" else "")
 
 

@@ -208,15 +208,15 @@ def test_the_page_draws_differences_and_all_pairs():
         "near",
         "worse",
     ]
-    assert [
-        re.search(rf'c(\d)" d="M[^"]*h0"/><text[^>]*>{words}', forest).group(1)
-        for words in (
-            "-0.1000 &lt;<",
-            r"-0.0333<",
-            r"\+0.0000 =<",
-            r"\+0.1000 &gt;<",
-        )
-    ] == ["2", "6", "0", "1"]
+    rows = re.findall(
+        r'class="dots c(\d)"[^>]*/><text[^>]*>([^<]*)</text><text[^>]*>([^<]*)<', forest
+    )
+    assert rows == [
+        ("2", "-0.1000", "&lt;"),
+        ("6", "-0.0333", ""),
+        ("0", "+0.0000", "="),
+        ("1", "+0.1000", "&gt;"),
+    ]
     for words in ("better", "worse", "the same", "not decided"):
         assert f">{words}</span>" in forest
     assert pairs.count("<tr>") == 6 and pairs.count("<td") == 25

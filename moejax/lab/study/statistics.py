@@ -86,9 +86,9 @@ class Verdict:
         return replace(
             self,
             kind=kinds.get(self.kind, self.kind),
-            mean=-self.mean,
-            low=-self.high,
-            high=-self.low,
+            mean=0.0 - self.mean,  # and not -0.0
+            low=0.0 - self.high,
+            high=0.0 - self.low,
             lost=self.lost_other,
             lost_other=self.lost,
         )

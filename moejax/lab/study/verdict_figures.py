@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from moejax.lab.study.results import Comparison, reduce_over_seeds
-from moejax.lab.study.statistics import ERROR, Kind, Verdict
+from moejax.lab.study.statistics import ERROR, Kind
 from moejax.lab.study.verdicts import Verdicts, describe
 from moejax.runs.pages import page
 from moejax.runs.pages.forest import Effect, forest_plot
@@ -14,6 +14,8 @@ from moejax.runtime.number_words import count
 MOST_ARMS = 12
 """Runs of which all pairs are shown."""
 COLORS: dict[Kind, int] = {"better": 2, "worse": 1, "same": 0, "equal": 0}
+SIGNS: dict[Kind, str] = {"better": "<", "worse": ">", "same": "=", "equal": "="}
+"""For those who do not see the colours."""
 UNDECIDED = 6
 KEYS = ((2, "better"), (1, "worse"), (0, "the same"), (UNDECIDED, "not decided"))
 
@@ -41,7 +43,8 @@ def draw_forest(comparison: Comparison, verdicts: Verdicts) -> str:
             low=scale * one.low,
             high=scale * one.high,
             color=COLORS.get(one.kind, UNDECIDED),
-            words=f"{measure.difference(one.mean)}{_mark(one)}",
+            words=measure.difference(one.mean),
+            sign=SIGNS.get(one.kind, ""),
         )
         for name, one in known.items()
     ]
@@ -49,7 +52,7 @@ def draw_forest(comparison: Comparison, verdicts: Verdicts) -> str:
     keys = [key for key in KEYS if key[0] in there]
     guide = (
         f"Mean difference with the same seed, and its {verdicts.level} interval over seeds; left of"
-        f" the line is better than {base.name}. Colours, and < or > by the figure, are verdicts"
+        f" the line is better than {base.name}. Colours, and the sign behind a figure, are verdicts"
         f" after Holm over {count(len(verdicts.against), 'comparison')} at {100 * ERROR:g} %."
     )
     return page.figure(f"{measure.title}, against {base.name}", forest_plot(effects, keys), guide)
@@ -98,8 +101,3 @@ def _cell(comparison: Comparison, verdicts: Verdicts, row: str, column: str) -> 
     shown = measure.difference(one.mean) if one.seeds else "–"
     look = f' class="v{COLORS[one.kind]}"' if one.kind in COLORS else ""
     return f'<td{look} title="{words}">{page.text(shown)}</td>'
-
-
-def _mark(verdict: Verdict) -> str:
-    """The verdict in a sign, for those who do not see the colours."""
-    return {"better": " <", "worse": " >", "same": " =", "equal": " ="}.get(verdict.kind, "")

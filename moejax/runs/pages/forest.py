@@ -9,13 +9,15 @@ import numpy as np
 from moejax.runs.pages.charts import BOTTOM, TOP, WIDTH, Axis, robust_range
 from moejax.runs.pages.ranks import ROW, draw_grid
 
-WORD = 7.2
-"""Width of a letter of a verdict."""
+FIGURE, SIGN = 7.2, 16
+"""Width of a letter of a figure, and of a sign."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A row: a difference and its interval, in colour ``color`` of the page, and words on it."""
+    """A row: a difference and its interval, in colour ``color`` of the page, the figure, and a sign
+    behind it.
+    """
 
     name: str
     value: float
@@ -23,6 +25,7 @@ class Effect:
     high: float
     color: int
     words: str
+    sign: str = ""
 
 
 def forest_plot(effects: Sequence[Effect], keys: Sequence[tuple[int, str]]) -> str:
@@ -32,7 +35,7 @@ def forest_plot(effects: Sequence[Effect], keys: Sequence[tuple[int, str]]) -> s
     """
     effects = sorted(effects, key=lambda one: one.value)
     left = 14 + 9.2 * max(len(one.name) for one in effects)
-    right = 10 + WORD * max(len(one.words) for one in effects)
+    right = 10 + FIGURE * max(len(one.words) for one in effects) + SIGN
     edges = np.array([[one.low, one.value, one.high] for one in effects])
     x = Axis(*robust_range(np.append(edges, 0.0)), WIDTH - left - right)
     if x.high <= x.low:
@@ -44,7 +47,7 @@ def forest_plot(effects: Sequence[Effect], keys: Sequence[tuple[int, str]]) -> s
     legend = "".join(f'<span class="key spots c{c}">{escape(words)}</span>' for c, words in keys)
     return (
         f'<div class="legend">{legend}</div><svg viewBox="0 0 {WIDTH} {height + TOP + BOTTOM}">'
-        f"{draw_grid(x, left, height)}{zero}{rows}</svg>"
+        f"{draw_grid(x, left, height, count=6)}{zero}{rows}</svg>"
     )
 
 
@@ -56,5 +59,6 @@ def _draw_row(one: Effect, index: int, left: float, low: float, value: float, hi
     return (
         f'<text x="{left - 10:.1f}" y="{y + 4}" class="end word">{escape(one.name)}</text>{line}'
         f'<path class="dots c{one.color}" d="M{value:.1f},{y}h0"/>'
-        f'<text x="{WIDTH}" y="{y + 4}" class="end word">{escape(one.words)}</text>'
+        f'<text x="{WIDTH - SIGN}" y="{y + 4}" class="end word">{escape(one.words)}</text>'
+        f'<text x="{WIDTH}" y="{y + 4}" class="end word">{escape(one.sign)}</text>'
     )

@@ -51,9 +51,9 @@ def _draw_row(
     )
 
 
-def draw_grid(x: Axis, left: float, height: int) -> str:
-    """Rules at round values of a plot area that begins at ``left``, and their labels below it."""
-    ticks = x.ticks(4)
+def draw_grid(x: Axis, left: float, height: int, count: int = 4) -> str:
+    """Rules at about ``count`` round values of a plot area that begins at ``left``, with labels."""
+    ticks = x.ticks(count)
     places = left + x.place(np.array(ticks))
     rules = "".join(f"M{at:.1f},{TOP}v{height}" for at in places)
     labels = "".join(

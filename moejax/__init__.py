@@ -5,10 +5,15 @@ Each is imported when it is first used, so that ``import moejax`` and ``moejax -
 Everything else is imported from its own file. ``__init__.pyi`` tells the names to type checkers.
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
+from moejax.lab.study import library as study
+
 __version__ = "0.1.0"
+
+sys.modules["moejax.study"] = study  # for `from moejax.study import load`
 
 _HOMES = {
     # Settings of a run; the other sections are in moejax.config.
@@ -34,6 +39,8 @@ _HOMES = {
     # Configs to train under equal conditions and to compare.
     "Study": "moejax.lab.study.definition",
     "load_study_file": "moejax.lab.study.definition",
+    # Results of studies, read back: moejax.study.load(path).
+    "study": "moejax.lab.study:library",
     # A router of one's own: the decorator that makes it known, what it sees, what it answers.
     "router": "moejax.routing.routers",
     "RouterInput": "moejax.routing.contract",
@@ -63,6 +70,7 @@ __all__ = [
     "open_model",
     "read_run",
     "router",
+    "study",
     "train_model",
 ]
 

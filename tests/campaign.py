@@ -31,7 +31,7 @@ BOUND = 240.0
 """Seconds after which a command hangs: it takes less than ten where nothing else runs."""
 WARM = """import moejax.train.training, moejax.commands.generate, moejax.commands.import_
 import moejax.commands.report, moejax.commands.check, orbax.checkpoint, tyro, jax"""
-NOT_SEEN = {"seconds", "tokens_per_second", "mfu", "hfu", "bandwidth"}
+NOT_SEEN = {"seconds", "processor_seconds", "tokens_per_second", "mfu", "hfu", "bandwidth"}
 """Fields of a line of metrics that are times."""
 
 

@@ -186,6 +186,18 @@ def test_the_study_of_comparing_configs_is_complete(workplace):
     assert rates == {"3e-3": 3e-3, "1e-2": 1e-2}
 
 
+def test_the_python_of_large_studies_tunes_and_reads(workplace, capsys):
+    folder, row = Path("studies/routers"), {"setting": {"optim.learning_rate": 0.02}}
+    row |= {"seed": 1, "bits_per_byte": 2.5, "processor_seconds": 30}
+    folder.mkdir(parents=True)
+    runs = {"top_k": {"mean": {"bits_per_byte": 2.5}, "seeds": [row]}}
+    about = {"title": "t", "question": "q", "command": "c", "baseline": None, "runs": runs}
+    (folder / "results.json").write_text(json.dumps(about))
+    study = run_page("docs/guides/large_studies.md")["get_study"]()
+    assert [len(study.settings_of(name)) for name in study.runs] == [3, 3, 3]
+    assert capsys.readouterr().out == "1 {'optim.learning_rate': 0.02} 2.5 30\n"
+
+
 def test_the_python_of_released_models_reads_and_writes(workplace):
     model = ModelConfig(
         num_layers=1, width=16, num_heads=2, qk_norm=False, moe=MoEConfig(hidden_size=8)

@@ -33,6 +33,7 @@ from moejax.data.images import InMemory, open_images
 from moejax.lab.study.definition import Study
 from moejax.lab.study.run_study import run_study
 from moejax.lab.study.side_by_side import compare_runs
+from moejax.lab.study.train_one import train_one
 from moejax.runs.lift import expected_counts, lift
 from moejax.runs.records import read_run
 from moejax.train import tasks
@@ -209,7 +210,7 @@ def test_a_study_of_images_is_judged_by_the_error_rate(tmp_path):
     study = Study(
         title="T", question="Q", runs={"dense": dense, "routed": routed}, baseline="dense"
     )
-    comparison = run_study(study, tmp_path / "study", command="test")
+    comparison = run_study(study, tmp_path / "study", train=train_one, command="test")
     results = json.loads((tmp_path / "study" / "results.json").read_text())
     twin = validation(tmp_path / "study" / "dense")[8]["error_rate"]
     assert results["baseline"]["error_rate"] == pytest.approx(twin)

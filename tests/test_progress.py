@@ -128,12 +128,12 @@ def test_a_whole_study_counts_what_this_start_took(monkeypatch, capsys):
     monkeypatch.setattr(study_clock.time, "monotonic", lambda: now[0])
     clock = StudyClock(4)
     clock.skip()
-    clock.begin()
+    clock.begin("a")
     now[0] = 10.0
     assert clock.describe(20.0) == " (study: 1 of 4 done, 1 min 20 s left)"
     now[0] = 50.0
-    clock.end()
-    clock.begin()
+    clock.end("a")
+    clock.begin("a")
     assert clock.describe(5.0) == " (study: 2 of 4 done, 55 s left)"
     monkeypatch.undo()
     train(beside=lambda left: " (study: 1 of 2 done)")

@@ -31,7 +31,7 @@ from moejax.train import environment, training
 from moejax.train.training import train
 
 ROOT = Path(__file__).parents[1]
-TIMING = ("seconds", "tokens_per_second", "mfu", "hfu", "bandwidth")
+TIMING = ("seconds", "processor_seconds", "tokens_per_second", "mfu", "hfu", "bandwidth")
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from moejax.config.errors import ConfigError, DivergedError, RunError
 from moejax.lab.study.baseline import make_baseline, reach
 from moejax.lab.study.definition import Study, load_study_file
 from moejax.lab.study.run_study import run_study
+from moejax.lab.study.train_one import train_one
+from moejax.lab.study.wanted import Selection
 from moejax.runs.pages.charts import MOST_POINTS, Series, line_chart
 from moejax.runs.pages.ranks import Rank, rank_chart
 from moejax.runs.records import Run
@@ -40,6 +42,11 @@ LAYERS, EXPERTS = 2, 4
 @pytest.fixture
 def config(tiny, tmp_path) -> Config:
     """The tiny model on two files of this project."""
+    return make_config(tiny, tmp_path)
+
+
+def make_config(tiny: Config, tmp_path: Path) -> Config:
+    """The tiny model on two files of this project, to be laid in ``tmp_path``."""
     (tmp_path / "a.txt").write_bytes((ROOT / "moejax/moe/balance.py").read_bytes())
     (tmp_path / "held_out").write_bytes((ROOT / "train.py").read_bytes())
     files = {"files": str(tmp_path / "a.txt"), "validation_files": str(tmp_path / "held_out")}
@@ -68,9 +75,10 @@ def study(config: Config, seeds=(0,), baseline: str | None = None, **more: Confi
     )
 
 
-def compare(made: Study, directory: Path, only=()) -> dict:
-    """Run a study; its results as written."""
-    run_study(made, directory, command="moejax study <mine>.py", only=only)
+def compare(made: Study, directory: Path, only=(), **more) -> dict:
+    """Run a study, whose trainings lie below its directory; its results as written."""
+    options = {"store": directory / "trained", "selection": Selection(only=tuple(only))} | more
+    run_study(made, directory, train=train_one, command="moejax study <mine>.py", **options)
     return json.loads((directory / "results.json").read_text())["runs"]
 
 
@@ -126,12 +134,16 @@ class Trainer:
 
 @pytest.fixture
 def trainer(monkeypatch) -> Trainer:
-    stand_in = Trainer()
-    monkeypatch.setattr(training, "train", stand_in)
+    return stand_in(Trainer(), monkeypatch)
+
+
+def stand_in(made: Trainer, monkeypatch) -> Trainer:
+    """Put a made-up trainer in the place of the trainer."""
+    monkeypatch.setattr(training, "train", made)
     # It compiles nothing. What other tests have compiled stays.
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     monkeypatch.setattr(gc, "collect", lambda: 0)
-    return stand_in
+    return made
 
 
 def write_file(file: Path, made: Study) -> None:
@@ -272,7 +284,9 @@ def test_killed_twice_a_study_ends_with_the_results_of_one_left_alone(config, tm
     one_cpu |= kept_programs(tmp_path)
 
     def words(directory: str) -> tuple[str, ...]:
-        return ("-m", "moejax", "study", str(file), "--directory", str(tmp_path / directory))
+        place = tmp_path / directory
+        store = ("--store", str(place / "trained"))
+        return ("-m", "moejax", "study", str(file), "--directory", str(place), *store)
 
     for run in ("dense-seed0", "routed-seed1"):
         process = begin(*words("killed"), **one_cpu)
@@ -291,7 +305,7 @@ def test_killed_twice_a_study_ends_with_the_results_of_one_left_alone(config, tm
 
 def untimed(file: Path) -> dict:
     """Results without what time and place decide."""
-    keys = {*TIMING, "seconds_to_baseline", "command"}
+    keys = {*TIMING, "seconds_to_baseline", "training_seconds", "command", "place"}
     return json.loads(
         file.read_text(),
         object_hook=lambda found: {k: v for k, v in found.items() if k not in keys},
@@ -367,13 +381,17 @@ def test_the_table_says_how_soon_a_run_has_what_its_dense_twin_ends_with(config,
     gains = {"good": (0.3, 0.2), "slow": (0.1, -0.2), "poor": (-1.0, -1.0), "dense": (0.0, 0.0)}
 
     def line(run_config: Config, run: RunDirectory, step: int) -> dict:
-        name, _, _ = run.path.name.partition("-")
+        name, _, _ = trainer.trained[-1].partition("-")
         made = Trainer.line(trainer, run_config, run, step)
         made["bits_per_byte"] = 2.6 - step / 12 - gains[name][run_config.run.seed]
         return made
 
     trainer.line, trainer.evaluated = line, (6, 12)
-    runs = {"good": config, "slow": config, "poor": config, "dense": dense(config)}
+    runs = {  # each another training
+        name: changed(config, {"optim.beta2": beta2})
+        for name, beta2 in (("good", 0.9), ("slow", 0.8), ("poor", 0.7))
+    }
+    runs |= {"dense": dense(config)}
     made = Study(title="T", question="Q", runs=runs, seeds=(0, 1), baseline="dense")
     results = compare(made, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["baseline"] == {
@@ -450,18 +468,29 @@ def test_only_some_runs_are_trained_and_all_are_compared(config, tmp_path, train
         compare(study(config), tmp_path, only=["routed", "rooted"])
 
 
-def test_runs_with_other_settings_or_steps_are_refused_before_any_training(
-    config, tmp_path, trainer
-):
-    compare(study(config), tmp_path)
+def test_other_settings_are_another_training_and_the_first_stays(config, tmp_path, trainer, capsys):
+    first = compare(study(config), tmp_path)["routed"]["seeds"][0]
     trainer.trained.clear()
     other = with_part(config, "optim", beta2=0.5)
-    with pytest.raises(RunError, match=r"(?s)beta2: 0.95 -> 0.5.*To go on: .*remove .*dense"):
-        compare(study(other), tmp_path)
-    longer = with_part(config, "run", steps=24)
-    with pytest.raises(RunError, match=r"(?s)run.steps: 12 -> 24.*To go on: "):
-        compare(study(longer), tmp_path)
+    second = compare(study(other), tmp_path)["routed"]["seeds"][0]
+    assert trainer.trained == ["dense", "routed"]
+    assert "routed was trained with other settings before (optim.beta2 0.95 -> 0.5): it stays" in (
+        capsys.readouterr().out
+    )
+    assert (tmp_path / "routed").resolve() == Path(second["place"]).resolve()
+    assert first["place"] != second["place"]
+    trainer.trained.clear()
+    assert compare(study(config), tmp_path)["routed"]["seeds"][0] == first
     assert trainer.trained == []
+
+
+def test_a_directory_of_the_store_that_holds_something_else_is_refused(config, tmp_path, trainer):
+    """The default of a setting has changed since, say."""
+    place = Path(compare(study(config), tmp_path)["routed"]["seeds"][0]["place"])
+    file = place / "config.json"
+    file.write_text(file.read_text().replace('"beta2": 0.95', '"beta2": 0.5'))
+    with pytest.raises(RunError, match=r"(?s)beta2: 0.5 -> 0.95.*To go on: remove .*-seed0"):
+        compare(study(config), tmp_path)
 
 
 def test_a_global_violation_has_its_column_and_figure_if_logged(config, tmp_path, trainer):

@@ -16,6 +16,8 @@ from moejax.lab.study.definition import load_study_file
 from moejax.lab.study.results_json import to_json
 from moejax.lab.study.run_study import run_study
 from moejax.lab.study.tables import make_table, write_markdown
+from moejax.lab.study.train_one import train_one
+from moejax.lab.study.wanted import Selection
 from moejax.runtime.allocator import keep_freed_memory
 
 
@@ -27,13 +29,25 @@ class StudySettings:
     """Python file with get_study() -> Study."""
     directory: Path | None = None
     """Where it is written; by default studies/ and FILE's name."""
+    store: Path | None = None
+    """Where trainings lie, which studies share; by default `trained` beside the directory."""
     only: tuple[str, ...] | None = None
     """Train these runs; compare all."""
+    seed: tuple[int, ...] | None = None
+    """Train with these seeds, after what tunes."""
+    setting: int | None = None
+    """Train with the setting of this number, from 1, and nothing that tunes."""
+    at_once: int = 1
+    """Trainings side by side, each in a process of its own."""
+    threads: int | None = None
+    """Threads of a training on CPUs; by default the cores over --at-once. Given, every training has
+    a process of its own."""
     json: bool = False
     """Print the results as JSON, and progress to stderr."""
 
     def __post_init__(self) -> None:
         check(self.only != (), "--only needs the names of runs.")
+        check(self.seed != (), "--seed needs a number, such as 1.")
 
 
 def study(settings: StudySettings) -> None:
@@ -45,7 +59,19 @@ def study(settings: StudySettings) -> None:
     with contextlib.redirect_stdout(progress):
         loaded = load_study_file(settings.file)
         warn_of_runs(loaded.runs)
-        comparison = run_study(loaded, directory, command=command, only=settings.only or ())
+        comparison = run_study(
+            loaded,
+            directory,
+            train=train_one,
+            command=command,
+            file=str(settings.file),
+            store=settings.store,
+            selection=Selection(
+                only=settings.only or (), seeds=settings.seed or (), setting=settings.setting
+            ),
+            at_once=settings.at_once,
+            threads=settings.threads,
+        )
     if settings.json:
         print(json.dumps(to_json(comparison), indent=2))
         return

@@ -15,6 +15,10 @@ class RunError(UserError):
     """A run that cannot start or go on: its directory, its checkpoints, or its losses."""
 
 
+class InUseError(RunError):
+    """Another training is running in the directory of a run."""
+
+
 class CheckpointError(UserError):
     """A checkpoint in Hugging Face's format that cannot be trusted, read or understood."""
 

@@ -106,8 +106,9 @@ def explain_change(old: Sequence[Sequence[str]], new: Sequence[Mark]) -> str | N
 
 
 def join_marks(marks: Sequence[Mark]) -> str:
-    """One digest of all marks."""
-    return hashlib.blake2b(repr(marks).encode(), digest_size=8).hexdigest()
+    """One digest of all marks, also of those that a checkpoint has as lists."""
+    same = [tuple(mark) for mark in marks]
+    return hashlib.blake2b(repr(same).encode(), digest_size=8).hexdigest()
 
 
 def _group(names: Sequence[str], digests: Sequence[bytes]) -> list[Mark]:

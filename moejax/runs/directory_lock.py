@@ -5,7 +5,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from moejax.config.errors import RunError
+from moejax.config.errors import InUseError, RunError
 from moejax.runtime.new_folders import make_folders, remove_empty
 
 NAME = ".lock"
@@ -37,7 +37,7 @@ class DirectoryLock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise RunError(
+            raise InUseError(
                 f"another training is running in {self._path}. Wait for it, or give this one its"
                 f" own --run.directory."
             ) from error
@@ -48,6 +48,18 @@ class DirectoryLock:
         except FileNotFoundError:
             pass
         lock.close()
+        return False
+
+    @staticmethod
+    def is_held(path: Path) -> bool:
+        """Whether a training is running in a directory."""
+        try:
+            with open(path / NAME, "r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
         return False
 
     def release(self, *, refused: bool, folders: list[Path]) -> None:

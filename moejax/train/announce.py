@@ -15,6 +15,7 @@ from moejax.config.model import ModelConfig
 from moejax.data.lost_text import describe_share
 from moejax.models.counts import active_parameters, cost, forward_flops, parameters
 from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.machine import describe_machine
 from moejax.runtime.number_words import short
 from moejax.runtime.processes import say
 from moejax.train.tasks import Task
@@ -110,6 +111,7 @@ def announce(
             "jax": jax.__version__,
             "moejax": moejax.__version__,
         },
+        "machine": describe_machine(),
         "command": command,
         "folder": os.getcwd(),
     }

@@ -54,6 +54,7 @@ class IntervalLog:
             f"{unit}_per_second": totals["targets"] / tally.window_seconds,
             **self.utilisation.measure(totals["parts"], tally.window_seconds),
             "seconds": tally.seconds,
+            "processor_seconds": tally.processor_seconds,
         }
         if "asked_LE" in totals:
             routers = self._router_arrays(state.params, state.bias_LE)

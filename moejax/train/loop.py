@@ -49,6 +49,7 @@ def run_steps(
             batch = place_batch(next(saving.batches), environment)
             if tally.step == first_step:
                 utilisation.read(step.compile(state, batch))
+                account.leave_out_compiling()
             state, report = step.run(tally.step + 1, state, batch, progress.say)
             signum = account.settle()
             account.expect(report)
@@ -127,7 +128,7 @@ class Account:
         self._tally, self._progress, self._most_skipped = tally, progress, most_skipped
         self._utilisation = utilisation
         self._waiting: StepReport | None = None
-        self._clock = time.monotonic()
+        self._clock, self._processor_clock = time.monotonic(), time.process_time()
 
     def expect(self, report: StepReport) -> None:
         """Take the report of a step that may still be running."""
@@ -141,10 +142,12 @@ class Account:
             return 0
         report, self._waiting = self._waiting, None
         totals = sum_step(report)
-        now = time.monotonic()
+        now, processor_now = time.monotonic(), time.process_time()
         seconds, self._clock = now - self._clock, now
+        processor_seconds = processor_now - self._processor_clock
+        self._processor_clock = processor_now
         tally = self._tally
-        tally.add(totals, seconds)
+        tally.add(totals, seconds, processor_seconds)
         assert tally.window is not None
         self._progress.update(
             totals["nats"] / max(1, totals["targets"]),
@@ -163,7 +166,13 @@ class Account:
 
     def restart_clock(self) -> None:
         """What was done since the last step is no training time."""
-        self._clock = time.monotonic()
+        self._clock, self._processor_clock = time.monotonic(), time.process_time()
+
+    def leave_out_compiling(self) -> None:
+        """What was done until now is no processor time of training. The seconds have it: they say
+        how long one waits.
+        """
+        self._processor_clock = time.process_time()
 
 
 def place_batch(batch: Batch, environment: Environment) -> dict[str, jax.Array]:

@@ -7,13 +7,13 @@ a run that never reaches the baseline are infinite here, null in JSON, and `neve
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from moejax.config.measure import BITS_PER_BYTE, Measure
-from moejax.lab.study.baseline import Baseline, reach
+from moejax.lab.study.baseline import Baseline, count_training_seconds, reach
 from moejax.runs.metric_lines import column, last, number
 from moejax.runs.records import Run
 
@@ -35,11 +35,36 @@ class Outcome:
     baseline: Baseline | None = None
     """What it is held against; None for the baseline itself."""
     measure: Measure = BITS_PER_BYTE
+    setting: dict[str, Any] = field(default_factory=dict)
+    """What was tuned, by field."""
+    number: int | None = None
+    """Of the setting, from 1; None where nothing is tuned, or not yet."""
+    command: str = ""
+    """What trains it alone."""
+    place: str = ""
+    """The directory of the training; empty where it is not known which it will be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """How the setting of a run was chosen."""
+
+    status: Literal["tuned", "not tuned", "diverged"]
+    """Diverged: with every setting."""
+    seed: int
+    outcomes: tuple[Outcome, ...]
+    """One for each setting."""
+    chosen: int | None = None
+    """The number of the best one, from 1."""
+    edges: tuple[str, ...] = ()
+    """Where the best one lies at the edge of its range, in words that say what to widen."""
+    taken_from: str | None = None
+    """The run whose setting it takes instead of being tuned itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A study and its outcomes, in the order of its runs and seeds."""
+    """A study and its outcomes, in the order of its runs and seeds; those that tuned are apart."""
 
     title: str
     question: str
@@ -53,6 +78,8 @@ class Comparison:
     """A difference that would matter, in the unit of the measure."""
     baseline: Baseline | None = None
     """What the other runs are held against; None without one, and until it has finished."""
+    tuning: dict[str, Tuned] = field(default_factory=dict)
+    """How settings were chosen, by run; empty where nothing is tuned."""
 
     @property
     def measure(self) -> Measure:
@@ -102,12 +129,17 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "skipped_updates": lambda run: last(run.train, "skipped_updates"),
     "steps": lambda run: last(run.train, "step"),
     "seconds": lambda run: last(run.train, "seconds"),
+    "training_seconds": lambda run: float(count_training_seconds(run)[1][-1]),
+    "processor_seconds": lambda run: last(run.train, "processor_seconds"),
     "experts": lambda run: run.load.last_asked_LE.size if run.load else math.nan,
     "parameters_total": lambda run: number(run.summary.get("parameters_total")),
     "parameters_active": lambda run: number(run.summary.get("parameters_active")),
+    "flops_per_token": lambda run: number(run.summary.get("flops_per_token")),
 }
 """The losses are nats a token, means over the first and the last log interval; the other figures
-are of the last interval, or of the last evaluation where their name says validation."""
+are of the last interval, or of the last evaluation where their name says validation. Seconds are
+those since the start, of training those without compiling and evaluations, and of the processor
+those of all its threads in training steps. FLOPs are those of the model in training."""
 
 
 def name_baseline_figures(measure: Measure) -> tuple[str, str, str]:

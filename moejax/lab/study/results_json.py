@@ -6,12 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moejax.lab.study.results import (
-    Comparison,
-    compute_figures,
-    describe_status,
-    reduce_over_seeds,
-)
+from moejax.lab.study.results import Comparison, describe_status, reduce_over_seeds
+from moejax.lab.study.rows import plain, write_measure, write_row, write_tuning
 from moejax.lab.study.statistics import ERROR, Verdict
 from moejax.lab.study.verdicts import describe, make_verdicts, write_notes
 
@@ -26,24 +22,17 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "question": comparison.question,
         "command": comparison.command,
         "settings": comparison.settings,
+        "measure": write_measure(comparison.measure),
         "baseline": _baseline_json(comparison),
         "verdicts": verdicts_json(comparison),
+        "tuning": write_tuning(comparison),
         "runs": {
             name: {
                 "status": describe_status(outcomes),
-                "mean": _plain(reduce_over_seeds(first[name], np.mean)),
-                "min": _plain(reduce_over_seeds(first[name], min)),
-                "max": _plain(reduce_over_seeds(first[name], max)),
-                "seeds": [
-                    {
-                        "seed": one.seed,
-                        "directory": one.label,
-                        "status": one.status,
-                        **({"message": one.message} if one.message else {}),
-                        **_plain(compute_figures(one)),
-                    }
-                    for one in outcomes
-                ],
+                "mean": plain(reduce_over_seeds(first[name], np.mean)),
+                "min": plain(reduce_over_seeds(first[name], min)),
+                "max": plain(reduce_over_seeds(first[name], max)),
+                "seeds": [write_row(one) for one in outcomes],
             }
             for name, outcomes in comparison.every_seed().items()
         },
@@ -57,18 +46,11 @@ def _baseline_json(comparison: Comparison) -> dict[str, Any] | None:
     return {comparison.measure.key: values.pop("value"), **values}
 
 
-def _plain(values: dict[str, float]) -> dict[str, float | int | None]:
-    return {
-        name: None if not math.isfinite(v) else int(v) if v == int(v) else v
-        for name, v in values.items()
-    }
-
-
 def verdicts_json(comparison: Comparison) -> dict[str, Any]:
     """What is decided, in numbers and words: each run against the baseline, and all pairs."""
     found = make_verdicts(comparison)
 
-    def plain(verdict: Verdict) -> dict[str, Any]:
+    def write(verdict: Verdict) -> dict[str, Any]:
         numbers = {name: getattr(verdict, name) for name in ("mean", "low", "high", "p", "p_same")}
         words = describe(verdict, comparison.measure, comparison.margin)
         return {"kind": verdict.kind, "words": words, "seeds": list(verdict.seeds)} | {
@@ -82,9 +64,9 @@ def verdicts_json(comparison: Comparison) -> dict[str, Any]:
         "margin": found.margin,
         "notes": write_notes(found, comparison),
         "best": [name for name in comparison.by_run() if name in found.best],
-        "runs": {name: plain(verdict) for name, verdict in found.against.items()},
+        "runs": {name: write(verdict) for name, verdict in found.against.items()},
         "pairs": [
-            {"run": one, "against": other} | plain(verdict)
+            {"run": one, "against": other} | write(verdict)
             for (one, other), verdict in found.pairs.items()
         ],
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from moejax.lab.study.results import Comparison, compute_figures, reduce_over_seeds
 from moejax.lab.study.tables import Table, make_table
+from moejax.lab.study.tuning_words import tuning_section
 from moejax.lab.study.verdict_figures import verdicts_section
 from moejax.lab.study.verdicts import make_verdicts
 from moejax.runs.expert_load import Load
@@ -51,6 +52,7 @@ def study_html(comparison: Comparison) -> str:
         _learning(comparison),
         _balance(comparison),
         _loads(comparison),
+        tuning_section(comparison),
         _settings(comparison),
     ]
     return page.document(f"{comparison.title} – moejax", "\n".join(part for part in parts if part))

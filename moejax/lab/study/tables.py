@@ -14,6 +14,7 @@ from moejax.lab.study.results import (
     name_baseline_figures,
     reduce_over_seeds,
 )
+from moejax.lab.study.tuning_words import describe_choice, write_tuning_notes
 from moejax.lab.study.verdicts import MARK, Verdicts, describe, make_verdicts, write_notes
 from moejax.runtime.number_words import short
 
@@ -94,14 +95,17 @@ def make_table(comparison: Comparison) -> Table:
             _quality(outcomes, spread, measure, marked=name in marked),
             *_write_against_baseline(name, spread, comparison, verdicts),
             *(_cell(spread, one) for one in columns),
+            *([describe_choice(comparison, name)] if comparison.tuning else []),
             _parameters(spread.mean),
         )
         for (name, outcomes), spread in zip(runs.items(), spreads, strict=True)
     )
     against = [f"{what} {baseline.name}" for what in AGAINST] if baseline else []
-    header = ("run", measure.name, *against, *(one.head for one in columns), "parameters (active)")
+    tuned = ["setting"] if comparison.tuning else []
+    heads = [one.head for one in columns]
+    header = ("run", measure.name, *against, *heads, *tuned, "parameters (active)")
     best = [(row, 1) for row, name in enumerate(runs) if {name} == verdicts.best]
-    notes = tuple(write_notes(verdicts, comparison))
+    notes = (*write_notes(verdicts, comparison), *write_tuning_notes(comparison))
     return Table(header, rows, best[0] if best else None, notes)
 
 

@@ -16,21 +16,23 @@ from moejax.config.config import Config
 from moejax.config.files import differences
 from moejax.lab.study.baseline import Baseline, make_baseline
 from moejax.lab.study.definition import Study
-from moejax.lab.study.results import Comparison, Outcome
+from moejax.lab.study.results import Comparison, Outcome, Tuned
 from moejax.lab.study.results_json import to_json
 from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown
-from moejax.lab.study.trials import Trial, read_outcome
+from moejax.lab.study.trials import link
+from moejax.lab.study.wanted import Wanted
 from moejax.runtime.atomic_files import write_json, write_text
 
 SET_BY_THE_STUDY = ("run.directory", "run.seed", "data.seed")
 
 
-def write_comparison(
-    study: Study, directory: Path, trials: Sequence[Trial], command: str
-) -> Comparison:
-    """Compare what there is, and write ``results.json``, ``table.md`` and ``study.html``."""
-    outcomes = [read_outcome(trial) for trial in trials]
+def write_comparison(wanted: Wanted, directory: Path, command: str) -> Comparison:
+    """Compare what there is, and write ``results.json``, ``table.md`` and ``study.html``, and links
+    to the trainings.
+    """
+    study, outcomes = wanted.plan.study, wanted.read_outcomes()
+    tuning = {name: wanted.tuned(name) for name in study.runs if study.tunes}
     baseline = _baseline(study, outcomes)
     comparison = Comparison(
         title=study.title,
@@ -42,16 +44,31 @@ def write_comparison(
             else dataclasses.replace(one, baseline=baseline)
             for one in outcomes
         ),
-        settings=differing_settings(study.runs),
+        settings=differing_settings(
+            {name: _take_setting(study, name, tuning.get(name)) for name in study.runs}
+        ),
         baseline=baseline,
         margin=study.margin,
         more_seeds=study.more_seeds,
+        tuning=tuning,
     )
     directory.mkdir(parents=True, exist_ok=True)
+    for outcome in [*outcomes, *(one for of in tuning.values() for one in of.outcomes)]:
+        if outcome.run is not None:
+            link(directory, outcome.label, Path(outcome.place))
     write_json(directory / "results.json", to_json(comparison))
     write_text(directory / "table.md", write_markdown(make_table(comparison)))
     write_text(directory / "study.html", study_html(comparison))
     return comparison
+
+
+def _take_setting(study: Study, name: str, tuned: Tuned | None) -> Config:
+    """The config of a run with the setting that was chosen, or as it is as long as none is."""
+    if tuned is None or tuned.chosen is None:
+        return (
+            study.runs[name] if study.tunes else study.config_of(name, study.settings_of(name)[0])
+        )
+    return study.config_of(name, study.settings_of(name)[tuned.chosen - 1])
 
 
 def _baseline(study: Study, outcomes: Sequence[Outcome]) -> Baseline | None:

@@ -56,6 +56,7 @@ class Layer:
     kept_expert_groups: int | None = None
     weight_scale: float | None = None
     bias_on: str | None = None
+    token_counts: tuple[int, ...] | None = None
     max_experts_per_token: int | None = None
     temperature: float = 0.01
     rounds: int = 10
@@ -338,6 +339,22 @@ def hashed_and_weighed(t):
     return experts, s[experts] / s[experts].sum(), s / s.sum()
 
 
+def tabled_and_weighed(t):
+    """DeepSeek-V4's code, with a table in which the most frequent id without experts gets the K
+    that have least so far; ids without a count go by their hash.
+    """
+    counts, E, K = t.layer.token_counts or (), len(t.logits), t.layer.top_k
+    table, load = {}, dict.fromkeys(range(E), 0)
+    for i in sorted(range(len(counts)), key=lambda i: (-counts[i], i)):
+        if counts[i] > 0:
+            table[i] = sorted(load, key=lambda e: (load[e], e))[:K]
+            for e in table[i]:
+                load[e] += counts[i]
+    s = np.sqrt(softplus(t.logits))
+    experts = table.get(t.id, hashed(t)[0])
+    return experts, s[experts] / s[experts].sum(), s / s.sum()
+
+
 def randomly(t):
     """Zuo et al. 2021 (THOR): K experts at random, all of the same weight."""
     E, K = len(t.logits), t.layer.top_k
@@ -373,6 +390,7 @@ TOKENS_CHOOSE = {
     "sinkhorn": sinkhorn,
     "hash": hashed,
     "hash_weighted": hashed_and_weighed,
+    "hash_balanced": tabled_and_weighed,
     "random": randomly,
 }
 WEIGH_INPUTS = {"llama4"}
@@ -800,6 +818,24 @@ def longcat_update(bias, counts, mu, experts, top_k, per_token):
     share = np.array(counts) / np.sum(counts)
     wanted = per_token / top_k / experts
     return [b + mu * (wanted - share[i]) * (i < experts) for i, b in enumerate(bias)]
+
+
+def pid_updates(begin, counts, targets, rate, p, d, limit):
+    """The bias after each step under textbook PID control of one expert: the sum of what it
+    lacked, as a share of its target; p and d times that and its change. The sum is not moved out
+    of its limit.
+    """
+    total, before, found = begin, 0.0, []
+    for count, target in zip(counts, targets, strict=True):
+        error = (target - count) / target
+        moved = total + rate * error
+        if not -limit <= moved <= limit:  # only back, or as far as the limit
+            inside = max(min(moved, max(limit, total)), min(-limit, total))
+            moved = inside
+        total = moved
+        found.append(total + rate * p * error + rate * d * (error - before))
+        before = error
+    return found
 
 
 def proportional_update(bias, counts, rate):

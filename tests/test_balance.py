@@ -329,6 +329,56 @@ def test_the_proportional_update_moves_by_the_lack_over_the_mean():
         np.testing.assert_allclose(got, want, atol=1e-7)
 
 
+def control_step_by_step(loads, gains, bias_LE):
+    sum_LE, last_LE, found = bias_LE, jnp.zeros_like(bias_LE), []
+    for load in loads:
+        lack_LE = selection_bias.relative_lack(jnp.float32(load))
+        bias_LE, sum_LE = selection_bias.control(sum_LE, last_LE, lack_LE, gains)
+        last_LE = lack_LE
+        found.append(np.asarray(bias_LE[0]))
+    return found
+
+
+def test_a_controlled_bias_answers_to_the_lack_its_sum_and_its_change():
+    """Loads (3, 1), (2, 2), (4, 0) lack (-1, 1) / 2, 0 and (-1, 1). Rate 0.1, twice the lack, once
+    its change: 0.05 + 0.1 (1 + 0.5) = 0.2; 0.05 - 0.1 * 0.5 = 0; the sum would be 0.15, but ends at
+    0.08: 0.08 + 0.1 (2 + 1) = 0.38.
+    """
+    gains = selection_bias.Gains(rate=0.1, proportional=2, difference=1, limit=0.08)
+    got = control_step_by_step([[[3, 1]], [[2, 2]], [[4, 0]]], gains, jnp.zeros((1, 2)))
+    np.testing.assert_allclose(got, [[-0.2, 0.2], [0, 0], [-0.38, 0.38]], atol=1e-6)
+
+
+def test_a_sum_does_not_wind_up():
+    """After any number of steps without a token, expert 0 is at its limit, 0.3; one step with all
+    takes it back by the rate, and so it does from a bias of 0.9 beyond the limit.
+    """
+    gains = selection_bias.Gains(rate=0.1, proportional=0, difference=0, limit=0.3)
+    loads = [[[0, 4]]] * 50 + [[[4, 0]]]
+    got = control_step_by_step(loads, gains, jnp.zeros((1, 2)))
+    np.testing.assert_allclose(got[-2:], [[0.3, -0.3], [0.2, -0.2]], atol=1e-6)
+    got = control_step_by_step([[[0, 4]], [[4, 0]]], gains, jnp.float32([[0.9, 0]]))
+    np.testing.assert_allclose(got, [[0.9, -0.1], [0.8, 0]], atol=1e-6)
+
+
+def test_a_controlled_bias_evens_out_the_load_and_sooner_than_its_sum_alone():
+    logits, real = skewed(0), np.ones((2, 1024), bool)
+    rule, sooner = TokenChoiceRule(score="sigmoid"), {}
+    for p, d in ((0, 0), (5, 1)):
+        gains = selection_bias.Gains(rate=0.01, proportional=p, difference=d, limit=1)
+        bias_LE = sum_LE = last_LE = jnp.zeros((1, 8))
+        violations = []
+        for _ in range(120):
+            load_E, _ = load_and_margins(logits, real, bias_LE[0], rule, 2)
+            violations.append(float(balance.max_violation(load_E)))
+            lack_LE = selection_bias.relative_lack(load_E[None])
+            bias_LE, sum_LE = selection_bias.control(sum_LE, last_LE, lack_LE, gains)
+            last_LE = lack_LE
+        assert violations[0] > 1 and max(violations[-10:]) < 0.1
+        sooner[p] = next(i for i, v in enumerate(violations) if v < 0.3)
+    assert sooner[5] < 0.8 * sooner[0]
+
+
 def test_a_centred_bias_has_mean_zero_and_the_same_differences():
     got = selection_bias.centre(jnp.float32([[3, 1, 2, 0], [0, 0, 0, 4]]))
     np.testing.assert_allclose(got, [[1.5, -0.5, 0.5, -1.5], [-1, -1, -1, 3]])

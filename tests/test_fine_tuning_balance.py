@@ -20,8 +20,8 @@ from moejax.hf.families import FAMILIES
 from moejax.moe import balance
 from moejax.routing.contract import RouterInput, asked
 from moejax.routing.routers import ROUTERS
+from moejax.train.balance_memory import NOTHING, move_balance
 from moejax.train.objective import scoped_loss
-from moejax.train.step import update_bias
 
 GUIDE = Path(__file__).parent.parent / "docs/guides/fine_tuning.md"
 COEFFICIENT = {
@@ -197,7 +197,7 @@ def test_the_bias_of_a_model_is_frozen_or_goes_on(update, want):
     names = [field.name for field in dataclasses.fields(balance.RouterStats)]
     known = dict.fromkeys(names) | {"asked_BE": jnp.float32([[9, 1, 2, 4]])}
     sums = SimpleNamespace(router=balance.RouterStats(**known))
-    got = update_bias(jnp.float32([[0.5, 0.1, -0.2, 0]]), sums, config.moe)
+    got, _ = move_balance(jnp.float32([[0.5, 0.1, -0.2, 0]]), NOTHING, sums, config.moe)
     np.testing.assert_allclose(got, [want], atol=1e-7)
 
 

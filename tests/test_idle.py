@@ -60,7 +60,10 @@ LLAMA3 = {"model.head_size": 16, "model.rope": {"scaling": "llama3", "factor": 4
 ALL_FIT = {"model.moe": {"capacity_factor": None, "eval_capacity_factor": None}}
 HASH, CHOICE = {"model.moe.router": "hash"}, {"model.moe.router": "expert_choice"}
 GROUPS = {"model.moe.expert_groups": 2}
-SIGN = {"model.moe.balance.bias_update": "sign"}
+SIGN, PID = ({"model.moe.balance.bias_update": update} for update in ("sign", "pid"))
+TABLE = {"model.moe.router": "hash_balanced"}
+RELUS = {"model.moe.router": "remoe", "model.moe.balance.sparsity_loss_weight": 0.1}
+MOVED = RELUS | {"model.moe.balance.sparsity_factor": 1.2}
 NO_LOSS = {"model.moe.balance.loss_weight": 0.0}
 SHARED = {"model.moe.shared_experts": 1}
 LORA = {"run.init_from": "x", "run.lora.rank": 2}
@@ -189,6 +192,13 @@ MATTERS: list[tuple[str, object, dict]] = [
     ("model.moe.balance.bias_rate", 0.1, SIGN),
     ("model.moe.balance.bias_centred", True, SIGN),
     ("model.moe.balance.experts_per_token", 1.5, SIGN | {"model.moe.null_experts": 2}),
+    ("model.moe.balance.experts_per_token", 1.5, MOVED),
+    ("model.moe.balance.sparsity_factor", 1.2, RELUS),
+    ("model.moe.balance.pid_proportional", 2.0, PID),
+    ("model.moe.balance.pid_difference", 2.0, PID),
+    ("model.moe.balance.pid_limit", 0.5, PID),
+    ("model.moe.token_counts", (1, 2, 3), TABLE),
+    ("model.moe.hash_layers", 1, TABLE),
     ("model.moe.bias_on", "logits", SIGN),
     ("data.sequence_length", 16, {}),
     ("data.batch_size", 4, {}),
@@ -345,6 +355,14 @@ IDLE: list[tuple[str, object, dict, str]] = [
     ("model.moe.balance.bias_centred", True, {}, "take --model.moe.balance.bias-update sign"),
     ("model.moe.balance.coupling_alpha", 0.5, {}, "give --model.moe.balance.coupling-loss-weight"),
     ("model.moe.balance.experts_per_token", 1.5, SIGN, "give --model.moe.identity-experts"),
+    (
+        "model.moe.balance.experts_per_token",
+        1.5,
+        {"model.moe.null_experts": 2},
+        "take --model.moe.balance.bias-update sign",
+    ),
+    ("model.moe.balance.pid_limit", 0.5, SIGN, "take --model.moe.balance.bias-update pid"),
+    ("model.moe.balance.sparsity_factor", 1.2, {}, "give --model.moe.balance.sparsity-loss-weight"),
     ("model.moe.bias_on", "logits", {}, "take --model.moe.balance.bias-update sign"),
     (
         "model.moe.balance.bias_centred",

@@ -1,6 +1,7 @@
 """The files of a run and the lines of its metrics, without training."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,19 @@ def test_a_line_of_metrics_by_hand():
     assert router.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(router[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_line_of_metrics_tells_of_relus_and_of_the_coefficient_that_closes_them():
+    """Of 4 tokens' 8 scores 3 and 1 are above 0: half are 0. The coefficient was 0.1, then 0.3."""
+    both = None
+    for weight in (0.1, 0.3):
+        one = report(8.0)
+        router = replace(one.batch.sums.router, open_BE=jnp.array([[3.0, 1.0]]))
+        batch = replace(one.batch, sums=replace(one.batch.sums, router=router))
+        step = sums.sum_step(replace(one, batch=batch, sparsity_weight=jnp.float32(weight)))
+        both = sums.add_totals(both, step)
+    line = metrics.router_metrics(both, num_experts=2)
+    np.testing.assert_allclose([line["sparsity"], line["sparsity_weight"]], [0.5, 0.2], rtol=1e-6)
 
 
 def test_a_skipped_step_does_not_blank_its_interval():

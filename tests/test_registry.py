@@ -227,6 +227,42 @@ REFUSED = {
         {"router": "deepseek_v3", "balance": {"bias_update": "threshold"}},
         "it needs --model.moe.router expert_threshold.",
     ),
+    "a bias where a table chooses everywhere": (
+        {"router": "hash_balanced", "balance": {"bias_update": "sign"}},
+        "a table chooses in all layers: give --model.moe.hash-layers 1, say,",
+    ),
+    "a table in layers of another router": (
+        {"hash_layers": 1},
+        "--model.moe.hash-layers means nothing to --model.moe.router top_k",
+    ),
+    "counts of another router": (
+        {"router": "hash_weighted", "token_counts": (1, 2)},
+        "--model.moe.token-counts means nothing to --model.moe.router hash_weighted",
+    ),
+    "counts of nothing": (
+        {"router": "hash_balanced", "token_counts": (0, 0)},
+        "--model.moe.token-counts must be at most 65,536 whole numbers, not all 0.",
+    ),
+    "counts below 0": (
+        {"router": "hash_balanced", "token_counts": (5, -1)},
+        "--model.moe.token-counts must be",
+    ),
+    "a table in no layer": (
+        {"router": "hash_balanced", "hash_layers": 0},
+        "--model.moe.hash-layers must be greater than 0, not 0.",
+    ),
+    "a coefficient that runs away": (
+        {"router": "remoe", "balance": {"sparsity_loss_weight": 1.0, "sparsity_factor": 0.8}},
+        "--model.moe.balance.sparsity-factor must be at least 1, not 0.8.",
+    ),
+    "a sum of nothing": (
+        {"balance": {"bias_update": "pid", "pid_limit": 0.0}},
+        "--model.moe.balance.pid-limit must be greater than 0, not 0.0.",
+    ),
+    "control of what varies": (
+        {"router": "remoe", "balance": {"bias_update": "pid"}},
+        "gives no token a fixed number of experts",
+    ),
     "fewer candidates than choices": (
         {"eval_candidates": 1},
         "--model.moe.eval-candidates 1 must be at least --model.moe.top-k, 2, and at most"
@@ -234,7 +270,7 @@ REFUSED = {
     ),
     "an unknown update": (
         {"balance": {"bias_update": "signed"}},
-        "--model.moe.balance.bias-update must be one of none, sign, proportional, quantile,"
+        "--model.moe.balance.bias-update must be one of none, sign, proportional, pid, quantile,"
         " threshold, not 'signed'.",
     ),
     "jitter of everything": (

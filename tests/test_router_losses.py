@@ -1,15 +1,16 @@
 """Losses on what a router is: by hand, and of a layer against the float64 truth with gradients."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 
 from moejax.config import BalanceConfig, MoEConfig
 from moejax.moe import router_losses
-from moejax.moe.balance import sum_sequences
+from moejax.moe.balance import RouterStats, sum_sequences
 from moejax.moe.layer import MoELayer
 from moejax.moe.layer_stats import layer_stats
 from moejax.routing.contract import RouterInput
@@ -121,5 +122,25 @@ def test_relus_of_busy_experts_are_closed_harder():
     stats = sums()
     np.testing.assert_allclose(stats.asked_BE, [[2, 1]])
     np.testing.assert_allclose(router_losses.sparsity_loss(stats, top_k=1), [4.5], rtol=1e-6)
+    np.testing.assert_allclose(stats.open_BE, [[2, 1]])
     slope = jax.grad(lambda s: router_losses.sparsity_loss(replace(stats, score_BE=s), 1).sum())
     np.testing.assert_allclose(slope(stats.score_BE), [[1.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("per_token", "want"),
+    [(1.0, 0.12), (1.5, 0.1), (2.0, 0.1 / 1.2)],
+)
+def test_the_coefficient_of_sparsity_follows_the_share_of_zeros(per_token, want):
+    """Of two layers with two tokens and two experts, 3 and 3 of 4 scores are above 0: a quarter is
+    0. For one expert a token a half should be: the coefficient grows; for two none: it shrinks.
+    """
+    assert 1.5 / 2 == 1 - 0.25
+    names = [field.name for field in fields(RouterStats)]
+    known = {"open_BE": jnp.float32([[2, 1], [1, 2]]), "tokens_B": jnp.float32([2, 2])}
+    stats = RouterStats(**dict.fromkeys(names) | known)
+    got = router_losses.move_sparsity_weight(jnp.float32(0.1), stats, per_token, 1.2)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    nobody = replace(stats, open_BE=0 * stats.open_BE, tokens_B=0 * stats.tokens_B)
+    stays = router_losses.move_sparsity_weight(jnp.float32(0.1), nobody, per_token, 1.2)
+    np.testing.assert_allclose(stays, 0.1, rtol=1e-6)

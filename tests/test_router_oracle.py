@@ -47,7 +47,7 @@ class Case:
     alias: bool = False
     """Its rule is that of another router here: tested in the slow grid."""
     seed: int = 4
-    settings: tuple[tuple[str, int | str], ...] = ()
+    settings: tuple[tuple[str, int | str | tuple[int, ...]], ...] = ()
 
 
 def case(router: str, top_k=2, biased=False, alias=False, seed=4, **settings) -> Case:
@@ -88,6 +88,7 @@ CASES = {
     "sinkhorn": case("sinkhorn"),
     "hash": case("hash"),
     "hash_weighted": case("hash_weighted", 3, alias=True),
+    "hash_balanced": case("hash_balanced", alias=True, token_counts=(1, 9, 0, 4, 3, 7, 2)),
     "random": case("random"),
     "expert_choice": case("expert_choice"),
     "expert_choice, capped": case("expert_choice", max_experts_per_token=2),
@@ -183,7 +184,7 @@ def numbers(case: Case, moe: MoEConfig) -> Numbers:
         params=single(parameters(moe, rng)),
         x_GSD=single(rng.normal(size=(G, S, D))),
         bias_E=single(0.3 * rng.normal(size=moe.num_choices)) if case.biased else None,
-        id_GS=rng.integers(0, 2**31, (G, S)),
+        id_GS=rng.integers(0, 10 if moe.token_counts else 2**31, (G, S)),
         cotangent_GSD=single(rng.normal(size=(G, S, D)) / math.sqrt(G * S * D)),
         key=jax.random.key(case.seed),
     )
@@ -297,7 +298,8 @@ def minimised(moe: MoEConfig, stats: balance.RouterStats, nats: jax.Array) -> ja
 
 def oracle_layer(case: Case, moe: MoEConfig) -> oracle.Layer:
     given = dict(case.settings)
-    names = ("expert_groups", "kept_expert_groups", "max_experts_per_token", "bias_on")
+    names = ["expert_groups", "kept_expert_groups", "max_experts_per_token", "bias_on"]
+    names += ["token_counts"]
     return oracle.Layer(
         case.router,
         case.top_k,
@@ -472,7 +474,7 @@ def test_the_layer_equals_the_oracle_where_routers_share_a_rule(name, subtests):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dispatch", ["gather", "grouped"])
-@pytest.mark.parametrize("name", [name for name in OF_PAPERS if name != "soft"])
+@pytest.mark.parametrize("name", [n for n in OF_PAPERS if n != "soft"] + ["hash_balanced"])
 def test_every_form_of_dispatch_equals_the_oracle(name, dispatch, subtests):
     if dispatch == "grouped" and CASES[name].router in NO_TOKEN_CHOICE:
         return  # its rows are the tokens' choices; the config refuses it
@@ -492,6 +494,7 @@ WHAT_COUNTS = {
     "minimax_m2, bias on logits": "bias_on",
     "ernie4_5": "bias_E",
     "expert_threshold": "bias_E",
+    "hash_balanced": "token_counts",
     "base": "training",
     "sinkhorn": "training",
     "expert_choice, capped": "max_experts_per_token",
@@ -621,6 +624,31 @@ def test_the_bias_moves_towards_the_experts_that_a_token_should_have_as_in_longc
     signs = selection_bias.step(*arrays, "sign", 0.01, share_E)
     np.testing.assert_allclose(signs - bias, 0.01 * np.sign(got - bias), atol=1e-7)
     np.testing.assert_array_equal(np.asarray(got)[:, 4:], np.float32(bias)[:, 4:])
+
+
+def test_a_controlled_bias_is_that_of_the_books_step_by_step():
+    """From a bias beyond the limit, over loads that wind the sums up; one layer has a target."""
+    rng = np.random.default_rng(0)
+    asked_TLE = rng.integers(0, 40, (12, 2, E)).astype(float)
+    asked_TLE[:6, 0, 0] = 0
+    begin = single(0.3 * rng.normal(size=(2, E)))
+    gains = {"rate": 0.1, "proportional": 3.0, "difference": 2.0, "limit": 0.25}
+    sum_LE, last_LE, got = jnp.float32(begin), jnp.zeros((2, E)), []
+    for asked_LE in jnp.float32(asked_TLE):
+        lack_LE = selection_bias.relative_lack(asked_LE)
+        bias_LE, sum_LE = selection_bias.control(
+            sum_LE, last_LE, lack_LE, selection_bias.Gains(**gains)
+        )
+        last_LE = lack_LE
+        got.append(bias_LE)
+    for layer, expert in np.ndindex(2, E):
+        counts = asked_TLE[:, layer, expert]
+        want = oracle.pid_updates(
+            *(begin[layer, expert], counts, asked_TLE[:, layer].mean(-1)),
+            *(gains["rate"], gains["proportional"], gains["difference"], gains["limit"]),
+        )
+        np.testing.assert_allclose(np.array(got)[:, layer, expert], want, atol=2e-6)
+    assert np.abs(begin).max() > 0.25 and np.abs(sum_LE).max() == np.float32(0.25)
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])

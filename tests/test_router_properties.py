@@ -45,6 +45,9 @@ VARIANTS = {
     "expert_choice, capped": ROUTERS["expert_choice"].override(
         "expert_choice", {"max_experts_per_token": 2}
     ),
+    "hash_balanced, counted": ROUTERS["hash_balanced"].override(
+        "hash_balanced", {"token_counts": (3, 1, 4, 1, 5)}
+    ),
     "sqrt_softplus": dataclasses.replace(
         ROUTERS["top_k"], rule=TokenChoiceRule(score="sqrt_softplus", renormalise=True)
     ),
@@ -112,7 +115,7 @@ def make(seed: int, spread: float = 1.0, ties: bool = False, padding: bool = Tru
         # Twice the same number, or the log-sum-exp: equal logits stay equal.
         "logits_GSE": logits_GSEC[..., 0] if ties else np.logaddexp.reduce(logits_GSEC, -1),
         "noise_GSE": np.float32(rng.normal(size=(G, S, E))),
-        "token_GS": rng.integers(0, 2**31, (G, S), dtype=np.int32),
+        "token_GS": rng.integers(0, 2 ** rng.choice([3, 31]), (G, S), dtype=np.int32),
         "real_GS": real_GS,
         "bias_E": np.zeros(E, np.float32),
     }

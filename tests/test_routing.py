@@ -16,7 +16,7 @@ from moejax.moe.dispatch import einsum
 from moejax.moe.layer import MoELayer
 from moejax.moe.travel import Travel
 from moejax.routing import assignment
-from moejax.routing.baselines import mix
+from moejax.routing.baselines import balance_by_frequency, mix
 from moejax.routing.contract import Choice, RouterInput, asked
 from moejax.routing.routers import ROUTERS, Router
 from moejax.routing.seating import capacity, seat_choices
@@ -615,6 +615,45 @@ def test_hash_sends_a_token_id_to_the_same_experts_wherever_it_stands():
     assert first[:2] == [0, 7]
     assert_chosen(choice, [[e, (e + 1) % 8] for e in first], np.full((6, 2), 0.5))
     np.testing.assert_allclose(choice.probability_GSE, 1 / 8)
+
+
+def test_a_table_gives_the_most_frequent_ids_to_who_has_least():
+    """Counts 5, 3, 2, 2 of one expert each: 5 for expert 0, 3 for 1, 2 for 2, and the last 2 for 2,
+    who has 2. Of two each: 5 for 0 and 1; 3 for 2 and 0; 2 for 2 (3) and 1 (5); 2 for 2 (5) and 1
+    (7). What does not occur has no row.
+    """
+    counts = (5, 3, 2, 2, 0)
+    one, two = (balance_by_frequency(counts, 3, top_k) for top_k in (1, 2))
+    assert one.tolist() == [[0], [1], [2], [2], [-1]]
+    assert two.tolist() == [[0, 1], [2, 0], [2, 1], [2, 1], [-1, -1]]
+
+
+def test_a_table_evens_out_a_load_that_a_hash_does_not():
+    """A thousand ids as frequent as words are (one over the rank), two of eight experts each: the
+    fullest expert has less than a thousandth more than its share; by hash, a fifth.
+    """
+    counts = tuple(int(1e6 / rank) for rank in range(1, 1001))
+    table_IK = balance_by_frequency(counts, 8, 2)
+    hashed_IK = [[(murmur(i) + k) % 8 for k in range(2)] for i in range(1000)]
+    loads = [np.bincount(np.ravel(t), np.repeat(counts, 2)) for t in (table_IK, hashed_IK)]
+    assert (table_IK[:, 0] != table_IK[:, 1]).all()
+    table, hashed = (load.max() / load.mean() - 1 for load in loads)
+    assert table < 0.001 and hashed > 0.2
+
+
+def test_layers_above_those_with_a_table_choose_by_score_and_bias():
+    """softplus(log(e^a^2 - 1)) is a^2, so that the scores are 3, 2, 1; a bias of 2.5 makes the last
+    one 3.5. The table has id 0 with expert 1; id 9 is not in it, and its hash is 0 modulo 3.
+    """
+    logits, own = np.log(np.expm1([[9, 4, 1], [9, 4, 1]])), {"token_counts": (0, 2, 1)}
+    assert murmur(9) % 3 == 0
+    given = {"settings": own | {"hash_layers": 1}, "token_GS": np.int32([2, 9])}
+    given["bias_E"] = jnp.float32([0, 0, 2.5])
+    by_table = ask("hash_balanced", logits, 1, by_id=jnp.array(True), **given)
+    assert_chosen(by_table, [[1], [0]], [[1], [1]])
+    by_score = ask("hash_balanced", logits, 2, by_id=jnp.array(False), **given)
+    assert_chosen(by_score, [[2, 0], [2, 0]], [[1 / 4, 3 / 4]] * 2)
+    np.testing.assert_array_equal(by_score.unbiased_GSK[0], [[0, 1]] * 2)
 
 
 def test_the_hash_spreads_ids_evenly():

@@ -208,9 +208,9 @@ def test_a_finished_run_goes_on_with_more_steps(config, tmp_path):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_at_any_moment_a_run_ends_as_if_it_never_had_been(config, tmp_path, devices):
     """kill -9 twice; every line of metrics is that of a run left alone. The router draws random
-    numbers, and its selection bias is a part of the state."""
+    numbers, and its selection bias is a part of the state, with what its control remembers."""
     noisy = {"router": "noisy_top_k", "router_jitter": 0.1, "expert_dropout": 0.1}
-    moved = BalanceConfig(bias_update="sign", bias_rate=0.01)
+    moved = BalanceConfig(bias_update="pid", bias_rate=0.01)
     config = with_moe(with_run(config, steps=24, sample_tokens=0), balance=moved, **noisy)
     options = {"env": {"JAX_NUM_CPU_DEVICES": str(devices)}}
     alone = with_run(config, directory=str(tmp_path / "alone"))

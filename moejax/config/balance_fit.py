@@ -73,6 +73,11 @@ def check_bias(moe: Any) -> None:
         f" bias; leave it at none.",
     )
     check(
+        not router.counts_tokens or moe.hash_layers is not None,
+        f"{at}.bias-update {balance.bias_update}: with --model.moe.router {moe.router} a table"
+        f" chooses in all layers: give --model.moe.hash-layers 1, say, or leave it at none.",
+    )
+    check(
         balance.bias_update != "quantile"
         or (moe.kept_expert_groups is None and moe.top_k < moe.num_choices)
         and rule is not None

@@ -22,6 +22,12 @@ def describe_balance(model: ModelConfig, moves: bool = True) -> str:
         parts = [f"{balance.loss_weight:g} x the balance loss {how}"]
     weights = {name: getattr(balance, f"{name}_weight") for name in OTHER_LOSSES}
     parts += [f"{weight:g} x the {n.replace('_', ' ')}" for n, weight in weights.items() if weight]
+    if balance.moves_sparsity:
+        wanted = balance.experts_per_token or moe.top_k
+        parts[-1] += (
+            f" at first, times or over {balance.sparsity_factor:g} a step, for {wanted:g} experts a"
+            f" token"
+        )
     if not balance.z_loss_weight:
         parts.append("no z loss")
     if moe.has_selection_bias:

@@ -26,6 +26,10 @@ class Idle:
     """It names the flag, the value, why it has no effect, and what to write instead."""
 
 
+FILLED = ("model.moe.token_counts",)
+"""Settings that a training finds out where they are not given, and keeps in its own config."""
+
+
 def find_idle(config: Config, base: Config) -> list[Idle]:
     """The settings of ``config`` that are others than those of ``base``, and have no effect."""
     given = {path: new for path, (_, new) in differences(base, config).items()}
@@ -33,10 +37,17 @@ def find_idle(config: Config, base: Config) -> list[Idle]:
 
 
 def differences_that_matter(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The ``differences`` of two configs, without settings that have no effect in either."""
+    """The ``differences`` of two configs, without settings that have no effect in either, and
+    without those that one of them leaves to be found.
+    """
+    filled = {path for path in FILLED if None in (_read(old, path), _read(new, path))}
     nowhere = {idle.path for idle in find_idle(new, old)} & {i.path for i in find_idle(old, new)}
     found = differences(old, new)
-    return {path: pair for path, pair in found.items() if path not in nowhere}
+    return {path: pair for path, pair in found.items() if path not in nowhere | filled}
+
+
+def _read(settings: Any, path: str) -> Any:
+    return reduce(getattr, path.split("."), settings)
 
 
 def find_unmet(

@@ -11,6 +11,9 @@ from moejax.config.checks import check, check_not_negative, check_positive, chec
 from moejax.routing.routers import ROUTERS, Router
 
 MOST_EXPERTS = 2**20
+MOST_COUNTS = 2**16
+"""Tokens whose counts a config holds: the first ids, which are the most frequent ones in tokenizers
+that merge pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,13 @@ class MoEConfig:
     the router does."""
     bias_on: Literal["scores", "logits"] | None = None
     """To what the selection bias is added, for the choice alone; by default to the scores."""
+    token_counts: tuple[int, ...] | None = None
+    """For hash_balanced: how often each token occurs, by its id from 0 on. By default a training
+    counts that once in its own text, and keeps it in the config.json of the run. Tokens that do not
+    occur go by their hash."""
+    hash_layers: int | None = None
+    """For hash_balanced: so many routed layers at the bottom go by its table, and the others choose
+    by score; by default all go by it."""
     expert_groups: int | None = None
     """Groups of consecutive experts, one for each device or node (DeepSeek's n_group)."""
     kept_expert_groups: int | None = None
@@ -90,11 +100,14 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         at = "model.moe"
+        checks.make_tuples(self, "token_counts")
         check_types(at, self)
         checks.check_sizes(at, self, "num_experts", "top_k", "hidden_size", "group_size")
         checks.check_sizes(at, self, "shared_hidden_size")
         check_positive(at, self, "capacity_factor", "eval_capacity_factor", "weight_scale")
         check_positive(at, self, "expert_groups", "kept_expert_groups", "max_experts_per_token")
+        check_positive(at, self, "hash_layers")
+        check_counts(at, self.token_counts)
         check_not_negative(at, self, "every", "first_dense", "shared_experts")
         check_not_negative(at, self, "identity_experts", "null_experts")
         experts = ("num_experts", "identity_experts", "null_experts", "shared_experts")
@@ -114,6 +127,14 @@ class MoEConfig:
     def num_choices(self) -> int:
         """All that a router chooses among: experts and zero-computation experts."""
         return self.num_experts + self.identity_experts + self.null_experts
+
+    @property
+    def mean_experts(self) -> float:
+        """Experts that compute which a token meets, on average where balancing sees to that."""
+        balance, others = self.balance, self.num_choices > self.num_experts
+        held = balance.bias_update == "threshold" or balance.moves_sparsity
+        held |= others and balance.bias_update != "none"
+        return balance.experts_per_token or self.top_k if held else self.top_k
 
     @property
     def shared_width(self) -> int:
@@ -147,10 +168,22 @@ ROUTER_SETTINGS = (
     "top_p",
     "eval_candidates",
     "bias_on",
+    "token_counts",
+    "hash_layers",
     "expert_groups",
     "kept_expert_groups",
     "max_experts_per_token",
 )
+
+
+def check_counts(at: str, counts: tuple[int, ...] | None) -> None:
+    """Counts of tokens must be some, whole, and not more than a config can hold."""
+    given = counts or ()
+    right = all(type(n) is int and 0 <= n < 2**53 for n in given) and len(given) <= MOST_COUNTS
+    check(
+        right and (counts is None or sum(given) > 0),
+        f"{flag(at, 'token_counts')} must be at most {MOST_COUNTS:,} whole numbers, not all 0.",
+    )
 
 
 def check_router(moe: MoEConfig) -> None:

@@ -59,6 +59,8 @@ def _names_tfds(c: Config) -> bool:
 
 MODEL, ROPE, MOE = "model", "model.rope", "model.moe"
 BALANCE, DATA = "model.moe.balance", "data"
+STEPS = ("sign", "proportional", "pid")
+"""Updates of the selection bias by the lack of load."""
 OF_SOFTMAX = {"queries_keys_values", "attention_heads"}
 OF_ROUTED = {"router_logits", "expert_inputs", "expert_outputs"}
 """What of ``config.model.Keepable`` some layers alone have."""
@@ -287,7 +289,7 @@ NEEDS: tuple[Need, ...] = (
             *_paths(MOE, "expert_groups kept_expert_groups max_experts_per_token identity_experts"),
             *_paths(MOE, "null_experts router_jitter router_dropout expert_dropout first_dense"),
             *_paths(MOE, "shared_gate group_size capacity_factor eval_capacity_factor seating"),
-            *_paths(MOE, "bias_on dispatch eval_candidates"),
+            *_paths(MOE, "bias_on dispatch eval_candidates token_counts hash_layers"),
             *("model.moe.balance", "optim.router_learning_rate"),
             *_paths("mesh", "expert_parallel chunks receive_factor"),
         ),
@@ -393,25 +395,47 @@ NEEDS: tuple[Need, ...] = (
         "give --model.moe.balance.coupling-loss-weight 1, say, too",
     ),
     Need(
+        _paths(BALANCE, "sparsity_factor"),
+        lambda c: c.model.moe.balance.sparsity_loss_weight > 0,
+        "--model.moe.balance.sparsity-loss-weight 0",
+        "give --model.moe.balance.sparsity-loss-weight 1e-8, say, too",
+    ),
+    Need(
         _paths(BALANCE, "experts_per_token"),
         lambda c: (
             c.model.moe.num_choices > c.model.moe.num_experts
             or c.model.moe.balance.bias_update == "threshold"
+            or c.model.moe.balance.moves_sparsity
         ),
         "every expert having parameters",
         "give --model.moe.identity-experts 8, say, too",
     ),
     Need(
-        _paths(BALANCE, "bias_rate experts_per_token"),
-        lambda c: c.model.moe.balance.bias_update in ("sign", "proportional", "threshold"),
+        _paths(BALANCE, "bias_rate"),
+        lambda c: c.model.moe.balance.bias_update in (*STEPS, "threshold"),
+        "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
+        "take --model.moe.balance.bias-update sign or proportional",
+    ),
+    Need(
+        _paths(BALANCE, "experts_per_token"),
+        lambda c: (
+            c.model.moe.balance.bias_update in (*STEPS, "threshold")
+            or c.model.moe.balance.moves_sparsity
+        ),
         "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
         "take --model.moe.balance.bias-update sign or proportional",
     ),
     Need(
         _paths(BALANCE, "bias_centred"),
-        lambda c: c.model.moe.balance.bias_update in ("sign", "proportional"),
+        lambda c: c.model.moe.balance.bias_update in STEPS,
         "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
         "take --model.moe.balance.bias-update sign or proportional",
+    ),
+    Need(
+        _paths(BALANCE, "pid_proportional pid_difference pid_limit"),
+        lambda c: c.model.moe.balance.bias_update == "pid",
+        "--model.moe.balance.bias-update {c.model.moe.balance.bias_update}",
+        "take --model.moe.balance.bias-update pid",
     ),
     # Data.
     Need(

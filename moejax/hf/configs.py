@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zlib
 from typing import Any
 
 from flax.traverse_util import unflatten_dict
@@ -275,7 +276,15 @@ def _collect_experts(config: ModelConfig) -> dict[str, Any]:
         found["router"] += (("a learned bias", router.linear_bias),)
     else:
         found["router"] = moe.router
+        if router.counts_tokens:
+            found["hash_layers"] = moe.hash_layers
+            found["token_counts"] = _sum_up(moe.token_counts)
     return {f"moe.{name}": value for name, value in found.items()}
+
+
+def _sum_up(counts: tuple[int, ...] | None) -> str:
+    """In one word what no line would hold."""
+    return f"with the sum {zlib.crc32(repr(counts).encode()):08x}" if counts else "of no text"
 
 
 def list_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

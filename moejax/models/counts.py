@@ -191,8 +191,10 @@ def parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
 
 
 def active_parameters(model: ModelConfig, vocab_size: int) -> dict[str, int]:
-    """Parameters of each part that one token meets: K experts of a layer, and all of the rest."""
-    met = sum(model.routed_blocks) * model.moe.top_k * expert_parameters(model)
+    """Parameters of each part that one token meets: K experts of a layer, or as many as balancing
+    holds on average, and all of the rest.
+    """
+    met = round(sum(model.routed_blocks) * model.moe.mean_experts * expert_parameters(model))
     return parameters(model, vocab_size) | {"experts": met}
 
 
@@ -218,7 +220,7 @@ def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> 
         "attention": 2 * products,
         "attention_scores": 2 * scores,
         "dense_feed_forward": 2 * (L - routed) * dense,
-        "experts": 2 * routed * moe.top_k * network,
+        "experts": round(2 * routed * moe.mean_experts * network),
         "shared_experts": 2 * routed * shared_parameters(model),
         "routers": 2 * routed * router_parameters(model) if routed else 0,
         **({"next_tokens": 2 * merging_products(model)} if model.next_tokens else {}),
@@ -228,7 +230,8 @@ def forward_flops(model: ModelConfig, vocab_size: int, sequence_length: int) -> 
 
 def cost(model: ModelConfig, vocab_size: int, sequence_length: int) -> Cost:
     """Count a model's parameters and FLOPs; see ``forward_flops``. A token counts as meeting K
-    experts, also where zero-computation experts or the router make that fewer.
+    experts, also where zero-computation experts or the router make that fewer, unless
+    balancing holds their average (``experts_per_token``).
     """
     return Cost(
         parameters_total=sum(parameters(model, vocab_size).values()),

@@ -6,6 +6,7 @@ Letters: M: positions that are looked at.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import flax.linen as nn
@@ -74,12 +75,14 @@ class Block(nn.Module):
             return self._add(x_BND, self._norm_output(name, dense(normed_BND))), None
         layer = MoELayer(config.moe, config.activation, self.layout, name="moe")
         stacks = context.get("stacks", {}).get(str(self.name))
+        by_id = {"by_id": each["by_id"]} if "by_id" in each else {}
         y_BND, stats, chosen_BNE, ordered = layer.run(
             normed_BND,
             context["real_BN"],
             training=self.training,
             token_BN=context["token_BN"],
             stacked=None if stacks is None else lie_at(stacks, each["repeat"]),
+            **by_id,
             **own,
         )
         y_BND = self._norm_output("feed_forward", y_BND)
@@ -151,7 +154,8 @@ class Unit(nn.Module):
 
 def settings_of_layers(config: ModelConfig) -> dict[str, Sequence[int]]:
     """What the layers differ in beside their parameters, a number for each layer: whether
-    they have the window, and which of the model's rotary positions they have.
+    they have the window, which of the model's rotary positions they have, and whether their router
+    goes by the ids of tokens.
     """
     found: dict[str, Sequence[int]] = {}
     if len({kind for kind in config.attention_kinds if kind != "delta"}) > 1:
@@ -159,6 +163,9 @@ def settings_of_layers(config: ModelConfig) -> dict[str, Sequence[int]]:
     rotations, numbers = number_rotations(config)
     if len(rotations) > 1:
         found["rotation"] = numbers
+    if any(config.routed_layers) and config.moe.hash_layers is not None:
+        before = accumulate(config.routed_layers, initial=0)  # routed layers below each
+        found["by_id"] = [n < config.moe.hash_layers for n in before][: config.num_layers]
     return found
 
 

@@ -58,10 +58,12 @@ class RouterStats:
     """Squared router probability of each expert, where its variance is a loss."""
     score_BE: jax.Array | None = None
     """Score of each expert, chosen or not, where their sum is a loss."""
+    open_BE: jax.Array | None = None
+    """Tokens whose score of each expert is above 0, likewise."""
     entropy_slope_B: jax.Array | None = None
     """The entropy with its gradient, where it is a loss."""
     orthogonality_B: jax.Array | None = None
-    """What each token tells of the router's matrix; these six in training, where they are used."""
+    """What each token tells of the router's matrix; these seven in training, where used."""
     coupling_B: jax.Array | None = None
     """What each token tells of the router's and the experts' matrices together."""
     margin_1EM: jax.Array | None = None

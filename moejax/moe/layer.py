@@ -57,7 +57,8 @@ class MoELayer(nn.Module):
     output, or 0: the residual stream carries it on. A token that is not finite, or has such a
     logit, gets 0 and is counted. ``stats`` is a ``balance.RouterStats``, ``chosen_BNE`` says which
     experts each token asked for. ``bias_E`` is the selection bias (float32), ``token_BN`` the ids
-    that some routers look at. In training, routers that draw do so from the stream ``router``.
+    that some routers look at, ``by_id`` whether this layer's goes by them, where only some layers'
+    do. In training, routers that draw do so from the stream ``router``.
     ``layout`` says how tokens meet experts on other devices of the mesh in use.
 
     ``routes_BNK`` are recorded choices, taken in the place of the router's own; ``run`` gives what
@@ -88,6 +89,7 @@ class MoELayer(nn.Module):
         training: bool,
         bias_E: jax.Array | None = None,
         token_BN: jax.Array | None = None,
+        by_id: jax.Array | None = None,
         routes_BNK: jax.Array | None = None,
         place_ER: jax.Array | None = None,
         stacked: dict[str, Lying] | None = None,
@@ -121,6 +123,7 @@ class MoELayer(nn.Module):
             key=keys[1],
             bias_E=bias_E,
             token_GS=None if token_BN is None else token_BN.reshape(-1, S),
+            by_id=by_id,
             rows=rows,
             replayed_GSK=self._replay(routes_BNK),
         )

@@ -59,7 +59,9 @@ def layer_stats(
     if moe.balance.sparsity_loss_weight:
         assert rule is not None  # as the config demands
         score_GSE = jnp.where(inputs.real_GS[..., None], SCORES[rule.score](inputs.logits_GSE), 0)
-        stats = replace(stats, score_BE=score_GSE.reshape(rows, -1, moe.num_choices).sum(1))
+        scores = {"score_BE": score_GSE, "open_BE": (score_GSE > 0).astype(jnp.float32)}
+        parts = {n: x.reshape(rows, -1, moe.num_choices).sum(1) for n, x in scores.items()}
+        stats = replace(stats, **parts)
     return _of_parameters(stats, moe, inputs.key, params)
 
 

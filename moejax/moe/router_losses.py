@@ -87,10 +87,31 @@ def sparsity_loss(stats: RouterStats, top_k: int) -> jax.Array:
     no ReLU lets anything through.
 
     ReMoE (Wang et al. 2024), Eq. 8-9: sum_e f_e R(x)_e, f_e = E / (K T) * the tokens of expert e.
-    They multiply its coefficient after every step by 1.2 or 1 / 1.2, as the share of zeros is below
-    or above 1 - K / E; here the coefficient stays, and the choices are at most K.
+    Here the choices that load counts are at most K. The coefficient may move (below).
     """
     assert stats.score_BE is not None  # summed up where it has a weight
     tokens_B1 = jnp.maximum(stats.tokens_B, 1)[..., None]
     load_BE = stats.asked_BE.shape[-1] / top_k * stats.asked_BE / tokens_B1
     return (jax.lax.stop_gradient(load_BE) * stats.score_BE / tokens_B1).sum(-1)
+
+
+def find_sparsity(open_LE: jax.Array, tokens_L: jax.Array) -> jax.Array:
+    """The share of scores that are 0, over all tokens, experts and layers; NaN without a token."""
+    return 1 - open_LE.sum() / (tokens_L.sum() * open_LE.shape[-1])
+
+
+def move_sparsity_weight(
+    weight: jax.Array, stats: RouterStats, per_token: float, factor: float
+) -> jax.Array:
+    """The coefficient of the sparsity loss after a step, of stats with a leading L: times
+    ``factor`` if too few scores were 0 for ``per_token`` experts a token, over it if too many.
+
+    ReMoE (Wang et al. 2024), section 3.2: lambda_{i+1} = lambda_i alpha^sign((1 - k / E) - S_i),
+    with alpha 1.2 from 1e-8. S counts what the ReLUs let through, before the limit of K. Theirs is
+    the coefficient of a mean over layers; ours that of a sum, as of all losses here.
+    """
+    assert stats.open_BE is not None  # summed up where the loss has a weight
+    sparsity = find_sparsity(stats.open_BE, stats.tokens_B)
+    wanted = 1 - per_token / stats.open_BE.shape[-1]
+    moved = weight * factor ** jnp.sign(wanted - sparsity)
+    return jnp.where(stats.tokens_B.sum() > 0, moved, weight)

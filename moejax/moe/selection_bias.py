@@ -6,6 +6,7 @@ updated once per optimizer step from the counts of the whole batch. Always float
 Letters: M: bins of a histogram.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -17,7 +18,7 @@ from moejax.routing.token_choice import SCORES, TokenChoiceRule, at, pick, prefe
 
 BINS = 1024
 
-Update = Literal["none", "sign", "proportional", "quantile", "threshold"]
+Update = Literal["none", "sign", "proportional", "pid", "quantile", "threshold"]
 
 
 def step(
@@ -34,13 +35,53 @@ def step(
     times the lack over the target; theirs (section 4.3) multiplies the plain count, which would tie
     the rate to the batch size.
     """
+    lack_LE = relative_lack(asked_LE, share_E)
+    return bias_LE + rate * (jnp.sign(lack_LE) if update == "sign" else lack_LE)
+
+
+def relative_lack(asked_LE: jax.Array, share_E: np.ndarray | None = None) -> jax.Array:
+    """How much load each expert lacks, over its target: 1 without any, 0 at the target, negative
+    above it; 0 where the target is none.
+    """
     wanted_LE = asked_LE.mean(-1, keepdims=True)
     if share_E is not None:
         wanted_LE = asked_LE.sum(-1, keepdims=True) * jnp.float32(share_E)
     lack_LE = jnp.where(wanted_LE > 0, wanted_LE - asked_LE, 0)
-    if update == "sign":
-        return bias_LE + rate * jnp.sign(lack_LE)
-    return bias_LE + rate * lack_LE / jnp.maximum(wanted_LE, 1)
+    return lack_LE / jnp.maximum(wanted_LE, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """How strongly a PID controller answers; ``rate`` is an amount added to scores."""
+
+    rate: float
+    """What the lack of one step adds to the sum."""
+    proportional: float
+    """What the lack itself adds to the bias, in rates."""
+    difference: float
+    """What its change since the last step adds to the bias, in rates."""
+    limit: float
+    """Beyond plus or minus this the sum does not go."""
+
+
+def control(
+    sum_LE: jax.Array, last_LE: jax.Array, lack_LE: jax.Array, gains: Gains
+) -> tuple[jax.Array, jax.Array]:
+    """``(bias_LE, sum_LE)`` after a step: PID control as books have it (Astrom and Murray,
+    "Feedback Systems", its chapter on PID control), of each expert by its own ``relative_lack``.
+    ``last_LE`` is that of the step before, 0 before the first.
+
+    b_t = s_t + rate (p e_t + d (e_t - e_{t-1})), s_t = s_{t-1} + rate e_t. The sum is not moved out
+    of its limit, so that it has not wound up when an expert that nobody wanted is wanted again;
+    where it begins outside, it may come back. With p and d 0 this is ``proportional``, which moves
+    the bias by the lack, and so is the sum alone. LongCat-Flash (2025) speaks of PID control, but
+    has that one term, too (``target_shares``); what is here is no paper's, but that of the books.
+    """
+    moved_LE = sum_LE + gains.rate * lack_LE
+    low_LE, high_LE = jnp.minimum(sum_LE, -gains.limit), jnp.maximum(sum_LE, gains.limit)
+    sum_LE = jnp.clip(moved_LE, low_LE, high_LE)
+    at_once_LE = gains.proportional * lack_LE + gains.difference * (lack_LE - last_LE)
+    return sum_LE + gains.rate * at_once_LE, sum_LE
 
 
 def target_shares(experts: int, others: int, top_k: int, per_token: float) -> np.ndarray:

@@ -55,6 +55,8 @@ class RouterInput:
     """One number for each token and slot (routers with ``slots``)."""
     token_GS: jax.Array | None = None
     """Ids of the tokens (int32), where the model has such."""
+    by_id: jax.Array | None = None
+    """Whether this layer goes by the ids of tokens (bool), where only some layers do."""
     rows: Rows = Rows()
     """Random numbers are drawn by ``rows.draw``."""
     replayed_GSK: jax.Array | None = None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 from moejax.config.errors import ConfigError
 from moejax.routing import assignment, baselines, expert_choice, soft, token_choice
 from moejax.routing.assignment import BaseRule, SinkhornRule
-from moejax.routing.baselines import HashRule
+from moejax.routing.baselines import HashRule, TableRule
 from moejax.routing.contract import Choice, RouterInput
 from moejax.routing.expert_choice import ExpertChoiceRule
 from moejax.routing.token_choice import TokenChoiceRule
@@ -52,6 +52,8 @@ class Router:
     """Fills every slot, so that the capacity factor is part of the model."""
     needs_tokens: bool = False
     """Looks at token ids."""
+    counts_tokens: bool = False
+    """Must be told how often each id occurs (its rule's ``token_counts``); a training counts."""
     replays: bool = False
     """Takes recorded choices (``RouterInput.replayed_GSK``) in the place of its own."""
 
@@ -205,6 +207,14 @@ ROUTERS: dict[str, Router] = {
         paper="DeepSeek-V4 (2026), its released code, with a hash for a table",
         rule=HashRule(),
         needs_tokens=True,
+    ),
+    "hash_balanced": Router(
+        function=baselines.look_up_and_weigh,
+        paper="DeepSeek-V4 (2026), its released code, with a table of our own",
+        rule=TableRule(),
+        needs_tokens=True,
+        counts_tokens=True,
+        selection_bias=True,
     ),
     "random": Router(
         function=baselines.random,

@@ -27,9 +27,10 @@ def gradients(
     key: jax.Array,
     config: Config,
     step: jax.Array | int = 0,
+    sparsity_weight: jax.Array | None = None,
 ) -> tuple[dict, Sums]:
     """The gradient of the batch's objective in this ``step`` and its sums, in ``optim.accumulate``
-    parts.
+    parts. ``sparsity_weight`` is the coefficient of the sparsity loss, where that moves.
 
     The auxiliary losses need the sums of the *whole* batch, which a first forward pass over the
     parts adds up (its price: a third more arithmetic). Each part draws its own random numbers.
@@ -47,7 +48,8 @@ def gradients(
         params: dict, part: Batch, key: jax.Array, whole: Sums | None
     ) -> tuple[jax.Array, Sums]:
         sums = add_up(params, part, key)
-        return objective(sums, sums if whole is None else whole, config.model.moe), sums
+        whole = sums if whole is None else whole
+        return objective(sums, whole, config.model.moe, sparsity_weight), sums
 
     def differentiate(part: Batch, key: jax.Array, whole: Sums | None) -> tuple[dict, Sums]:
         grads, sums = jax.grad(loss, has_aux=True)(params, part, key, whole)

@@ -140,15 +140,22 @@ def router_metrics(totals: Totals, num_experts: int) -> dict[str, float]:
     ``router_entropy``: nats a token, mean over layers. ``experts_per_token``: choices of experts
     that compute (the first ``num_experts``), before capacity. ``bad_logits``: tokens, over all
     layers, that no expert saw because a logit was not finite. ``expert_groups_per_token``, where
-    experts have groups: in how many of them a token's choices lie, mean over layers.
+    experts have groups: in how many of them a token's choices lie, mean over layers. Of a router
+    with ReLUs that a loss closes: ``sparsity``, the share of scores that are 0, and
+    ``sparsity_weight``, the loss's coefficient, mean over steps, where it moves.
     """
     if "asked_LE" not in totals:
         return {}
     asked_LE, seated_LE, parts = totals["asked_LE"], totals["seated_LE"], max(1, totals["parts"])
     tokens_L = np.maximum(totals["routed_L"], 1)
-    groups = {}
+    groups: dict[str, float] = {}
     if "sent_LQ" in totals:
         groups["expert_groups_per_token"] = float(np.mean(totals["sent_LQ"].sum(1) / tokens_L))
+    if "open_LE" in totals:
+        open_LE = totals["open_LE"]
+        groups["sparsity"] = 1 - float(np.mean(open_LE / tokens_L[:, None]))
+    if "sparsity_weight" in totals:
+        groups["sparsity_weight"] = totals["sparsity_weight"] / parts
     return {
         **groups,
         **{name: total / parts for name, total in totals.items() if name.endswith("_loss")},

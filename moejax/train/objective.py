@@ -100,9 +100,11 @@ def weigh_ahead_loss(optim: OptimConfig, step: jax.Array | int, steps: int) -> j
     return jnp.where(late, optim.next_token_late_weight, optim.next_token_weight)
 
 
-def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
+def objective(
+    sums: Sums, whole: Sums, moe: MoEConfig, sparsity_weight: jax.Array | None = None
+) -> jax.Array:
     """The loss that is minimised: ``sums.loss``, which is weighed already, and each routed layer's
-    losses.
+    losses; that on sparsity with ``sparsity_weight``, if it is given.
 
     ``sums`` belong to a part of the batch whose totals are ``whole``. The losses are functions of
     the whole batch's sums; a part enters with its share of their differential at ``whole``, so that
@@ -115,9 +117,13 @@ def objective(sums: Sums, whole: Sums, moe: MoEConfig) -> jax.Array:
     if sums.router is None:
         return loss
 
+    coefficients: dict[str, jax.Array | float] = {**weights(moe)}
+    if sparsity_weight is not None:
+        coefficients["sparsity_loss"] = sparsity_weight
+
     def auxiliary(router: RouterStats) -> jax.Array:
         found = losses(router, moe)
-        return sum((w * found[name].sum() for name, w in weights(moe).items()), jnp.zeros(()))
+        return sum((w * found[name].sum() for name, w in coefficients.items()), jnp.zeros(()))
 
     slopes = jax.grad(auxiliary)(whole.router)
     loss += sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, sums.router)))

@@ -78,6 +78,8 @@ class StepReport:
     """The signal to stop that any process had before the step, or 0."""
     rows_J: jax.Array | None = None
     """Of a mixture: sequences of each source, int32."""
+    sparsity_weight: jax.Array | None = None
+    """The coefficient that the sparsity loss had, where it moves."""
 
 
 @jax.tree_util.register_dataclass

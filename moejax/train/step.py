@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from moejax.config.config import Config
-from moejax.config.moe import MoEConfig
 from moejax.data.mixed_rows import SOURCES
-from moejax.moe import selection_bias
+from moejax.train.balance_memory import BalanceMemory, move_balance
 from moejax.train.forward import Batch, report_batch
 from moejax.train.gradients import gradients
 from moejax.train.offload import fetch_moments, put_moments
-from moejax.train.reports import StepReport, Sums
-from moejax.train.state import TrainState
+from moejax.train.reports import StepReport
+from moejax.train.state import RememberingState, TrainState
 
 
 def train_step(
@@ -39,7 +38,11 @@ def train_step(
     signals_B, sources_B = batch.get("signals_B"), batch.get(SOURCES)
     batch = {name: x for name, x in batch.items() if name not in ("signals_B", SOURCES)}
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-    grads, sums = gradients(model, state.params, state.bias_LE, batch, key, config, state.step)
+    memory = state.remembered
+    grads, sums = gradients(
+        *(model, state.params, state.bias_LE, batch, key, config, state.step),
+        sparsity_weight=memory.sparsity_weight,
+    )
     with jax.named_scope("gradient_norm"):
         norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.nats)
@@ -49,16 +52,19 @@ def train_step(
 
     @jax.named_scope("optimizer")
     def apply(
-        params: dict, optimizer_state: optax.OptState, bias_LE: jax.Array | None
-    ) -> tuple[dict, optax.OptState, jax.Array | None]:
+        params: dict,
+        optimizer_state: optax.OptState,
+        bias_LE: jax.Array | None,
+        memory: BalanceMemory,
+    ) -> tuple[dict, optax.OptState, jax.Array | None, BalanceMemory]:
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
         if config.run.lora.trains_routers:
-            bias_LE = update_bias(bias_LE, sums, config.model.moe)
-        return params, optimizer_state, bias_LE
+            bias_LE, memory = move_balance(bias_LE, memory, sums, config.model.moe)
+        return params, optimizer_state, bias_LE, memory
 
-    changing = (state.params, held, state.bias_LE)
-    params, optimizer_state, bias_LE = jax.lax.cond(
+    changing = (state.params, held, state.bias_LE, memory)
+    params, optimizer_state, bias_LE, moved = jax.lax.cond(
         finite, apply, lambda *unchanged: unchanged, *changing
     )
     if config.optim.offload:
@@ -73,6 +79,8 @@ def train_step(
         skipped_in_a_row=(state.skipped_in_a_row + 1) * missed,
         bias_LE=bias_LE,
     )
+    if isinstance(state, RememberingState):
+        state = replace(state, memory=moved)
     return state, StepReport(
         batch=report_batch(sums, config.model.moe),
         gradient_norm=norm,
@@ -81,6 +89,7 @@ def train_step(
         skipped_in_a_row=state.skipped_in_a_row,
         signal=None if signals_B is None else signals_B.max(),
         rows_J=None if sources_B is None else count_sources(sources_B, config),
+        sparsity_weight=memory.sparsity_weight,
     )
 
 
@@ -88,26 +97,3 @@ def count_sources(sources_B: jax.Array, config: Config) -> jax.Array:
     """The rows of each source. Where sequences lie in pieces, each piece says whose it is."""
     of_each = sources_B[:, None] == jnp.arange(len(config.data.sources))
     return of_each.sum(0, dtype=jnp.int32) // config.mesh.context
-
-
-def update_bias(bias_LE: jax.Array | None, sums: Sums, moe: MoEConfig) -> jax.Array | None:
-    """The selection bias after a step, from the counts of the whole batch."""
-    settings = moe.balance
-    if bias_LE is None or sums.router is None or settings.bias_update == "none":
-        return bias_LE
-    if settings.bias_update == "quantile":
-        assert sums.router.margin_1EM is not None
-        return selection_bias.quantile(bias_LE, sums.router.margin_1EM, moe.top_k)
-    if settings.bias_update == "threshold":
-        assert sums.router.margin_1EM is not None
-        wanted = settings.experts_per_token or moe.top_k
-        margin_LEM, rate = sums.router.margin_1EM, settings.bias_rate
-        return selection_bias.threshold(bias_LE, margin_LEM, wanted, rate)
-    share_E, target = None, settings.experts_per_token
-    others = moe.num_choices - moe.num_experts
-    if target is not None and others:
-        share_E = selection_bias.target_shares(moe.num_experts, others, moe.top_k, target)
-    bias_LE = selection_bias.step(
-        bias_LE, sums.router.asked_BE, settings.bias_update, settings.bias_rate, share_E
-    )
-    return selection_bias.centre(bias_LE) if settings.bias_centred else bias_LE

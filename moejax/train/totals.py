@@ -22,8 +22,11 @@ def sum_step(report: StepReport) -> Totals:
     and so are their tokens with bad logits.
     """
     beside = {"gradient_norm": report.gradient_norm}
-    if report.rows_J is not None:
-        beside["rows_J"] = report.rows_J
+    beside |= {
+        name: value
+        for name in ("rows_J", "sparsity_weight")
+        if (value := getattr(report, name)) is not None
+    }
     fetched = jax.device_get(_choose(report.batch) | beside)
     totals = _make_exact(fetched) | {"gradient_norm": float(fetched["gradient_norm"])}
     if math.isfinite(totals["nats"]) and math.isfinite(totals["gradient_norm"]):
@@ -52,6 +55,7 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
     optional = {"sent_LQ": router.sent_BQ, "asked_LW": router.asked_BW}
     optional["seated_LW"] = router.seated_BW
     optional["max_violation"] = report.max_violation
+    optional["open_LE"] = router.open_BE
     wanted |= {name: sums for name, sums in optional.items() if sums is not None}
     return wanted | {
         "asked_LE": router.asked_BE,
@@ -66,7 +70,7 @@ def _choose(report: BatchReport) -> dict[str, jax.Array]:
 
 def _make_exact(fetched: dict[str, np.ndarray]) -> Totals:
     """Fetched values, in types that add up exactly."""
-    counts = {"asked_LE", "seated_LE", "asked_LW", "seated_LW", "bad_L"}
+    counts = {"asked_LE", "seated_LE", "open_LE", "asked_LW", "seated_LW", "bad_L"}
     counts |= {"rows_J", "ahead_targets_P", "ahead_accepted_P"}
     totals: Totals = {"parts": 1}
     for name, value in fetched.items():

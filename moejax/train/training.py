@@ -27,6 +27,7 @@ from moejax.runtime import batch_rows, partition
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
 from moejax.train.base_model import Base, check_beginning, find_beginning, make_base
+from moejax.train.count_tokens import find_token_counts
 from moejax.train.environment import Environment, enter
 from moejax.train.evaluation import Evaluation
 from moejax.train.finish import finish, say_result
@@ -71,6 +72,7 @@ def train(
             check_beginning(config)
         task = processes.first_then_others(lambda: open_task(config, run.tokenizer))
         processes.check_same("settings or data", shared_settings(config, task))
+        config = find_token_counts(config, task, run.path, processes)
         check_training_room(config, task.vocab_size, mesh.shape)
         learner = make_learner(config, task.vocab_size, mesh)
         keep = config.run.keep_checkpoints

@@ -24,7 +24,7 @@ def explain_parameters(model: ModelConfig, vocab_size: int) -> dict[str, str]:
         "attention": explain_layers(model),
         "dense_feed_forward": f"{L - routed} layers x {m} of {D:,} x {model.dense_hidden:,}",
         "experts": f"{routed} layers x {moe.num_experts} experts x {expert};"
-        f" a token meets {moe.top_k} of the {moe.num_experts}",
+        f" a token meets {moe.mean_experts:g} of the {moe.num_experts}",
         "shared_experts": f"{routed} layers x {m} matrices of {D:,} x {moe.shared_width:,}",
         "routers": f"{routed} layers x {D:,} x {moe.num_choices} choices{router}",
         "norms": f"{explain_norms(model)} and {D:,} at the end, and those inside attention",
@@ -106,7 +106,7 @@ def explain_flops(model: ModelConfig, sequence_length: int) -> dict[str, str]:
         "attention": plain,
         "attention_scores": "; ".join([scores] * (deltas < L) + [rule] * (deltas > 0)),
         "dense_feed_forward": plain,
-        "experts": f"2 x the numbers of {model.moe.top_k} experts a layer",
+        "experts": f"2 x the numbers of {model.moe.mean_experts:g} experts a layer",
         "shared_experts": plain,
         "routers": plain,
         "next_tokens": plain,

@@ -122,7 +122,7 @@ def list_routed_products(config: Config, flops: float) -> list[Product]:
     dispatch, _ = choose_dispatch(config)
     weighs_output = not moe.built_router.weighs_input
     if dispatch != "grouped":
-        flops *= moe.num_experts * count_slots(config) / moe.group_size / moe.top_k
+        flops *= moe.num_experts * count_slots(config) / moe.group_size / moe.mean_experts
     found = [
         Product("experts", flops * (1 - last), half="experts", name="hidden"),
         Product(

@@ -361,22 +361,25 @@ def test_a_sum_does_not_wind_up():
     np.testing.assert_allclose(got, [[0.9, -0.1], [0.8, 0]], atol=1e-6)
 
 
-def test_a_controlled_bias_evens_out_the_load_and_sooner_than_its_sum_alone():
+def test_a_controlled_bias_evens_out_the_load():
+    """As soon as its sum alone, and it stays even; with too much of what is not the sum the load
+    swings from step to step.
+    """
     logits, real = skewed(0), np.ones((2, 1024), bool)
-    rule, sooner = TokenChoiceRule(score="sigmoid"), {}
-    for p, d in ((0, 0), (5, 1)):
+    rule, last = TokenChoiceRule(score="sigmoid"), {}
+    for p, d in ((0, 0), (1, 0.5), (8, 1)):
         gains = selection_bias.Gains(rate=0.01, proportional=p, difference=d, limit=1)
         bias_LE = sum_LE = last_LE = jnp.zeros((1, 8))
         violations = []
-        for _ in range(120):
+        for _ in range(80):
             load_E, _ = load_and_margins(logits, real, bias_LE[0], rule, 2)
             violations.append(float(balance.max_violation(load_E)))
             lack_LE = selection_bias.relative_lack(load_E[None])
             bias_LE, sum_LE = selection_bias.control(sum_LE, last_LE, lack_LE, gains)
             last_LE = lack_LE
-        assert violations[0] > 1 and max(violations[-10:]) < 0.1
-        sooner[p] = next(i for i, v in enumerate(violations) if v < 0.3)
-    assert sooner[5] < 0.8 * sooner[0]
+        assert violations[0] > 1
+        last[p] = max(violations[-10:])
+    assert max(last[0], last[1]) < 0.1 and last[8] > 0.3
 
 
 def test_a_centred_bias_has_mean_zero_and_the_same_differences():

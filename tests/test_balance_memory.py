@@ -106,15 +106,15 @@ def test_no_released_family_holds_a_table_of_ours():
 @pytest.mark.slow
 def test_a_run_counts_for_its_table_once_and_keeps_the_counts(tiny, tmp_path):
     """Also where only the first layer has the table: what opens the run has it, too."""
-    text = Path(__file__).read_text()
-    (tmp_path / "a.txt").write_text(text)
+    for name in ("a.txt", "held_out"):
+        (tmp_path / name).write_text(Path(__file__).read_text())
     changes = {
         "model.moe": {"router": "hash_balanced", "hash_layers": 1},
         "model.moe.balance.bias_update": "sign",
         "data": {
             "source": "files",
             "files": str(tmp_path / "*.txt"),
-            "validation_files": str(tmp_path / "a.txt"),
+            "validation_files": str(tmp_path / "held_out"),
         },
         "run": {"directory": str(tmp_path / "run"), "steps": 6, "checkpoint_every": 3},
     }

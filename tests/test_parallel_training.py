@@ -152,6 +152,21 @@ def ahead(tiny: Config) -> Config:
     return changed(deepseek(tiny), {"model.next_tokens": 1})
 
 
+def by_table(tiny: Config) -> Config:
+    """Experts by a table in the first layer, and by a bias under control in the second."""
+    counts = tuple(7 * i % 50 for i in range(99))
+    moe = {"router": "hash_balanced", "hash_layers": 1, "token_counts": counts, "num_experts": 8}
+    moe["balance"] = {"bias_update": "pid"}
+    return changed(tiny, {"model.moe": moe, "data.batch_size": 16, "optim.accumulate": 2})
+
+
+def by_relus(tiny: Config) -> Config:
+    """A varying number of experts, and a coefficient that holds it."""
+    moe = {"router": "remoe", "num_experts": 8, "top_k": 3, "capacity_factor": None}
+    moe["balance"] = {"sparsity_loss_weight": 0.1, "sparsity_factor": 1.2}
+    return changed(tiny, {"model.moe": moe, "data.batch_size": 16, "optim.accumulate": 2})
+
+
 def sixteen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The batch, and as many sequences again of other text: no half of it stands for the whole."""
     real, other = batch["segments"] > 0, dict(batch)
@@ -173,8 +188,10 @@ def first_step(tiny: Config, batch: dict, mesh: str, kind=deepseek, **settings) 
         keep = optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9))
         with jax.set_mesh(grid):
             state, step = trainer(config, grid, keep)
-            bias_LE = 0.1 * jnp.sin(jnp.arange(state.bias_LE.size)).reshape(state.bias_LE.shape)
-            state = dataclasses.replace(state, bias_LE=bias_LE)
+            if state.bias_LE is not None:
+                bias_LE = 0.1 * jnp.sin(jnp.arange(state.bias_LE.size))
+                bias_LE = bias_LE.reshape(state.bias_LE.shape)
+                state = dataclasses.replace(state, bias_LE=bias_LE)
             REMEMBERED[key] = step(state, batch_rows.place_batch(grid, sixteen(batch)))
     return REMEMBERED[key]
 
@@ -233,6 +250,18 @@ def test_parameters_that_are_gathered_once_a_step_take_the_same_step(tiny, batch
     got = first_step(tiny, batch, mesh, expert_parallel=form, zero1=True)
     assert_equal(got, first_step(tiny, batch, "1x1"))
     assert_lies_spread(got[0], mesh, fsdp=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "mesh", "form"), [(by_table, "2x2x2", "all_to_all"), (by_relus, "4x2", "ragged")]
+)
+def test_what_balancing_remembers_is_the_same_on_a_mesh(tiny, batch, kind, mesh, form):
+    got = first_step(tiny, batch, mesh, kind, expert_parallel=form)
+    want = first_step(tiny, batch, "1x1", kind)
+    memory = jax.tree.leaves(want[0].memory)
+    assert memory and all(np.abs(x).max() > 0 for x in memory)
+    assert_equal(got, want)
 
 
 @pytest.mark.slow

@@ -66,9 +66,9 @@ class BalanceConfig:
     bias_rate: float = 0.001
     """How far it moves, an amount added to scores (u in Wang et al. 2024); of `threshold`, the part
     of the way."""
-    pid_proportional: float = 5.0
+    pid_proportional: float = 1.0
     """Of `pid`: what the lack of this step adds to the bias beside the sum, in rates."""
-    pid_difference: float = 1.0
+    pid_difference: float = 0.5
     """Of `pid`: what its change since the step before adds, in rates."""
     pid_limit: float = 1.0
     """Of `pid`: the sum of lacks stays within plus or minus this, so that it does not wind up."""

@@ -14,8 +14,8 @@ from moejax.runtime.processes import Processes
 from moejax.train.base_model import find_beginning
 from moejax.train.tasks import LanguageTask, Task
 
-COUNTED = 2**20
-"""Tokens that are counted, at least."""
+COUNTED, BATCHES = 2**20, 512
+"""So many tokens are counted, of so many batches at most."""
 
 
 def find_token_counts(config: Config, task: Task, run: Path, processes: Processes) -> Config:
@@ -50,7 +50,7 @@ def count_tokens(config: Config, task: LanguageTask) -> tuple[int, ...]:
     """How often each id occurs in the first batches of the training, by id; of the first ids."""
     batch_size = config.data.batch_size
     batches = task.train_batches(np.arange(batch_size))
-    enough = -(-COUNTED // (batch_size * config.data.sequence_length))
+    enough = min(BATCHES, -(-COUNTED // (batch_size * config.data.sequence_length)))
     counts_I = np.zeros(task.vocab_size, np.int64)
     for batch in islice(batches, enough):
         real_R = batch["inputs"][batch["segments"] > 0]

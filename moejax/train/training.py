@@ -23,6 +23,7 @@ from moejax.models.training_room import check_training_room
 from moejax.moe.quantise_params import Weights
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runs.quantised_mark import refuse_quantised
+from moejax.runs.run_directory import RunDirectory
 from moejax.runtime import batch_rows, partition
 from moejax.runtime.processes import say
 from moejax.train.announce import announce, warn_of_constant_weights, warn_of_decoding
@@ -72,7 +73,7 @@ def train(
             check_beginning(config)
         task = processes.first_then_others(lambda: open_task(config, run.tokenizer))
         processes.check_same("settings or data", shared_settings(config, task))
-        config = find_token_counts(config, task, run.path, processes)
+        config = find_token_counts(config, task, processes, partial(read_counts, config, run))
         check_training_room(config, task.vocab_size, mesh.shape)
         learner = make_learner(config, task.vocab_size, mesh)
         keep = config.run.keep_checkpoints
@@ -241,6 +242,21 @@ def open_beginning(
             f" {shlex.quote(str(Path(str(place)) / 'config.json'))}, if `moejax import` wrote it."
         )
     return there
+
+
+def read_counts(config: Config, run: RunDirectory) -> tuple[int, ...] | None:
+    """The counts of tokens that this run has kept, if it has begun, or the model that it begins
+    from; None where there are none.
+    """
+    if any(run.checkpoints.glob("[0-9]*")):
+        try:
+            kept = peek_config(run.path)
+        except UserError:  # it is gone, and is written anew
+            kept = None
+        if kept is not None and kept.moe.token_counts is not None:
+            return kept.moe.token_counts
+    began = read_beginning(config)
+    return None if began is None else began.moe.token_counts
 
 
 def read_beginning(config: Config) -> ModelConfig | None:

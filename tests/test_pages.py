@@ -9,6 +9,7 @@ import pytest
 from browser import BROWSER
 from test_report import EXPERTS, OTHER_FIGURES, ROUTING_FIGURES, write_load, write_run
 from test_routing_change import change
+from test_study_verdicts import compare
 
 from moejax.lab.routing_change.change_page import change_html
 from moejax.lab.study.side_by_side import compare_runs
@@ -16,6 +17,7 @@ from moejax.lab.study.study_page import study_html
 from moejax.runs.pages.report import write_report
 
 MAKERS = re.compile(r"https?://[\w.-]+\.(google|googleapis|gvt1)\.com/")
+DARK = ("--blink-settings=preferredColorScheme=0",)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="there is no Chromium or Chrome here"),
@@ -55,7 +57,7 @@ def collapsed(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("flags", [(), ("--blink-settings=preferredColorScheme=0",)])
+@pytest.mark.parametrize("flags", [(), DARK])
 def test_the_report_of_a_run(tmp_path, flags):
     for name, make in (("good", write_run), ("bad", collapsed)):
         (tmp_path / name).mkdir()
@@ -80,6 +82,17 @@ def test_three_runs_side_by_side(tmp_path):
     assert console == [] and asked in ([], [page.as_uri()])
     wanted = {"Bits per byte, ranked", "Validation, bits per byte", "Training loss", "one", "two"}
     assert wanted <= set(figures_of(dom)) and "three" not in figures_of(dom)
+
+
+@pytest.mark.parametrize("flags", [(), DARK])
+def test_the_verdicts_of_a_study(tmp_path, flags):
+    page = tmp_path / "study.html"
+    page.write_text(study_html(compare(margin=0.01)), encoding="utf-8")
+    dom, console, asked = visit(page, tmp_path, *flags)
+    assert console == [] and asked in ([], [page.as_uri()])
+    figures = figures_of(dom)
+    assert "<svg" in figures["Bits per byte, against base"]
+    assert figures["Bits per byte, all pairs"].count("<tr>") == 6
 
 
 def test_a_change_of_routing(tmp_path):

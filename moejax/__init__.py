@@ -41,6 +41,8 @@ _HOMES = {
     "load_study_file": "moejax.lab.study.definition",
     # Results of studies, read back: moejax.study.load(path).
     "study": "moejax.lab.study:library",
+    # What a study of many sizes and lengths is made into: Study(..., analysis=Frontier()).
+    "Frontier": "moejax.lab.frontier.analysis",
     # A router of one's own: the decorator that makes it known, what it sees, what it answers.
     "router": "moejax.routing.routers",
     "RouterInput": "moejax.routing.contract",
@@ -55,6 +57,7 @@ __all__ = [
     "BalanceConfig",
     "Config",
     "ExpertChoice",
+    "Frontier",
     "MetricsWriter",
     "MoEConfig",
     "MoELayer",

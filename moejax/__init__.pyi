@@ -9,6 +9,7 @@ from moejax.config.moe import BalanceConfig as BalanceConfig
 from moejax.config.moe import MoEConfig as MoEConfig
 from moejax.hf.reading import load as load_checkpoint
 from moejax.inference.opening import open_model as open_model
+from moejax.lab.frontier.analysis import Frontier as Frontier
 from moejax.lab.study import library as study
 from moejax.lab.study.definition import Study as Study
 from moejax.lab.study.definition import load_study_file as load_study_file
@@ -26,6 +27,7 @@ __all__ = [
     "BalanceConfig",
     "Config",
     "ExpertChoice",
+    "Frontier",
     "MetricsWriter",
     "MoEConfig",
     "MoELayer",

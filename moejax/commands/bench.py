@@ -9,7 +9,7 @@ import tyro
 
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.needs import Need
-from moejax.lab.bench import compile_layer, gpu, layer, peers, scaling
+from moejax.lab.bench import compile_layer, gpu, layer, peers, scaling, steps
 from moejax.runtime.allocator import take_gpu_memory_as_needed
 
 
@@ -65,6 +65,13 @@ class GpuSettings(BenchSettings):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepsSettings(BenchSettings):
+    """The settings of `moejax bench steps`."""
+
+    bench: tyro.conf.OmitArgPrefixes[steps.StepsBench]
+
+
 def bench_layer(settings: LayerSettings) -> None:
     """Measure and print, as ``lab/bench/layer.py`` does."""
     _print_figures(layer, settings.bench, settings.json)
@@ -91,6 +98,11 @@ def bench_gpu(settings: GpuSettings) -> None:
     """Measure and print, as ``lab/bench/gpu.py`` does."""
     take_gpu_memory_as_needed()
     _print_figures(gpu, settings.bench, settings.json)
+
+
+def bench_steps(settings: StepsSettings) -> None:
+    """Measure and print, as ``lab/bench/steps.py`` does."""
+    _print_figures(steps, settings.bench, settings.json)
 
 
 def _print_figures(bench: ModuleType, settings: Any, as_json: bool) -> None:

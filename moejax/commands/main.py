@@ -135,6 +135,10 @@ COMMANDS: dict[str, Command | Group] = {
                 "how the time of a routed layer grows with tokens and with experts",
                 "bench:bench_scaling",
             ),
+            "steps": Command(
+                "what a training step of each shape of a study takes, all in turn (FILE)",
+                "bench:bench_steps",
+            ),
             "generate": Command(
                 "tokens and bytes a second of generation with random weights, beside the machine's"
                 " own copying; or what a decode step takes, by the compiler (--config FILE, or --hf"

@@ -77,4 +77,6 @@ def study(settings: StudySettings) -> None:
         return
     print(f"\n{write_markdown(make_table(comparison))}")
     print(f"page     {directory / 'study.html'}\ntable    {directory / 'table.md'}")
+    if loaded.analysis is not None:
+        print(f"analysis {directory / loaded.analysis.file}")
     print(f"results  {directory / 'results.json'}", flush=True)

@@ -1,6 +1,6 @@
 """Equal conditions: what must be the same in all runs that are to be compared."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from moejax.config.checks import check
@@ -15,17 +15,20 @@ EQUAL_IN_RUNS = ("run.steps", "run.eval_batches")
 """Settings of a run that must be equal; of the data all must be, but for the seed."""
 
 
-def check_conditions(runs: Mapping[str, Config], flops_tolerance: float | None) -> None:
+def check_conditions(
+    runs: Mapping[str, Config], flops_tolerance: float | None, may_differ: Collection[str] = ()
+) -> None:
     """All runs must train on the same batches, for as many steps, and be evaluated on the same
     text; the largest active FLOPs of a token may exceed the smallest by ``flops_tolerance``, a
-    share of the smallest (None: by any). Raises ``ConfigError``.
+    share of the smallest (None: by any). Settings of ``may_differ`` need not be equal. Raises
+    ``ConfigError``.
     """
     first, *others = runs
     for name in others:
         differ = {
             field: pair
             for field, pair in differences(runs[first], runs[name]).items()
-            if _must_be_equal(field)
+            if _must_be_equal(field) and field not in may_differ
         }
         check(not differ, f"the runs do not compare: {_words(differ, first, name)}. Give both one.")
     if flops_tolerance is None:

@@ -14,6 +14,7 @@ from moejax.config.checks import check, shorten
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.files import call_file
+from moejax.lab.study.analysis import Analysis
 from moejax.lab.study.check_tuning import check_grids, check_seeds, check_tune_seed
 from moejax.lab.study.check_verdicts import check_margin, check_more_seeds
 from moejax.lab.study.conditions import check_conditions
@@ -64,6 +65,9 @@ class Study:
     model take what is best for the shortest one, say."""
     seeds_of: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The seeds of single runs, in the place of ``seeds``."""
+    analysis: Analysis | None = None
+    """What is made of the trainings beside the table, such as ``Frontier()``: a section of the
+    page, and a file."""
 
     def __post_init__(self) -> None:
         for name in ("title", "question"):
@@ -115,7 +119,10 @@ class Study:
             "Study.flops_tolerance must be a share such as 0.05, or None, not"
             f" {shorten(tolerance)}.",
         )
-        check_conditions(self.all_configs(), tolerance)
+        free = () if self.analysis is None else self.analysis.may_differ
+        check_conditions(self.all_configs(), tolerance, free)
+        if self.analysis is not None:
+            self.analysis.check(self.runs)
 
     @property
     def tunes(self) -> bool:

@@ -43,10 +43,13 @@ _EXPLAINED = (
 )
 
 
-def study_html(comparison: Comparison) -> str:
-    """The page of a study; it stands alone, as the report of a run does."""
+def study_html(comparison: Comparison, section: str = "") -> str:
+    """The page of a study; it stands alone, as the report of a run does. ``section``: what comes
+    before its table.
+    """
     parts = [
         _head(comparison),
+        section,
         _results(make_table(comparison), comparison),
         verdicts_section(comparison, make_verdicts(comparison)),
         _learning(comparison),

@@ -58,7 +58,12 @@ def write_comparison(wanted: Wanted, directory: Path, command: str) -> Compariso
             link(directory, outcome.label, Path(outcome.place))
     write_json(directory / "results.json", to_json(comparison))
     write_text(directory / "table.md", write_markdown(make_table(comparison)))
-    write_text(directory / "study.html", study_html(comparison))
+    section = ""
+    if study.analysis is not None:
+        found = study.analysis.analyse(study.runs, comparison, directory)
+        write_json(directory / study.analysis.file, found.data)
+        section = found.section
+    write_text(directory / "study.html", study_html(comparison, section))
     return comparison
 
 

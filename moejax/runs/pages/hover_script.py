@@ -5,18 +5,21 @@ for (const chart of document.querySelectorAll('.chart')) {
   const data = JSON.parse(chart.dataset.chart), svg = chart.querySelector('svg');
   const at = chart.querySelector('.at'), cursor = chart.querySelector('.cursor');
   const values = [...chart.querySelectorAll('.key b')], rest = values.map(b => b.textContent);
+  const scale = data.log ? Math.log : v => v, [low, high] = (data.x || []).map(scale);
   let pixels;
   const readLines = x => {
     let step = null;
     data.lines.forEach(([xs, ys], i) => {
       let k = 0;
-      xs.forEach((v, j) => { if (Math.abs(v - x) < Math.abs(xs[k] - x)) k = j; });
+      xs.forEach((v, j) => {
+        if (Math.abs(scale(v) - x) < Math.abs(scale(xs[k]) - x)) k = j;
+      });
       if (i === 0) step = xs[k];
       values[i].textContent = ys[k] === null ? 'not finite' : ys[k].toLocaleString('en',
         Math.abs(ys[k]) < 1000 ? {maximumSignificantDigits: 4} : {});
     });
     at.textContent = data.columns + ' ' + step.toLocaleString('en');
-    return data.left + data.plot * (step - data.x[0]) / (data.x[1] - data.x[0]);
+    return data.left + data.plot * (scale(step) - low) / (high - low);
   };
   const readCells = (share, y) => {
     const [columns, rows] = data.cells;
@@ -43,7 +46,7 @@ for (const chart of document.querySelectorAll('.chart')) {
     const point = new DOMPoint(event.clientX, event.clientY)
       .matrixTransform(svg.getScreenCTM().inverse());
     const share = Math.max(0, Math.min(1, (point.x - data.left) / data.plot));
-    const x = data.lines ? readLines(data.x[0] + share * (data.x[1] - data.x[0]))
+    const x = data.lines ? readLines(low + share * (high - low))
       : readCells(share, point.y);
     cursor.setAttribute('x1', x);
     cursor.setAttribute('x2', x);

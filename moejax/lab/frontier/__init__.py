@@ -1,0 +1,1 @@
+"""Loss against what it cost: frontiers, where they cross, and scaling laws."""

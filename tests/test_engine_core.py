@@ -52,12 +52,13 @@ def make_request(prompt, tokens, **changes) -> Request:
 
 def alone(request: Request, rules: TextRules) -> Continuation:
     """What a request is answered with by the rule alone."""
-    text = GrowingText(
-        request.prompt, request.sampling, rules.ends, rules.tokenizer, lambda piece: None
-    )
-    for token in continue_alone(request, rules.ends, V, rules.window):
-        text.add(token)
-    return text.continuation()
+    text = GrowingText(request.prompt, request.sampling, rules.ends, rules.tokenizer)
+    tokens = continue_alone(request, rules.ends, V, rules.window)
+    words = ""
+    for token in tokens:
+        if not text.ended:
+            words += text.add(token)
+    return Continuation(text=words, ids=text.ids, ended=text.ended)
 
 
 class Readers:

@@ -1,6 +1,5 @@
 """A text while it is generated."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,43 +30,25 @@ class GrowingText:
         sampling: Sampling,
         ends: frozenset[int],
         tokenizer: Tokenizer,
-        give_out: Callable[[str], None],
     ) -> None:
-        self.prompt = prompt
         self.ended: Literal["end", "stop", "length"] | None = None
         self.ids: list[int] = []
         """The tokens after the prompt so far, without the one that ended the text."""
-        self._pieces: list[str] = []
         self._stream = TextStream(tokenizer, prompt.tolist(), sampling.stop)
-        self._ends, self._tokens, self._give_out = ends, sampling.tokens, give_out
+        self._ends, self._tokens = ends, sampling.tokens
 
-    def add(self, token: int) -> None:
-        """Add a token; after the end it is ignored."""
-        if self.ended:
-            return
+    def add(self, token: int) -> str:
+        """Add a token, before the end: the text that is certain with it."""
+        new = ""
         if token in self._ends:
             self.ended = "end"
         else:
             self.ids.append(token)
-            self._give(self._stream.push(token))
+            new = self._stream.push(token)
             if len(self.ids) == self._tokens:
                 self.ended = "length"
         if self.ended and not self._stream.stopped:
-            self._give(self._stream.finish())
+            new += self._stream.finish()
         if self._stream.stopped:
             self.ended = "stop"
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and of what came after it so far."""
-        return len(self.prompt) + len(self.ids)
-
-    def _give(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
-            self._give_out(piece)
-
-    def continuation(self) -> Continuation:
-        """All that came after the prompt, when it has ended."""
-        assert self.ended is not None
-        return Continuation(text="".join(self._pieces), ids=self.ids, ended=self.ended)
+        return new

@@ -10,6 +10,7 @@ Letters: X: the best tokens that scores are given of.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ from moejax.inference.engine.stats import EngineStats, Tally
 from moejax.inference.engine.texts import Text, TextRules
 
 NO_DRAFTS = np.zeros(0, np.int32)
+NONE: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Core:
         """
         assert not self._texts
         before, self._drafter = self._drafter, drafter
-        self._schedule.see = drafter.see if drafter is not None else lambda text: 0
+        self._schedule.see = None if drafter is None else drafter.see
         return before
 
     def check(self, request: Request) -> None:
@@ -131,7 +133,7 @@ class Core:
         drawn = self.runner.extend(call)
         if self._drafter is not None and drafts is None:
             self._drafter.follow(work.kind, work.texts, work.counts, call)
-        for text in work.texts:
+        for text in work.texts if work.kind == "prompt" else ():
             if not text.read_before:
                 text.read_before = True
                 self._tally.prompt_tokens += len(text.request.prompt)
@@ -144,9 +146,9 @@ class Core:
 
     def _gather(self, work: Work) -> tuple[list[np.ndarray] | None, list[list[int]] | None]:
         """The tokens that a call reads, and the drafts among them."""
-        ends = list(zip(work.texts, work.counts, strict=True))
         if work.kind == "decode":
             return None, None
+        ends = list(zip(work.texts, work.counts, strict=True))
         if work.kind == "prompt":
             return [text.tokens(text.written, text.written + n) for text, n in ends], None
         assert self._drafter is not None
@@ -161,67 +163,69 @@ class Core:
         return both, [one.tolist() for one in drafts]
 
     def _read(self, flight: Flight) -> list[tuple[int, Item]]:
-        drawn = flight.drawn
         items: list[tuple[int, Item]] = []
         if not flight.rows:
             return items  # nothing that was drawn is of use: the prompts go on
-        tokens = _Tokens(drawn)
-        now = self._clock()
+        tokens, tally, now = _Tokens(flight.drawn), self._tally, self._clock()
+        waits: defaultdict[float, int] = defaultdict(int)  # one and the same for most texts
+        tally.rows += len(flight.rows)
         for number, (row, last, text) in enumerate(flight.rows):
             text.unread -= 1
-            self._tally.rows += 1
             if text.over:
-                self._tally.lost_rows += 1
+                tally.lost_rows += 1
                 continue
-            drafts = [] if flight.drafts is None else flight.drafts[number]
-            pieces, error = self._hear(text, tokens, row, last, drafts)
+            drafts = NONE if flight.drafts is None else flight.drafts[number]
+            piece, heard, error = self._hear(text, tokens, row, last, drafts)
             if flight.drafts is not None and text.lane >= 0:
-                self._schedule.go_on(text, len(pieces))
-            if pieces:
-                self._count(text, now, pieces)
-                items.append((text.id, join(pieces)))
+                self._schedule.go_on(text, heard)
+            if piece is not None:
+                items.append((text.id, piece))
+                tally.drawn_tokens += len(piece.tokens)
+                if text.heard_at is None:
+                    tally.first.add(now - text.came_at)
+                else:  # tokens that came at once have shared their time
+                    waits[(now - text.heard_at) / heard] += heard
+                text.heard_at = now
             if error is not None:
                 self._leave(text, "failed")
                 items.append((text.id, error))
-            elif ended := pieces[-1].ended:
-                self._leave(text, ended)
+            elif piece is not None and piece.ended:
+                self._leave(text, piece.ended)
+        for seconds, times in waits.items():
+            tally.next.add(seconds, times)
         return items
 
     def _hear(
         self, text: Text, tokens: "_Tokens", row: int, last: int, drafts: list[int]
-    ) -> tuple[list[Piece], UserError | None]:
-        """Add the token of a row to a text, and those behind its right drafts. The error is that of
-        a tokenizer: no other text is to suffer from it.
+    ) -> tuple[Piece | None, int, UserError | None]:
+        """Add the token of a row to a text, and those behind its right drafts: what came, how many
+        there were, and the error of a tokenizer, from which no other text is to suffer.
         """
+        if not drafts:
+            try:
+                return text.hear(tokens.read(row, 0, last, text)), 1, None
+            except UserError as error:
+                return None, 0, error
         pieces: list[Piece] = []
-        first = last - len(drafts)
+        first, failed = last - len(drafts), None
         self._tally.drafted += len(drafts)
         for place in range(1 + len(drafts)):
-            token = tokens.read(row, place, first + place, text.request)
+            token = tokens.read(row, place, first + place, text)
             try:
                 pieces.append(text.hear(token))
             except UserError as error:
-                return pieces, error
+                failed = error
+                break
             if pieces[-1].ended or place == len(drafts) or drafts[place] != token.id:
                 break
             self._tally.accepted += 1
             self._tally.rows += 1
-        return pieces, None
+        return join(pieces) if pieces else None, len(pieces), failed
 
     def _leave(self, text: Text, why: str) -> None:
         del self._texts[text.id]
         self._schedule.leave(text)
         self._tally.ended[why] += 1
-
-    def _count(self, text: Text, now: float, pieces: list[Piece]) -> None:
-        """Tokens that came at once have shared their time."""
-        if text.heard_at is None:
-            self._tally.first.add(now - text.came_at)
-        else:
-            for _ in pieces:
-                self._tally.next.add((now - text.heard_at) / len(pieces))
-        text.heard_at = now
-        self._tally.drawn_tokens += sum(len(piece.tokens) for piece in pieces)
 
     def stats(self, failed: str | None = None) -> EngineStats:
         """What is known between two steps."""
@@ -269,13 +273,14 @@ class _Tokens:
             self._there[name] = np.asarray(getattr(self._drawn, name))
         return self._there[name]
 
-    def read(self, row: int, place: int, last: int, request: Request) -> Token:
-        """The token of a row at one of the places at which tokens were drawn, which is after the
-        row's token ``last``.
+    def read(self, row: int, place: int, last: int, text: Text) -> Token:
+        """The token of a text's row at one of the places at which tokens were drawn, which is after
+        the row's token ``last``.
         """
         token = self._token_B1[row][place]
-        if request.logprobs is None and not request.routes:
+        if text.plain:
             return _plain(token)
+        request = text.request
         logprob: float | None = None
         best: tuple[tuple[int, float], ...] = ()
         routes = {}

@@ -4,7 +4,7 @@ Letters: K: experts a token chooses; L: routed layers.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -47,8 +47,7 @@ class Token:
     weight_LK: np.ndarray | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """What came since the last piece. The texts of all pieces, put together, are the text."""
 
     text: str

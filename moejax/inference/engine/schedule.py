@@ -48,8 +48,8 @@ class Schedule:
         """How often a text was put back, and found pages that it could share; their tokens."""
         self._sizes, self._window = sizes, window
         self._prompt_calls, self._turns = prompt_calls, 0
-        self.see: Callable[[Text], int] = lambda text: 0
-        """How many drafts there are for a text."""
+        self.see: Callable[[Text], int] | None = None
+        """How many drafts there are for a text; None: there are none for any."""
         self._given: Kind | None = None
         self._checked = False
 
@@ -212,11 +212,12 @@ class Schedule:
 
     def _who_goes_on(self) -> tuple[list[Text], list[Text]]:
         """The texts that have been read and can go on, without drafts, and with them."""
+        going = [text for text in self.running if text.decoding and text.left > 0]
+        if self.see is None:
+            return going, []
         plain: list[Text] = []
         drafted: list[Text] = []
-        for text in self.running:
-            if not text.decoding or not text.going_on:
-                continue
+        for text in going:
             if not self.see(text):
                 plain.append(text)
             elif not text.unread:
@@ -225,13 +226,18 @@ class Schedule:
 
     def _decode(self, texts: list[Text]) -> Work | None:
         """A token for each text."""
-        texts = [text for text in texts if text.lane >= 0 and self._make_room(text, 1)]
+        texts = [
+            text
+            for text in texts
+            if text.written < text.room or (text.lane >= 0 and self._make_room(text, 1))
+        ]
         return Work(kind="decode", texts=texts, counts=[1] * len(texts)) if texts else None
 
     def _check(self, texts: list[Text]) -> Work | None:
         """Drafts of texts, as many as there are pages for."""
         there, counts = [], []
         for text in texts:
+            assert self.see is not None  # there are drafts
             if text.lane < 0 or not self._make_room(text, 1):
                 continue
             there.append(text)
@@ -260,6 +266,9 @@ class Schedule:
             text.pages.append(pool.take())
         if new > 0:
             self.seats.show_pages(text, new)
+        text.room = (text.gone + len(text.pages)) * page
+        if self._window is not None:
+            text.room = min(text.room, (text.gone + 1) * page + self._window - 1)
         return True
 
     def _drop_pages(self, text: Text) -> bool:

@@ -4,13 +4,14 @@ Letters: B: rows of a call; N: tokens of a row; Q: pages of a table; S: seats of
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moejax.config.checks import LARGEST
 from moejax.inference.engine.calls import Call, Sizes
 from moejax.inference.engine.texts import Text
+from moejax.inference.sampling import Draws
 
 Kind = Literal["decode", "prompt", "check"]
 """Calls that add the token which was drawn last, that read prompts, and that check drafts."""
@@ -26,14 +27,29 @@ class Work:
     """How many tokens of each it reads, drafts included."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What calls have in common while they are for the same texts, in the same seats."""
+
+    texts: list[Text]
+    rows: list[int]
+    """The row of each."""
+    index_B: np.ndarray
+    """The seat of each row, of all lanes; behind the last for a row without a text."""
+    seat_B: np.ndarray
+    draws: Draws
+    scores: bool
+    routes: bool
+
+
 class Seats:
     """Arrays by seat, that only change where a text changes, so that a call costs the host little.
 
-    The seat s of a lane x is s + x * seats here.
+    The seat s of a lane x is s + x * seats here; the one behind all is nobody's.
     """
 
     def __init__(self, sizes: Sizes, vocab_size: int) -> None:
-        seats = sizes.lanes * sizes.seats
+        seats = sizes.lanes * sizes.seats + 1
         self._sizes, self._vocab_size = sizes, vocab_size
         self._free = [list(range(sizes.seats - 1, -1, -1)) for _ in range(sizes.lanes)]
         self._table_SQ = np.zeros((seats, max(sizes.tables[-1], sizes.prompt_tables[-1])), np.int32)
@@ -44,6 +60,7 @@ class Seats:
             "seed_B": np.zeros(seats, np.int32),
             "row_B": np.zeros(seats, np.int32),
         }
+        self._frames: dict[Kind, Frame] = {}
 
     def free(self, lane: int) -> int:
         """Free seats of a lane."""
@@ -51,6 +68,7 @@ class Seats:
 
     def give(self, text: Text, lane: int) -> None:
         """A text takes a free seat of a lane."""
+        self._frames.clear()
         text.take_seat(lane, self._free[lane].pop())
         sampling, place = text.request.sampling, self._place(text)
         self._draws["temperature_B"][place] = sampling.temperature
@@ -61,6 +79,7 @@ class Seats:
 
     def take_back(self, text: Text) -> None:
         """The seat of a text is free."""
+        self._frames.clear()
         self._table_SQ[self._place(text)] = 0
         self._free[text.lane].append(text.seat)
 
@@ -86,43 +105,57 @@ class Seats:
         each; and the row of each text. They are at the positions ``at``, by default behind what is
         written.
         """
-        sizes, lanes = self._sizes, self._sizes.lanes
-        of_lane = [0] * lanes
-        rows = []
-        for text in texts:
-            rows.append(of_lane[text.lane])
-            of_lane[text.lane] += 1
-        most = max(of_lane)
-        heights = sizes.prompt_rows if kind == "prompt" else sizes.rows
+        sizes, frame = self._sizes, self._frame(kind, texts)
+        rows, B = frame.rows, len(frame.index_B)
         widths = sizes.prompt_tables if kind == "prompt" else sizes.tables
-        height = next(r for r in heights if r >= most)
-        rows = [text.lane * height + row for text, row in zip(texts, rows, strict=True)]
-        pages = max(len(text.pages) for text in texts)
+        pages = max([len(text.pages) for text in texts])
         width = next(q for q in widths if q >= pages)
-        index_B = np.zeros(lanes * height, np.int32)  # a row without a text has settings of any
-        index_B[rows] = [self._place(text) for text in texts]
-        table_BQ = np.zeros((lanes * height, width), np.int32)
-        table_BQ[rows] = self._table_SQ[index_B[rows], :width]
-        fields: Any = np.zeros((4, lanes * height), np.int32)
+        fields = np.zeros((3, B), np.int32)
         fields[:, rows] = [
-            [text.seat for text in texts],
             [1] * len(texts) if tokens is None else [len(one) for one in tokens],
             at or [text.written for text in texts],
             [text.gone * sizes.page for text in texts],
         ]
         call = Call(
-            seat_B=fields[0],
-            token_BN=None if tokens is None else self._lay(kind, tokens, rows, lanes * height),
-            count_B=fields[1],
-            at_B=fields[2],
-            begin_B=fields[3],
-            table_BQ=table_BQ,
-            draws={name: of_S[index_B] for name, of_S in self._draws.items()},
+            seat_B=frame.seat_B,
+            token_BN=None if tokens is None else self._lay(kind, tokens, rows, B),
+            count_B=fields[0],
+            at_B=fields[1],
+            begin_B=fields[2],
+            table_BQ=self._table_SQ[frame.index_B, :width],
+            draws=frame.draws,
             every=kind == "check",
+            scores=frame.scores,
+            routes=frame.routes,
+        )
+        return call, rows
+
+    def _frame(self, kind: Kind, texts: list[Text]) -> "Frame":
+        """The last one of this kind, if it was for these texts, or a new one."""
+        frame = self._frames.get(kind)
+        if frame is None or frame.texts != texts:
+            frame = self._frames[kind] = self._make_frame(kind, texts)
+        return frame
+
+    def _make_frame(self, kind: Kind, texts: list[Text]) -> "Frame":
+        sizes, of_lane, rows = self._sizes, [0] * self._sizes.lanes, []
+        for text in texts:
+            rows.append(of_lane[text.lane])
+            of_lane[text.lane] += 1
+        heights = sizes.prompt_rows if kind == "prompt" else sizes.rows
+        height = next(r for r in heights if r >= max(of_lane))
+        rows = [text.lane * height + row for text, row in zip(texts, rows, strict=True)]
+        index_B = np.full(sizes.lanes * height, sizes.lanes * sizes.seats)
+        index_B[rows] = [self._place(text) for text in texts]
+        return Frame(
+            texts=list(texts),
+            rows=rows,
+            index_B=index_B,
+            seat_B=(index_B % sizes.seats).astype(np.int32),
+            draws={name: of_S[index_B] for name, of_S in self._draws.items()},
             scores=any(text.request.logprobs is not None for text in texts),
             routes=any(text.request.routes for text in texts),
         )
-        return call, rows
 
     def _lay(
         self, kind: Kind, tokens: list[np.ndarray], rows: list[int], height: int

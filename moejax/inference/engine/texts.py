@@ -49,11 +49,12 @@ class Text:
 
     def __init__(self, number: int, request: Request, rules: TextRules, came_at: float) -> None:
         self.id, self.request = number, request
-        self._new: list[str] = []
         ends = rules.ends if request.ends is None else request.ends
-        self._growing = GrowingText(
-            request.prompt, request.sampling, ends, rules.tokenizer, self._new.append
-        )
+        self._growing = GrowingText(request.prompt, request.sampling, ends, rules.tokenizer)
+        self.length = len(request.prompt) + request.sampling.tokens
+        """Tokens that it has if it does not end before."""
+        self.plain = request.logprobs is None and not request.routes
+        """Whether nothing is told of its tokens but what they are."""
         self.known = len(request.prompt)
         """Tokens of it that the host has seen."""
         self._names: list[Name] = []
@@ -81,6 +82,8 @@ class Text:
         """Those that it has, one behind another."""
         self.gone = 0
         """Pages before them that no token sees any more."""
+        self.room = 0
+        """With fewer tokens in them than this, one more neither needs a page nor frees one."""
         self.written = 0
         """Tokens that are in its pages, or will be by calls that are on their way."""
         self.named = 0
@@ -93,26 +96,16 @@ class Text:
     @property
     def left(self) -> int:
         """Tokens that are to be drawn after those that were, if it does not end before."""
-        return self.request.sampling.tokens - self.drawn
-
-    @property
-    def drawn(self) -> int:
-        """Tokens behind the prompt, those that were not seen yet included."""
-        return self.known - len(self.request.prompt) + self.unread
-
-    @property
-    def going_on(self) -> bool:
-        """Whether there are tokens to be drawn after those that were."""
-        return self.left > 0
+        return self.length - self.known - self.unread
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
         """Known tokens, int32 [end - begin]."""
-        prompt = self.request.prompt[begin:end]
         length = len(self.request.prompt)
-        if end <= length:
-            return prompt.astype(np.int32, copy=False)
-        later = self._growing.ids[max(0, begin - length) : end - length]
-        return np.concatenate([prompt, np.asarray(later, np.int32)])
+        later = np.array(self._growing.ids[max(0, begin - length) : max(0, end - length)], np.int32)
+        if begin >= length:
+            return later
+        prompt = self.request.prompt[begin:end].astype(np.int32, copy=False)
+        return prompt if end <= length else np.concatenate([prompt, later])
 
     def name(self, number: int, page: int) -> Name:
         """The name of its full page of this number, of tokens that are known."""
@@ -124,9 +117,9 @@ class Text:
 
     def hear(self, token: Token) -> Piece:
         """Add a token that was drawn."""
-        before = self.known
-        self._new.clear()
-        self._growing.add(token.id)
-        self.known = self._growing.length
-        tokens = (token,) if self.known > before else ()
-        return Piece(text="".join(self._new), tokens=tokens, ended=self._growing.ended)
+        new = self._growing.add(token.id)
+        ended = self._growing.ended
+        if ended == "end":  # this token is no part of the text
+            return Piece(new, (), ended)
+        self.known += 1
+        return Piece(new, (token,), ended)

@@ -138,6 +138,8 @@ def test_the_best_is_bold_only_where_it_is_decided():
     made = write_markdown(make_table(compare(one_seed)))
     assert "**" not in made and "†" not in made and "cannot be told apart" in made
     assert "one seed: not decided: -0.1000" in made
+    found = to_json(compare(one_seed))["verdicts"]
+    assert found["pairs"] == found["best"] == [] and found["runs"]["better"]["kind"] == "undecided"
 
 
 def test_without_a_baseline_the_best_is_marked_and_pairs_are_judged():

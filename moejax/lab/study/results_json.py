@@ -47,7 +47,9 @@ def _baseline_json(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def verdicts_json(comparison: Comparison) -> dict[str, Any]:
-    """What is decided, in numbers and words: each run against the baseline, and all pairs."""
+    """What is decided, in numbers and words: each run against the baseline, and all pairs
+    that have two seeds in common.
+    """
     found = make_verdicts(comparison)
 
     def write(verdict: Verdict) -> dict[str, Any]:
@@ -68,5 +70,6 @@ def verdicts_json(comparison: Comparison) -> dict[str, Any]:
         "pairs": [
             {"run": one, "against": other} | write(verdict)
             for (one, other), verdict in found.pairs.items()
+            if len(verdict.seeds) > 1
         ],
     }

@@ -268,7 +268,7 @@ def test_each_seed_is_a_training_and_the_table_has_their_spread(config, tmp_path
     assert [one["directory"] for one in results["routed"]["seeds"]] == trainer.trained[3:]
     for of, want in (("mean", 1.8), ("min", 1.5), ("max", 2.2)):
         assert results["dense"][of]["bits_per_byte"] == pytest.approx(want)
-    assert "1.8000 (1.5000..2.2000)" in (tmp_path / "table.md").read_text()
+    assert "1.8000 † (1.5000..2.2000)" in (tmp_path / "table.md").read_text()
     html = (tmp_path / "study.html").read_text()
     assert "means over 3 seeds" in html and 'class="band c1"' in html and "4 more seeds" not in html
     assert "2 more seeds" in html
@@ -446,8 +446,8 @@ def test_what_diverged_is_tried_again_only_with_other_settings(
         results = compare(made, tmp_path)
     assert results["routed"]["status"] == "1 of 2 seeds finished, 1 diverged"
     assert results["routed"]["mean"]["bits_per_byte"] == 1.5
-    assert "1.5000; 1 of 2 seeds finished, 1 diverged" in (tmp_path / "table.md").read_text()
-    words = "1.5000;\n1 of 2 seeds finished,\n1 diverged"  # the page breaks them: narrow columns
+    assert "1.5000 †; 1 of 2 seeds finished, 1 diverged" in (tmp_path / "table.md").read_text()
+    words = "1.5000 †;\n1 of 2 seeds finished,\n1 diverged"  # the page breaks them: narrow columns
     assert words in (tmp_path / "study.html").read_text()
     html = (tmp_path / "study.html").read_text()
     assert "routed-seed1 diverged; it was not finite up to step 9." in html

@@ -7,20 +7,26 @@ import re
 from pathlib import Path
 
 import pytest
+from test_study import Trainer, make_config, stand_in
 
-from moejax.config import Config
+from moejax.config import Config, changed
 from moejax.config.errors import ConfigError
 from moejax.config.measure import BITS_PER_BYTE, ERROR_RATE, Measure
 from moejax.lab.study.baseline import make_baseline
 from moejax.lab.study.definition import Study
+from moejax.lab.study.library import load
 from moejax.lab.study.results import Comparison, Outcome
 from moejax.lab.study.results_json import to_json
+from moejax.lab.study.run_study import run_study
 from moejax.lab.study.statistics import Verdict
 from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown
+from moejax.lab.study.train_one import train_one
 from moejax.lab.study.verdicts import describe, make_verdicts
+from moejax.lab.study.wanted import Selection
 from moejax.runs.records import Run
 
+RATE = "optim.learning_rate"
 BASE = (2.0, 2.2, 1.9)
 RUNS = {
     "base": BASE,
@@ -264,3 +270,52 @@ def test_wrong_settings_of_verdicts_are_refused(settings, words):
     with pytest.raises(ConfigError) as error:
         Study(**good | settings)
     assert words in str(error.value)
+
+
+class Noisy(Trainer):
+    """`clear` is better by 1, and `close` by as much as the seeds vary."""
+
+    gains = {"dense": [0] * 5, "clear": [1.0, 1.01, 0.99, 1, 1], "close": [0.01, -0.02, 0.01, 0, 0]}
+    rate = {0.01: "dense", 0.02: "clear", 0.03: "close"}
+
+    def line(self, config: Config, run, step: int) -> dict:
+        gain = self.gains[self.rate[config.optim.learning_rate]][config.run.seed]
+        return super().line(config, run, step) | {"bits_per_byte": 3 + config.run.seed / 10 - gain}
+
+
+def test_what_the_first_seeds_do_not_decide_trains_with_more(tiny, tmp_path, monkeypatch, capsys):
+    trainer, config = stand_in(Noisy(), monkeypatch), make_config(tiny, tmp_path)
+    runs = {name: changed(config, {RATE: rate}) for rate, name in Noisy.rate.items()}
+    study = Study(
+        title="T", question="Q", runs=runs, seeds=(0, 1, 2), more_seeds=(3, 4), baseline="dense"
+    )
+
+    def run(directory: str, **selection) -> dict:
+        trainer.trained.clear()
+        given = {"train": train_one, "command": "c", "selection": Selection(**selection)}
+        run_study(study, tmp_path / directory, store=tmp_path / directory / "store", **given)
+        return json.loads((tmp_path / directory / "results.json").read_text())
+
+    results = run("s")
+    first = [f"{name}-seed{seed}" for name in runs for seed in (0, 1, 2)]
+    more = ["dense-seed3", "dense-seed4", "close-seed3", "close-seed4"]
+    assert trainer.trained == first + more
+    said = capsys.readouterr().out
+    assert "seeds 0, 1, 2 do not decide close against dense: further trainings with seeds 3" in said
+    assert "run 9 of 9: close-seed2" in said and " of 13: close-seed4" in said
+    verdicts = results["verdicts"]["runs"]
+    assert (verdicts["clear"]["kind"], verdicts["clear"]["seeds"]) == ("better", [0, 1, 2])
+    assert (verdicts["close"]["kind"], verdicts["close"]["seeds"]) == ("undecided", [0, 1, 2, 3, 4])
+    assert results["verdicts"]["looks"] == 2
+    assert results["baseline"]["bits_per_byte"] == pytest.approx(3.1)  # of the first seeds
+    assert sorted(results["baseline"]["by_seed"]) == list("01234")
+    assert results["runs"]["close"]["seeds"][4]["bits_per_byte_to_baseline"] == 0
+    loaded = load(tmp_path / "s")
+    assert loaded.verdicts == verdicts and loaded.best == ("clear",)
+    again = run("s")
+    assert trainer.trained == [] and again == results
+
+    run("part", only=("dense", "close"))  # all runs must have their first seeds
+    assert trainer.trained == [name for name in first if "clear" not in name]
+    run("part", only=("clear",), seeds=(1, 4))  # a single row can be made again
+    assert trainer.trained == ["clear-seed1", "clear-seed4"]

@@ -1,7 +1,7 @@
 """How soon a run is as good as another one is at its end."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,25 +18,29 @@ class Baseline:
     value: float
     """Of its measure, at the end."""
     by_seed: dict[int, float]
-    """The same with each seed. A seed gives all runs the same batches, so that differences between
-    runs with one seed vary less than the runs do."""
+    """The same with each seed, also with further ones, which are not in the means. A seed gives all
+    runs the same batches, so that differences between runs with one seed vary less than the runs
+    do."""
     steps: float
     seconds: float
     """Of training, as ``count_training_seconds`` counts them."""
 
 
-def make_baseline(name: str, run_of: Mapping[int, Run]) -> Baseline | None:
-    """The mean of finished runs, by their seeds; None if there are none, or if the measure of one
-    is not finite.
+def make_baseline(
+    name: str, run_of: Mapping[int, Run], more_seeds: Collection[int] = ()
+) -> Baseline | None:
+    """The mean of finished runs, by their seeds, but for ``more_seeds``; None if there are none, or
+    if the measure of one is not finite.
     """
-    runs = run_of.values()
-    values = [last(run.validation, run.measure.key) for run in runs]
+    by_seed = {seed: last(run.validation, run.measure.key) for seed, run in run_of.items()}
+    runs = [run for seed, run in run_of.items() if seed not in more_seeds]
+    values = [value for seed, value in by_seed.items() if seed not in more_seeds]
     if not (values and np.isfinite(values).all()):
         return None
     return Baseline(
         name=name,
         value=float(np.mean(values)),
-        by_seed=dict(zip(run_of, values, strict=True)),
+        by_seed={seed: value for seed, value in by_seed.items() if np.isfinite(value)},
         steps=float(np.mean([last(run.train, "step") for run in runs])),
         seconds=float(np.mean([count_training_seconds(run)[1][-1] for run in runs])),
     )

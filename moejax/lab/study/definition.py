@@ -109,7 +109,8 @@ class Study:
             f" {shorten(self.baseline)}.",
         )
         check_margin(self.margin)
-        check_more_seeds(self.more_seeds, self.seeds, self.baseline)
+        of_runs = (seed for seeds in self.seeds_of.values() for seed in seeds)
+        check_more_seeds(self.more_seeds, (*self.seeds, *of_runs), self.baseline)
         judging = {"Study.seeds": self.seeds, "Study.more_seeds": self.more_seeds}
         judging |= {f"Study.seeds_of[{name!r}]": seeds for name, seeds in self.seeds_of.items()}
         check_tune_seed(self.tune_seed, judging if self.tunes else {})

@@ -40,6 +40,11 @@ class Results:
     """The setting that each run takes; only of runs that were tuned."""
     edges: dict[str, list[str]]
     """The runs whose best setting lies at the edge of its range, and what should be tried, too."""
+    verdicts: dict[str, Row]
+    """Each run against the baseline: `kind` (`better`, `worse`, `same`, `equal`, `undecided`,
+    `waiting` for seeds, `unknown`), `words`, and `mean`, `low`, `high` of the difference."""
+    best: tuple[str, ...]
+    """The runs that cannot be told from the best."""
     raw: dict[str, Any] = field(repr=False)
     """All that the file has."""
 
@@ -80,7 +85,7 @@ def load(path: str | Path) -> Results:
 
 def _make_results(raw: dict[str, Any]) -> Results:
     runs, tuning = raw["runs"], raw.get("tuning", {})
-    key = _find_measure(raw)
+    key, decided = _find_measure(raw), raw.get("verdicts", {})
     rows = [_make_row(arm, row, key) for arm, run in runs.items() for row in run["seeds"]]
     tuned = [
         _make_row(arm, row, key) | {"chosen": number == of["chosen"]}
@@ -101,6 +106,8 @@ def _make_results(raw: dict[str, Any]) -> Results:
         tuning_rows=tuned,
         chosen=chosen,
         edges={arm: of["edges"] for arm, of in tuning.items() if of["edges"]},
+        verdicts=decided.get("runs", {}),
+        best=tuple(decided.get("best", ())),
         raw=raw,
     )
 

@@ -29,6 +29,10 @@ def train_wanted(
     told, tried, waits = set[str](), set[str](), ""
     while True:
         trials = wanted.list_trials()
+        clock.expect(len(trials))
+        if (why := wanted.describe_undecided()) and why not in told:
+            told.add(why)
+            trainer.say(why)
         where = {one.label: f"run {i} of {clock.count}: " for i, one in enumerate(trials, 1)}
         for trial in trials:
             status = wanted.records.read(trial).status

@@ -14,6 +14,10 @@ class StudyClock:
         self._began: dict[str, float] = {}
         self._took: list[float] = []
 
+    def expect(self, count: int) -> None:
+        """There are at least so many: further seeds of what the first ones did not decide."""
+        self.count = max(self.count, count)
+
     def skip(self) -> None:
         """A training was finished before."""
         self.done += 1

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from moejax.config.errors import ConfigError
 from moejax.lab.study.definition import Study
 from moejax.lab.study.results import Outcome, Tuned
+from moejax.lab.study.statistics import choose_for_more_seeds
 from moejax.lab.study.trials import Plan, Records, Trial
 from moejax.lab.study.tuning import choose_setting
+from moejax.lab.study.verdicts import make_arms, name_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Selection:
             )
         chosen = self.only or tuple(study.runs)
         seeds = {seed: None for name in chosen for seed in study.seeds_for(name)}
+        seeds |= dict.fromkeys(study.more_seeds)
         if study.tunes:
             seeds[study.tune_seed] = None
         for seed in self.seeds:
@@ -70,13 +73,36 @@ class Wanted:
             return replace(self.tuned(other), outcomes=(), edges=(), taken_from=other)
         return choose_setting(study, name, [self.records.read(t) for t in plan.tuning(name)])
 
+    def choose_undecided(self) -> Sequence[str]:
+        """The runs that get ``more_seeds``: those that their first ones do not decide, once all
+        runs have these, and the baseline.
+        """
+        study = self.plan.study
+        if not study.more_seeds or study.baseline is None:
+            return ()
+        first = {name: self._read_run(name, study.seeds_for(name)) for name in study.runs}
+        return choose_for_more_seeds(make_arms(first), study.baseline, margin=study.margin)
+
+    def describe_undecided(self) -> str:
+        """Which runs have further seeds, and why, in words; empty if none has."""
+        if not (undecided := self.choose_undecided()):
+            return ""
+        study = self.plan.study
+        return (
+            f"{name_seeds(study.seeds)} do not decide {', '.join(undecided[1:])} against"
+            f" {undecided[0]}: further trainings with {name_seeds(study.more_seeds)}"
+        )
+
     def list_trials(self) -> list[Trial]:
         """All trainings that are wanted and known, in order, each once; more may follow when these
-        are done: a run's are known when its setting is chosen.
+        are done: a run's are known when its setting is chosen, those with further seeds when all
+        runs have their first ones.
         """
         study, seeds, found = self.plan.study, self.selection.seeds, dict[str, Trial]()
+        undecided = self.choose_undecided()
         for name in self.names:
-            own = study.seeds_for(name)
+            more = [s for s in study.more_seeds if name in undecided or s in seeds]
+            own = (*study.seeds_for(name), *more)
             if (setting := self.selection.setting) is not None:
                 for seed in seeds or own:
                     label = f"{name}-setting{setting}-seed{seed}"
@@ -106,23 +132,30 @@ class Wanted:
 
     def read_outcomes(self) -> list[Outcome]:
         """What there is of every run of the study with every seed that judges, chosen or not."""
-        study, found = self.plan.study, list[Outcome]()
-        for name in study.runs:
-            tuned = self.tuned(name) if study.tunes else None
-            number = 1 if tuned is None else tuned.chosen
-            if number is not None:
-                found += [self.records.read(trial) for trial in self.plan.judging(name, number)]
-                continue
-            diverged = tuned is not None and tuned.status == "diverged"
-            found += [
-                Outcome(
-                    name=name,
-                    seed=seed,
-                    label=self.plan.label(name, seed),
-                    status="diverged" if diverged else "not trained",
-                    message="with every setting that was tried." if diverged else "",
-                    measure=study.runs[name].model.material.measure,
-                )
-                for seed in study.seeds_for(name)
-            ]
-        return found
+        study, undecided = self.plan.study, self.choose_undecided()
+        return [
+            outcome
+            for name in study.runs
+            for outcome in self._read_run(
+                name, study.seeds_for(name) + study.more_seeds * (name in undecided)
+            )
+        ]
+
+    def _read_run(self, name: str, seeds: Sequence[int]) -> list[Outcome]:
+        study = self.plan.study
+        tuned = self.tuned(name) if study.tunes else None
+        number = 1 if tuned is None else tuned.chosen
+        if number is not None:
+            return [self.records.read(trial) for trial in self.plan.judging(name, number, seeds)]
+        diverged = tuned is not None and tuned.status == "diverged"
+        return [
+            Outcome(
+                name=name,
+                seed=seed,
+                label=self.plan.label(name, seed),
+                status="diverged" if diverged else "not trained",
+                message="with every setting that was tried." if diverged else "",
+                measure=study.runs[name].model.material.measure,
+            )
+            for seed in seeds
+        ]

@@ -81,7 +81,7 @@ def _baseline(study: Study, outcomes: Sequence[Outcome]) -> Baseline | None:
     runs = {one.seed: one.run for one in known if one.run is not None}
     if study.baseline is None or not runs:
         return None
-    return make_baseline(study.baseline, runs)
+    return make_baseline(study.baseline, runs, study.more_seeds)
 
 
 def differing_settings(runs: dict[str, Config]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,9 @@
 It keeps the tokens and positions that are written to pages, and draws a hash of what the table of a
 row shows, in order, with the settings of the draw. So a wrong page, position, window, seat or
 setting changes a text. What it draws alone, ``continue_alone`` computes from the tokens.
+
+Its modules that look ahead keep, of each position, the tokens that follow it, and see to it that
+these are the text's.
 """
 
 from hashlib import blake2b
@@ -63,6 +66,8 @@ class MadeUpRunner:
         self._token = np.full((lanes, sizes.pages, sizes.page), -1)
         self._position = np.full((lanes, sizes.pages, sizes.page), -1)
         self._drawn = np.full((lanes, sizes.seats), -1)
+        self._further = np.full((lanes, sizes.pages, sizes.page, sizes.ahead), -1)
+        self._before: dict[tuple[int, int], dict[int, int]] = {}
         self.log: list[tuple[str, int]] = []
         self.calls = 0
         self.fails_after: int | None = None
@@ -82,10 +87,13 @@ class MadeUpRunner:
         N = 1 if call.token_BN is None else call.token_BN.shape[1]
         token_B1 = np.full((B, N if call.every else 1), -7)
         routes = np.full((B, N, 1, 1), -1)
+        draft_BP = np.full((B, self.sizes.ahead), -1)
         for row in range(B):
             if count := call.count_B[row]:
                 drawn = self._extend_row(call, row, row // (B // self.sizes.lanes))
                 token_B1[row, : len(drawn)] = drawn
+                if self.sizes.ahead and call.token_BN is not None:
+                    draft_BP[row] = self._look_ahead(call, row, row // (B // self.sizes.lanes))
                 first = 0 if call.every else count - 1
                 routes[row, first:count, 0, 0] = call.at_B[row] + np.arange(first, count)
         scores = {}
@@ -95,13 +103,16 @@ class MadeUpRunner:
             scores["best_logprob_B1X"] = -scores["best_B1X"].astype(np.float32)
         if call.routes:
             scores["expert_BNLK"], scores["weight_BNLK"] = routes, routes * 0.5
+        if self.sizes.ahead and call.token_BN is not None:
+            scores["draft_BP"] = draft_BP
         return Drawn(token_B1=Later(token_B1, self.log, self.calls), **scores)
 
     def _check(self, call: Call) -> None:
         sizes, (B, Q) = self.sizes, call.table_BQ.shape
         tokens = None if call.token_BN is None else call.token_BN.shape[1]
         assert (B / sizes.lanes, tokens, Q, call.every) in sizes.shapes()
-        for array in (call.seat_B, call.count_B, call.at_B, call.begin_B, call.table_BQ):
+        numbers = (call.seat_B, call.count_B, call.at_B, call.begin_B, call.since_B)
+        for array in (*numbers, call.table_BQ):
             assert array.dtype == np.int32
         assert {len(of_B) for of_B in call.draws.values()} == {B}
 
@@ -131,7 +142,37 @@ class MadeUpRunner:
         while call.every and right < count - 1 and new[right + 1] == drawn[right]:
             right += 1
         self._drawn[lane, seat] = drawn[right]
+        self._last = at + (right if call.every else count - 1)
         return drawn
+
+    def _look_ahead(self, call: Call, row: int, lane: int) -> list[int]:
+        """What modules guess: mostly what will be drawn. Those of all positions that they see must
+        know what follows there, but for the last ones what they guess themselves.
+        """
+        seat, at, begin = (int(x[row]) for x in (call.seat_B, call.at_B, call.begin_B))
+        page, P, last = self.sizes.page, self.sizes.ahead, self._last
+        first = max(at - P, int(call.since_B[row]), begin)
+        known = {p: t for p, t in self._before.get((lane, seat), {}).items() if first <= p < at}
+        assert set(known) == set(range(first, at))
+        known |= {at + n: int(call.token_BN[row, n]) for n in range(last + 1 - at)}
+        known[last + 1] = int(self._drawn[lane, seat])
+        self._before[lane, seat] = {p: t for p, t in known.items() if last - P < p <= last}
+
+        def slots(position) -> tuple:
+            return lane, call.table_BQ[row, (position - begin) // page], position % page
+
+        settings = {name: of_B[row].item() for name, of_B in call.draws.items()}
+        seen = np.arange(begin, last + 1)
+        text = [*self._token[slots(seen)], known[last + 1]]
+        for end in range(last + 2, last + 2 + P):
+            drawn = self.draw(text if self.window is None else text[-self.window :], end, settings)
+            known[end] = (drawn + (drawn % 5 == end % 5)) % self.vocab_size
+            text.append(known[end])
+        for position in range(first, last + 1):
+            self._further[slots(position)] = [known[position + 1 + k] for k in range(P)]
+        for place, position in enumerate(seen):
+            assert self._further[slots(position)].tolist() == text[place + 1 : place + 1 + P]
+        return text[-P:]
 
     def draw(self, token_N, position: int, settings: dict) -> int:
         """The token after those that a position sees."""

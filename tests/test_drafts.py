@@ -26,8 +26,8 @@ from moejax.config import ModelConfig
 from moejax.config.attention import AttentionConfig
 from moejax.config.errors import ConfigError
 from moejax.data.byte_tokenizer import ByteTokenizer
-from moejax.inference.engine.drafts import ModelDrafter, PromptDrafter
-from moejax.inference.engine.open_engine import check_draft, check_goes_back
+from moejax.inference.engine.drafts import ModelDrafter, ModuleDrafter, PromptDrafter
+from moejax.inference.engine.speculation import check_draft, check_goes_back
 from moejax.inference.sampling import draw, make_keys
 
 DRAFTS = 3
@@ -80,7 +80,17 @@ DRAFTERS = {
     "knowing": KnowingDrafter,
     "prompt": lambda runner: PromptDrafter(DRAFTS, 2),
     "model": make_model_drafter,
+    "one module": lambda runner: ModuleDrafter(1),
+    "modules": lambda runner: ModuleDrafter(DRAFTS),
 }
+SIZES = {"one module": {"drafts": 1, "ahead": 1}, "modules": {"drafts": DRAFTS, "ahead": DRAFTS}}
+"""Of those who make drafts; of others: ``DRAFTS``."""
+
+
+def make_drafting(rng: np.random.Generator, drafter: str):
+    """A random schedule with drafts from there."""
+    sizes = SIZES.get(drafter, {"drafts": DRAFTS})
+    return make_schedule(rng, make_drafter=DRAFTERS[drafter], **sizes)
 
 
 @pytest.fixture
@@ -95,7 +105,7 @@ def test_drafts_change_no_text(drafter, seed, request):
     if drafter == "prompt":
         request.getfixturevalue("few_tokens")
     rng = np.random.default_rng(seed)
-    core, rules, plan = make_schedule(rng, make_drafter=DRAFTERS[drafter], drafts=DRAFTS)
+    core, rules, plan = make_drafting(rng, drafter)
     check_texts(core, rules, plan)
     stats = core.stats()
     assert stats.accepted <= stats.drafted
@@ -109,7 +119,7 @@ def test_the_random_schedules_have_all_that_may_go_wrong(drafter, request):
     seen: Counter = Counter()
     for seed in range(15):
         rng = np.random.default_rng(seed)
-        core, _, plan = make_schedule(rng, make_drafter=DRAFTERS[drafter], drafts=DRAFTS)
+        core, _, plan = make_drafting(rng, drafter)
         for number, (_, _, one) in enumerate(plan):
             core.add(number, one)
         Readers().run(core)

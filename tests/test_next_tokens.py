@@ -377,8 +377,20 @@ def test_a_run_learns_to_look_ahead_and_says_so(tiny, tmp_path, capsys):
     words = ["eval", str(tmp_path / "run"), "--batches", "1"]
     run([*words, "--json"])
     found = json.loads(capsys.readouterr().out)
+    check_drafts(str(tmp_path / "run"), capsys)
     assert found["next_1_accepted"] == held_out["next_1_accepted"]
     assert found["next_1_loss"] == pytest.approx(held_out["next_1_loss"], rel=1e-5)
+
+
+def check_drafts(directory: str, capsys) -> None:
+    """Its text is the same with drafts by the module, which are told of."""
+    words = ["generate", directory, "--prompt", "abc", "--tokens", "9", "--temperature", "0"]
+    run(words)
+    plain = capsys.readouterr()
+    run([*words, "--speculate", "mtp"])
+    drafted = capsys.readouterr()
+    assert drafted.out == plain.out and "drafts" not in plain.err
+    assert re.search(r"; \d of \d drafts right \(\d+%\), [12]\.\d\d tokens a call", drafted.err)
 
 
 # Files.

@@ -65,7 +65,7 @@ def test_a_tilde_in_settings_within_settings_is_it_too(monkeypatch):
     assert settings.bench.output == Path("/tmp/c.svg")
     words = ["~/a", "--speculate", "draft", "--draft", "~/b"]
     settings = parse_settings(ServeSettings, words, "moejax", "summary")
-    assert settings.engine.draft == Path("/tmp/b")
+    assert settings.speculation.draft == Path("/tmp/b")
 
 
 def test_a_tilde_in_a_run_is_the_home_directory(config, tmp_path, monkeypatch, words_file):  # noqa: F811

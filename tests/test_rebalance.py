@@ -11,11 +11,13 @@ import pytest
 from made_up_runner import MadeUpRunner, make_sizes
 from serving import make_model
 from test_generate import ROUTED, TINY, TOKENIZER, V, bias_of, made
+from test_module_drafts import make_drafting_runner, with_modules
 from test_page_runner import WINDOW, make_runner, requests, wanted
 
 from moejax.config import ConfigError, MeshConfig
 from moejax.inference.engine import rebalance
 from moejax.inference.engine.core import Core
+from moejax.inference.engine.drafts import ModelDrafter, ModuleDrafter, PromptDrafter
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.placed_experts import PlacedExperts, add_places
@@ -239,6 +241,40 @@ def test_experts_that_move_change_no_text_and_hold_up_none(layout, monkeypatch):
     assert f"of 2 layers: mean over largest load of devices {before:.3f} -> {after:.3f}" in said[-1]
     # The same texts again: what was planned is about what is measured.
     assert (round(before, 1), round(after, 1), round(now, 1)) == (0.5, 0.8, 0.8)
+
+
+@pytest.mark.slow
+def test_experts_that_move_while_drafts_are_checked_change_no_text(monkeypatch):
+    """They move to random places again and again; drafts come from the model's own module, from a
+    smaller model, and from the text.
+    """
+    layout = MeshConfig(data=2, expert=4, expert_parallel="all_to_all")
+    mesh, rng = device_mesh.make_mesh(layout), np.random.default_rng(0)
+    config, params, bias_LE = with_modules(TINY, 1)
+    params = jax.tree.map(jnp.copy, params)
+    model = make_model(config=config, layout=layout, params=params, bias_LE=bias_LE)
+    model, expert_LP, place_LER = add_places(model, mesh, 8)
+    assert len(expert_LP) == len(place_LER) == 3  # the module's, too, which stay
+    lanes = {**SPARE, "lanes": 8, "drafts": 1, "ahead": 1}
+    given = (config, layout, model.params, bias_LE)
+    runner = make_drafting_runner(*given, mesh, modules=1, place_LER=place_LER, **lanes)
+    dense = replace(TINY, num_layers=1, moe=replace(TINY.moe, every=0))
+    lanes |= {"ahead": 0, "checks": False}
+    smaller = make_drafting_runner(dense, layout, made(dense), None, mesh, **lanes)
+    placed, programs = PlacedExperts(runner, config, mesh, expert_LP), runner.programs
+
+    def anywhere(load_LE, expert_LP, devices):
+        return rng.permuted(expert_LP, axis=1)
+
+    monkeypatch.setattr(rebalance, "replan", anywhere)
+    for drafter in (ModuleDrafter(1), ModelDrafter(smaller, 1), PromptDrafter(1, 1)):
+        with Engine(runner, RULES, EngineSettings(), drafter) as engine:
+            with Rebalancer(engine, placed, 1e-3, lambda line: None):
+                texts = [text.ids for text in engine.run(requests())]
+            stats = engine.stats()
+        assert texts == wanted(), drafter
+        assert stats.drafted > stats.accepted > 0 and stats.balance.moves >= 5
+    assert runner.programs == programs
 
 
 def note(holder, name: str, log: list[str]) -> None:

@@ -128,15 +128,32 @@ def test_ready_stands_on_a_line_and_a_second_signal_ends_at_once(start):
             ["--rebalance", "60", "--mesh.expert", "2", "--placement", "plan.json"],
             "--placement plan.json says where experts stay, and --rebalance moves them",
         ),
-        (["--speculate", "draft"], "--speculate draft needs a smaller model"),
-        (["--drafts", "8"], "--drafts 8 has no effect without --speculate"),
-        (["--speculate", "draft", "--draft", "x", "--match", "2"], "--match 2 has no effect"),
-        (["--speculate", "prompt", "--draft", "x"], "--draft x has no effect without --speculate"),
-        (["--speculate", "prompt", "--drafts", "0"], "--drafts must be greater than 0"),
     ],
 )
 def test_a_wrong_setting_ends_before_a_model_is_read(words, wrong, run_command, no_network):
     found = run_command("serve", "none", *words)
+    assert found.returncode == 2 and wrong in found.stderr and not found.stdout
+
+
+@pytest.mark.parametrize("command", [["serve"], ["generate", "--prompt", "a"], ["bench", "serve"]])
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["--speculate", "draft"], "--speculate draft needs a smaller model"),
+        (["--speculate", "both"], "invalid choice 'both'"),
+        (["--drafts", "8"], "--drafts 8 has no effect without --speculate"),
+        (["--speculate", "draft", "--draft", "x", "--match", "2"], "--match 2 has no effect"),
+        (["--speculate", "mtp", "--match", "2"], "--match 2 has no effect without --speculate pr"),
+        (["--speculate", "mtp", "--draft", "x"], "--draft x has no effect without --speculate dr"),
+        (["--speculate", "prompt", "--draft", "x"], "--draft x has no effect without --speculate"),
+        (["--speculate", "prompt", "--drafts", "0"], "--drafts must be greater than 0"),
+        (["--speculate", "mtp", "--drafts", "-1"], "--drafts must be greater than 0"),
+    ],
+)
+def test_wrong_settings_of_speculation_end_before_a_model_is_read(
+    words, wrong, command, run_command, no_network
+):
+    found = run_command(*command, "none", *words)
     assert found.returncode == 2 and wrong in found.stderr and not found.stdout
 
 

@@ -20,6 +20,7 @@ from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
 from moejax.inference.engine.placed_experts import add_places
 from moejax.inference.engine.rebalance import RebalanceSettings, follow_load
+from moejax.inference.engine.speculation import SpeculationSettings
 from moejax.inference.server.keys import read_keys
 from moejax.lab.bench import serving
 from moejax.lab.bench.serve_alone import OneByOne, step_seconds
@@ -59,6 +60,9 @@ class ServeBenchSettings(ModelSettings):
     bench: tyro.conf.OmitArgPrefixes[serving.ServeBench]
     engine: tyro.conf.OmitArgPrefixes[EngineSettings] = field(default_factory=EngineSettings)
     moves: tyro.conf.OmitArgPrefixes[RebalanceSettings] = field(default_factory=RebalanceSettings)
+    speculation: tyro.conf.OmitArgPrefixes[SpeculationSettings] = field(
+        default_factory=SpeculationSettings
+    )
 
     NEEDS: ClassVar[tuple[Need, ...]] = (
         *ModelSettings.NEEDS,
@@ -75,6 +79,7 @@ class ServeBenchSettings(ModelSettings):
                 *(f"mesh.{one.name}" for one in fields(MeshConfig)),
                 *(f"engine.{one.name}" for one in fields(EngineSettings)),
                 *(f"moves.{one.name}" for one in fields(RebalanceSettings)),
+                *(f"speculation.{one.name}" for one in fields(SpeculationSettings)),
             ),
             lambda s: s.url is None,
             "--url, as the server has its own",
@@ -137,11 +142,12 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
     place_LER, expert_LP, seconds = None, None, settings.moves.rebalance
     if seconds is not None:
         model, expert_LP, place_LER = add_places(model, mesh, settings.moves.replicas)
-    speculates = engine_settings.speculate != "none"
+    guessing = settings.speculation
+    speculates = guessing.speculate != "none"
     if speculates:  # the load is sent twice, and the second time is to have no advantage
         engine_settings = replace(engine_settings, share_prefixes=False)
     with (
-        open_engine(model, mesh, engine_settings, place_LER) as engine,
+        open_engine(model, mesh, engine_settings, place_LER, guessing=guessing) as engine,
         follow_load(engine, model.config, mesh, expert_LP, seconds),
     ):
         sizes = engine.runner.sizes

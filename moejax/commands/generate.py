@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,9 @@ from moejax.commands.chat import (
     read_conversations,
     stream,
 )
+from moejax.commands.generated_words import describe_speed, texts_json, write_headers
 from moejax.commands.model_settings import ModelSettings, open_language_model
+from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
 from moejax.config.json_files import read_bounded
@@ -29,13 +31,13 @@ from moejax.config.needs import Need
 from moejax.config.paths import expand_home
 from moejax.data.route_files import Recording, write_recording
 from moejax.inference.chat_prompts import find_turn_ends
+from moejax.inference.engine.speculation import SpeculationSettings, open_speculation
 from moejax.inference.generation import Generated, Generator
 from moejax.inference.inference_config import check_can_generate
 from moejax.inference.open_model import OpenModel
 from moejax.inference.replicate import check_devices, replicate
 from moejax.inference.sampling import Sampling
 from moejax.moe.parallel.placement_file import read_placement
-from moejax.runtime.number_words import duration
 from moejax.runtime.writing import writing_to
 
 MOST_PROMPT_BYTES = 2**28
@@ -76,6 +78,9 @@ class GenerateSettings(ModelSettings):
     and all lie where the plan says. The texts stay the same. --mesh.expert must be the number of
     devices of the plan."""
 
+    speculation: tyro.conf.OmitArgPrefixes[SpeculationSettings] = field(
+        default_factory=SpeculationSettings
+    )
     record_routes: Path | None = None
     """A file (safetensors) for the experts that each token chose in each layer, those of prompts
     included, so that training can replay them: see the guide on routes."""
@@ -108,6 +113,7 @@ class GenerateSettings(ModelSettings):
             "--chat on a terminal, without a prompt",
             "give --prompt, too",
         ),
+        *SPECULATION,
     )
 
     @property
@@ -193,6 +199,7 @@ def make_generator(settings: GenerateSettings, model: OpenModel, mesh: Mesh) -> 
         window=settings.window or model.context,
         cache=settings.cache,
         record_routes=settings.record_routes is not None,
+        speculation=open_speculation(model, mesh, settings.speculation),
     )
 
 
@@ -266,34 +273,3 @@ def split_lines(text: str) -> list[str]:
     """
     lines = re.split(r"\r\n|\r|\n", text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
     return lines if lines[-1] else lines[:-1]
-
-
-def write_headers(prompts: list[str], done: Generated) -> list[str]:
-    """Each text under a line that tells its number and why it ended."""
-    why = {"end": "the text ended", "stop": "--stop", "length": "--tokens"}
-    lines = []
-    for number, (prompt, one) in enumerate(zip(prompts, done.continuations, strict=True), 1):
-        lines += [f"--- {number} ({len(one.ids):,} tokens; {why[one.ended]})", prompt + one.text]
-    return lines
-
-
-def describe_speed(done: Generated) -> str:
-    """How many tokens there are, and how long they took."""
-    count = sum(len(one.ids) for one in done.continuations)
-    rate = done.tokens_per_second
-    fast = "" if rate is None else f"{rate:,.0f} tokens/s after "
-    return f"{count:,} tokens, {fast}{duration(done.first_seconds)} to compile and read"
-
-
-def texts_json(model: OpenModel, asked: Sequence[str | Talking], done: Generated) -> dict[str, Any]:
-    """What `--json` prints."""
-    pairs = zip(asked, done.continuations, strict=True)
-    return {
-        "model": model.description,
-        "texts": [
-            ({"prompt": one} if isinstance(one, str) else {"messages": one.messages}) | asdict(text)
-            for one, text in pairs
-        ],
-        "first_seconds": done.first_seconds,
-        "tokens_per_second": done.tokens_per_second,
-    }

@@ -27,6 +27,7 @@ from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine
 from moejax.inference.engine.placed_experts import add_places
 from moejax.inference.engine.rebalance import RebalanceSettings, follow_load
+from moejax.inference.engine.speculation import SpeculationSettings
 from moejax.inference.open_model import OpenModel
 from moejax.inference.server.keys import read_keys
 from moejax.inference.server.limits import Limits
@@ -58,6 +59,9 @@ class ServeSettings(ModelSettings):
     --mesh.expert must be the number of devices of the plan."""
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
     engine: tyro.conf.OmitArgPrefixes[EngineSettings] = field(default_factory=EngineSettings)
+    speculation: tyro.conf.OmitArgPrefixes[SpeculationSettings] = field(
+        default_factory=SpeculationSettings
+    )
     moves: tyro.conf.OmitArgPrefixes[RebalanceSettings] = field(default_factory=RebalanceSettings)
 
     NEEDS: ClassVar[tuple[Need, ...]] = (*ModelSettings.NEEDS, *SPECULATION)
@@ -114,8 +118,9 @@ def serve(settings: ServeSettings) -> None:
         elif settings.placement is not None:
             params, place_LER = place_experts(settings.placement, model, mesh)
             model = replace(model, params=params)
+        given = (model, mesh, settings.engine, place_LER, tell)
         with (
-            open_engine(model, mesh, settings.engine, place_LER, tell) as engine,
+            open_engine(*given, settings.speculation) as engine,
             follow_load(engine, model.config, mesh, expert_LP, seconds),
         ):
             serve_engine(settings, model, engine, sock, keys)

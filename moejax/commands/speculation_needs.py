@@ -4,22 +4,22 @@ from moejax.config.needs import Need
 
 SPECULATION = (
     Need(
-        ("engine.drafts",),
-        lambda s: s.engine.speculate != "none",
+        ("speculation.drafts",),
+        lambda s: s.speculation.speculate != "none",
         "--speculate",
-        "give --speculate prompt or draft, too",
+        "give --speculate prompt, draft or mtp, too",
         says="has no effect without",
     ),
     Need(
-        ("engine.match",),
-        lambda s: s.engine.speculate == "prompt",
+        ("speculation.match",),
+        lambda s: s.speculation.speculate == "prompt",
         "--speculate prompt",
         "give that, too",
         says="has no effect without",
     ),
     Need(
-        ("engine.draft",),
-        lambda s: s.engine.speculate == "draft",
+        ("speculation.draft",),
+        lambda s: s.speculation.speculate == "draft",
         "--speculate draft",
         "give that, too",
         says="has no effect without",

@@ -12,7 +12,8 @@ from moejax.inference.growing_text import Continuation
 
 class TextRoutes:
     """A runner that keeps the routes of the texts that it is called with, by the numbers of their
-    prompts. Each of their tokens is read once, one behind another.
+    prompts. Their tokens are read one behind another; behind drafts that were wrong, others come at
+    the same positions.
 
     Those of a text are int32 [T, L, K]: its tokens, prompt first, by layer and by choice. A token
     after which none was drawn has -1: the last one, but where a token that ends texts came.
@@ -20,7 +21,7 @@ class TextRoutes:
 
     def __init__(self, runner: Runner) -> None:
         self.sizes, self._runner = runner.sizes, runner
-        self._parts: dict[int, list[np.ndarray]] = {}
+        self._parts: dict[int, list[tuple[int, np.ndarray]]] = {}
         self._last: tuple[Call, Any] | None = None
 
     def extend(self, call: Call) -> Drawn:
@@ -48,12 +49,16 @@ class TextRoutes:
         (call, expert_BNLK), self._last = self._last, None
         expert_BNLK = np.asarray(expert_BNLK)
         for row in np.flatnonzero(call.count_B):
-            part = expert_BNLK[row, : call.count_B[row]]
+            part = (int(call.at_B[row]), expert_BNLK[row, : call.count_B[row]])
             self._parts.setdefault(int(call.draws["row_B"][row]), []).append(part)
 
     def _join(self, number: int, prompt: int, text: Continuation) -> np.ndarray:
         length = prompt + len(text.ids)
         # One call more may have been on its way when the text had ended.
         read = length - (text.ended != "end")
-        routes_TLK = np.concatenate(self._parts[number])[:read]
-        return np.pad(routes_TLK, ((0, length - read), (0, 0), (0, 0)), constant_values=-1)
+        parts = self._parts[number]
+        routes_TLK = np.full((length, *parts[0][1].shape[1:]), -1, np.int32)
+        for at, part in parts:
+            routes_TLK[at : at + len(part)] = part[: max(0, length - at)]
+        routes_TLK[read:] = -1
+        return routes_TLK

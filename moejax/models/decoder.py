@@ -31,6 +31,9 @@ from moejax.moe.lying import Lying
 from moejax.moe.parameters import weight
 from moejax.runtime.pieces import join_for_each
 
+Embed = Callable[[jax.Array], jax.Array]
+"""``token_BN -> x_BND``, as the model has its own tokens."""
+
 
 class Kept(NamedTuple):
     """What is kept of positions before those at hand."""
@@ -38,6 +41,15 @@ class Kept(NamedTuple):
     layers: list[Cache]
     take: Callable[[jax.Array], jax.Array]
     """The states that logits are wanted of, from those of all positions at hand."""
+
+
+class Reading(NamedTuple):
+    """What the modules that predict further tokens begin with. Not a pytree."""
+
+    x_BND: jax.Array
+    """The states of all positions at hand, as the head reads them."""
+    embed: Embed
+    head: Head
 
 
 class DecoderLM(nn.Module):
@@ -68,7 +80,7 @@ class DecoderLM(nn.Module):
         # The modules that predict further tokens are asked by ``find_states`` alone.
         ahead = self.config.next_tokens > 0 and self.is_initializing()
         context = make_context(self.config, batch, self.layout.context)
-        states, head, routed, _ = self._run(batch, training, own, context, ahead=ahead)
+        states, head, routed, *_ = self._run(batch, training, own, context, ahead=ahead)
         return head.read(states[0]), routed
 
     def find_states(
@@ -79,7 +91,7 @@ class DecoderLM(nn.Module):
         """
         own, ahead = {"bias_E": bias_LE}, self.config.next_tokens > 0
         context = make_context(self.config, batch, self.layout.context)
-        states, head, routed, _ = self._run(batch, training, own, context, ahead=ahead)
+        states, head, routed, *_ = self._run(batch, training, own, context, ahead=ahead)
         return states, head, routed
 
     def extend(
@@ -99,13 +111,33 @@ class DecoderLM(nn.Module):
         """
 
         def take(x_BND: jax.Array) -> jax.Array:
-            last_B = jnp.maximum(rows.count_B - 1, 0)
-            return x_BND if every else jnp.take_along_axis(x_BND, last_B[:, None, None], axis=1)
+            return x_BND if every else take_last(x_BND, rows.count_B)
 
         own = {"bias_E": bias_LE, "place_ER": place_LER}
         batch, context = make_paged_context(self.config, token_BN, rows, pool, reach)
-        (x_B1D,), head, routed, pool = self._run(batch, False, own, context, Kept(pool, take))
-        return head.read(x_B1D), pool, routed
+        (x_B1D,), head, routed, layers, _ = self._run(batch, False, own, context, Kept(pool, take))
+        return head.read(x_B1D), [*layers, *pool[len(layers) :]], routed
+
+    def extend_for_modules(
+        self,
+        token_BN: jax.Array,
+        rows: PagedRows,
+        pool: Pool,
+        bias_LE: jax.Array | None = None,
+        place_LER: jax.Array | None = None,
+        reach: int | None = None,
+        every: bool = False,
+    ) -> tuple[jax.Array, Pool, Routed | None, Reading]:
+        """As ``extend``, with what the modules that predict further tokens begin with. What they
+        keep comes last in the pool, and stays as it was with both.
+        """
+        own = {"bias_E": bias_LE, "place_ER": place_LER}
+        batch, context = make_paged_context(self.config, token_BN, rows, pool, reach)
+        kept = Kept(pool, lambda x_BND: x_BND)
+        (x_BND,), head, routed, layers, embed = self._run(batch, False, own, context, kept)
+        x_B1D = x_BND if every else take_last(x_BND, rows.count_B)
+        reading = Reading(x_BND, embed, head)
+        return head.read(x_B1D), [*layers, *pool[len(layers) :]], routed, reading
 
     @nn.compact
     def _run(
@@ -116,14 +148,17 @@ class DecoderLM(nn.Module):
         context: Context,
         kept: Kept | None = None,
         ahead: bool = False,
-    ) -> tuple[list[jax.Array], Head, Routed | None, list[Cache]]:
+    ) -> tuple[list[jax.Array], Head, Routed | None, list[Cache], Embed]:
         config, V, D = self.config, self.vocab_size, self.config.width
         dtype = jnp.dtype(config.dtype)
         embedding_VD = self.param("embedding_VD", nn.initializers.normal(1.0), (V, D), jnp.float32)
         in_place = isinstance(embedding_VD, Lying)
-        x_BND = look_up(embedding_VD, batch["inputs"], dtype, self.layout.spreads)
-        if config.embedding_scale != 1:
-            x_BND *= config.embedding_scale
+
+        def embed(token_BN: jax.Array) -> jax.Array:
+            x_BND = look_up(embedding_VD, token_BN, dtype, self.layout.spreads)
+            return x_BND if config.embedding_scale == 1 else x_BND * config.embedding_scale
+
+        x_BND = embed(batch["inputs"])
         embedded_BND, given = x_BND, {name: x for name, x in own.items() if x is not None}
         routes_LBNK = take_routes(config, batch)
         of_layers = given if routes_LBNK is None else given | {"routes_BNK": routes_LBNK}
@@ -154,7 +189,12 @@ class DecoderLM(nn.Module):
         tied, scale = config.tie_embeddings, config.logit_multiplier
         w = embedding_VD if tied else weight(self, "w_head_DV", (D, V), dtype)
         head = Head(w, tied, scale, self.layout.spreads, unroll=config.unroll is True)
-        return states, head, routed, layers
+        return states, head, routed, layers, embed
+
+
+def take_last(x_BND: jax.Array, count_B: jax.Array) -> jax.Array:
+    """Of each row of so many, the last, ``x_B1D``; of one without any, the first."""
+    return jnp.take_along_axis(x_BND, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)
 
 
 def make_context(config: ModelConfig, batch: dict[str, jax.Array], pieces: int = 1) -> Context:

@@ -23,7 +23,8 @@ from moejax.models.layer_runs import count_kept
 from moejax.runtime.partition import CACHE, TOKENS
 
 Pool = list[Cache]
-"""For each run of layers (see ``layer_runs``), its arrays: of positions [X, L, P, Y, ...], and of
+"""For each run of layers (see ``layer_runs``), and for the modules that predict further tokens if
+there are any, its arrays: of positions [X, L, P, Y, ...], and of
 memories [X, L, S, ...]; under the names of ``kv_cache``."""
 
 

@@ -115,11 +115,17 @@ def number_in_cache(run: Run) -> list[int]:
 
 
 def count_kept(config: ModelConfig) -> list[tuple[int, int]]:
-    """Of each run, how many layers keep positions, and how many a memory."""
-    return [
+    """Of each run, how many layers keep positions, and how many a memory; and of the modules that
+    predict further tokens, if there are any.
+    """
+    runs = [
         ((len(run.unit) - run.delta) * run.repeats, run.delta * run.repeats)
         for run in cut_layers(config)
     ]
+    if ahead := config.next_tokens:
+        delta = list_kinds(config)[-1].delta
+        runs.append((ahead * (not delta), ahead * delta))
+    return runs
 
 
 def with_repeats(config: ModelConfig, repeats: Sequence[int]) -> ModelConfig:

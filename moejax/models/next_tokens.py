@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context
+from moejax.models.kv_cache import Cache
 from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS, list_blocks
 from moejax.models.layers import Block, Own, lay_at, settings_of_layers, unrolls
 from moejax.models.norm import make_norm
@@ -49,17 +50,33 @@ class NextToken(nn.Module):
     training: bool
     in_loop: bool
 
-    @nn.compact
     def __call__(
         self, carry: Carry, context: Context, segments_BN: jax.Array, each: Own, own: Own
     ) -> tuple[Carry, tuple[jax.Array, Routed | None]]:
-        config, further = self.config, partial(shift, pieces=self.layout.context)
+        further = partial(shift, pieces=self.layout.context)
         x_BND, ahead_BND, token_BN, of_BN = carry
         ahead_BND, token_BN, of_BN = further(ahead_BND), further(token_BN), further(of_BN)
         context = context | {
             "real_BN": (segments_BN > 0) & (of_BN == segments_BN),
             "token_BN": token_BN,
         }
+        x_BND, _, said = self.predict(x_BND, ahead_BND, {}, context, each, own)
+        return (x_BND, ahead_BND, token_BN, of_BN), (x_BND, said)
+
+    @nn.compact
+    def predict(
+        self,
+        x_BND: jax.Array,
+        ahead_BND: jax.Array,
+        cache: Cache,
+        context: Context,
+        each: Own,
+        own: Own,
+    ) -> tuple[jax.Array, Cache, Routed | None]:
+        """The hidden state of each position, from the one before it and the embedding of the token
+        that it is told of; and the cache of the block.
+        """
+        config = self.config
         both_BNX = jnp.concatenate(
             [
                 make_norm(config, "embedding_norm")(ahead_BND),
@@ -72,9 +89,8 @@ class NextToken(nn.Module):
         block = recompute(Block, config, self.in_loop)
         kind = list_blocks(config)[-1]
         layer = block(config, self.layout, kind, self.training, name=NEXT_BLOCK)
-        x_BND, _, said = layer(partition.pin(x_BND, "tokens_BND"), {}, context, each, own)
-        x_BND = make_norm(config, "final_norm")(x_BND)
-        return (x_BND, ahead_BND, token_BN, of_BN), (x_BND, said)
+        x_BND, cache, said = layer(partition.pin(x_BND, "tokens_BND"), cache, context, each, own)
+        return make_norm(config, "final_norm")(x_BND), cache, said
 
 
 def look_ahead(
@@ -120,3 +136,28 @@ def look_ahead(
 
     numbered = (jnp.arange(P), each, own)
     return jax.lax.scan(step, carry, numbered, unroll=P if unroll else 1)[1]
+
+
+def predict_from_pages(
+    config: ModelConfig,
+    layout: MeshConfig,
+    params: Mapping[str, Any],
+    number: int,
+    x_BND: jax.Array,
+    ahead_BND: jax.Array,
+    cache: Cache,
+    context: Context,
+    own: Own,
+) -> tuple[jax.Array, Cache]:
+    """The module of this number alone, at inference: the hidden states of positions from those that
+    it is given and the embedding of the token that comes ``number + 1`` after each; and the cache
+    of all modules, where it reads what it has kept of the positions before. ``params`` are the
+    model's, read where they lie; ``own`` is what the module has for itself.
+    """
+    alone = NextToken(config, layout, False, False, parent=None)
+    each = {name: jnp.array(x[-1]) for name, x in settings_of_layers(config).items()}
+    each["layer"] = jnp.array(number)
+    mine = {"params": lay_at(params[NEXT_TOKENS], jnp.array(number))}
+    given = (x_BND, ahead_BND, cache, context, each, own)
+    found: Any = alone.apply(mine, *given, method="predict")
+    return found[:2]

@@ -44,6 +44,9 @@ class Sizes:
     checks: bool = True
     """Whether calls with drafts draw after each token, as the model does that checks them; the one
     that makes them does not."""
+    ahead: int = 0
+    """Modules of the model that make drafts: what they keep of a position depends on so many tokens
+    behind it."""
 
     def shapes(self) -> list[tuple[int, int | None, int, bool]]:
         """All calls that there are: rows on each lane, tokens (as in ``Call``), pages, and whether
@@ -70,6 +73,9 @@ class Call:
     """The position of the first."""
     begin_B: np.ndarray
     """The position of the first slot of the row's pages (a multiple of ``page``)."""
+    since_B: np.ndarray
+    """The position from which on the seat has read the text itself: what is before it was found in
+    pages."""
     table_BQ: np.ndarray
     """The pages of each row, one behind another, those that the tokens are written to included; 0
     behind the last."""
@@ -96,6 +102,9 @@ class Drawn:
     best_logprob_B1X: Any = None
     expert_BNLK: Any = None
     weight_BNLK: Any = None
+    draft_BP: Any = None
+    """Of a call with tokens, if modules of the model make drafts (P): what may come after the token
+    that was drawn last."""
 
 
 class Runner(Protocol):

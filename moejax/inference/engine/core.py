@@ -5,16 +5,12 @@ the device has work while the host looks at them. What the next call does is kno
 device keeps each seat's last token. If a text turns out to have ended, one row of the call that is
 on its way was for nothing. Of a text with drafts nothing is known before its tokens are read, so it
 is in no call then.
-
-Letters: X: the best tokens that scores are given of.
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +18,9 @@ from moejax.config.checks import LARGEST, check
 from moejax.config.errors import UserError
 from moejax.inference.engine.calls import Drawn, Runner
 from moejax.inference.engine.drafts import Drafter
+from moejax.inference.engine.drawn_tokens import DrawnTokens
 from moejax.inference.engine.readers import Item, join
-from moejax.inference.engine.requests import Piece, Request, Token
+from moejax.inference.engine.requests import Piece, Request
 from moejax.inference.engine.schedule import Schedule
 from moejax.inference.engine.seats import Work
 from moejax.inference.engine.stats import EngineStats, Tally
@@ -166,7 +163,7 @@ class Core:
         items: list[tuple[int, Item]] = []
         if not flight.rows:
             return items  # nothing that was drawn is of use: the prompts go on
-        tokens, tally, now = _Tokens(flight.drawn), self._tally, self._clock()
+        tokens, tally, now = DrawnTokens(flight.drawn), self._tally, self._clock()
         waits: defaultdict[float, int] = defaultdict(int)  # one and the same for most texts
         tally.rows += len(flight.rows)
         for number, (row, last, text) in enumerate(flight.rows):
@@ -176,6 +173,7 @@ class Core:
                 continue
             drafts = NONE if flight.drafts is None else flight.drafts[number]
             piece, heard, error = self._hear(text, tokens, row, last, drafts)
+            text.guessed = tokens.drafts(row)
             if flight.drafts is not None and text.lane >= 0:
                 self._schedule.go_on(text, heard)
             if piece is not None:
@@ -196,7 +194,7 @@ class Core:
         return items
 
     def _hear(
-        self, text: Text, tokens: "_Tokens", row: int, last: int, drafts: list[int]
+        self, text: Text, tokens: DrawnTokens, row: int, last: int, drafts: list[int]
     ) -> tuple[Piece | None, int, UserError | None]:
         """Add the token of a row to a text, and those behind its right drafts: what came, how many
         there were, and the error of a tokenizer, from which no other text is to suffer.
@@ -258,46 +256,3 @@ class Core:
             load_LE=None if failed else self.runner.load_LE(),
             failed=failed,
         )
-
-
-class _Tokens:
-    """What a call tells of its tokens, read from the device where it is asked for."""
-
-    def __init__(self, drawn: Drawn) -> None:
-        self._drawn = drawn
-        self._there: dict[str, Any] = {}
-        self._token_B1 = np.asarray(drawn.token_B1).tolist()
-
-    def _array(self, name: str) -> np.ndarray:
-        if name not in self._there:
-            self._there[name] = np.asarray(getattr(self._drawn, name))
-        return self._there[name]
-
-    def read(self, row: int, place: int, last: int, text: Text) -> Token:
-        """The token of a text's row at one of the places at which tokens were drawn, which is after
-        the row's token ``last``.
-        """
-        token = self._token_B1[row][place]
-        if text.plain:
-            return _plain(token)
-        request = text.request
-        logprob: float | None = None
-        best: tuple[tuple[int, float], ...] = ()
-        routes = {}
-        if request.logprobs is not None:
-            at = row, place
-            logprob = float(self._array("logprob_B1")[at])
-            ids = self._array("best_B1X")[at][: request.logprobs].tolist()
-            best = tuple(zip(ids, self._array("best_logprob_B1X")[at].tolist(), strict=False))
-        if request.routes:
-            routes = {
-                "expert_LK": self._array("expert_BNLK")[row, last].copy(),
-                "weight_LK": self._array("weight_BNLK")[row, last].copy(),
-            }
-        return Token(id=token, logprob=logprob, best=best, **routes)
-
-
-@lru_cache(maxsize=2**16)
-def _plain(token: int) -> Token:
-    """A token of which nothing else is told: made once, as many texts have the same ones."""
-    return Token(id=token)

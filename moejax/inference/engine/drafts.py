@@ -165,6 +165,27 @@ class ModelDrafter:
         return take
 
 
+class ModuleDrafter:
+    """The modules of the model that predict further tokens: each call that a text has got tokens
+    from has made the next drafts, too (``ahead``).
+    """
+
+    def __init__(self, drafts: int) -> None:
+        self._drafts = drafts
+
+    def see(self, text: Text) -> int:
+        """As many as may be."""
+        return self._drafts
+
+    def draft(self, seats: Seats, texts: list[Text], counts: list[int]) -> list[np.ndarray]:
+        """Those that came with the last token."""
+        found = [text.guessed[:n] for text, n in zip(texts, counts, strict=True)]
+        return [np.asarray(one, np.int32) for one in found]
+
+    def follow(self, kind: Kind, texts: list[Text], counts: list[int], call: Call) -> None:
+        """Nothing: it is the model itself."""
+
+
 def _followed(text: Text) -> int:
     """The first token that is to be read; one at least is left."""
     assert text.followed is not None

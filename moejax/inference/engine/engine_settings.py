@@ -1,8 +1,6 @@
 """Settings of the engine."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from moejax.config.checks import check, check_sizes
 from moejax.models.kv_cache import CacheType
@@ -41,20 +39,10 @@ class EngineSettings:
     as many as the model was trained on."""
     cache: CacheType | None = None
     """Type of the cache of keys and values; by default that of the activations."""
-    speculate: Literal["none", "prompt", "draft"] = "none"
-    """Guess several tokens, and check them in one call; texts stay the same. `prompt`: as the text
-    went on where its last tokens were before; `draft`: by a smaller model (--draft). It pays with
-    few texts at once, on devices that take hardly longer for a few tokens more."""
-    drafts: int = 4
-    """With --speculate: tokens that are guessed for a text, at most."""
-    match: int = 3
-    """With --speculate prompt: so many last tokens must be the same."""
-    draft: Path | None = None
-    """With --speculate draft: the directory of a smaller model, with the same tokenizer."""
 
     def __post_init__(self) -> None:
         check_sizes("", self, "seats", "max_queue", "page", "pages", "chunk", "window")
-        check_sizes("", self, "prompt_rows", "prompt_calls", "drafts", "match")
+        check_sizes("", self, "prompt_rows", "prompt_calls")
         check(
             self.memory_share is None or 0 < self.memory_share <= 1,
             f"--memory-share must lie in (0, 1], not {self.memory_share}.",
@@ -63,12 +51,3 @@ class EngineSettings:
             self.pages is None or self.pages > 1,
             f"--pages must be at least 2, not {self.pages}: one of them is kept for padding.",
         )
-        check(
-            self.speculate != "draft" or self.draft is not None,
-            "--speculate draft needs a smaller model: give its directory as --draft.",
-        )
-
-    @property
-    def most_drafts(self) -> int:
-        """Tokens that are checked at once; 0 without speculation."""
-        return 0 if self.speculate == "none" else self.drafts

@@ -17,8 +17,16 @@ from jax.sharding import Mesh
 
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
+from moejax.inference.engine.ahead import Window, draft_ahead
 from moejax.inference.engine.calls import Call, Drawn, Sizes
-from moejax.inference.engine.state import State, make_empty_state, state_shardings
+from moejax.inference.engine.state import (
+    State,
+    make_empty_state,
+    put_seats,
+    state_shardings,
+    take_seats,
+)
+from moejax.inference.engine.telling import ROUTES, SCORES, add_up_asked, order_routes, score
 from moejax.inference.inference_config import (
     check_can_generate,
     inference_config,
@@ -29,16 +37,11 @@ from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import CacheType
 from moejax.models.kv_pages import PagedRows
 from moejax.models.layer_runs import leave_out_next_tokens
-from moejax.moe.balance import Routed
 from moejax.moe.lying import hold, lie
 from moejax.runtime import partition
 
 Weights = tuple[dict, jax.Array | None, jax.Array | None]
 """Parameters, the selection bias, and the places of replicas: see ``DecoderLM``."""
-BEST = 20
-"""Tokens that scores are given of, if there are so many."""
-SCORES = ("logprob_B1", "best_B1X", "best_logprob_B1X")
-ROUTES = ("expert_BNLK", "weight_BNLK")
 DRAWS = {
     "temperature_B": np.float32,
     "top_k_B": np.int32,
@@ -52,7 +55,8 @@ class PageRunner:
     """One model on one mesh, with a pool of pages of these ``sizes`` (a ``calls.Runner``); without
     sizes, it is called after ``resize`` alone.
 
-    ``window``, ``place_LER`` and ``cache`` as for ``Generator``. Calls of other shapes than those
+    ``window``, ``place_LER`` and ``cache`` as for ``Generator``; so many of the model's ``modules``
+    make drafts. Calls of other shapes than those
     of ``sizes`` are answered, too, but compiled when they come. On several processes, all call it
     alike. Raises ``ConfigError`` for a router that cannot generate.
     """
@@ -71,9 +75,13 @@ class PageRunner:
         window: int | None = None,
         place_LER: jax.Array | None = None,
         cache: CacheType | None = None,
+        modules: int = 0,
     ) -> None:
         check_can_generate(config)
-        config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
+        if modules:
+            config = replace(config, next_tokens=modules)
+        else:
+            config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
         self._mesh = mesh
         self._vocab_size = params["embedding_VD"].shape[0]
         self.set_weights(params, bias_LE, place_LER)
@@ -113,8 +121,8 @@ class PageRunner:
         with jax.set_mesh(self._mesh):
             given, how = self._given(call)
             self._state, found = self._run(*given, **how)
-        wanted = ("token_B1", *SCORES * call.scores, *ROUTES * call.routes)
-        told = {name: found[name] for name in wanted}
+        wanted = ("token_B1", "draft_BP", *SCORES * call.scores, *ROUTES * call.routes)
+        told = {name: found[name] for name in wanted if name in found}
         for array in told.values():
             array.copy_to_host_async()
         return Drawn(**told)
@@ -161,21 +169,24 @@ def pack(call: Call) -> np.ndarray:
     """A call as one array, int32 [B, F], as each array that goes to a device takes its time."""
     draws = [call.draws[name].astype(dtype).view(np.int32) for name, dtype in DRAWS.items()]
     B = len(call.seat_B)
-    of_B = [call.seat_B, call.count_B, call.at_B, call.begin_B, np.full(B, call.scores), *draws]
+    where = [call.seat_B, call.count_B, call.at_B, call.begin_B, call.since_B]
+    of_B = [*where, np.full(B, call.scores), *draws]
     tokens = [] if call.token_BN is None else [call.token_BN]
     return np.concatenate([np.stack(of_B, 1), *tokens, call.table_BQ], 1, dtype=np.int32)
 
 
-def unpack(packed_BF: jax.Array, N: int) -> tuple[PagedRows, jax.Array, jax.Array, Draws]:
-    """The rows of a call, their N tokens, whether scores are wanted, and how tokens are drawn."""
-    seat_B, count_B, at_B, begin_B, scores_B = (packed_BF[:, i] for i in range(5))
-    ends = np.cumsum([5, len(DRAWS), N])
+def unpack(packed_BF: jax.Array, N: int) -> tuple[PagedRows, jax.Array, jax.Array, Any, Draws]:
+    """The rows of a call, ``since_B``, their N tokens, whether scores are wanted, and how tokens
+    are drawn.
+    """
+    seat_B, count_B, at_B, begin_B, since_B, scores_B = (packed_BF[:, i] for i in range(6))
+    ends = np.cumsum([6, len(DRAWS), N])
     draws = {
         name: jax.lax.bitcast_convert_type(packed_BF[:, i], dtype)
         for i, (name, dtype) in enumerate(DRAWS.items(), ends[0])
     }
     rows = PagedRows(seat_B, count_B, at_B, begin_B, packed_BF[:, ends[2] :])
-    return rows, packed_BF[:, ends[1] : ends[2]], scores_B.any(), draws
+    return rows, since_B, packed_BF[:, ends[1] : ends[2]], scores_B.any(), draws
 
 
 def empty_call(B: int, N: int | None, Q: int) -> Call:
@@ -187,6 +198,7 @@ def empty_call(B: int, N: int | None, Q: int) -> Call:
         count_B=nothing_B,
         at_B=nothing_B,
         begin_B=nothing_B,
+        since_B=nothing_B,
         table_BQ=np.zeros((B, Q), np.int32),
         draws={name: np.zeros(B, dtype) for name, dtype in DRAWS.items()},
     )
@@ -201,7 +213,8 @@ def make_program(
     kind: CacheType | None = None,
 ) -> Any:
     """``(weights, state, packed_BF, N=, every=) -> (state, found)``, jitted: what ``PageRunner``
-    calls, of a model without modules that predict further tokens. The state is written in place.
+    calls, of a model without modules that predict further tokens, or with those that make drafts.
+    The state is written in place.
     """
     model = DecoderLM(inference_config(config), vocab_size, inference_layout(layout))
     everywhere = partition.activation_sharding(mesh, "everywhere")
@@ -227,17 +240,15 @@ def _extend(
     each row goes on with the last one that was drawn for its seat.
     """
     packed_BF = partition.pin(packed_BF, "batch_BN")
-    rows, token_BN, scores, draws = unpack(packed_BF, N)
-    lanes, seats = state["token_XS"].shape
-    seat_XR, count_XR = (x.reshape(lanes, -1) for x in (rows.seat_B, rows.count_B))
+    rows, since_B, token_BN, scores, draws = unpack(packed_BF, N)
     if N == 0:
-        token_BN = jax.vmap(lambda token_S, seat_R: token_S[seat_R])(state["token_XS"], seat_XR)
-        token_BN = token_BN.reshape(-1, 1)
-    params, bias_LE, place_LER = weights
+        token_BN = take_seats(state["token_XS"], rows)[:, None]
+    params, bias_LE, place_LER = lie(weights[0]), *weights[1:]
     given = (token_BN, rows, state["pool"], bias_LE, place_LER, window, every)
-    variables = {"params": lie(params)}
-    told: Any = model.apply(variables, *given, method="extend")
-    logits_B1V, pool, routed = told
+    ahead = N > 0 and model.config.next_tokens > 0
+    method = "extend_for_modules" if ahead else "extend"
+    told: Any = model.apply({"params": params}, *given, method=method)
+    logits_B1V, pool, routed, *reading = told
     B, n = logits_B1V.shape[:2]
     first_B = rows.at_B + (1 if every else rows.count_B)
     position_B1 = first_B[:, None] + jnp.arange(n)
@@ -246,14 +257,18 @@ def _extend(
     token_B1 = draw(logits_B1V.reshape(B * n, -1), keys, of_all).reshape(B, n)
     token_B1 = partition.pin(token_B1, "batch_BN")  # each device draws for its own rows
     last_B1 = count_right(token_BN, token_B1, rows.count_B) if every else 0 * rows.count_B[:, None]
-    last_XR = jnp.take_along_axis(token_B1, last_B1, 1).reshape(seat_XR.shape)
-    there_XR = jnp.where(count_XR > 0, seat_XR, seats)
-    put = jax.vmap(lambda token_S, seat_R, new_R: token_S.at[seat_R].set(new_R, mode="drop"))
-    state = state | {"pool": pool, "token_XS": put(state["token_XS"], there_XR, last_XR)}
+    last_B = jnp.take_along_axis(token_B1, last_B1, 1)[:, 0]
+    token_XS = put_seats(state["token_XS"], rows, last_B)
+    state = state | {"pool": pool, "token_XS": token_XS}
     found = {"token_B1": token_B1} | score(logits_B1V, token_B1, scores)
     if routed is not None:
-        state["asked_XLE"] += _add_up(routed, lanes)
-        found |= _order_routes(routed)
+        state["asked_XLE"] += add_up_asked(routed, len(token_XS))
+        found |= order_routes(routed)
+    if ahead:
+        end_B = last_B1[:, 0] if every else jnp.maximum(rows.count_B - 1, 0)
+        where = Window(rows, since_B, token_BN, last_B, end_B, draws, window)
+        own = {"bias_E": bias_LE, "place_ER": place_LER}
+        state, found["draft_BP"] = draft_ahead(model, params, own, state, where, *reading)
     return state, found
 
 
@@ -264,36 +279,3 @@ def count_right(token_BN: jax.Array, drawn_BN: jax.Array, count_B: jax.Array) ->
     draft_BN = jnp.arange(1, token_BN.shape[1]) < count_B[:, None]
     right_BN = draft_BN & (token_BN[:, 1:] == drawn_BN[:, :-1])
     return jnp.cumprod(right_BN, axis=1, dtype=jnp.int32).sum(1, keepdims=True)
-
-
-def score(logits_B1V: jax.Array, token_B1: jax.Array, wanted: jax.Array) -> dict[str, jax.Array]:
-    """Logarithmic probabilities of what was drawn and of the best tokens; 0 if not wanted."""
-    X = min(BEST, logits_B1V.shape[-1])
-
-    def look() -> tuple[jax.Array, jax.Array, jax.Array]:
-        logprob_B1V = jax.nn.log_softmax(logits_B1V)
-        of_drawn_B1 = jnp.take_along_axis(logprob_B1V, token_B1[..., None], -1)[..., 0]
-        best_logprob_B1X, best_B1X = jax.lax.top_k(logprob_B1V, X)
-        return of_drawn_B1, best_B1X, best_logprob_B1X
-
-    shapes = jax.eval_shape(look)
-    found = jax.lax.cond(
-        wanted, look, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    )
-    return dict(zip(SCORES, found, strict=True))
-
-
-def _add_up(routed: Routed, lanes: int) -> jax.Array:
-    """The choices asked of each expert by the rows of each lane, ``asked_XLE``."""
-    asked_LBE = routed.stats.asked_BE
-    L, _, E = asked_LBE.shape
-    asked_XLE = asked_LBE.reshape(L, lanes, -1, E).sum(2).swapaxes(0, 1)
-    return asked_XLE.astype(jnp.uint32)
-
-
-def _order_routes(routed: Routed) -> dict[str, jax.Array]:
-    """Experts and weights of each token, where tokens choose."""
-    if routed.expert_LBNK is None or routed.weight_LBNK is None:
-        return {}
-    both = (routed.expert_LBNK, routed.weight_LBNK)
-    return dict(zip(ROUTES, (jnp.moveaxis(x_LBNK, 0, 2) for x_LBNK in both), strict=True))

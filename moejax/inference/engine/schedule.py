@@ -161,8 +161,8 @@ class Schedule:
         left = pool.available - len(there)
         left -= sum(self._to_come(other) for other in there)
         found = 0
-        for number in range((text.known - 1) // page):
-            at = pool.find(text.name(number, page))
+        for number in range((text.known - max(1, self._sizes.ahead)) // page):
+            at = pool.find(text.name(number, page, self._sizes.ahead))
             if at is None:
                 break
             found += 1
@@ -178,10 +178,10 @@ class Schedule:
         """Take the next full pages of what a text is to read from those that are known. At least
         one token is left to be read, as the next one is drawn after it.
         """
-        pool, page = self.pools[text.lane], self._sizes.page
-        before = text.named
-        while text.written == text.named * page and text.known > text.written + page:
-            at = pool.find(text.name(text.named, page))
+        pool, page, ahead = self.pools[text.lane], self._sizes.page, self._sizes.ahead
+        before, last = text.named, text.known - page - max(1, ahead)
+        while text.written == text.named * page <= last:
+            at = pool.find(text.name(text.named, page, ahead))
             if at is None:
                 break
             pool.join(at)
@@ -190,6 +190,7 @@ class Schedule:
             text.written += page
             self._drop_pages(text)
         if new := text.named - before:
+            text.since = text.written
             self.seats.forget_pages(text)
             self.found += 1
             self.found_tokens += new * page
@@ -287,11 +288,11 @@ class Schedule:
         """Name the pages that have become full of tokens that are known."""
         page, pool = self._sizes.page, self.pools[text.lane]
         read = text.written if text.followed is None else min(text.written, text.followed)
-        full = min(read, text.known) // page
+        full = (min(read, text.known) - self._sizes.ahead) // page
         while text.named < full:
             if text.named >= text.gone:
                 at = text.pages[text.named - text.gone]
-                pool.name(at, text.name(text.named, page))
+                pool.name(at, text.name(text.named, page, self._sizes.ahead))
             text.named += 1
 
     def _put_back(self, text: Text) -> None:

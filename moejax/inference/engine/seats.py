@@ -110,11 +110,12 @@ class Seats:
         widths = sizes.prompt_tables if kind == "prompt" else sizes.tables
         pages = max([len(text.pages) for text in texts])
         width = next(q for q in widths if q >= pages)
-        fields = np.zeros((3, B), np.int32)
+        fields = np.zeros((4, B), np.int32)
         fields[:, rows] = [
             [1] * len(texts) if tokens is None else [len(one) for one in tokens],
             at or [text.written for text in texts],
             [text.gone * sizes.page for text in texts],
+            [text.since for text in texts],
         ]
         call = Call(
             seat_B=frame.seat_B,
@@ -122,6 +123,7 @@ class Seats:
             count_B=fields[0],
             at_B=fields[1],
             begin_B=fields[2],
+            since_B=fields[3],
             table_BQ=self._table_SQ[frame.index_B, :width],
             draws=frame.draws,
             every=kind == "check",

@@ -12,6 +12,7 @@ from moejax.config.checks import check
 from moejax.config.model import ModelConfig
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.speculation import NOTHING, Speculation
 from moejax.inference.inference_config import inference_config
 from moejax.models.kv_pages import empty_pool, pool_shardings
 from moejax.runtime import device_mesh
@@ -30,12 +31,13 @@ def choose_sizes(
     context: int,
     mesh: Mesh,
     settings: EngineSettings,
-    draft: ModelConfig | None = None,
+    speculation: Speculation = NOTHING,
 ) -> Sizes:
     """Sizes for a model that was trained on ``context`` positions and lies on this mesh already.
-    One that makes drafts, ``draft``, has as many pages as it. Raises ``ConfigError`` if there is no
+    Another one that makes drafts has as many pages as it. Raises ``ConfigError`` if there is no
     room for one text of the longest kind.
     """
+    configs, drafts = speculation.list_configs(config), speculation.drafts
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
     window = settings.window or context
@@ -43,10 +45,9 @@ def choose_sizes(
     chunk = ceil(settings.chunk / page) * page
     # What the first token of a call sees need not begin with a page.
     seen = ceil((window - 1) / page)
-    most = ceil((window - 1 + settings.most_drafts) / page) + 1
+    most = ceil((window - 1 + drafts) / page) + 1
     most_prompt = seen + chunk // page
     prompt_rows = min(settings.prompt_rows, seats)
-    configs = [config] if draft is None else [config, draft]
     check_calls(config, mesh, seats, prompt_rows, chunk)
     cost = partial(bytes_on_device, configs, mesh, lanes, seats, page=page, settings=settings)
     pages, least = settings.pages, most_prompt + 1
@@ -70,7 +71,8 @@ def choose_sizes(
         prompt_rows=tuple(sorted({1, prompt_rows})),
         prompt_tables=make_ladder(most_prompt, page, chunk // page),
         chunk=chunk,
-        drafts=settings.most_drafts,
+        drafts=drafts,
+        ahead=speculation.modules,
     )
 
 

@@ -14,17 +14,24 @@ PAGE = 16
 
 
 def sizes_together(
-    mesh: Mesh, rows: int, prompt: int, tokens: int, window: int | None = None
+    mesh: Mesh,
+    rows: int,
+    prompt: int,
+    tokens: int,
+    window: int | None = None,
+    drafts: int = 0,
+    modules: int = 0,
 ) -> Sizes:
     """Sizes for so many texts that begin together: prompts of at most ``prompt`` tokens, all read
-    by one call, and ``tokens`` after each, by calls of one shape. None waits for pages.
+    by one call, and ``tokens`` after each, by calls of one shape; of another one where ``drafts``
+    are checked, which that many ``modules`` of the model may make. None waits for pages.
     """
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
     seats, chunk = ceil(rows / lanes), round_up(prompt)
     table = round_up(prompt + tokens - 1) // PAGE
     if window is not None:
-        table = min(table, ceil((window - 1) / PAGE) + 1)
+        table = min(table, ceil((window - 1 + drafts) / PAGE) + 1)
     return Sizes(
         lanes=lanes,
         seats=seats,
@@ -35,4 +42,6 @@ def sizes_together(
         prompt_rows=(seats,),
         prompt_tables=(chunk // PAGE,),
         chunk=chunk,
+        drafts=drafts,
+        ahead=modules,
     )

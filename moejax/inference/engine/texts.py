@@ -88,6 +88,10 @@ class Text:
         """Tokens that are in its pages, or will be by calls that are on their way."""
         self.named = 0
         """Full pages that have got their names, from the first."""
+        self.since = 0
+        """Tokens before those that the seat has read itself: they were found in pages."""
+        self.guessed: list[int] = []
+        """Drafts behind what is known, by the modules of the model."""
         self.decoding = False
         """Whether all it has is read, and the token that its seat has drawn is the next one."""
         self.followed: int | None = None
@@ -107,12 +111,14 @@ class Text:
         prompt = self.request.prompt[begin:end].astype(np.int32, copy=False)
         return prompt if end <= length else np.concatenate([prompt, later])
 
-    def name(self, number: int, page: int) -> Name:
-        """The name of its full page of this number, of tokens that are known."""
+    def name(self, number: int, page: int, ahead: int) -> Name:
+        """The name of its full page of this number, of tokens that are known; those ``ahead`` of
+        it, on which what modules keep in it depends, are a part of it.
+        """
         while len(self._names) <= number:
             begin = len(self._names) * page
             before = self._names[-1] if self._names else b""
-            self._names.append(name_page(before, self.tokens(begin, begin + page)))
+            self._names.append(name_page(before, self.tokens(begin, begin + page + ahead)))
         return self._names[number]
 
     def hear(self, token: Token) -> Piece:

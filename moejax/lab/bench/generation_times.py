@@ -90,6 +90,7 @@ def even_call(
         count_B=count * real_B,
         at_B=(end - count) * real_B,
         begin_B=0 * real_B,
+        since_B=0 * real_B,
         table_BQ=1 + seat_B[:, None] * sizes.tables[-1] + np.arange(table[-1], dtype=np.int32),
         draws=make_draws(Sampling(temperature=0), vocab_size, np.arange(all_rows, dtype=np.int32)),
     )

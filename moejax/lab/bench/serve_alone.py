@@ -63,6 +63,7 @@ def step_call(sizes: Sizes, at_once: int, length: int, temperature: float) -> Ca
         count_B=count_B,
         at_B=np.full(B, middle * sizes.page, np.int32),
         begin_B=np.zeros(B, np.int32),
+        since_B=np.zeros(B, np.int32),
         table_BQ=table_BQ,
         draws={
             "temperature_B": np.full(B, temperature, np.float32),

@@ -4,7 +4,7 @@ Letters: X: an embedding and a hidden state, side by side.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.extend
@@ -144,7 +144,8 @@ def cache_bytes(config: Config, sequences: int, context: int, grid: AbstractMesh
     """Bytes of the keys and values of a device's share of sequences of ``context`` positions."""
     sizes = dict(grid.shape)
     here = math.ceil(sequences / math.prod(sizes[axis] for axis in TOKENS))
-    pool = jax.eval_shape(lambda: empty_pool(config.model, 1, here, here * context, 1, None))
+    model = replace(config.model, next_tokens=0)
+    pool = jax.eval_shape(lambda: empty_pool(model, 1, here, here * context, 1, None))
     return sum(
         x.size
         * x.dtype.itemsize

@@ -27,7 +27,7 @@ from moejax.config.attention import AttentionConfig
 from moejax.config.errors import ConfigError
 from moejax.data.byte_tokenizer import ByteTokenizer
 from moejax.inference.engine.drafts import ModelDrafter, ModuleDrafter, PromptDrafter
-from moejax.inference.engine.speculation import check_draft, check_goes_back
+from moejax.inference.engine.open_speculation import check_draft, check_goes_back
 from moejax.inference.sampling import draw, make_keys
 
 DRAFTS = 3

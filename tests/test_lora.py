@@ -22,9 +22,10 @@ from moejax.models.adapters import (
     merge,
 )
 from moejax.models.attention import Attention
-from moejax.models.decoder import DecoderLM, make_context
+from moejax.models.decoder import DecoderLM
 from moejax.models.initial_params import init_params
 from moejax.models.latent_attention import LatentAttention
+from moejax.models.make_context import make_context
 from moejax.moe.adapted import Adapted, as_array
 from moejax.moe.layer import FeedForward, MoELayer
 from moejax.moe.quantise_params import Weights, quantise_params

@@ -17,9 +17,10 @@ from moejax.config.errors import ConfigError
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.core import Core
 from moejax.inference.engine.drafts import ModuleDrafter
+from moejax.inference.engine.open_speculation import count_modules
 from moejax.inference.engine.requests import Request
 from moejax.inference.engine.runner import PageRunner
-from moejax.inference.engine.speculation import Speculation, count_modules
+from moejax.inference.engine.speculation import Speculation
 from moejax.inference.engine.texts import TextRules
 from moejax.inference.generation import Generator
 from moejax.inference.inference_config import inference_config
@@ -143,9 +144,7 @@ def test_modules_change_no_text_and_guess_what_they_would_alone(config, modules)
 
 @pytest.mark.slow
 def test_generate_with_drafts_gives_the_same_texts_and_routes():
-    """By two modules of three, and by what was there before; routes of wrong drafts are none of the
-    text's.
-    """
+    """By two modules of three. Routes of wrong drafts are none of the text's."""
     more, params, bias_LE = with_modules(TINY, 3)
     given = {
         "mesh": device_mesh.make_mesh(ALONE, jax.devices()[:1]),
@@ -154,23 +153,19 @@ def test_generate_with_drafts_gives_the_same_texts_and_routes():
         "window": WINDOW,
         "record_routes": True,
     }
-    sampling = Sampling(tokens=30, temperature=0.6, stop=("e",))
-    texts, routes = [], []
-    for way, drafts in [("none", 0), ("mtp", 2), ("prompt", 3)]:
-        speculation = Speculation(way=way, drafts=drafts, match=1)
-        generator = Generator(more, ALONE, params, bias_LE, speculation=speculation, **given)
-        done = generator.generate(PROMPTS, sampling, batch_size=3)
-        texts.append(done.continuations)
-        routes.append(done.routes)
-        assert (done.drafts is None) == (way == "none")
-        if done.drafts is not None:
-            assert 0 < done.drafts.right < done.drafts.checked
-            assert 1 < done.drafts.tokens_per_call < 1 + drafts
-    assert texts[0] == texts[1] == texts[2]
-    assert len({one.ended for one in texts[0]}) > 1
-    for other in routes[1:]:
-        for one, same in zip(routes[0], other, strict=True):
-            np.testing.assert_array_equal(one, same)
+    sampling = Sampling(tokens=30, temperature=1.5, stop=("e",))
+    plain, drafted = (
+        Generator(more, ALONE, params, bias_LE, speculation=one, **given).generate(
+            PROMPTS, sampling, batch_size=3
+        )
+        for one in (Speculation(), Speculation(way="mtp", drafts=2))
+    )
+    assert plain.continuations == drafted.continuations
+    assert len({one.ended for one in plain.continuations}) > 1
+    for one, same in zip(plain.routes, drafted.routes, strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert plain.drafts is None and 0 < drafted.drafts.right < drafted.drafts.checked
+    assert 1 < drafted.drafts.tokens_per_call < 3
 
 
 def test_drafts_are_no_more_than_a_model_has_modules():

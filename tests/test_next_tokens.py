@@ -383,14 +383,28 @@ def test_a_run_learns_to_look_ahead_and_says_so(tiny, tmp_path, capsys):
 
 
 def check_drafts(directory: str, capsys) -> None:
-    """Its text is the same with drafts by the module, which are told of."""
-    words = ["generate", directory, "--prompt", "abc", "--tokens", "9", "--temperature", "0"]
+    """Its text is the same with drafts by the module, or from the text, which are told of."""
+    words = [
+        "generate",
+        directory,
+        "--prompt",
+        "abcdefghabc",
+        "--tokens",
+        "9",
+        "--temperature",
+        "0",
+    ]
     run(words)
     plain = capsys.readouterr()
-    run([*words, "--speculate", "mtp"])
-    drafted = capsys.readouterr()
-    assert drafted.out == plain.out and "drafts" not in plain.err
-    assert re.search(r"; \d of \d drafts right \(\d+%\), [12]\.\d\d tokens a call", drafted.err)
+    assert "drafts" not in plain.err
+    for way in ("mtp", "prompt"):
+        run([*words, "--speculate", way])
+        drafted = capsys.readouterr()
+        assert drafted.out == plain.out
+        told = r"; \d+ of \d+ drafts right \(\d+%\), \d\.\d\d tokens a call for each text"
+        assert re.search(told, drafted.err)
+    with pytest.raises(UserError, match="--drafts 2: each of this model's modules guesses one"):
+        run([*words, "--speculate", "mtp", "--drafts", "2"])
 
 
 # Files.

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,7 @@ from moejax.commands.chat import (
     read_conversations,
     stream,
 )
-from moejax.commands.generated_words import describe_speed, texts_json, write_headers
+from moejax.commands.generated_words import describe_speed, write_headers
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check, check_positive
@@ -31,7 +31,8 @@ from moejax.config.needs import Need
 from moejax.config.paths import expand_home
 from moejax.data.route_files import Recording, write_recording
 from moejax.inference.chat_prompts import find_turn_ends
-from moejax.inference.engine.speculation import SpeculationSettings, open_speculation
+from moejax.inference.engine.open_speculation import open_speculation
+from moejax.inference.engine.speculation import SpeculationSettings
 from moejax.inference.generation import Generated, Generator
 from moejax.inference.inference_config import check_can_generate
 from moejax.inference.open_model import OpenModel
@@ -273,3 +274,18 @@ def split_lines(text: str) -> list[str]:
     """
     lines = re.split(r"\r\n|\r|\n", text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
     return lines if lines[-1] else lines[:-1]
+
+
+def texts_json(model: OpenModel, asked: Sequence[str | Talking], done: Generated) -> dict[str, Any]:
+    """What `--json` prints."""
+    pairs = zip(asked, done.continuations, strict=True)
+    return {
+        "model": model.description,
+        "texts": [
+            ({"prompt": one} if isinstance(one, str) else {"messages": one.messages}) | asdict(text)
+            for one, text in pairs
+        ],
+        "first_seconds": done.first_seconds,
+        "tokens_per_second": done.tokens_per_second,
+        "drafts": None if done.drafts is None else asdict(done.drafts),
+    }

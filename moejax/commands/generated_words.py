@@ -1,12 +1,6 @@
 """What `moejax generate` prints of texts."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
-
-from moejax.commands.chat import Talking
 from moejax.inference.generation import Generated
-from moejax.inference.open_model import OpenModel
 from moejax.runtime.number_words import duration
 
 
@@ -32,18 +26,3 @@ def describe_speed(done: Generated) -> str:
         f"{words}; {drafts.right:,} of {drafts.checked:,} drafts right{share},"
         f" {drafts.tokens_per_call:.2f} tokens a call for each text"
     )
-
-
-def texts_json(model: OpenModel, asked: Sequence[str | Talking], done: Generated) -> dict[str, Any]:
-    """What `--json` prints."""
-    pairs = zip(asked, done.continuations, strict=True)
-    return {
-        "model": model.description,
-        "texts": [
-            ({"prompt": one} if isinstance(one, str) else {"messages": one.messages}) | asdict(text)
-            for one, text in pairs
-        ],
-        "first_seconds": done.first_seconds,
-        "tokens_per_second": done.tokens_per_second,
-        "drafts": None if done.drafts is None else asdict(done.drafts),
-    }

@@ -86,9 +86,11 @@ def check_flags(config: Config, base: Config) -> None:
     )
 
 
-def check_command(
-    settings: Any, needs: Sequence[Need], hidden: tuple[str, ...] = ("sampling", "bench", "engine")
-) -> None:
+HIDDEN = ("sampling", "bench", "engine", "speculation")
+"""Sections of subcommands that flags do not name."""
+
+
+def check_command(settings: Any, needs: Sequence[Need], hidden: tuple[str, ...] = HIDDEN) -> None:
     """Raise ``ConfigError`` for settings of a subcommand that were given and have no effect; warn
     where the need says ``twin``.
     """

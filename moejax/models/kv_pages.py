@@ -158,3 +158,8 @@ def find_slots(rows: PagedRows, N: int, pool: Pool) -> PageSlots:
         end_B=rows.at_B - rows.begin_B + rows.count_B,
         new_B=rows.at_B == 0,
     )
+
+
+def take_last(x_BND: jax.Array, count_B: jax.Array) -> jax.Array:
+    """Of each row of so many, the last, ``x_B1D``; of one without any, the first."""
+    return jnp.take_along_axis(x_BND, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)

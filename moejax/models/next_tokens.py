@@ -4,9 +4,9 @@ further ahead than the one before it (DeepSeek-V3, 2024, section 2.2).
 Letters: P: modules; X: the width of an embedding and of a hidden state, side by side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.models.context import Context
+from moejax.models.head import Head
 from moejax.models.kv_cache import Cache
 from moejax.models.layer_runs import NEXT_BLOCK, NEXT_TOKENS, list_blocks
 from moejax.models.layers import Block, Own, lay_at, settings_of_layers, unrolls
@@ -26,9 +27,20 @@ from moejax.moe.parameters import weight
 from moejax.runtime import partition
 from moejax.runtime.pieces import shift
 
+Embed = Callable[[jax.Array], jax.Array]
+"""``token_BN -> x_BND``, as the model has its own tokens."""
 Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """Of each position: a hidden state, and of the last token that was looked at ahead of it the
 embedding, the number and the document."""
+
+
+class Reading(NamedTuple):
+    """What the modules that predict further tokens begin with. Not a pytree."""
+
+    x_BND: jax.Array
+    """The states of all positions at hand, as the head reads them."""
+    embed: Embed
+    head: Head
 
 
 def find_real(segments_BN: jax.Array, count: int, pieces: int = 1) -> jax.Array:

@@ -23,11 +23,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moejax.config.mesh import MeshConfig
+from moejax.config.model import ModelConfig
 from moejax.inference.engine.state import State, put_seats, take_seats
 from moejax.inference.sampling import Draws, draw, make_keys
-from moejax.models.decoder import DecoderLM, Reading, make_paged_context, take_last
-from moejax.models.kv_pages import PagedRows, Pool
-from moejax.models.next_tokens import predict_from_pages
+from moejax.models.kv_pages import PagedRows, Pool, take_last
+from moejax.models.make_context import make_paged_context
+from moejax.models.next_tokens import Reading, predict_from_pages
 from moejax.runtime import partition
 
 
@@ -48,7 +50,8 @@ class Window(NamedTuple):
 
 
 def draft_ahead(
-    model: DecoderLM,
+    config: ModelConfig,
+    layout: MeshConfig,
     params: dict,
     own: dict[str, jax.Array | None],
     state: State,
@@ -59,7 +62,7 @@ def draft_ahead(
     is what each routed layer has for itself, those of the modules last.
     """
     rows, last_B, N = window.rows, window.last_B, window.token_BN.shape[1]
-    P = model.config.next_tokens
+    P = config.next_tokens
     before_BP, before_BPD = (take_seats(state[x], rows) for x in ("before_XSP", "before_XSPD"))
     x_BWD = jnp.concatenate([before_BPD, reading.x_BND.astype(before_BPD.dtype)], axis=1)
     token_BW = jnp.concatenate([before_BP, window.token_BN], axis=1)
@@ -85,7 +88,7 @@ def draft_ahead(
     for number in range(P):
         ahead_BM = jnp.take_along_axis(token_BW, index_BM + number + 1, axis=1, mode="clip")
         given = (x_BMD, ahead_BM, reading, where, pool)
-        x_BMD, pool = _ask(model, params, own, number, *given)
+        x_BMD, pool = _ask(config, layout, params, own, number, *given)
         logits_B1V = reading.head.read(take_last(x_BMD, count_B))
         keys = make_keys(window.draws, rows.at_B + count_B + number + 1)
         draft_B = draw(logits_B1V[:, 0], keys, window.draws)
@@ -95,7 +98,8 @@ def draft_ahead(
 
 
 def _ask(
-    model: DecoderLM,
+    config: ModelConfig,
+    layout: MeshConfig,
     params: dict,
     own: dict[str, jax.Array | None],
     number: int,
@@ -106,10 +110,9 @@ def _ask(
     pool: Pool,
 ) -> tuple[jax.Array, Pool]:
     """The states that a module gives, and the pool with what it keeps."""
-    config = model.config
     _, context = make_paged_context(config, ahead_BM, window.rows, pool, window.reach)
     place = sum(config.routed_layers) + number
     mine = {name: x[place] for name, x in own.items() if x is not None and config.routed_blocks[-1]}
     given = (x_BMD, reading.embed(ahead_BM), pool[-1], context, mine)
-    x_BMD, cache = predict_from_pages(config, model.layout, params, number, *given)
+    x_BMD, cache = predict_from_pages(config, layout, params, number, *given)
     return x_BMD, [*pool[:-1], cache]

@@ -11,9 +11,10 @@ from moejax.config.checks import check
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.open_speculation import open_speculation
 from moejax.inference.engine.runner import PageRunner
 from moejax.inference.engine.sizes import bytes_on_device, choose_sizes, describe_cache
-from moejax.inference.engine.speculation import SpeculationSettings, open_speculation
+from moejax.inference.engine.speculation import SpeculationSettings
 from moejax.inference.engine.texts import TextRules
 from moejax.inference.open_model import OpenModel
 

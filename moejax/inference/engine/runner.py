@@ -268,7 +268,8 @@ def _extend(
         end_B = last_B1[:, 0] if every else jnp.maximum(rows.count_B - 1, 0)
         where = Window(rows, since_B, token_BN, last_B, end_B, draws, window)
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        state, found["draft_BP"] = draft_ahead(model, params, own, state, where, *reading)
+        shape = (model.config, model.layout)
+        state, found["draft_BP"] = draft_ahead(*shape, params, own, state, where, *reading)
     return state, found
 
 

@@ -13,9 +13,9 @@ from moejax.config.config import Config
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig, Remat
 from moejax.lab.plan.step_sizes import StepSizes
-from moejax.models.decoder import make_context
 from moejax.models.layer_runs import LayerKind, list_blocks
 from moejax.models.layers import Block, settings_of_layers
+from moejax.models.make_context import make_context
 from moejax.models.recompute import recompute
 
 

@@ -173,7 +173,8 @@ class Core:
                 continue
             drafts = NONE if flight.drafts is None else flight.drafts[number]
             piece, heard, error = self._hear(text, tokens, row, last, drafts)
-            text.guessed = tokens.drafts(row)
+            if tokens.have_drafts:
+                text.guessed = tokens.drafts(row)
             if flight.drafts is not None and text.lane >= 0:
                 self._schedule.go_on(text, heard)
             if piece is not None:

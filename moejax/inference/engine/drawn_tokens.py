@@ -19,6 +19,7 @@ class DrawnTokens:
     def __init__(self, drawn: Drawn) -> None:
         self._drawn = drawn
         self._there: dict[str, Any] = {}
+        self.have_drafts = drawn.draft_BP is not None
         self._token_B1 = np.asarray(drawn.token_B1).tolist()
 
     def _array(self, name: str) -> np.ndarray:
@@ -51,7 +52,7 @@ class DrawnTokens:
 
     def drafts(self, row: int) -> list[int]:
         """What modules of the model guess to come after the last token of a row."""
-        return [] if self._drawn.draft_BP is None else self._array("draft_BP")[row].tolist()
+        return self._array("draft_BP")[row].tolist()
 
 
 @lru_cache(maxsize=2**16)

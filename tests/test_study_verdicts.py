@@ -18,11 +18,12 @@ from moejax.lab.study.library import load
 from moejax.lab.study.results import Comparison, Outcome
 from moejax.lab.study.results_json import to_json
 from moejax.lab.study.run_study import run_study
-from moejax.lab.study.statistics import Verdict
+from moejax.lab.study.side_by_side import compare_runs
+from moejax.lab.study.statistics import Verdict, find_best
 from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown
 from moejax.lab.study.train_one import train_one
-from moejax.lab.study.verdicts import describe, make_verdicts
+from moejax.lab.study.verdicts import describe, make_arms, make_verdicts
 from moejax.lab.study.wanted import Selection
 from moejax.runs.records import Run
 
@@ -314,6 +315,15 @@ def test_what_the_first_seeds_do_not_decide_trains_with_more(tiny, tmp_path, mon
     assert loaded.verdicts == verdicts and loaded.best == ("clear",)
     again = run("s")
     assert trainer.trained == [] and again == results
+
+    both = compare_runs([tmp_path / "s", tmp_path / "s" / "clear-seed0"], "")
+    assert {name: len(seeds) for name, seeds in both.by_run().items()} == {
+        "s/dense": 5,
+        "s/clear": 3,
+        "s/close": 5,
+        "clear-seed0": 1,
+    }
+    assert find_best(make_arms(both.by_run())) == {"s/clear", "clear-seed0"}
 
     run("part", only=("dense", "close"))  # all runs must have their first seeds
     assert trainer.trained == [name for name in first if "clear" not in name]

@@ -16,7 +16,7 @@ from moejax.config.needs import Need
 from moejax.lab.routing_change.change_page import change_html
 from moejax.lab.routing_change.findings import change_json, summarize_change
 from moejax.lab.study.results_json import to_json
-from moejax.lab.study.side_by_side import compare_runs, read_trained
+from moejax.lab.study.side_by_side import compare_runs, is_study, read_trained
 from moejax.lab.study.study_page import study_html
 from moejax.lab.study.tables import make_table, write_markdown
 from moejax.runs.metric_lines import null_not_finite
@@ -50,8 +50,8 @@ class ReportSettings(RoutingSettings):
     )
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Directories of runs, finished or not; or BEFORE and AFTER, two models alike: runs, imported
-    models, or checkpoints of Hugging Face."""
+    """Directories of runs, finished or not, or of studies; or BEFORE and AFTER, two models alike:
+    runs, imported models, or checkpoints of Hugging Face."""
     routing: tyro.conf.FlagConversionOff[bool | None] = None
     """Of two: show what their routers do on the same text. By default if AFTER began from BEFORE,
     or one of them is no run, or with --data."""
@@ -112,7 +112,7 @@ def report_runs(settings: ReportSettings) -> None:
     runs, output = settings.runs, settings.output
     command = shlex.join(["moejax", *sys.argv[1:]])
     comparison = compare_runs(runs, command)
-    one = len(runs) == 1
+    one = len(runs) == 1 and not is_study(runs[0])
     if output is None and not settings.json:
         output = runs[0] / "report.html" if one else Path("comparison.html")
     if output is not None:

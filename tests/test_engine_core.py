@@ -139,6 +139,7 @@ def make_schedule(rng: np.random.Generator, **changes):
         prompt_rows=tuple(sorted({1, int(rng.integers(1, seats + 1))})),
         prompt_tables=tuple(sorted({-(-most // 2), most})),
         chunk=chunk,
+        short=page * (seats % 2),
         tables=tuple(sorted({-(-most // 3), most})),
         share=bool(rng.random() < 0.8),
         prompt_calls=int(rng.integers(1, 4)),
@@ -241,6 +242,31 @@ def test_a_prompt_whose_chunks_go_on_is_not_waited_for():
     core.add(0, make_request(range(20), 1))  # chunks of 8, 8 and 4
     Readers().run(core)
     assert core.runner.log == [("call", 1), ("call", 2), ("call", 3), ("read", 3)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "read"),
+    [
+        ([4], [(1, 4)]),
+        ([5], [(1, 8)]),
+        ([11], [(1, 8), (1, 4)]),
+        ([3, 4], [(2, 8)]),  # one that is short is not for two
+    ],
+)
+def test_a_prompt_is_read_by_the_smallest_call_that_holds_it(lengths, read):
+    core, _ = make_core(short=4)
+    shapes = []
+    extend = core.runner.extend
+
+    def note(call):
+        shapes.append(call.token_BN.shape)
+        return extend(call)
+
+    core.runner.extend = note
+    for number, length in enumerate(lengths):
+        core.add(number, make_request([number] * length, 1))
+    Readers().run(core)
+    assert shapes == read
 
 
 def test_a_text_with_a_given_length_costs_no_row_too_many():

@@ -55,7 +55,32 @@ def test_a_step_reads_little_more_than_its_longest_text_has(window, choose):
             assert table * sizes.page <= STEP * max(length, SHORTEST) + 2 * sizes.page + STEP * more
     steps = {128: 1, 256: 1, 512: 2, 4096: 3, 32_768: 5, 131_072: 6}
     assert len(sizes.tables) == steps.get(window, len(sizes.tables))
-    assert len(sizes.shapes()) <= 6 * len(sizes.tables)
+    assert len(sizes.shapes()) <= max(8, 6 * len(sizes.tables))
+
+
+@pytest.mark.parametrize(
+    ("window", "given", "rows", "prompt_rows", "short"),
+    [
+        (128, {}, (1, 8, 16, 32), (1, 2, 4), 32),
+        (128, {"seats": 16, "prompt_rows": 1}, (1, 4, 16), (1,), 32),
+        (128, {"seats": 100, "prompt_rows": 8}, (1, 25, 50, 100), (1, 4, 8), 32),
+        (128, {"chunk": 32}, (1, 8, 16, 32), (1, 2, 4), 0),
+        (128, {"chunk": 8, "prompt_rows": 2}, (1, 8, 16, 32), (1, 2), 0),
+        (128, {"chunk": 100, "page": 8}, (1, 8, 16, 32), (1, 2, 4), 56),
+        (4096, {}, (1, 8, 32), (1, 4), 0),  # as each would be three programs
+    ],
+)
+def test_a_cpu_has_calls_of_half_the_size_where_they_save_enough(
+    window, given, rows, prompt_rows, short, choose
+):
+    sizes, _ = choose(None, window, **given)
+    assert (sizes.rows, sizes.prompt_rows, sizes.short) == (rows, prompt_rows, short)
+
+
+def test_an_accelerator_has_no_calls_of_half_the_size(choose, monkeypatch):
+    monkeypatch.setattr(chosen, "_on_host", lambda mesh: False)
+    sizes, _ = choose(None, 128)
+    assert (sizes.rows, sizes.prompt_rows, sizes.short) == ((1, 8, 32), (1, 4), 0)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.core import Core
 from moejax.inference.engine.drafts import Drafter
 from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.packing import empty_call, pack
 from moejax.inference.engine.requests import Request
-from moejax.inference.engine.runner import PageRunner, empty_call, pack
+from moejax.inference.engine.runner import PageRunner
 from moejax.inference.engine.sizes import choose_sizes
 from moejax.inference.engine.texts import TextRules
 from moejax.inference.inference_config import inference_config

@@ -31,7 +31,8 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that one more token makes certain; often, but not always, its own."""
         self._ids.append(int(token))
-        return self._give_out(self._decode_new(last=False), last=False)
+        new = self._decode_new(last=False)
+        return self._give_out(new, last=False) if self._stop else new
 
     def finish(self) -> str:
         """What was still held back, when no more tokens come."""
@@ -39,8 +40,8 @@ class TextStream:
 
     def _decode_new(self, last: bool) -> str:
         """The text of the tokens that were not decoded before, if it is whole."""
-        before = self._tokenizer.decode(self._ids[self._start : self._end])
-        both = self._tokenizer.decode(self._ids[self._start :])
+        ids, decode = self._ids[self._start :], self._tokenizer.decode
+        before, both = decode(ids[: self._end - self._start]), decode(ids)
         if len(both) <= len(before) or (both.endswith(_UNFINISHED) and not last):
             return ""
         self._start, self._end = self._end, len(self._ids)

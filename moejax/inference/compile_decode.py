@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from moejax.config.config import Config
 from moejax.config.model import FloatType
-from moejax.inference.engine.runner import empty_call, make_program, pack
+from moejax.inference.engine.packing import empty_call, pack
+from moejax.inference.engine.runner import make_program
 from moejax.inference.engine.sizes_together import sizes_together
 from moejax.inference.engine.state import make_empty_state
 from moejax.inference.inference_config import inference_config

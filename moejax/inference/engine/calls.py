@@ -39,6 +39,8 @@ class Sizes:
     """Pages that these may look at, ascending."""
     chunk: int
     """Tokens of each of them, a multiple of ``page``."""
+    short: int = 0
+    """Tokens of calls with the fewest rows that read no more than so many of each; 0: none."""
     drafts: int = 0
     """Tokens that may be checked at once: a row has as many, and the one before them; 0: none."""
     checks: bool = True
@@ -54,8 +56,11 @@ class Sizes:
         """
         decode = product(self.rows, [None], self.tables, [False])
         prompts = product(self.prompt_rows, [self.chunk], self.prompt_tables, [False])
+        short = product(
+            self.prompt_rows[:1], [self.short] * (self.short > 0), self.prompt_tables, [False]
+        )
         drafts = [1 + self.drafts] * (self.drafts > 0)
-        return [*decode, *prompts, *product(self.rows, drafts, self.tables, [self.checks])]
+        return [*decode, *prompts, *short, *product(self.rows, drafts, self.tables, [self.checks])]
 
 
 @dataclass(frozen=True, kw_only=True)

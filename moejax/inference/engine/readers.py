@@ -65,7 +65,8 @@ class TextStream(AsyncIterator[Piece]):
     def __init__(self, post: LoopPost, cancel: Callable[[], None]) -> None:
         self._post, self._cancel = post, cancel
         self._items: deque[Item] = deque()
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
+        """What the reader waits for, if it waits."""
         self._over = False
 
     def post(self) -> LoopPost:
@@ -75,13 +76,17 @@ class TextStream(AsyncIterator[Piece]):
     def put(self, item: Item) -> None:
         """A piece has come."""
         self._items.append(item)
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def cancel(self) -> None:
         """No more is wanted: the text's pages are free for the next step."""
         self._over = True
         self._items.clear()
-        self._news.set()
+        self._wake()
         self._cancel()
 
     async def __anext__(self) -> Piece:
@@ -89,8 +94,8 @@ class TextStream(AsyncIterator[Piece]):
         engine, if it did.
         """
         while not self._items and not self._over:
-            self._news.clear()
-            await self._news.wait()
+            self._news = self._post.loop.create_future()
+            await self._news
         if not self._items:
             raise StopAsyncIteration
         pieces: list[Piece] = []

@@ -1,7 +1,7 @@
 """A model that is called with rows of tokens, and keeps its texts in pages.
 
-Letters: F: what a call says of a row, side by side; L: routed layers; Q: pages that a row looks at;
-S: seats of a lane; X: lanes, or the best tokens that scores are given of.
+Letters: F: what a call says of a row, side by side; L: routed layers; S: seats of a lane; X: lanes,
+or the best tokens that scores are given of.
 """
 
 import os
@@ -19,6 +19,7 @@ from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
 from moejax.inference.engine.ahead import Window, draft_ahead
 from moejax.inference.engine.calls import Call, Drawn, Sizes
+from moejax.inference.engine.packing import empty_call, pack, unpack
 from moejax.inference.engine.state import (
     State,
     make_empty_state,
@@ -32,23 +33,15 @@ from moejax.inference.inference_config import (
     inference_config,
     inference_layout,
 )
-from moejax.inference.sampling import Draws, draw, make_keys
+from moejax.inference.sampling import draw, make_keys
 from moejax.models.decoder import DecoderLM
 from moejax.models.kv_cache import CacheType
-from moejax.models.kv_pages import PagedRows
 from moejax.models.layer_runs import leave_out_next_tokens
 from moejax.moe.lying import hold, lie
 from moejax.runtime import partition
 
 Weights = tuple[dict, jax.Array | None, jax.Array | None]
 """Parameters, the selection bias, and the places of replicas: see ``DecoderLM``."""
-DRAWS = {
-    "temperature_B": np.float32,
-    "top_k_B": np.int32,
-    "top_p_B": np.float32,
-    "seed_B": np.int32,
-    "row_B": np.int32,
-}
 
 
 class PageRunner:
@@ -83,6 +76,7 @@ class PageRunner:
         else:
             config, params, bias_LE = leave_out_next_tokens(config, params, bias_LE)
         self._mesh = mesh
+        self._far = mesh.devices.flat[0].platform != "cpu"  # else the host can read what is there
         self._vocab_size = params["embedding_VD"].shape[0]
         self.set_weights(params, bias_LE, place_LER)
         self._empty_state = make_empty_state(config, mesh, cache)
@@ -123,7 +117,7 @@ class PageRunner:
             self._state, found = self._run(*given, **how)
         wanted = ("token_B1", "draft_BP", *SCORES * call.scores, *ROUTES * call.routes)
         told = {name: found[name] for name in wanted if name in found}
-        for array in told.values():
+        for array in told.values() if self._far else ():
             array.copy_to_host_async()
         return Drawn(**told)
 
@@ -163,45 +157,6 @@ class PageRunner:
         self._total_LE = self._total_LE + (asked_LE - self._asked_LE)  # whatever has overflown
         self._asked_LE = asked_LE
         return self._total_LE
-
-
-def pack(call: Call) -> np.ndarray:
-    """A call as one array, int32 [B, F], as each array that goes to a device takes its time."""
-    draws = [call.draws[name].astype(dtype).view(np.int32) for name, dtype in DRAWS.items()]
-    B = len(call.seat_B)
-    where = [call.seat_B, call.count_B, call.at_B, call.begin_B, call.since_B]
-    of_B = [*where, np.full(B, call.scores), *draws]
-    tokens = [] if call.token_BN is None else [call.token_BN]
-    return np.concatenate([np.stack(of_B, 1), *tokens, call.table_BQ], 1, dtype=np.int32)
-
-
-def unpack(packed_BF: jax.Array, N: int) -> tuple[PagedRows, jax.Array, jax.Array, Any, Draws]:
-    """The rows of a call, ``since_B``, their N tokens, whether scores are wanted, and how tokens
-    are drawn.
-    """
-    seat_B, count_B, at_B, begin_B, since_B, scores_B = (packed_BF[:, i] for i in range(6))
-    ends = np.cumsum([6, len(DRAWS), N])
-    draws = {
-        name: jax.lax.bitcast_convert_type(packed_BF[:, i], dtype)
-        for i, (name, dtype) in enumerate(DRAWS.items(), ends[0])
-    }
-    rows = PagedRows(seat_B, count_B, at_B, begin_B, packed_BF[:, ends[2] :])
-    return rows, since_B, packed_BF[:, ends[1] : ends[2]], scores_B.any(), draws
-
-
-def empty_call(B: int, N: int | None, Q: int) -> Call:
-    """A call without a text."""
-    nothing_B = np.zeros(B, np.int32)
-    return Call(
-        seat_B=nothing_B,
-        token_BN=None if N is None else np.zeros((B, N), np.int32),
-        count_B=nothing_B,
-        at_B=nothing_B,
-        begin_B=nothing_B,
-        since_B=nothing_B,
-        table_BQ=np.zeros((B, Q), np.int32),
-        draws={name: np.zeros(B, dtype) for name, dtype in DRAWS.items()},
-    )
 
 
 def make_program(

@@ -119,13 +119,8 @@ class Schedule:
 
     def slots(self) -> tuple[int, int]:
         """Slots of all pages that texts have, and those of them that no later token will see."""
-        page, window = self._sizes.page, self._window
-        lost = 0
-        for text in self.running:
-            begin = text.gone * page
-            lost += begin + len(text.pages) * page - text.written
-            lost += 0 if window is None else max(0, text.written - window + 1 - begin)
-        return sum(pool.used for pool in self.pools) * page, lost
+        lost = sum(text.lost_slots(self._sizes.page, self._window) for text in self.running)
+        return sum(pool.used for pool in self.pools) * self._sizes.page, lost
 
     def _need(self, tokens: int) -> int:
         """The most pages that a text of so many tokens has at a time."""
@@ -227,11 +222,7 @@ class Schedule:
 
     def _decode(self, texts: list[Text]) -> Work | None:
         """A token for each text."""
-        texts = [
-            text
-            for text in texts
-            if text.written < text.room or (text.lane >= 0 and self._make_room(text, 1))
-        ]
+        texts = [text for text in texts if text.written < text.room or self._make_room(text, 1)]
         return Work(kind="decode", texts=texts, counts=[1] * len(texts)) if texts else None
 
     def _check(self, texts: list[Text]) -> Work | None:
@@ -239,7 +230,7 @@ class Schedule:
         there, counts = [], []
         for text in texts:
             assert self.see is not None  # there are drafts
-            if text.lane < 0 or not self._make_room(text, 1):
+            if not self._make_room(text, 1):
                 continue
             there.append(text)
             counts.append(min(1 + self.see(text), text.left, self._room(text)))
@@ -253,7 +244,9 @@ class Schedule:
         return end * self._sizes.page - text.written
 
     def _make_room(self, text: Text, count: int) -> bool:
-        """Pages for the next tokens of a text; False: it has been put back itself."""
+        """Pages for the next tokens of a text; False: it has been put back."""
+        if text.lane < 0:
+            return False
         page, pool = self._sizes.page, self.pools[text.lane]
         if self._window is not None and self._drop_pages(text):
             self.seats.forget_pages(text)
@@ -267,9 +260,7 @@ class Schedule:
             text.pages.append(pool.take())
         if new > 0:
             self.seats.show_pages(text, new)
-        text.room = (text.gone + len(text.pages)) * page
-        if self._window is not None:
-            text.room = min(text.room, (text.gone + 1) * page + self._window - 1)
+        text.settle(page, self._window)
         return True
 
     def _drop_pages(self, text: Text) -> bool:

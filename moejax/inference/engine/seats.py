@@ -162,7 +162,11 @@ class Seats:
     def _lay(
         self, kind: Kind, tokens: list[np.ndarray], rows: list[int], height: int
     ) -> np.ndarray:
-        width = self._sizes.chunk if kind == "prompt" else 1 + self._sizes.drafts
+        sizes = self._sizes
+        width = sizes.chunk if kind == "prompt" else 1 + sizes.drafts
+        fewest = kind == "prompt" and height == sizes.lanes * sizes.prompt_rows[0]
+        if fewest and max(len(one) for one in tokens) <= sizes.short:
+            width = sizes.short
         token_BN = np.zeros((height, width), np.int32)
         for row, one in zip(rows, tokens, strict=True):
             token_BN[row, : len(one)] = one

@@ -1,6 +1,7 @@
 """How many texts and pages there are on each device, and in which shapes the model is called."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import ceil, prod
 from typing import Any
@@ -22,6 +23,10 @@ from moejax.runtime.number_words import short
 SHORTEST, STEP = 256, 4
 """Positions of the smallest table of a model with a long window, and how much larger the next one
 is: a step reads at most so many times what its longest text has."""
+SAVED_ROWS, SAVED_TOKENS = 8, 32
+"""On a CPU, a call takes by itself about as long as so many rows of a decode step, or so many
+tokens of prompts: what a further program must save to be worth its compilation. (On GPUs and TPUs,
+small calls read the weights, and take as long whatever their rows.)"""
 SHARE, HOST_SHARE = 0.9, 0.5
 """Of what a device has left, for pages; of the machine's memory, which other programs want, too."""
 
@@ -61,7 +66,7 @@ def choose_sizes(
         f" beside the one that is kept for padding.",
     )
     check_free(cost(pages), mesh, f"--pages {pages}: the cache takes")
-    return Sizes(
+    sizes = Sizes(
         lanes=lanes,
         seats=seats,
         page=page,
@@ -73,6 +78,28 @@ def choose_sizes(
         chunk=chunk,
         drafts=drafts,
         ahead=speculation.modules,
+    )
+    return fit_calls(sizes) if _on_host(mesh) else sizes
+
+
+def fit_calls(sizes: Sizes) -> Sizes:
+    """With calls of half the rows and tokens, too, where these save enough, and where there is one
+    table: with several, each would be as many programs more.
+    """
+    if len(sizes.tables) + len(sizes.prompt_tables) > 2:
+        return sizes
+    half, tokens = ceil(sizes.seats / 2), ceil(sizes.chunk / 2 / sizes.page) * sizes.page
+    prompts = ceil(sizes.prompt_rows[-1] / 2)
+    rows, prompt_rows = set(sizes.rows), set(sizes.prompt_rows)
+    if half - ceil(sizes.seats / 4) >= SAVED_ROWS:
+        rows.add(half)
+    if (sizes.prompt_rows[-1] - prompts) * sizes.chunk >= SAVED_TOKENS:
+        prompt_rows.add(prompts)
+    return replace(
+        sizes,
+        rows=tuple(sorted(rows)),
+        prompt_rows=tuple(sorted(prompt_rows)),
+        short=tokens if sizes.chunk - tokens >= SAVED_TOKENS else 0,
     )
 
 

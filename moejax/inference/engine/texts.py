@@ -83,7 +83,7 @@ class Text:
         self.gone = 0
         """Pages before them that no token sees any more."""
         self.room = 0
-        """With fewer tokens in them than this, one more neither needs a page nor frees one."""
+        """With fewer tokens in its pages than this, one more neither needs a page nor frees one."""
         self.written = 0
         """Tokens that are in its pages, or will be by calls that are on their way."""
         self.named = 0
@@ -96,6 +96,18 @@ class Text:
         """Whether all it has is read, and the token that its seat has drawn is the next one."""
         self.followed: int | None = None
         """Tokens in its pages that a model which makes drafts has read; None: there is none."""
+
+    def settle(self, page: int, window: int | None) -> None:
+        """It has pages for its next tokens."""
+        self.room = (self.gone + len(self.pages)) * page
+        if window is not None:
+            self.room = min(self.room, (self.gone + 1) * page + window - 1)
+
+    def lost_slots(self, page: int, window: int | None) -> int:
+        """Slots of its pages that no later token will see."""
+        begin = self.gone * page
+        past = 0 if window is None else max(0, self.written - window + 1 - begin)
+        return past + begin + len(self.pages) * page - self.written
 
     @property
     def left(self) -> int:

@@ -8,6 +8,9 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from moejax.config.optim import OptimConfig
 from moejax.train.moments import store_moments
 
+C0, C1, C2 = 3.4445, -4.7750, 2.0315
+"""The polynomial of Newton-Schulz's iteration (Jordan et al. 2024)."""
+
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """The learning rate over its peak, by step: warm-up from 0, then the decay of the config.
@@ -80,15 +83,47 @@ def orthogonalise(x: jax.Array, iterations: int) -> jax.Array:
     Newton-Schulz (Jordan et al. 2024), the first step with the AOL preconditioner (Boissin et al.
     2025). optax's own, which supplies the momentum, lays layers and experts side by side first:
     where experts lie on several devices, all would be gathered for that.
+
+    Of wide or tall matrices only the square of the shorter side is iterated (``find_factor``): in
+    exact arithmetic that is the same.
     """
-    c0, c1, c2 = 3.4445, -4.7750, 2.0315
     m, n = x.shape[-2:]
     if m > n:
         x = x.mT
-    for i in range(iterations):
-        square = x @ x.mT
-        if i == 0:
-            scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(square).sum(-1, keepdims=True), 1e-8))
-            x, square = x * scale, square * scale * scale.mT
-        x = c0 * x + (c1 * square + c2 * square @ square) @ x
+    square = x @ x.mT
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(square).sum(-1, keepdims=True), 1e-8))
+    square = square * scale * scale.mT
+    if iterates_square(m, n, iterations):
+        x = (find_factor(square, iterations) * scale.mT) @ x
+    else:
+        x = x * scale
+        for i in range(iterations):
+            square = x @ x.mT if i else square
+            x = C0 * x + (C1 * square + C2 * square @ square) @ x
     return (x.mT if m > n else x) * max(1, n / m) ** 0.5
+
+
+def iterates_square(m: int, n: int, iterations: int) -> bool:
+    """Whether iterating X X^T is better than iterating X [m, n]: it takes fewer products
+    (``muon_flops``), and is as exact.
+
+    X X^T loses the directions of X that are smaller than a few ten-thousandths of the largest one,
+    and each iteration makes what is left of them 12 times as large, 3.4 times in X: after three
+    that is 3e-6 of the result, after four 5e-5.
+    """
+    return 2 * max(m, n) > 3 * min(m, n) and iterations <= 3
+
+
+def find_factor(square: jax.Array, iterations: int) -> jax.Array:
+    """Q with Q X the result of the iterations on X, from ``square``, X X^T [..., m, m].
+
+    Each takes X to P X with P = c0 + c1 X X^T + c2 (X X^T)^2, and so X X^T to P X X^T P.
+    """
+    unit, factor = jnp.eye(square.shape[-1], dtype=square.dtype), None
+    for i in range(iterations):
+        step = C0 * unit + C1 * square + C2 * square @ square
+        factor = step if factor is None else step @ factor
+        if i + 1 < iterations:
+            square = step @ square @ step
+    assert factor is not None  # the config wants an iteration
+    return factor

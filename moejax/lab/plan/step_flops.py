@@ -19,6 +19,7 @@ from moejax.models.counts import (
 )
 from moejax.moe.experts import matrices
 from moejax.runtime import device_mesh, partition
+from moejax.train.optimizer import iterates_square
 
 ACTIVATIONS = ("attention_scores", "dispatch")
 """Parts whose products have no parameter for a factor."""
@@ -232,7 +233,14 @@ def muon_flops(params: object, config: OptimConfig) -> float:
         devices = (
             device_mesh.expert_devices() if "expert" in partition.PARAMETERS.get(name, ()) else 1
         )
-        # X X^T, its square, and the product with X.
-        return math.prod(stacked) / devices * config.muon_iterations * (4 * m * m * n + 2 * m**3)
+        times = config.muon_iterations
+        if iterates_square(m, n, times):
+            # X X^T once, and the product with X; of squares each iteration but the first and the
+            # last has four products, these two less.
+            of_one = 4 * m * m * n + (8 * times - 6) * m**3
+        else:
+            # X X^T, its square, and the product with X.
+            of_one = times * (4 * m * m * n + 2 * m**3)
+        return math.prod(stacked) / devices * of_one
 
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(count_flops, params)))

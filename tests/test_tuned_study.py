@@ -6,6 +6,7 @@ A made-up trainer trains nothing: the measure of a training is what its settings
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -40,6 +41,7 @@ from moejax.lab.study.wanted import Selection
 from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.run_directory import RunDirectory
 from moejax.runtime.stop import Stopped
+from moejax.train.tally import Tally
 
 load = moejax.study.load
 RATE = "optim.learning_rate"
@@ -117,7 +119,9 @@ def test_every_run_takes_its_best_setting_and_trains_with_the_other_seeds(
     assert edge in (tmp_path / "s/table.md").read_text()
     html = (tmp_path / "s/study.html").read_text()
     assert edge in html and "<h2>Tuning</h2>" in html and "chosen, at the edge" in html
-    assert "run 10 of 10: routed-seed2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    numbers = re.findall(r"^run (\d+) of 10: \S+ has finished: \d\.\d{4} bits/byte$", said, re.M)
+    assert numbers == [str(number) for number in range(1, 11)]
     tunable.trained.clear()
     assert run(study(config), tmp_path / "s") == results and tunable.trained == []
 
@@ -456,6 +460,15 @@ def test_a_process_gets_its_threads_its_job_and_may_leave_it_to_another(
         job, threads, flags = first
         assert from_dict(Config, job["config"]).run.seed == 1
         assert (threads, flags.split()[-1]) == ("1", "--xla_cpu_multi_thread_eigen=false")
+
+
+def test_a_run_that_an_earlier_version_began_does_not_know_its_processor_time():
+    saved = Tally(step=3, seconds=2.0, processor_seconds=1.5).to_json()
+    assert Tally.from_json(saved).processor_seconds == 1.5
+    del saved["processor_seconds"]
+    tally = Tally.from_json(saved)
+    assert math.isnan(tally.processor_seconds)
+    assert json.loads(json.dumps(tally.to_json(), allow_nan=False))["processor_seconds"] is None
 
 
 @pytest.mark.slow

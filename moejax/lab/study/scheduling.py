@@ -3,8 +3,10 @@
 A training that another study is at is left to it: others come first, then this study waits for it.
 """
 
+import math
 from collections.abc import Callable
 
+from moejax.lab.study.results import Outcome, compute_figures
 from moejax.lab.study.study_clock import StudyClock
 from moejax.lab.study.trainers import Trainer
 from moejax.lab.study.trials import Trial, check_settings
@@ -27,27 +29,31 @@ def train_wanted(
     are called before and after each training. Raises what the trainer raises.
     """
     told, tried, waits = set[str](), set[str](), ""
+    numbers: dict[str, int] = {}
+
+    def say(trial: Trial, words: str) -> None:
+        told.add(trial.label)
+        number = numbers.setdefault(trial.label, len(numbers) + 1)
+        trainer.say(f"run {number} of {clock.count}: {trial.label}{words}")
+
     while True:
         trials = wanted.list_trials()
         clock.expect(len(trials))
         if (why := wanted.describe_undecided()) and why not in told:
             told.add(why)
             trainer.say(why)
-        where = {one.label: f"run {i} of {clock.count}: " for i, one in enumerate(trials, 1)}
         for trial in trials:
             status = wanted.records.read(trial).status
             if status in ("finished", "diverged") and trial.label not in told:
-                told.add(trial.label)
                 clock.skip()
-                trainer.say(f"{where[trial.label]}{trial.label} has {status}, in {trial.directory}")
+                say(trial, f" has {status}, in {trial.directory}")
         left = [t for t in trials if t.label not in tried and not wanted.records.is_settled(t)]
         here = [trial for trial in left if trial.directory not in trainer.running]
         free = [trial for trial in here if not DirectoryLock.is_held(trial.directory)]
         if free and trainer.has_room:
             trial = free[0]
             check_settings(trial, wanted.records.read(trial).status)
-            trainer.say(f"{where[trial.label]}{trial.label}, in {trial.directory}")
-            told.add(trial.label)
+            say(trial, f", in {trial.directory}")
             before_each(trial)
             clock.begin(trial.label)
             trainer.start(trial)
@@ -56,6 +62,7 @@ def train_wanted(
                 if done:
                     clock.end(trial.label)
                     tried.add(trial.label)
+                    say(trial, _describe_end(wanted.records.read(trial)))
                     after_each()
                 else:
                     clock.forget(trial.label)
@@ -68,3 +75,10 @@ def train_wanted(
                 waits = words
                 trainer.say(words)
             trainer.rest(PATIENCE)
+
+
+def _describe_end(outcome: Outcome) -> str:
+    """How a training has ended: `` has finished: 2.1780 bits/byte``."""
+    value = compute_figures(outcome)[outcome.measure.key]
+    words = f": {outcome.measure.words(value)}" if math.isfinite(value) else ""
+    return f" has {outcome.status}{words}" if outcome.status != "not trained" else " is not trained"

@@ -318,6 +318,7 @@ def test_without_times_there_are_flops_alone():
     assert list(found.hulls) == ["FLOPs"] and found.choices == ()
     html = draw_section(found, BITS_PER_BYTE, None)
     assert html.count("<figure>") == 1 and "moejax bench steps" in html
+    assert "A bar with a tick" not in html  # nothing is held out
     assert draw_section(find_all([], [], (30,), 20), BITS_PER_BYTE, None) == ""
 
 

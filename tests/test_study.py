@@ -23,7 +23,9 @@ from moejax.config import Config, changed, to_dict
 from moejax.config.errors import ConfigError, DivergedError, RunError
 from moejax.lab.study.baseline import make_baseline, reach
 from moejax.lab.study.definition import Study, load_study_file
+from moejax.lab.study.results import Comparison, Outcome
 from moejax.lab.study.run_study import run_study
+from moejax.lab.study.study_page import study_html
 from moejax.lab.study.train_one import train_one
 from moejax.lab.study.wanted import Selection
 from moejax.runs.pages.charts import MOST_POINTS, Series, line_chart
@@ -250,6 +252,18 @@ def test_the_page_stands_alone_and_has_one_map_for_each_routed_run(config, tmp_p
     # Nine runs have eight colours: the last one's lines are dashed, in all four charts.
     assert html.count('class="line d1 c0"') == html.count('class="line d1') == 4
     assert "every</th>" in html and "optim." not in html.partition("<script>")[0]
+
+
+def test_of_more_runs_than_lines_can_be_told_apart_there_are_no_curves():
+    for count, drawn in ((24, True), (25, False)):
+        outcomes = [
+            Outcome(name=f"r{i}", seed=0, label="", status="finished", run=recorded({40: 2.0 + i}))
+            for i in range(count)
+        ]
+        html = study_html(
+            Comparison(title="T", question="Q", command="", outcomes=tuple(outcomes), settings={})
+        )
+        assert "Bits per byte, ranked" in html and ("Training loss" in html) == drawn
 
 
 def test_the_time_left_of_the_whole_study_is_shown(config, tmp_path, trainer):

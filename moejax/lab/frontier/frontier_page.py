@@ -32,10 +32,11 @@ _NOT_TIMED = (
     "What a step takes has not been measured: `moejax bench steps FILE` does it, and the same study"
     " then shows loss against seconds, too."
 )
-_GUIDE = (
-    "Lower is better. Dashed: {form} leads from here on; the band is the interval of 95 %. A bar"
-    " with a tick: predicted, with its interval, for a training that the law had not seen; the dot"
-    " at its cost is what came out."
+_LEADS = " Dashed: {form} leads from here on."
+_BAND = " The grey band: the interval of 95 % of where {form} begins to lead."
+_PREDICTED = (
+    " A bar with a tick: predicted, with its interval, for a training that no law has seen; the"
+    " dot at its cost is what came out."
 )
 
 
@@ -73,7 +74,11 @@ def _draw_cost(found: Found, measure: Measure, name: str) -> str:
         crossing = Crossing(at, low, high, crossing.share)
     bars = _make_bars(found, forms, cost, size)
     title = f"{measure.title} against {'seconds' if name == 'seconds' else 'FLOPs'} of training"
-    guide = _GUIDE.format(form=form) if form else "Lower is better."
+    guide = "Lower is better."
+    if crossing is not None:
+        guide += _LEADS.format(form=form) * (0 < crossing.at < math.inf)
+        guide += _BAND.format(form=form) * (crossing.low < crossing.high)
+    guide += _PREDICTED * bool(bars)
     return page.figure(title, draw_frontiers(dots, hulls, crossing, bars, unit), guide)
 
 

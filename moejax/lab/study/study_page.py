@@ -30,6 +30,8 @@ from moejax.runtime.number_words import count
 
 COLORS = 8
 """Colours of the page; the lines of further runs are dashed, then dotted."""
+MOST_LINES = 3 * COLORS
+"""Of more runs there are no curves: their lines could not be told apart."""
 MOST_LARGE_MAPS = 4
 MOST_LOAD_ROWS = 104
 """Rows of one map of load, all layers together: two units of the drawing each."""
@@ -131,6 +133,8 @@ def _learning(comparison: Comparison) -> str:
         guide = f"Held-out {measure.material} at the end, the best on top. Differences as small as"
         guide += " those between seeds mean nothing."
         charts.append(page.figure(f"{measure.title}, ranked", rank_chart(ranks), guide))
+    if charts and len(comparison.by_run()) > MOST_LINES:
+        return page.section("Learning", charts)
     if not charts or any(one.x.size > 1 for one in curves):
         guide = f"Held-out {measure.material}. Lower is better; compare at the right edge, where"
         guide += " schedules end."
@@ -155,6 +159,8 @@ def _learning(comparison: Comparison) -> str:
 
 def _balance(comparison: Comparison) -> str:
     """How even the load was while training, by the metrics that were logged."""
+    if len(comparison.by_run()) > MOST_LINES:
+        return ""
     of_batch = "In training batches: the fullest expert over the mean, less 1. Near 0 is balance."
     of_all = "The same, of all choices in a log interval together."
     dead = "Experts, over all layers, that no token chose in a log interval."

@@ -218,13 +218,33 @@ def test_the_law_of_experts_is_found_again_and_says_how_many():
     at, low, high = find_cutoffs(fit)
     assert at == pytest.approx(10**7.5, rel=0.2) and low <= at <= high
     assert laws.find_cutoff(CLARK) == pytest.approx(10**7.5)
-    small, *_, large = weigh_experts(fit)
+    small, *_, large = weigh_experts(fit, None)
+    assert all(math.isnan(gain) for one in small.timed_gains for gain in one)
     assert (small.size, large.size) == ("64x2", "192x4")
     assert small.gains[0][0] == pytest.approx(0, abs=1e-6) and small.best == 32
     assert small.gains[-1][0] < large.gains[-1][0] < 0  # it helps the small one more
     noisy = fit_law(laws.clark_law(rows), make_clark(0.01), 40)
     low, high = noisy.intervals["a"]
     assert low < CLARK["a"] < high
+
+
+def test_what_experts_give_is_weighed_against_the_time_that_they_take():
+    """Of E 4 that is 2 times as slow: a dense model of that size has seen twice the tokens."""
+    rows = [
+        dataclasses.replace(row, seconds=1000.0 * (1 if row.shape.expansion == 1 else 2))
+        for row in make_clark(0.0)
+    ]
+    dense = select(make_study(), "dense")
+    law = fit_law(laws.dense_law(dense, ROUTED["c"]), dense, 20)
+    found = {one.size: one for one in weigh_experts(fit_law(laws.clark_law(rows), rows, 20), law)}
+    one = found["128x3"]
+    at, shape = one.expansions.index(4.0), make_shape("dense", "128x3")
+    gain, low, high = one.timed_gains[at]
+    longer = loss_of(shape, 2000) / loss_of(shape, 1000)
+    assert one.prices[at] == 2 and one.prices[0] == 1
+    assert gain == pytest.approx((1 + one.gains[at][0]) / longer - 1, abs=1e-4)
+    assert gain > one.gains[at][0] and low <= gain <= high + 1e-9
+    assert one.timed_gains[0][0] == pytest.approx(0, abs=1e-6)
 
 
 def test_effective_parameters_are_those_of_the_dense_model_with_the_same_loss():

@@ -109,12 +109,20 @@ class Experts:
     and the central 95 % of the draws."""
     effective: tuple[float, ...]
     """For each, the parameters of the dense model with that loss, over its own."""
+    prices: tuple[float, ...]
+    """For each, what a step takes over a dense one; NaN where that is not known."""
+    timed_gains: tuple[tuple[float, float, float], ...]
+    """As ``gains``, but over a dense model that is trained for the same time, and so on more
+    tokens, by the dense law; NaN without it."""
     best: float
     """The expansion with the least loss, by the law."""
 
 
-def weigh_experts(fit: Fit) -> list[Experts]:
-    """What each expansion of the rows gives, by the law of Clark et al., for each size of them."""
+def weigh_experts(fit: Fit, dense: Fit | None) -> list[Experts]:
+    """What each expansion of the rows gives, by the law of Clark et al., for each size of them;
+    ``dense``: the law of dense models over sizes and tokens.
+    """
+    times = {(row.shape.size, row.shape.expansion): row.seconds / row.steps for row in fit.rows}
     expansions = tuple(sorted({row.shape.expansion for row in fit.rows}))
     sizes = {row.shape.size: row for row in sorted(fit.rows, key=lambda row: -row.shape.parameters)}
     found = []
@@ -125,6 +133,8 @@ def weigh_experts(fit: Fit) -> list[Experts]:
         at = np.array([one.loss for one in fit.predict(rows)])
         low, high = np.quantile(ratios, (0.025, 0.975), axis=0)
         N, gains = row.shape.parameters, at[1:] / at[0] - 1
+        base = times.get((size, 1.0), math.nan)
+        prices = tuple(times.get((size, E), math.nan) / base for E in expansions)
         found.append(
             Experts(
                 size=size,
@@ -133,10 +143,33 @@ def weigh_experts(fit: Fit) -> list[Experts]:
                 expansions=expansions,
                 gains=tuple(zip(gains.tolist(), low.tolist(), high.tolist(), strict=True)),
                 effective=tuple(count_effective(fit.coefficients, N, E) / N for E in expansions),
+                prices=prices,
+                timed_gains=tuple(
+                    _weigh_time(row, price, gain, ratio, dense)
+                    for price, gain, ratio in zip(prices, gains, ratios.T, strict=True)
+                ),
                 best=expansions[int(np.argmin(gains))],
             )
         )
     return found
+
+
+def _weigh_time(
+    row: Row, price: float, gain: float, gains: np.ndarray, dense: Fit | None
+) -> tuple[float, float, float]:
+    """A gain over the dense model of the row's size, and its draws, as one over a dense model that
+    is trained ``price`` times as long.
+    """
+    if dense is None or not math.isfinite(price):
+        return math.nan, math.nan, math.nan
+    longer = Row(shape=row.shape, steps=round(price * row.steps), seed=0, loss=math.nan)
+    first, last = (one.loss for one in dense.predict([row, longer]))
+    draws = dense.draw_losses([row, longer])
+    count = min(len(draws), gains.size)
+    low, high = np.quantile(
+        (1 + gains[:count]) * draws[:count, 0] / draws[:count, 1] - 1, (0.025, 0.975)
+    )
+    return float((1 + gain) * first / last - 1), float(low), float(high)
 
 
 def find_cutoffs(fit: Fit) -> tuple[float, float, float]:

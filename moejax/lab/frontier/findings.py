@@ -86,7 +86,7 @@ def find_all(
         fits=fits,
         held_out=tuple(_predict_all(fits, held_out)),
         choices=tuple(_advise(fits, rows, budgets)),
-        experts={name: weigh_experts(fit) for name, fit in fitted.items()},
+        experts={name: weigh_experts(fit, _laws_of(fits)[0]) for name, fit in fitted.items()},
         cutoffs={name: find_cutoffs(fit) for name, fit in fitted.items()},
         notes=tuple(notes),
     )

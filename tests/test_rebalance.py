@@ -262,6 +262,7 @@ def test_experts_that_move_while_drafts_are_checked_change_no_text(monkeypatch):
     lanes |= {"ahead": 0, "checks": False}
     smaller = make_drafting_runner(dense, layout, made(dense), None, mesh, **lanes)
     placed, programs = PlacedExperts(runner, config, mesh, expert_LP), runner.programs
+    accepted: list[int] = []
 
     def anywhere(load_LE, expert_LP, devices):
         return rng.permuted(expert_LP, axis=1)
@@ -273,8 +274,9 @@ def test_experts_that_move_while_drafts_are_checked_change_no_text(monkeypatch):
                 texts = [text.ids for text in engine.run(requests())]
             stats = engine.stats()
         assert texts == wanted(), drafter
-        assert stats.drafted > stats.accepted > 0 and stats.balance.moves >= 5
-    assert runner.programs == programs
+        assert stats.drafted > stats.accepted and stats.balance.moves >= 5
+        accepted.append(stats.accepted)
+    assert max(accepted) > 0 and runner.programs == programs
 
 
 def note(holder, name: str, log: list[str]) -> None:

@@ -128,10 +128,15 @@ def _learning(comparison: Comparison) -> str:
     curves = _curves(comparison, "validation", measure.key, measure.scale, dots=True)
     loss = _curves(comparison, "train", "loss")
     ranks = _ranks(comparison)
+    seeds = max(len(outcomes) for outcomes in comparison.by_run().values())
     charts = []
     if len(ranks) > 2:
-        guide = f"Held-out {measure.material} at the end, the best on top. Differences as small as"
-        guide += " those between seeds mean nothing."
+        guide = f"Held-out {measure.material} at the end, the least on top. "
+        guide += (
+            "Lines: the spread over seeds. What is decided depends on differences with the same seed."
+            if seeds > 1
+            else "One seed: differences as small as those between seeds mean nothing."
+        )
         charts.append(page.figure(f"{measure.title}, ranked", rank_chart(ranks), guide))
     if charts and len(comparison.by_run()) > MOST_LINES:
         return page.section("Learning", charts)
@@ -149,7 +154,6 @@ def _learning(comparison: Comparison) -> str:
     if any(np.sum(one.x >= end / 2) >= 4 for one in loss):
         guide = "The same, closer: what is left between the runs after the easy part."
         charts.append(_lines("Training loss, second half", loss, guide, x_range=(end / 2, end)))
-    seeds = max(len(outcomes) for outcomes in comparison.by_run().values())
     intro = (
         f'<p class="intro">Lines are means over {seeds} seeds, in a band from the least to the'
         " greatest.</p>"

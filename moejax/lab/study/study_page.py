@@ -133,7 +133,7 @@ def _learning(comparison: Comparison) -> str:
     if len(ranks) > 2:
         guide = f"Held-out {measure.material} at the end, the least on top. "
         guide += (
-            "Lines: the spread over seeds. What is decided depends on differences with the same seed."
+            "Lines: the spread over seeds. Verdicts depend on differences with the same seed."
             if seeds > 1
             else "One seed: differences as small as those between seeds mean nothing."
         )

@@ -1,4 +1,7 @@
-"""What balancing keeps from step to step: the selection bias, and what its rules remember."""
+"""What balancing keeps from step to step: the selection bias, and what its rules remember.
+
+Letters: M: bins of a histogram.
+"""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,7 @@
-"""How often each token occurs, for routers with a table that is balanced by frequency."""
+"""How often each token occurs, for routers with a table that is balanced by frequency.
+
+Letters: I: ids of tokens.
+"""
 
 from collections.abc import Callable
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Routers of five kinds at equal active size, and the dense twin; `all_routers.py` has them all.
+"""Routers of five kinds at equal active size, and the dense twin; `catalogue.py` has them all.
 
     moejax study configs/studies/routers.py
 
@@ -13,17 +13,29 @@ olmoe, +0.122..+0.134 for deepseek_v3 and -0.122..-0.055 for hash.
 
 from pathlib import Path
 
-from all_routers import ROUTERS
-
 from moejax import Study, changed, load_config_file
 
-KINDS = ("switch", "top_k", "olmoe", "deepseek_v3", "hash")
+KINDS = {
+    "switch": {"top_k": 1, "hidden_size": 256},
+    "top_k": {},
+    "olmoe": {"num_experts": 16, "top_k": 4, "hidden_size": 64},
+    "deepseek_v3": {
+        **{"num_experts": 16, "top_k": 3, "hidden_size": 64, "shared_experts": 1},
+        **{"expert_groups": 4, "kept_expert_groups": 2},
+        "balance": {
+            **{"scope": "sequence", "loss_weight": 0.0001},
+            **{"bias_update": "sign", "bias_rate": 0.01},
+        },
+    },
+    "hash": {"top_k": 1, "hidden_size": 256, "balance": {"loss_weight": 0.0}},
+}
 
 
 def get_study() -> Study:
     short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
     routed = {
-        name: changed(short, {"model.moe": ROUTERS[name] | {"router": name}}) for name in KINDS
+        name: changed(short, {"model.moe": settings | {"router": name}})
+        for name, settings in KINDS.items()
     }
     return Study(
         title="Routers",

@@ -1,0 +1,218 @@
+"""The catalogue: all routers that a causal language model can use, and all ways to keep experts
+evenly loaded, at equal active FLOPs, each tuned.
+
+    moejax study configs/studies/catalogue.py --at-once 2 --threads 1
+
+Every arm has five settings, tuned on seed 0 and judged on seeds 1, 2 and 3 (and 4 and 5 where that
+does not decide). Routers: the learning rates, moved together over a factor of 16. Balancing: the
+method's own strength; where there is none, the learning rates. That is 62 arms and 496 trainings,
+and up to 124 more. The model is a smaller quickstart, as one training of it costs about 50
+processor seconds of a quiet core: an estimate of 7 to 9 hours of one core for all of them, half of
+that on two. (60 steps took 9.7 processor seconds, and the rest, with compiling, 26, on two cores
+with six times as much to do; 2026-11-29, Python 3.11.7, jax 0.10.2. The quickstart's 200 steps and
+the rest took 111 seconds there, and at most 80 when they were quiet.)
+
+All arms see the same tokens, and a token meets 2 x WIDTH hidden numbers in each layer, shared
+experts included: on average where a router varies their number, and at most so many with
+`dynamic_top_p`. Names of routers that are the same arithmetic here are one arm: `mixtral` and
+`granite` are `top_k`, and `jamba` differs from `olmoe` in its number of experts alone. Expert
+choice and Soft MoE are left out: they see the future, so their loss means something else.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from moejax import Config, Study, changed, load_config_file
+
+WIDTH = 96
+"""Of the model, and of an expert where a token has two."""
+
+# Of the same active size as two of eight experts.
+ONE = {"top_k": 1, "hidden_size": 2 * WIDTH}
+FINE = {"num_experts": 16, "top_k": 4, "hidden_size": WIDTH // 2}
+SHARED = {"num_experts": 16, "top_k": 3, "hidden_size": WIDTH // 2, "shared_experts": 1}
+GROUPED = SHARED | {"expert_groups": 4, "kept_expert_groups": 2}
+ROOM = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
+NOTHING: dict[str, Any] = {"loss_weight": 0.0}
+LOSS_FREE = NOTHING | {"bias_update": "sign", "bias_rate": 0.01}
+SHAZEER = NOTHING | {"importance_loss_weight": 0.1, "load_loss_weight": 0.1}
+DEEPSEEK_V2 = {
+    "loss_weight": 0.003,
+    "device_loss_weight": 0.05,
+    "communication_loss_weight": 0.02,
+}
+DEEPSEEK_V3 = {
+    "scope": "sequence",
+    "loss_weight": 0.0001,
+    "bias_update": "sign",
+    "bias_rate": 0.01,
+}
+ON_AVERAGE = {"bias_update": "sign", "bias_rate": 0.01, "experts_per_token": 2.0}
+
+ROUTERS: dict[str, dict[str, Any]] = {
+    "top_k": {},
+    "dense": {"top_k": 8, "hidden_size": WIDTH // 4, "balance": NOTHING},
+    "noisy_top_k": {"balance": SHAZEER},
+    "switch": ONE,
+    "gshard": {},
+    "v_moe": {},
+    "jamba": {},
+    "gpt_oss": {},
+    "qwen3_moe": FINE,
+    "olmoe": FINE,
+    "deepseek_moe": SHARED,
+    "qwen2_moe": SHARED | {"shared_gate": True},
+    "deepseek_v2": GROUPED | {"balance": DEEPSEEK_V2},
+    "deepseek_v3": GROUPED | {"balance": DEEPSEEK_V3},
+    "glm4_moe": SHARED | {"balance": DEEPSEEK_V3},
+    "ernie4_5": SHARED | {"balance": LOSS_FREE},
+    "minimax_m2": {"balance": LOSS_FREE},
+    "flint": SHARED,
+    "llama4": {"top_k": 1, "hidden_size": WIDTH, "shared_experts": 1},
+    "dynamic_top_p": FINE | {"balance": {"loss_weight": 0.01, "entropy_loss_weight": 1e-4}},
+    "expert_threshold": {
+        "top_k": 4,
+        "balance": ON_AVERAGE | {"loss_weight": 0.0, "bias_update": "threshold", "bias_rate": 0.05},
+    },
+    "remoe": {
+        "top_k": 4,
+        "balance": {
+            "loss_weight": 0.0,
+            "sparsity_loss_weight": 1e-8,
+            "sparsity_factor": 1.2,
+            "experts_per_token": 2.0,
+        },
+    },
+    "base": ONE | {"balance": NOTHING},
+    "sinkhorn": {"balance": NOTHING},
+    "hash": ONE | {"balance": NOTHING},
+    "hash_weighted": {"balance": NOTHING},
+    "hash_balanced": {"balance": NOTHING},
+    "random": {"balance": NOTHING},
+}
+"""Arms that have the name of their router."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "hash_balanced-first-layer": {
+        "router": "hash_balanced",
+        "hash_layers": 1,
+        "balance": LOSS_FREE,
+    },
+    "deepseek_v3-sum-1": GROUPED
+    | {"router": "deepseek_v3", "weight_scale": 1.0, "balance": DEEPSEEK_V3},
+    "top_k-sum-2": {"weight_scale": 2.0},
+    "top_k-sum-3": {"weight_scale": 3.0},
+    "top_k-null": {"top_k": 3, "null_experts": 4, "balance": ON_AVERAGE},
+    "top_k-identity": {"top_k": 3, "identity_experts": 4, "balance": ON_AVERAGE},
+    "top_k-dropless": ROOM,
+    "switch-dropless": ONE | ROOM | {"router": "switch"},
+    "base-dropless": ONE | ROOM | {"router": "base", "balance": NOTHING},
+    "sinkhorn-dropless": ROOM | {"router": "sinkhorn", "balance": NOTHING},
+    "hash-dropless": ONE | ROOM | {"router": "hash", "balance": NOTHING},
+}
+"""Further routers: settings of one, or one that no choice of which is dropped."""
+
+LOSS, RATE = "loss_weight", "bias_rate"
+ALPHAS, RATES = (0.003, 0.01, 0.03, 0.1, 0.3), (0.001, 0.003, 0.01, 0.03, 0.1)
+TENS = (0.001, 0.01, 0.1, 1.0, 10.0)
+SIGN = NOTHING | {"bias_update": "sign"}
+MICRO = {"optim.accumulate": 4, "model.moe.balance.scope": "device"}
+BALANCE: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
+    "loss": ({}, (LOSS,), ALPHAS),
+    "loss-of-sequences": ({"scope": "sequence"}, (LOSS,), ALPHAS),
+    "z-loss-beside-loss": ({}, ("z_loss_weight",), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
+    "importance": (NOTHING, ("importance_loss_weight",), (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "orthogonality": (NOTHING, ("orthogonality_loss_weight",), TENS),
+    "coupling": (NOTHING, ("coupling_loss_weight",), TENS),
+    "variance-beside-loss": ({}, ("variance_loss_weight",), TENS),
+    "entropy-beside-loss": ({}, ("entropy_loss_weight",), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
+    "bias-sign": (SIGN, (RATE,), RATES),
+    "bias-proportional": (NOTHING | {"bias_update": "proportional"}, (RATE,), RATES),
+    "bias-pid": (NOTHING | {"bias_update": "pid"}, (RATE,), RATES),
+    "bias-sign-centred": (SIGN | {"bias_centred": True}, (RATE,), RATES),
+    "bias-sign-beside-loss": (DEEPSEEK_V3, (RATE,), RATES),
+}
+"""Ways to balance ``top_k``: what they set, and their own strength."""
+
+
+def tune_rates(*names: str) -> dict[Any, tuple[tuple[float, ...], ...]]:
+    """These learning rates, moved together: a half and a quarter of the usual ones, twice and four
+    times as much.
+    """
+    usual = {"learning_rate": 0.02, "muon_learning_rate": 0.03, "router_learning_rate": 0.003}
+    steps = [tuple(usual[name] * 2.0**step for name in names) for step in range(-2, 3)]
+    return {tuple(f"optim.{name}" for name in names): tuple(steps)}
+
+
+def tune_balance(names: tuple[str, ...], values: tuple[float, ...]) -> dict[Any, Any]:
+    """The strength of a way to balance; several settings are moved together."""
+    fields = tuple(f"model.moe.balance.{name}" for name in names)
+    return {fields: tuple((value,) * len(fields) for value in values)}
+
+
+def balance_arms(base: Config) -> tuple[dict[str, Config], dict[str, dict[Any, Any]]]:
+    """The arms that balance, and their grids."""
+    arms = {
+        f"balance-{name}": changed(base, {"model.moe.balance": settings})
+        for name, (settings, _, _) in BALANCE.items()
+    }
+    grids = {f"balance-{n}": tune_balance(names, v) for n, (_, names, v) in BALANCE.items()}
+    noisy = {"model.moe": {"router": "noisy_top_k", "balance": SHAZEER}}
+    others = {
+        "importance-and-load": (noisy, ("importance_loss_weight", "load_loss_weight")),
+        "loss-of-micro-batches": (MICRO, (LOSS,)),
+        "loss-dropless": ({"model.moe": ROOM}, (LOSS,)),
+        "bias-sign-on-logits": (
+            {"model.moe": {"bias_on": "logits", "balance": SIGN}},
+            (RATE,),
+        ),
+        "bias-to-a-target-share": (
+            {"model.moe": {"top_k": 3, "null_experts": 4, "balance": NOTHING | ON_AVERAGE}},
+            (RATE,),
+        ),
+    }
+    strengths = {
+        "importance-and-load": (0.01, 0.03, 0.1, 0.3, 1.0),
+        "bias-sign-on-logits": tuple(3 * rate for rate in RATES),
+        "bias-to-a-target-share": RATES,
+    }
+    for name, (settings, names) in others.items():
+        arms[f"balance-{name}"] = changed(base, settings)
+        grids[f"balance-{name}"] = tune_balance(names, strengths.get(name, ALPHAS))
+    # Without a strength: the learning rates, as for routers.
+    arms["balance-nothing"] = changed(base, {"model.moe.balance": NOTHING})
+    arms["balance-nothing-dropless"] = changed(base, {"model.moe": ROOM | {"balance": NOTHING}})
+    quantile = NOTHING | {"bias_update": "quantile"}
+    arms["balance-bias-quantile"] = changed(base, {"model.moe.balance": quantile})
+    return arms, grids
+
+
+def get_base() -> Config:
+    """A smaller quickstart: two layers, and 300 steps."""
+    short = load_config_file(Path(__file__).parents[1] / "quickstart_short.py")
+    run = {"steps": 300, "log_every": 20, "eval_every": 100, "checkpoint_every": 300}
+    model = {"num_layers": 2, "width": WIDTH, "moe.hidden_size": WIDTH}
+    return changed(short, {"run": run, "model": model})
+
+
+def get_study() -> Study:
+    base = get_base()
+    routed = {
+        name: changed(base, {"model.moe": {"router": name} | s}) for name, s in ROUTERS.items()
+    }
+    routed |= {name: changed(base, {"model.moe": settings}) for name, settings in VARIANTS.items()}
+    arms, grids = balance_arms(base)
+    # The router stays what it was at the start: so small a rate moves nothing.
+    routed["top_k-frozen"] = changed(base, {"optim.router_learning_rate": 1e-9})
+    grids["top_k-frozen"] = tune_rates("learning_rate", "muon_learning_rate")
+    return Study(
+        title="The catalogue",
+        question="Which router, and which way to balance it, learns most from the same text at"
+        " equal active size, when each is tuned alike?",
+        runs={"dense-twin": changed(base, {"model.moe.every": 0})} | routed | arms,
+        seeds=(1, 2, 3),
+        more_seeds=(4, 5),
+        baseline="top_k",
+        tune=tune_rates("learning_rate", "muon_learning_rate", "router_learning_rate"),
+        tune_own=grids,
+    )

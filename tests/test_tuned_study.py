@@ -28,6 +28,7 @@ from test_study import (
 )
 
 import moejax
+from moejax.commands.study import StudySettings
 from moejax.config import Config, changed
 from moejax.config.errors import ConfigError, DivergedError, InUseError, RunError
 from moejax.config.files import from_dict
@@ -213,6 +214,28 @@ def test_a_study_trains_a_part_of_itself_and_a_single_row(config, tmp_path, tuna
 def test_a_part_that_is_not_there_is_refused(config, tmp_path, selection, words):
     with pytest.raises(ConfigError, match=words):
         run(study(config), tmp_path / "s", **selection)
+
+
+@pytest.mark.parametrize("flag", ["at_once", "threads"])
+def test_no_training_at_a_time_and_no_thread_are_refused(flag):
+    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be at least 1, not 0"):
+        StudySettings(file=Path("mine.py"), **{flag: 0})
+
+
+def test_of_what_is_trained_only_the_records_stay_if_so_asked(config, tmp_path, tunable):
+    """What was trained before, without being asked so, stays as it is."""
+    made = study(config, tune={}, seeds=(1,))
+
+    def save(name: str) -> None:
+        (tmp_path / "s" / name / "checkpoints/12").mkdir(parents=True)
+
+    tunable.halfway = save
+    run(made, tmp_path / "s", only=("dense",))
+    results = run(made, tmp_path / "s", records_only=True)
+    assert (tmp_path / "s/dense/checkpoints/12").is_dir()
+    assert not (tmp_path / "s/routed/checkpoints").exists()
+    tunable.trained.clear()
+    assert run(made, tmp_path / "s") == results and tunable.trained == []
 
 
 def test_a_run_has_its_own_grid_takes_that_of_another_or_other_seeds(config, tmp_path, tunable):

@@ -42,12 +42,16 @@ class StudySettings:
     threads: int | None = None
     """Threads of a training on CPUs; by default the cores over --at-once. Given, every training has
     a process of its own."""
+    records_only: bool = False
+    """Remove the checkpoints of what has been trained: its figures stay, its models do not."""
     json: bool = False
     """Print the results as JSON, and progress to stderr."""
 
     def __post_init__(self) -> None:
         check(self.only != (), "--only needs the names of runs.")
         check(self.seed != (), "--seed needs a number, such as 1.")
+        for flag, number in (("--at-once", self.at_once), ("--threads", self.threads)):
+            check(number is None or number >= 1, f"{flag} must be at least 1, not {number}.")
 
 
 def study(settings: StudySettings) -> None:
@@ -71,6 +75,7 @@ def study(settings: StudySettings) -> None:
             ),
             at_once=settings.at_once,
             threads=settings.threads,
+            records_only=settings.records_only,
         )
     if settings.json:
         print(json.dumps(to_json(comparison), indent=2))

@@ -11,11 +11,13 @@ import threading
 from pathlib import Path
 
 from moejax.commands.main import messages
+from moejax.runtime.allocator import keep_freed_memory, take_gpu_memory_as_needed
 
 
 def main() -> None:
     """Train; exit codes are those of ``train.py``, and 75 if another process trains it now."""
     job = json.loads(_read_line())
+    take_gpu_memory_as_needed()  # there may be several of them
     threading.Thread(target=_end_with_input, daemon=True, name="moejax-input").start()
     with messages():
         from moejax.config.config import Config
@@ -24,7 +26,6 @@ def main() -> None:
         from moejax.lab.study.definition import load_study_file
         from moejax.lab.study.train_one import train_one
         from moejax.lab.study.trainers import IN_USE
-        from moejax.runtime.allocator import keep_freed_memory
 
         keep_freed_memory()
         if job["code"] is not None:  # it registers a router

@@ -46,21 +46,21 @@ def run_study(
     selection: Selection | None = None,
     at_once: int = 1,
     threads: int | None = None,
+    records_only: bool = False,
 ) -> Comparison:
     """Train what is not yet trained, compare all runs and write the comparison to ``directory``.
 
     ``store``: where trainings lie; by default `trained` beside the directory. ``selection``: what
     is trained; all else is compared as it is. With ``at_once`` above 1, or a number of ``threads``,
     trainings have processes of their own, so many at a time, with so many threads each; by default
-    they share the cores. ``file`` is the study's, as it was typed; ``train`` is ``train_one``.
+    they share the cores. With ``records_only``, what has been trained keeps no checkpoints.
+    ``file`` is the study's, as it was typed; ``train`` is ``train_one``.
 
     What is finished or has diverged is not trained again, what was interrupted goes on. Raises
     ``UserError`` with a message for the user, and ``Stopped`` after a signal.
     """
     selection = selection or Selection()
     selection.check(study)
-    check(at_once >= 1, f"--at-once {at_once}: at least one training runs at a time.")
-    check(threads is None or threads >= 1, f"--threads {threads}: a training has at least one.")
     store = directory.parent / STORE if store is None else store
     check(
         store.resolve() != directory.resolve(),
@@ -72,6 +72,13 @@ def run_study(
 
     def begin(trial: Trial) -> None:
         link(directory, trial.label, trial.directory)
+
+    keep_up = Sparingly(write)
+
+    def end(trial: Trial) -> None:
+        if records_only and records.read(trial).status == "finished":
+            shutil.rmtree(trial.directory / "checkpoints", ignore_errors=True)
+        keep_up()
 
     # Between runs as during them: the exit code tells the signal.
     with StopSignals(GOES_ON), writing_to("--directory DIR or --store DIR"):
@@ -85,8 +92,7 @@ def run_study(
             last_act(lambda _: shutil.rmtree(compiled, ignore_errors=True)),
             make_trainer(train, command, Path(compiled), clock, at_once, threads) as trainer,
         ):
-            keep_up = Sparingly(write)
-            train_wanted(wanted, trainer, clock, before_each=begin, after_each=keep_up)
+            train_wanted(wanted, trainer, clock, before_each=begin, after_each=end)
         return write()
 
 

@@ -23,7 +23,7 @@ def train_wanted(
     clock: StudyClock,
     *,
     before_each: Callable[[Trial], object],
-    after_each: Callable[[], object],
+    after_each: Callable[[Trial], object],
 ) -> None:
     """Train what is wanted until all of it has come to its end; ``before_each`` and ``after_each``
     are called before and after each training. Raises what the trainer raises.
@@ -63,7 +63,7 @@ def train_wanted(
                     clock.end(trial.label)
                     tried.add(trial.label)
                     say(trial, _describe_end(wanted.records.read(trial)))
-                    after_each()
+                    after_each(trial)
                 else:
                     clock.forget(trial.label)
                     told.discard(trial.label)

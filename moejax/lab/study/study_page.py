@@ -82,7 +82,12 @@ def _notes(comparison: Comparison) -> str:
         for one in comparison.outcomes
         if one.status == "diverged"
     ]
-    for key, words in (("data", "text"), ("devices", "devices"), ("versions", "versions")):
+    for key, words in (
+        ("data", "text"),
+        ("devices", "devices"),
+        ("versions", "versions"),
+        ("machine", "machine"),
+    ):
         kinds = [one.run.summary.get(key) for one in comparison.outcomes if one.run]
         kinds = [kind for kind in kinds if kind]
         if any(kind != kinds[0] for kind in kinds):

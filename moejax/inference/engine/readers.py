@@ -98,17 +98,14 @@ class TextStream(AsyncIterator[Piece]):
             await self._news
         if not self._items:
             raise StopAsyncIteration
-        pieces: list[Piece] = []
-        while self._items:
-            item = self._items.popleft()
-            if isinstance(item, Piece):
-                pieces.append(item)
-            elif pieces:
-                self._items.append(item)  # what came before it is given first
-                break
-            else:
-                self._over = True
-                raise item
+        item = self._items.popleft()
+        if isinstance(item, BaseException):
+            self._over = True
+            raise item
+        pieces = [item]
+        while self._items and isinstance(item := self._items[0], Piece):  # errors come alone
+            pieces.append(item)
+            self._items.popleft()
         piece = join(pieces)
         self._over = piece.ended is not None
         return piece

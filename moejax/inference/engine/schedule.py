@@ -105,7 +105,7 @@ class Schedule:
         text.written += count
         if text.followed is not None:
             text.followed = min(text.followed, text.written)
-        if text.written >= (text.named + 1) * self._sizes.page:
+        if text.known >= (text.named + 1) * self._sizes.page <= text.written:
             self._name_pages(text)
 
     def leave(self, text: Text) -> None:
@@ -186,7 +186,7 @@ class Schedule:
             self._drop_pages(text)
         if new := text.named - before:
             text.since = text.written
-            self.seats.forget_pages(text)
+            self.seats.show_all_pages(text)
             self.found += 1
             self.found_tokens += new * page
 
@@ -248,8 +248,8 @@ class Schedule:
         if text.lane < 0:
             return False
         page, pool = self._sizes.page, self.pools[text.lane]
-        if self._window is not None and self._drop_pages(text):
-            self.seats.forget_pages(text)
+        if gone := self._drop_pages(text):
+            self.seats.forget_pages(text, gone)
         new = -(-(text.written + count) // page) - text.gone - len(text.pages)
         for _ in range(new):
             while not pool.available:
@@ -263,17 +263,17 @@ class Schedule:
         text.settle(page, self._window)
         return True
 
-    def _drop_pages(self, text: Text) -> bool:
-        """Give back the pages that no later token sees; whether there were any."""
+    def _drop_pages(self, text: Text) -> int:
+        """Give back the pages that no later token sees: how many there were."""
         if self._window is None:
-            return False
+            return 0
         seen = max(0, text.written - self._window + 1) // self._sizes.page
         gone = text.pages[: seen - text.gone]
         if gone:
             del text.pages[: len(gone)]
             self.pools[text.lane].leave(gone)
             text.gone += len(gone)
-        return bool(gone)
+        return len(gone)
 
     def _name_pages(self, text: Text) -> None:
         """Name the pages that have become full of tokens that are known."""

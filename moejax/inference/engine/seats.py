@@ -85,11 +85,18 @@ class Seats:
 
     def show_pages(self, text: Text, new: int) -> None:
         """The last ``new`` of a text's pages have come."""
-        end = len(text.pages)
-        self._table_SQ[self._place(text), end - new : end] = text.pages[end - new :]
+        table_Q, end = self._table_SQ[self._place(text)], len(text.pages)
+        for place in range(end - new, end):
+            table_Q[place] = text.pages[place]
 
-    def forget_pages(self, text: Text) -> None:
-        """Pages before those that a text has are gone."""
+    def forget_pages(self, text: Text, gone: int) -> None:
+        """So many pages before those that a text has are gone."""
+        table_Q = self._table_SQ[self._place(text)]
+        table_Q[:-gone] = table_Q[gone:]
+        table_Q[-gone:] = 0
+
+    def show_all_pages(self, text: Text) -> None:
+        """Other pages are a text's."""
         table_Q = self._table_SQ[self._place(text)]
         table_Q[: len(text.pages)] = text.pages
         table_Q[len(text.pages) :] = 0

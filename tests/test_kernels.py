@@ -15,7 +15,7 @@ from moejax.moe import experts
 from moejax.moe.adapted import Adapted, join, split
 from moejax.moe.kernels import block_loop, grouped_products, megablox
 from moejax.moe.kernels.by_platform import by_platform
-from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward
+from moejax.moe.kernels.grouped_feed_forward import grouped_feed_forward, kept_shapes
 from moejax.moe.kernels.megablox import Work, choose_tile
 from moejax.moe.kernels.rows import sort_rows
 from moejax.moe.lying import lie, lie_at
@@ -148,15 +148,24 @@ def test_the_loop(activation, biases, weigh):
     compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
 
 
-@pytest.mark.parametrize(("activation", "biases", "weigh"), KINDS)
-def test_the_loop_with_many_rows_an_expert(activation, biases, weigh):
-    """An expert has several blocks."""
+@pytest.mark.parametrize(
+    ("activation", "biases", "weigh", "keeps"),
+    [*((*kind, True) for kind in KINDS), (*KINDS[0], False), (*KINDS[3], False)],
+)
+def test_the_loop_with_many_rows_an_expert(activation, biases, weigh, keeps):
+    """An expert has several blocks; hidden numbers are kept, or computed again."""
     static = {"activation": activation, "weigh": weigh, "sizes": (8, 32)}
 
     @jax.jit
     def run(params, x, weight, dy, rows):
-        y = block_loop.forward(lie(params), x, weight, rows, **static)
-        return (y, block_loop.backward(params, lie(params), x, weight, rows, dy, **static)), {}
+        shapes = kept_shapes(params, x, (T * K + 32) * keeps)
+        inputs = (lie(params), x, weight, rows)
+        y, kept = block_loop.forward(*inputs, shapes, **static)
+        assert kept.keys() == shapes.keys() and bool(kept) == keeps
+        # Past an expert's rows anything may stand: nobody may look at it.
+        mine_R1 = (jnp.arange(T * K + 32) < rows.size_E.sum())[:, None]
+        kept = {n: jnp.where(mine_R1, y_RF, jnp.nan) for n, y_RF in kept.items()}
+        return (y, block_loop.backward(params, *inputs, kept, dy, **static)), {}
 
     compare(run, make(activation, biases), activation, weigh, 1e-5, poison=(0, 1, 2))
 
@@ -178,8 +187,9 @@ def test_a_bank_is_read_in_its_stack(kind):
     stacks = {n: jnp.stack([p * np.nan, p, p * np.nan]) for n, p in params.items()}
     static = {"activation": "swiglu", "weigh": "output"}
     if kind == "loop":
-        y = block_loop.forward(lie_at(stacks, layer), x, weight, rows, **static)
-        grads = block_loop.backward(stacks, lie_at(stacks, layer), x, weight, rows, dy, **static)
+        inputs = (lie_at(stacks, layer), x, weight, rows)
+        y, kept = block_loop.forward(*inputs, kept_shapes(stacks, x, T * K + 352), **static)
+        grads = block_loop.backward(stacks, *inputs, kept, dy, **static)
     else:
         products = megablox.products(stacks, x, interpret=True)
         inputs = (stacks, x, weight, rows, layer)
@@ -318,8 +328,41 @@ def test_blocks_of_the_loop_fit_what_experts_have():
     assert sizes(4, 64) == (16,)
 
 
-def test_what_the_loop_keeps_costs_nothing():
-    """Other platforms keep hidden numbers; on CPUs nothing of their shape is left."""
+def compile_loop(keeps):
+    """Forward and backward of the loop, compiled; an expert has blocks of three sizes."""
+    params, x, weight, dy = make("swiglu", False)
+    static = {"activation": "swiglu", "weigh": "output", "sizes": (16, 32, 64)}
+
+    def run(params, x, weight, dy, rows):
+        inputs = (lie(params), x, weight, rows)
+        shapes = kept_shapes(params, x, (T * K + 64) * keeps)
+        y, kept = block_loop.forward(*inputs, shapes, **static)
+        return y, block_loop.backward(params, *inputs, kept, dy, **static)
+
+    rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
+    return jax.jit(run).lower(params, x, weight, dy, rows).compile()
+
+
+def test_the_loop_changes_arrays_where_they_lie():
+    """Nothing is copied, no block is computed that an expert has not, and what is kept costs its
+    own memory alone.
+    """
+    kept, again = compile_loop(True), compile_loop(False)
+    text = kept.as_text()
+    assert " conditional(" not in text
+    assert not re.findall(r"= f32\[\d+,\S* copy\(", text)
+    products = r" dot\(| %ynn_fusion\S* = f32\[\d+,"
+    found = [part for part in text.split("\n\n") if re.search(products, part)]
+    # XLA moves out of a loop what does not depend on it; then it stands beside the loop.
+    assert found and not any(" while(" in part for part in found)
+    count = lambda text: len(re.findall(r" dot\(", text))  # noqa: E731
+    assert count(text) == 3 * (3 + 6) and count(again.as_text()) == 3 * (3 + 8)
+    more = kept.memory_analysis().temp_size_in_bytes - again.memory_analysis().temp_size_in_bytes
+    assert more <= 1.02 * 2 * 4 * (T * K + 64) * F
+
+
+def test_what_the_loop_keeps():
+    """Only what is differentiated keeps hidden numbers; a recomputed layer has its own alone."""
     params, x, weight, _ = make("swiglu", False)
     rows = sort_rows(jnp.asarray(choices()["mixed"], jnp.int32), E)
     stacked = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
@@ -331,9 +374,16 @@ def test_what_the_loop_keeps_costs_nothing():
         return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params)[0].sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=2)
-    R = grouped_products.count_rows(T * K)
-    text = grad.lower(stacked, x, False).compile().as_text()
-    assert f"{R},{F}]" not in text
+    R = block_loop.count_rows(T * K, E)
+    texts = [
+        compiled.compile().as_text()
+        for compiled in (
+            jax.jit(loss, static_argnums=2).lower(stacked, x, False),
+            *(grad.lower(stacked, x, remat) for remat in (False, True)),
+        )
+    ]
+    assert [f"f32[{R},{F}]" in text for text in texts] == [False, True, True]
+    assert [f"f32[3,{R},{F}]" in text for text in texts] == [False, True, False]
     for a, b in zip(*(jax.tree.leaves(grad(stacked, x, r)) for r in (True, False)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

@@ -72,6 +72,12 @@ def network(
     such the biases ``b_up_F``, ``b_gate_F``, ``b_down_D``; names may have an E for leading experts.
     The rest as in ``feed_forward``.
     """
+    affine = affine_of(params)
+    return feed_forward(affine, x_TD, activation, weight_T1=weight_T1, weigh=weigh, dropout=dropout)
+
+
+def affine_of(params: Mapping[str, Any]) -> Affine:
+    """What ``feed_forward`` asks for, of the parameters of ``network``."""
     parts = strip_dimensions(params)
 
     def affine(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
@@ -81,7 +87,7 @@ def network(
             return y
         return y + (scale * jnp.asarray(bias)[..., None, :]).astype(y.dtype)
 
-    return feed_forward(affine, x_TD, activation, weight_T1=weight_T1, weigh=weigh, dropout=dropout)
+    return affine
 
 
 @jax.named_scope("feed_forward")

@@ -2,28 +2,29 @@
 there is no better kernel. It does the arithmetic of the chosen experts and little more.
 
 A block is gathered, computed, and written; weights multiply inside it, so no array of all rows is
-ever weighted. Hidden numbers are computed again in the backward pass: kept, they would take most of
-the memory of a dense layer. An expert's last block is computed in the smallest of a few sizes that
-holds its rows; what it writes beyond them the next expert overwrites.
+ever weighted. What activation functions get can be kept for the backward pass; else it is computed
+again. An expert's last block is computed in the smallest of a few sizes that holds its rows; what
+it writes beyond them the next expert overwrites.
 """
 
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.moe import experts
 from moejax.moe.adapted import join, split
-from moejax.moe.experts import network
 from moejax.moe.kernels import few_rows
 from moejax.moe.kernels.rows import Rows, round_up, sum_choices, take
 from moejax.moe.lying import reads_in_place
 
 Params = dict[str, Any]
+Kept = dict[str, jax.Array]
+"""What activation functions get, by the names of the matrices."""
 Sizes = tuple[int, ...]
 """Numbers of rows that a block may have, ascending."""
 
@@ -47,44 +48,60 @@ def choose_block_sizes(rows: int, num_experts: int) -> Sizes:
     return tuple(sorted(set(sizes)))
 
 
+def count_rows(rows: int, num_experts: int) -> int:
+    """Rows of an array that every block can be written into: the last one may hang over."""
+    return rows + choose_block_sizes(rows, num_experts)[-1]
+
+
 def forward(
     bank: Params,
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
+    kept: dict[str, jax.ShapeDtypeStruct] | None = None,
     *,
     activation: str,
     weigh: str,
     sizes: Sizes | None = None,
-) -> jax.Array:
-    """``y_TD``, each token's chosen experts weighted and added up: see ``grouped_feed_forward``."""
-    if few_rows.serves(bank, x_TD):
+) -> tuple[jax.Array, Kept]:
+    """``y_TD``, each token's chosen experts weighted and added up (``grouped_feed_forward``), and
+    what is to be ``kept``, of these shapes.
+    """
+    kept = kept or {}
+    if not kept and few_rows.serves(bank, x_TD):
         branches = sizes is None
-        return few_rows.forward(bank, x_TD, weight_TK, rows, activation, weigh, branches)
+        y_TD = few_rows.forward(bank, x_TD, weight_TK, rows, activation, weigh, branches)
+        return y_TD, {}
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
-    block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
+    cut = _cut_rows(rows, weight_TK, sizes[-1])
     few = R <= FEW_AN_EXPERT * E and reads_in_place(few_rows.take_expert(bank, 0)["w_down_EFD"])
+    take_expert = few_rows.take_expert if few and not kept else _take_expert
 
-    def expert(e: jax.Array, y_RD: jax.Array) -> jax.Array:
-        params_e: dict[str, Any] = (few_rows.take_expert if few else _take_expert)(bank, e)
-        number, cut = blocks(e)
+    def expert(e: jax.Array, carry: tuple) -> tuple:
+        affine = experts.affine_of(take_expert(bank, e))
 
-        def run(token: jax.Array, weight: jax.Array) -> jax.Array:
+        def run(m: int, at: jax.Array, left: jax.Array, carry: tuple) -> tuple:
+            y_RD, kept = carry
+            token, weight, _ = cut(m, at, left)
+            made = {}
+
+            def make(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
+                made[name] = affine(x, name, scale)
+                return made[name]
+
             x = take(x_TD, token)
-            y = network(params_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
-            return pad_rows(y.astype(y_RD.dtype), block)
+            y = experts.feed_forward(make, x, activation, weight_T1=weight[:, None], weigh=weigh)
+            kept = {name: _write(kept[name], made[name], at) for name in kept}
+            return _write(y_RD, y, at), kept
 
-        def step(i: jax.Array, y_RD: jax.Array) -> jax.Array:
-            at, left, *inputs, _ = cut(i)
-            y = _run_by_size(sizes, left, run, *inputs)
-            return lax.dynamic_update_slice_in_dim(y_RD, y, at, 0)
+        return _visit_blocks(sizes, rows.start_E[e], rows.size_E[e], run, carry)
 
-        return lax.fori_loop(0, number, step, y_RD)
-
-    y_RD = jnp.zeros((R + block, x_TD.shape[1]), x_TD.dtype)
-    y_RD = lax.fori_loop(0, E, expert, y_RD)
-    return sum_choices(y_RD, rows.row_TK).astype(x_TD.dtype)
+    new = _zeros(rows)
+    made = {name: new(shape.shape, shape.dtype) for name, shape in kept.items()}
+    carry = (new((R + sizes[-1], x_TD.shape[1]), x_TD.dtype), made)
+    y_RD, made = lax.fori_loop(0, E, expert, carry)
+    return sum_choices(y_RD, rows.row_TK).astype(x_TD.dtype), made
 
 
 def backward(
@@ -93,6 +110,7 @@ def backward(
     x_TD: jax.Array,
     weight_TK: jax.Array,
     rows: Rows,
+    kept: Kept,
     dy_TD: jax.Array,
     *,
     activation: str,
@@ -100,94 +118,116 @@ def backward(
     sizes: Sizes | None = None,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """The gradients of what is ``wanted`` (see ``adapted.split``) of ``bank``, of ``x_TD`` and of
-    ``weight_TK``, from that of ``y_TD``.
+    ``weight_TK``, from that of ``y_TD``. What is not ``kept`` is computed again.
     """
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
     sizes = sizes or choose_block_sizes(R, E)
-    block, blocks = sizes[-1], _cut_blocks(rows, weight_TK, sizes[-1])
+    block, cut = sizes[-1], _cut_rows(rows, weight_TK, sizes[-1])
     trained, frozen = split(bank, wanted)
 
-    def run(
-        params_e: tuple[Params, Params], token: jax.Array, weight: jax.Array, mine: jax.Array
-    ) -> tuple:
-        trained_e, frozen_e = params_e
-
-        def compute(trained_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
-            whole_e = join(trained_e, frozen_e)
-            return network(whole_e, x, activation, weight_T1=weight[:, None], weigh=weigh)
-
-        _, pull = jax.vjp(compute, trained_e, take(x_TD, token), weight)
-        dparams, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
-        dparams = jax.tree.map(lambda d: d.astype(jnp.float32), dparams)
-        return pad_rows(dx, block), pad_rows(dweight, block), dparams
-
     def expert(e: jax.Array, carry: tuple) -> tuple:
-        *grads, dparams = carry
-        params_e = (_take_expert(trained, e), _take_expert(frozen, e))
-        number, cut = blocks(e)
+        trained_e, frozen_e = _take_expert(trained, e), _take_expert(frozen, e)
 
-        def add_block(i: jax.Array, carry: tuple) -> tuple:
-            *grads, dparams_e = carry
-            at, _, *inputs = cut(i)
-            dx, dweight, more_e = run(params_e, *inputs)
-            return *_write_block(at, dx, dweight, *grads), jax.tree.map(jnp.add, dparams_e, more_e)
+        def run(m: int, at: jax.Array, left: jax.Array, carry: tuple) -> tuple:
+            dx_RD, dweight_R, dparams = carry
+            token, weight, mine = cut(m, at, left)
+            # What is not the expert's may be anything, as another one left it.
+            there = {n: jnp.where(mine[:, None], _read(k, at, m), 0) for n, k in kept.items()}
 
-        # The last block comes first: there is one for an expert without rows, too, and gives zeros.
-        last = jnp.maximum(number - 1, 0)
-        at, left, *inputs = cut(last)
-        dx, dweight, dparams_e = _run_by_size(sizes, left, partial(run, params_e), *inputs)
-        carry = *_write_block(at, dx, dweight, *grads), dparams_e
-        dx_RD, dweight_R, dparams_e = lax.fori_loop(0, last, add_block, carry)
-        return dx_RD, dweight_R, _put_expert(dparams, e, dparams_e)
+            def compute(trained_e: Params, x: jax.Array, weight: jax.Array) -> jax.Array:
+                affine = experts.affine_of(join(trained_e, frozen_e))
 
-    # XLA would merge equal constants into one buffer, and then copy it in every round: each buffer
-    # begins with a zero of its own, which only the running program knows to be one.
-    seeds = (jnp.minimum(take(rows.choice_R, jnp.int32(i % R)), 0) for i in itertools.count())
-    dparams = jax.tree.map(lambda p: _fill(p.shape, p.dtype, next(seeds)), trained)
-    dx_RD = _fill((R + block, x_TD.shape[1]), x_TD.dtype, next(seeds))
-    dweight_R = _fill((R + block,), jnp.float32, next(seeds))
-    carry = (dx_RD, dweight_R, dparams)
+                def make(x: jax.Array, name: str, scale: jax.Array | float) -> jax.Array:
+                    y = affine(x, name, scale)
+                    return _replace(y, there[name]) if name in there else y
+
+                weight_T1 = weight[:, None]
+                return experts.feed_forward(make, x, activation, weight_T1=weight_T1, weigh=weigh)
+
+            _, pull = jax.vjp(compute, trained_e, take(x_TD, token), weight)
+            dparams_e, dx, dweight = pull(jnp.where(mine[:, None], take(dy_TD, token), 0))
+
+            def put(all_: jax.Array, one: jax.Array) -> jax.Array:
+                if m == block:  # an expert may have several of these
+                    one = one.astype(all_.dtype) + lax.dynamic_index_in_dim(all_, e, 0, False)
+                return lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), e, 0)
+
+            dparams = jax.tree.map(put, dparams, dparams_e)
+            return _write(dx_RD, dx, at), _write(dweight_R, dweight, at), dparams
+
+        return _visit_blocks(sizes, rows.start_E[e], rows.size_E[e], run, carry, last_first=True)
+
+    new = _zeros(rows)
+    dparams = jax.tree.map(lambda p: new(p.shape, _sum_type(p.dtype)), trained)
+    carry = (new((R + block, x_TD.shape[1]), x_TD.dtype), new((R + block,), jnp.float32), dparams)
     dx_RD, dweight_R, dparams = lax.fori_loop(0, E, expert, carry)
+    dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, trained)
     dx_TD = sum_choices(dx_RD, rows.row_TK).astype(x_TD.dtype)
     there_TK = rows.row_TK >= 0
     dweight_TK = jnp.where(there_TK, take(dweight_R, jnp.maximum(rows.row_TK, 0)), 0)
     return dparams, dx_TD, dweight_TK.astype(weight_TK.dtype)
 
 
-def _cut_blocks(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
-    """A function that gives how many blocks expert e has, and a function that gives block i of
-    them: where it starts, how many rows the expert has from there on, and of each row the token,
-    the weight, and whether it is the expert's.
+Run = Callable[[int, jax.Array, jax.Array, tuple], tuple]
+"""``(m, at, left, carry) -> carry``: a block of m rows from row ``at`` on, where the expert has
+``left`` more rows."""
+
+
+def _visit_blocks(
+    sizes: Sizes,
+    start: jax.Array,
+    size: jax.Array,
+    run: Run,
+    carry: tuple,
+    last_first: bool = False,
+) -> tuple:
+    """``run`` on the blocks of an expert with so many rows: those of the largest size, and a last
+    one of the next size that holds the rest, which comes first if that is asked for.
+
+    Sizes are chosen by loops that go round once or not at all: what a loop carries is changed where
+    it lies, whereas a conditional gives new arrays.
     """
-    start_E, K = rows.start_E, weight_TK.shape[1]
-    token_R = jnp.pad(rows.choice_R // K, (0, block))
+    block = sizes[-1]
+    before = jnp.maximum(size - 1, 0) // block
+    index = (jnp.array(sizes[:-1], jnp.int32) < size - before * block).sum()
+
+    def visit(m: int, first: jax.Array, number: jax.Array, carry: tuple) -> tuple:
+        def step(i: jax.Array, carry: tuple) -> tuple:
+            # All depends on i. What does not, XLA computes in front of the loop, in any case.
+            at = (first + i) * block
+            return run(m, start + at, size - at, carry)
+
+        return lax.fori_loop(0, number, step, carry)
+
+    def visit_last(carry: tuple) -> tuple:
+        for i, m in enumerate(sizes[:-1]):
+            here = (size > 0) & (index == i)
+            carry = visit(m, before, here.astype(jnp.int32), carry)
+        return carry
+
+    def visit_largest(carry: tuple) -> tuple:
+        last = (size > 0) & (index == len(sizes) - 1)
+        return visit(block, jnp.int32(0), before + last, carry)
+
+    if last_first:
+        return visit_largest(visit_last(carry))
+    return visit_last(visit_largest(carry))
+
+
+def _cut_rows(rows: Rows, weight_TK: jax.Array, block: int) -> Callable:
+    """A function that gives of m rows from row ``at`` on, of which ``left`` are an expert's, the
+    tokens, the weights, and whether they are the expert's.
+    """
+    token_R = jnp.pad(rows.choice_R // weight_TK.shape[1], (0, block))
     weight_R = jnp.pad(take(weight_TK.reshape(-1), rows.choice_R), (0, block))
 
-    def blocks(e: jax.Array) -> tuple[jax.Array, Callable]:
-        def cut(i: jax.Array) -> tuple[jax.Array, ...]:
-            at, left = start_E[e] + i * block, rows.size_E[e] - i * block
-            mine = jnp.arange(block) < left
-            # What is not the expert's repeats the first row, which is finite if anything is.
-            token = jnp.where(mine, lax.dynamic_slice_in_dim(token_R, at, block), token_R[0])
-            weight = jnp.where(mine, lax.dynamic_slice_in_dim(weight_R, at, block), 0)
-            return at, left, token, weight, mine
+    def cut(m: int, at: jax.Array, left: jax.Array) -> tuple[jax.Array, ...]:
+        mine = jnp.arange(m) < left
+        # What is not the expert's repeats the first row, which is finite if anything is.
+        token = jnp.where(mine, _read(token_R, at, m), token_R[0])
+        return token, jnp.where(mine, _read(weight_R, at, m), 0), mine
 
-        return (rows.size_E[e] + block - 1) // block, cut
-
-    return blocks
-
-
-def _run_by_size(sizes: Sizes, left: jax.Array, run: Callable, *inputs: jax.Array) -> Any:
-    """``run`` on so many rows of its inputs as ``left`` says, rounded up to the next size. As a
-    conditional copies what it changes, ``run`` gives new arrays, with the rows of a whole block.
-    """
-    index = (jnp.array(sizes[:-1]) < left).sum()
-    return lax.switch(index, [lambda m=m: run(*(x[:m] for x in inputs)) for m in sizes])
-
-
-def pad_rows(x: jax.Array, rows: int) -> jax.Array:
-    """``x`` with zeros below, up to so many rows."""
-    return jnp.pad(x, ((0, rows - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
+    return cut
 
 
 def _take_expert(bank: Params, e: jax.Array) -> Params:
@@ -196,22 +236,37 @@ def _take_expert(bank: Params, e: jax.Array) -> Params:
     return jax.tree.map(lambda p: p.cut((0,) * p.ndim, p.shape), parts)
 
 
-def _write_block(
-    at: jax.Array, dx: jax.Array, dweight: jax.Array, dx_RD: jax.Array, dweight_R: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The gradients of all rows, with those of a block from row ``at`` on."""
-    dx_RD = lax.dynamic_update_slice_in_dim(dx_RD, dx.astype(dx_RD.dtype), at, 0)
-    return dx_RD, lax.dynamic_update_slice_in_dim(dweight_R, dweight, at, 0)
+def _read(x_R: jax.Array, at: jax.Array, rows: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x_R, at, rows)
 
 
-def _put_expert(all_params: Params, e: jax.Array, params_e: Params) -> Params:
-    """The parameters of all experts, with these for one of them."""
-    return jax.tree.map(
-        lambda all_, one: lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), e, 0),
-        all_params,
-        params_e,
-    )
+def _write(x_R: jax.Array, block: jax.Array, at: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(x_R, block.astype(x_R.dtype), at, 0)
 
 
-def _fill(shape: tuple[int, ...], dtype: jnp.dtype, value: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(value, shape).astype(dtype)
+@jax.custom_vjp
+def _replace(y: jax.Array, value: jax.Array) -> jax.Array:
+    """``value``, known to be ``y``, which gets the gradient but need not be computed."""
+    return value
+
+
+_replace.defvjp(lambda y, value: (value, None), lambda _, d: (d, None))
+
+
+def _sum_type(dtype: jnp.dtype) -> jnp.dtype:
+    """That in which the gradients of several blocks are added up."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _zeros(rows: Rows) -> Callable[[tuple[int, ...], jnp.dtype], jax.Array]:
+    """A function that makes arrays of zeros. XLA would merge equal constants into one buffer, and
+    then copy it in every round: each buffer begins with a zero of its own, which only the running
+    program knows to be one.
+    """
+    numbers, R = itertools.count(), rows.choice_R.shape[0]
+
+    def new(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        zero = jnp.minimum(take(rows.choice_R, jnp.int32(next(numbers) % R)), 0)
+        return jnp.broadcast_to(zero, shape).astype(dtype)
+
+    return new

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moejax.moe import experts
 from moejax.moe.adapted import split
 from moejax.moe.kernels import block_loop, grouped_products
 from moejax.moe.kernels.by_platform import by_platform
@@ -16,6 +17,7 @@ from moejax.moe.kernels.rows import Rows
 from moejax.moe.lying import lie_at
 from moejax.moe.quantised import is_quantised
 from moejax.moe.trained_bank import part_bank
+from moejax.runtime import device_mesh
 
 Params = dict[str, Any]
 FILES = {"tpu": "megablox", "cuda": "mosaic_gpu"}
@@ -47,7 +49,7 @@ def grouped_feed_forward(
     own, stacks, layer = part_bank(params)
     if own:
         return _differentiable(own, stacks, layer, x_TD, weight_TK, rows, activation, weigh)
-    static = {"activation": activation, "weigh": weigh}
+    static = {"activation": activation, "weigh": weigh, "kept_rows": 0}
     return forward(stacks, x_TD, weight_TK, rows, layer, **static)[0]
 
 
@@ -63,11 +65,19 @@ def _differentiable(
     weigh: str,
 ) -> jax.Array:
     inputs = (stacks or own, x_TD, weight_TK, rows, layer)
-    return forward(*inputs, activation=activation, weigh=weigh)[0]
+    return forward(*inputs, activation=activation, weigh=weigh, kept_rows=0)[0]
 
 
 Kept = dict[str, jax.Array]
 """The products in front of the activation, by name."""
+
+
+def count_kept_rows(rows: Rows) -> int:
+    """Rows of the arrays that are kept for the backward pass, on the platform in use."""
+    R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
+    if device_mesh.platform() == "cpu":
+        return block_loop.count_rows(R, E)
+    return grouped_products.count_rows(R)
 
 
 def _forward(own: Params, stacks: Params, layer: Any, *more: Any) -> tuple[jax.Array, tuple]:
@@ -80,7 +90,8 @@ def _forward(own: Params, stacks: Params, layer: Any, *more: Any) -> tuple[jax.A
 
     wanted = jax.tree.map(want, own, is_leaf=is_quantised)
     inputs = jax.tree.map(lambda p: p.value, (stacks or own, *arrays, layer))
-    y_TD, kept = forward(*inputs, activation=activation, weigh=weigh)
+    kept_rows = count_kept_rows(inputs[3])
+    y_TD, kept = forward(*inputs, activation=activation, weigh=weigh, kept_rows=kept_rows)
     kept = checkpoint_name(kept, "hidden")
     return y_TD, (wanted, *inputs, kept)
 
@@ -96,11 +107,25 @@ _differentiable.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def forward_shapes(
-    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, layer: Any, **static: str
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    layer: Any,
+    *,
+    kept_rows: int,
+    **static: Any,
 ) -> tuple[jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
-    """What ``forward`` returns."""
+    """What ``forward`` returns. Of no ``kept_rows`` nothing is kept."""
     y_TD = jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype)
-    return y_TD, grouped_products.kept_shapes(params, x_TD, rows)
+    return y_TD, kept_shapes(params, x_TD, kept_rows)
+
+
+def kept_shapes(params: Params, x_TD: jax.Array, kept_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What ``forward`` keeps: the products in front of the activation, by name."""
+    widths = {n: p.shape[-1] for n, p in experts.strip_dimensions(params).items()}
+    names = [name for name in ("up", "gate") if kept_rows and f"w_{name}" in widths]
+    return {n: jax.ShapeDtypeStruct((kept_rows, widths[f"w_{n}"]), x_TD.dtype) for n in names}
 
 
 def backward_shapes(
@@ -122,12 +147,21 @@ def backward_shapes(
 
 
 def loop_forward(
-    params: Params, x_TD: jax.Array, weight_TK: jax.Array, rows: Rows, layer: Any, **static: Any
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    layer: Any,
+    *,
+    kept_rows: int,
+    **static: Any,
 ) -> tuple[jax.Array, Kept]:
-    """By the loop, which keeps nothing: XLA deletes these zeros, as nobody reads them."""
-    y_TD = block_loop.forward(lie_at(params, layer), x_TD, weight_TK, rows, **static)
-    kept = grouped_products.kept_shapes(params, x_TD, rows)
-    return y_TD, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kept)
+    """By the loop. What has no room for all its blocks is not kept: nobody reads these zeros."""
+    shapes = kept_shapes(params, x_TD, kept_rows)
+    room = has_room(rows, kept_rows, static.get("sizes"))
+    inputs = (lie_at(params, layer), x_TD, weight_TK, rows, shapes if room else None)
+    y_TD, kept = block_loop.forward(*inputs, **static)
+    return y_TD, kept or jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def loop_backward(
@@ -142,8 +176,50 @@ def loop_backward(
     **static: Any,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """By the loop."""
-    bank = lie_at(params, layer)
-    return block_loop.backward(wanted, bank, x_TD, weight_TK, rows, dy_TD, **static)
+    if not has_room(rows, len(kept["up"]), static.get("sizes")):
+        kept = {}
+    inputs = (lie_at(params, layer), x_TD, weight_TK, rows, kept, dy_TD)
+    return block_loop.backward(wanted, *inputs, **static)
+
+
+def has_room(rows: Rows, kept_rows: int, sizes: block_loop.Sizes | None) -> bool:
+    """Whether arrays of so many rows hold all blocks of the loop."""
+    R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
+    return kept_rows >= R + (sizes or block_loop.choose_block_sizes(R, E))[-1]
+
+
+def products_forward(
+    products: grouped_products.Products, *inputs: Any, kept_rows: int, **static: str
+) -> tuple[jax.Array, Kept]:
+    """By the grouped products of a platform."""
+    y_TD, made = grouped_products.forward(products, *inputs, **static)
+    return y_TD, {name: fit_rows(y, kept_rows) for name, y in made.items()} if kept_rows else {}
+
+
+def products_backward(
+    products: grouped_products.Products,
+    wanted: Params,
+    params: Params,
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    rows: Rows,
+    layer: Any,
+    kept: Kept,
+    dy_TD: jax.Array,
+    **static: str,
+) -> tuple[Params, jax.Array, jax.Array]:
+    """By the grouped products of a platform."""
+    R = grouped_products.count_rows(rows.choice_R.shape[0])
+    kept = {name: fit_rows(y, R) for name, y in kept.items()}
+    inputs = (wanted, params, x_TD, weight_TK, rows, layer, kept, dy_TD)
+    return grouped_products.backward(products, *inputs, **static)
+
+
+def fit_rows(y_RF: jax.Array, rows: int) -> jax.Array:
+    """So many rows of an array, or zeros below it: where a program is not for the platform in use,
+    that keeps more or fewer.
+    """
+    return jnp.pad(y_RF[:rows], ((0, max(0, rows - len(y_RF))), (0, 0)))
 
 
 def find_products(platform: str, params: Params, x: jax.Array) -> grouped_products.Products | None:
@@ -161,7 +237,7 @@ def find_products(platform: str, params: Params, x: jax.Array) -> grouped_produc
 def prefer_products(platform: str, form: Callable, loop: Callable) -> Callable:
     """``form`` with the grouped products of a platform, or the loop where it has none."""
 
-    def run(*args: Any, **static: str) -> Any:
+    def run(*args: Any, **static: Any) -> Any:
         at = next(i for i, arg in enumerate(args) if isinstance(arg, Rows))
         params, x_TD = args[at - 3], args[at - 2]
         products = find_products(platform, params, x_TD)
@@ -183,11 +259,11 @@ forward = by_platform(
     "grouped_feed_forward",
     forward_shapes,
     loop_forward,
-    **{p: prefer_products(p, grouped_products.forward, loop_forward) for p in FILES},
+    **{p: prefer_products(p, products_forward, loop_forward) for p in FILES},
 )
 backward = by_platform(
     "grouped_feed_forward_gradient",
     backward_shapes,
     loop_backward,
-    **{p: prefer_products(p, grouped_products.backward, loop_backward) for p in FILES},
+    **{p: prefer_products(p, products_backward, loop_backward) for p in FILES},
 )

@@ -46,17 +46,6 @@ def count_rows(rows: int) -> int:
     return round_up(rows, 512 if rows > 4096 else 128)
 
 
-def kept_shapes(params: Params, x_TD: jax.Array, rows: Rows) -> dict[str, jax.ShapeDtypeStruct]:
-    """What ``forward`` keeps: the products in front of the activation, by name."""
-    R = count_rows(rows.choice_R.shape[0])
-    w = {
-        name: p
-        for name, p in experts.strip_dimensions(params).items()
-        if name in ("w_up", "w_gate")
-    }
-    return {name[2:]: jax.ShapeDtypeStruct((R, p.shape[-1]), x_TD.dtype) for name, p in w.items()}
-
-
 def forward(
     products: Products,
     params: Params,

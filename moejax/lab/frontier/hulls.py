@@ -53,7 +53,7 @@ def find_hull(cost: np.ndarray, loss: np.ndarray) -> Hull | None:
     cost, loss = np.asarray(cost, float), np.asarray(loss, float)
     corners: list[int] = []
     for i in find_staircase(cost, loss):
-        while len(corners) > 1 and not _is_left_turn(cost, loss, *corners[-2:], i):
+        while len(corners) > 1 and not _is_left_turn(cost, loss, corners[-2], corners[-1], i):
             corners.pop()
         corners.append(i)
     return Hull(cost[corners], loss[corners], tuple(corners)) if corners else None

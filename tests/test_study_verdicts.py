@@ -163,6 +163,7 @@ def test_what_diverged_is_told_and_not_called_better():
     found = cells(compare(lost))
     assert found["better"][1].startswith("not decided, it diverged with seed 2: -0.1025 (")
     assert found["gone"] == ("diverged", "–")
+    assert "known to be better than it (4 comparisons" in write_markdown(make_table(compare(lost)))
 
 
 def test_the_results_have_the_verdicts_in_numbers_and_words():

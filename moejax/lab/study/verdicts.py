@@ -31,6 +31,8 @@ class Verdicts:
     """Each run against each that comes after it."""
     best: frozenset[str]
     """The runs that cannot be told from the best; empty where no run has two seeds."""
+    finished: int
+    """Of how many runs, those with a seed that has finished."""
     looks: int
     margin: float | None
 
@@ -51,6 +53,7 @@ def make_verdicts(comparison: Comparison) -> Verdicts:
         against=judge(arms, base.name, looks=looks, margin=margin) if base else {},
         pairs=judge_all_pairs(arms, looks=looks, margin=margin),
         best=frozenset(find_best(arms, looks=looks)) if decidable else frozenset(),
+        finished=len(finished),
         looks=looks,
         margin=margin,
     )
@@ -142,11 +145,11 @@ def write_notes(verdicts: Verdicts, comparison: Comparison) -> list[str]:
             f" {first}."
         )
     if verdicts.best and len(verdicts.best) > 1:
-        others = len(comparison.by_run()) - 1
+        others = verdicts.finished - 1
         notes.append(
             f"{MARK} cannot be told from the best: no other run is known to be better than it"
             f" ({count(others, 'comparison')}, {100 * ERROR:g} % in all)."
         )
-    elif not verdicts.best and len(comparison.by_run()) > 1:
+    elif not verdicts.best and verdicts.finished > 1:
         notes.append("No run has two seeds that have finished: they cannot be told apart.")
     return notes

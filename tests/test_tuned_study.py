@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ from moejax.lab.study.train_one import train_one
 from moejax.lab.study.wanted import Selection
 from moejax.runs.directory_lock import DirectoryLock
 from moejax.runs.run_directory import RunDirectory
+from moejax.runtime.machine import find_commit
 from moejax.runtime.stop import Stopped
 from moejax.train.tally import Tally
 
@@ -492,6 +494,24 @@ def test_a_run_that_an_earlier_version_began_does_not_know_its_processor_time():
     tally = Tally.from_json(saved)
     assert math.isnan(tally.processor_seconds)
     assert json.loads(json.dumps(tally.to_json(), allow_nan=False))["processor_seconds"] is None
+
+
+def test_the_code_of_a_checkout_is_known_and_that_of_an_installed_package_is_not(tmp_path):
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    assert find_commit(tmp_path) is None
+    git("init")
+    (tmp_path / "a").write_text("one")
+    git("add", "a")
+    git("commit", "-m", "words")
+    commit = find_commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    (tmp_path / "a").write_text("two")
+    assert find_commit(tmp_path) == f"{commit}-dirty"
+    (tmp_path / "installed").mkdir()
+    assert find_commit(tmp_path / "installed") is None
 
 
 @pytest.mark.slow

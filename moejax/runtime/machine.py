@@ -1,7 +1,8 @@
-"""The machine that a program runs on, for its records; and how many threads it computes with."""
+"""What a program runs on, for its records: the machine, its threads, and moejax's own code."""
 
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ def describe_machine() -> dict[str, Any]:
         "threads": int(os.environ.get(THREADS, cores)),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def find_commit(folder: Path) -> str | None:
+    """The commit of the git checkout that has ``folder`` at its top, with `-dirty` if files are
+    others; None for a package that was installed, and where git does not answer.
+    """
+    if not (folder / ".git").exists():  # a checkout around an installed package is another project
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def count_cores() -> int:

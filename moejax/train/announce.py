@@ -3,6 +3,7 @@
 import os
 import platform
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from moejax.config.model import ModelConfig
 from moejax.data.lost_text import describe_share
 from moejax.models.counts import active_parameters, cost, forward_flops, parameters
 from moejax.runs.run_directory import RunDirectory
-from moejax.runtime.machine import describe_machine
+from moejax.runtime.machine import describe_machine, find_commit
 from moejax.runtime.number_words import short
 from moejax.runtime.processes import say
 from moejax.train.tasks import Task
@@ -106,16 +107,22 @@ def announce(
         "devices": devices,
         "data": task.description,
         **facts,
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "moejax": moejax.__version__,
-        },
+        "versions": _list_versions(),
         "machine": describe_machine(),
         "command": command,
         "folder": os.getcwd(),
     }
     run.write_summary(summary)
+
+
+def _list_versions() -> dict[str, str]:
+    """Of what a training computes with; of moejax also the commit, in a checkout."""
+    commit = find_commit(Path(moejax.__file__).parents[1])
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "moejax": moejax.__version__ + (f" at {commit}" if commit else ""),
+    }
 
 
 def _describe_experts(config: Config) -> str:

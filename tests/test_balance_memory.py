@@ -3,9 +3,8 @@ that a run counts for.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from steps import make_parts
 
-from moejax.config import ConfigError, DistributedConfig, MeshConfig, ModelConfig, changed
+from moejax.config import Config, ConfigError, DistributedConfig, MeshConfig, ModelConfig, changed
 from moejax.config.idle import differences_that_matter
 from moejax.hf.configs import write_config
 from moejax.inference.opening import open_model
@@ -76,18 +75,27 @@ def test_control_goes_on_from_the_bias_that_a_model_came_with():
     assert memory.sparsity_weight is None
 
 
-def test_tokens_are_counted_without_padding_and_behind_the_last_is_nothing():
-    """3 occurs twice, 1 once; the zeros are padding."""
-    inputs = np.array([[3, 1, 0, 0], [3, 0, 0, 0]])
+@dataclass(frozen=True)
+class Task:
+    """Has one batch."""
 
-    class Batches(list):
-        def close(self):
-            pass
+    config: Config
+    vocab_size: int = 9
 
-    found = Batches([{"inputs": inputs, "segments": inputs > 0}])
-    task = SimpleNamespace(train_batches=lambda rows: found, vocab_size=9)
-    config = SimpleNamespace(data=SimpleNamespace(batch_size=2, sequence_length=4))
-    assert count_tokens(config, task) == (0, 1, 0, 2)
+    def train_batches(self, rows):
+        class Batches(list):
+            def close(self):
+                pass
+
+        assert self.config.data.seed == 0 and len(rows) == self.config.data.batch_size
+        inputs = np.array([[3, 1, 0, 0], [3, 0, 0, 0]])
+        return Batches([{"inputs": inputs, "segments": inputs > 0}])
+
+
+def test_tokens_are_counted_without_padding_and_behind_the_last_is_nothing(tiny):
+    """3 occurs twice, 1 once; the zeros are padding. The seed of the run does not matter."""
+    config = changed(tiny, {"data.seed": 5})
+    assert count_tokens(config, Task(config)) == (0, 1, 0, 2)
 
 
 def test_counts_that_a_run_has_found_are_no_other_settings(tiny):

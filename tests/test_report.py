@@ -26,6 +26,7 @@ from moejax.runs.pages.heatmaps import (
     name_folded_rows,
     ratio_levels,
 )
+from moejax.runs.pages.page import settings_tables
 from moejax.runs.pages.report import report_html, write_report
 from moejax.runs.pages.router_figures import pair_lift
 from moejax.runs.pages.verdict import verdict
@@ -594,3 +595,9 @@ def test_what_is_no_run_is_refused(tmp_path):
     write_run(tmp_path)
     with pytest.raises(RunError, match="given twice"):
         compare_runs([tmp_path, tmp_path], "")
+
+
+def test_a_long_setting_is_shown_by_its_beginning():
+    html = settings_tables({"moe": {"router": "hash_balanced", "token_counts": [12345] * 65536}})
+    assert "hash_balanced" in html and "[12345, 12345, " in html and " ...</td>" in html
+    assert len(html) < 1000

@@ -114,18 +114,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 LOSS, RATE = "loss_weight", "bias_rate"
 ALPHAS, RATES = (0.003, 0.01, 0.03, 0.1, 0.3), (0.001, 0.003, 0.01, 0.03, 0.1)
-TENS = (0.001, 0.01, 0.1, 1.0, 10.0)
+# With 0, an arm is what it is compared with: where nothing helps, that is its best.
+TENS, TENTHS = (0.0, 0.01, 0.1, 1.0, 10.0), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 SIGN = NOTHING | {"bias_update": "sign"}
 MICRO = {"optim.accumulate": 4, "model.moe.balance.scope": "device"}
 BALANCE: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
     "loss": ({}, (LOSS,), ALPHAS),
     "loss-of-sequences": ({"scope": "sequence"}, (LOSS,), ALPHAS),
-    "z-loss-beside-loss": ({}, ("z_loss_weight",), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
+    "z-loss-beside-loss": ({}, ("z_loss_weight",), TENTHS),
     "importance": (NOTHING, ("importance_loss_weight",), (0.01, 0.03, 0.1, 0.3, 1.0)),
     "orthogonality": (NOTHING, ("orthogonality_loss_weight",), TENS),
     "coupling": (NOTHING, ("coupling_loss_weight",), TENS),
     "variance-beside-loss": ({}, ("variance_loss_weight",), TENS),
-    "entropy-beside-loss": ({}, ("entropy_loss_weight",), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
+    "entropy-beside-loss": ({}, ("entropy_loss_weight",), TENTHS),
     "bias-sign": (SIGN, (RATE,), RATES),
     "bias-proportional": (NOTHING | {"bias_update": "proportional"}, (RATE,), RATES),
     "bias-pid": (NOTHING | {"bias_update": "pid"}, (RATE,), RATES),

@@ -4,6 +4,7 @@ Letters: I: ids of tokens.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -26,7 +27,7 @@ def find_token_counts(
 ) -> Config:
     """``config`` with ``model.moe.token_counts``, if its router needs them and it has none: what
     ``read_kept`` gives; if that is None, those of the first batches of its own text, which are the
-    same at every start. Process 0 finds them for all.
+    same at every start and with every seed. Process 0 finds them for all.
     """
     model = config.model
     if not model.moe.built_router.counts_tokens or model.moe.token_counts is not None:
@@ -38,9 +39,12 @@ def find_token_counts(
 
 
 def count_tokens(config: Config, task: LanguageTask) -> tuple[int, ...]:
-    """How often each id occurs in the first batches of the training, by id; of the first ids."""
+    """How often each id occurs in the first batches of its training text, by id; of the first ids.
+    Whatever the seed, these are the batches of seed 0.
+    """
     batch_size = config.data.batch_size
-    batches = task.train_batches(np.arange(batch_size))
+    alike = replace(task, config=changed(config, {"data.seed": 0}))
+    batches = alike.train_batches(np.arange(batch_size))
     enough = min(BATCHES, -(-COUNTED // (batch_size * config.data.sequence_length)))
     counts_I = np.zeros(task.vocab_size, np.int64)
     for batch in islice(batches, enough):

@@ -11,6 +11,8 @@ from moejax.runs.pages.hover_script import SCRIPT
 from moejax.runs.pages.page_style import STYLE
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+LONGEST_VALUE = 300
+"""Characters of a setting that a page shows."""
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 
 
@@ -100,11 +102,18 @@ def table(
     )
 
 
+def _cut(value: Any) -> str:
+    """A value, of a long list its beginning."""
+    words = str(value)
+    return words if len(words) <= LONGEST_VALUE else f"{words[:LONGEST_VALUE]} ..."
+
+
 def settings_tables(config: dict[str, Any], at: str = "") -> str:
     """Nested settings as one small table for each level."""
     plain = {name: value for name, value in config.items() if not isinstance(value, dict)}
     rows = "".join(
-        f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in plain.items()
+        f"<tr><th>{text(name)}</th><td>{text(_cut(value))}</td></tr>"
+        for name, value in plain.items()
     )
     table = f"<table><caption>{text(at or 'general')}</caption>{rows}</table>" if rows else ""
     return table + "".join(

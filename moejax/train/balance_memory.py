@@ -56,23 +56,23 @@ def move_balance(
         memory = replace(memory, sparsity_weight=moved)
     if bias_LE is None or moe.balance.bias_update == "none":
         return bias_LE, memory
-    bias_LE, memory = _move_bias(bias_LE, memory, sums, moe)
-    return selection_bias.centre(bias_LE) if moe.balance.bias_centred else bias_LE, memory
-
-
-def _move_bias(
-    bias_LE: jax.Array, memory: BalanceMemory, sums: Sums, moe: MoEConfig
-) -> tuple[jax.Array, BalanceMemory]:
-    assert sums.router is not None
-    settings, rate = moe.balance, moe.balance.bias_rate
-    margin_LEM, asked_LE = sums.router.margin_1EM, sums.router.asked_BE
+    settings, margin_LEM = moe.balance, sums.router.margin_1EM
     if settings.bias_update == "quantile":
         assert margin_LEM is not None
         return selection_bias.quantile(bias_LE, margin_LEM, moe.top_k), memory
     if settings.bias_update == "threshold":
         assert margin_LEM is not None
         wanted = settings.experts_per_token or moe.top_k
+        rate = settings.bias_rate
         return selection_bias.threshold(bias_LE, margin_LEM, wanted, rate), memory
+    bias_LE, memory = _move_by_lack(bias_LE, memory, sums.router.asked_BE, moe)
+    return selection_bias.centre(bias_LE) if settings.bias_centred else bias_LE, memory
+
+
+def _move_by_lack(
+    bias_LE: jax.Array, memory: BalanceMemory, asked_LE: jax.Array, moe: MoEConfig
+) -> tuple[jax.Array, BalanceMemory]:
+    settings, rate = moe.balance, moe.balance.bias_rate
     share_E, target = None, settings.experts_per_token
     others = moe.num_choices - moe.num_experts
     if target is not None and others:

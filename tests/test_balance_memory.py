@@ -17,6 +17,7 @@ from moejax.config import Config, ConfigError, DistributedConfig, MeshConfig, Mo
 from moejax.config.idle import differences_that_matter
 from moejax.hf.configs import write_config
 from moejax.inference.opening import open_model
+from moejax.models.counts import cost
 from moejax.runs.checkpoint import Checkpoints
 from moejax.runtime import device_mesh
 from moejax.runtime.processes import Processes
@@ -103,6 +104,16 @@ def test_counts_that_a_run_has_found_are_no_other_settings(tiny):
     one, other = (changed(table, {"model.moe.token_counts": c}) for c in ((1, 2), (2, 1)))
     assert differences_that_matter(one, table) == {} == differences_that_matter(table, one)
     assert differences_that_matter(one, other) == {"model.moe.token_counts": ((1, 2), (2, 1))}
+
+
+def test_flops_are_those_of_the_experts_that_balancing_holds_on_average():
+    """Of at most four experts two on average, as where all tokens have two."""
+    held = changed(ModelConfig(), {name.removeprefix("model."): v for name, v in RELUS.items()})
+    four = changed(held, {"moe.top_k": 4, "moe.balance.experts_per_token": 2.0})
+    two = changed(held, {"moe.top_k": 2, "moe.balance.experts_per_token": None})
+    assert cost(four, 257, 128) == cost(two, 257, 128)
+    loose = changed(four, {"moe.balance.sparsity_factor": 1.0})
+    assert cost(loose, 257, 128).flops_per_token > cost(two, 257, 128).flops_per_token
 
 
 def test_no_released_family_holds_a_table_of_ours():

@@ -412,12 +412,23 @@ def test_a_study_of_several_lengths_is_analysed_as_far_as_it_is(runs, tmp_path):
         ({"held_out": ("other",)}, "Frontier.held_out names other: the runs are dense-16-6"),
         ({"budgets": ()}, "Frontier.budgets must be seconds"),
         ({"budgets": (0.0,)}, "Frontier.budgets must be seconds"),
-        ({"draws": 3}, "Frontier.draws must be at least 20, not 3"),
+        ({"budgets": 30}, "Frontier.budgets must be seconds such as (30, 1200), not 30"),
+        ({"budgets": ("30",)}, "Frontier.budgets must be seconds"),
+        ({"held_out": "dense-16-6"}, "Frontier.held_out must be a tuple of names of runs"),
+        ({"draws": 3}, "Frontier.draws must be a whole number of at least 20, not 3"),
+        ({"draws": 50.0}, "Frontier.draws must be a whole number of at least 20, not 50.0"),
     ],
 )
 def test_what_a_frontier_cannot_be_made_of(runs, change, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         make(runs, analysis=Frontier(**change))
+
+
+def test_an_analysis_is_none_but_an_analysis(runs):
+    with pytest.raises(ConfigError, match="Study.analysis must be an analysis, such as Frontier"):
+        make(runs, analysis=Frontier)
+    with pytest.raises(ConfigError, match="or None, not 3"):
+        make(runs, analysis=3)
 
 
 def test_a_frontier_tells_models_by_form_and_size(runs):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moejax.config.checks import check
+from moejax.config.checks import check, shorten
 from moejax.config.config import Config
 from moejax.config.files import differences
 from moejax.lab.frontier.findings import find_all
@@ -43,13 +43,21 @@ class Frontier:
     may_differ: ClassVar[tuple[str, ...]] = ("run.steps",)
 
     def __post_init__(self) -> None:
+        names, budgets, draws = self.held_out, self.budgets, self.draws
         check(
-            bool(self.budgets) and all(0 < budget < math.inf for budget in self.budgets),
-            f"Frontier.budgets must be seconds such as (30, 1200), not {self.budgets!r}.",
+            isinstance(names, tuple) and all(isinstance(name, str) for name in names),
+            "Frontier.held_out must be a tuple of names of runs, such as"
+            f' ("dense-128x3-6250",), not {shorten(names)}.',
         )
         check(
-            self.draws >= FEWEST,
-            f"Frontier.draws must be at least {FEWEST}, not {self.draws!r}.",
+            isinstance(budgets, tuple)
+            and bool(budgets)
+            and all(type(one) in (int, float) and 0 < one < math.inf for one in budgets),
+            f"Frontier.budgets must be seconds such as (30, 1200), not {shorten(budgets)}.",
+        )
+        check(
+            type(draws) is int and draws >= FEWEST,
+            f"Frontier.draws must be a whole number of at least {FEWEST}, not {shorten(draws)}.",
         )
 
     def check(self, runs: Mapping[str, Config]) -> None:

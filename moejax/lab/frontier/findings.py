@@ -132,7 +132,7 @@ def _fit_all(rows: Sequence[Row], draws: int) -> tuple[dict[str, Fit | Unfitted]
         if isinstance(law, Fit):
             fits[DENSE_LAW] = fit_law(dense_law(dense, law.coefficients["c"]), dense, draws)
     if dense and DENSE_LAW not in fits:
-        fits[DENSE_LAW] = Unfitted(name=DENSE_LAW, why="it takes c from the routed law")
+        fits[DENSE_LAW] = Unfitted(name=DENSE_LAW, why="it takes c from the law of routed models")
     for own in _choose_for_experts(rows):
         fits[f"{CLARK}, {own[0].tokens:,} tokens"] = fit_law(clark_law(own), own, draws)
     return fits, notes

@@ -120,6 +120,12 @@ class Study:
             "Study.flops_tolerance must be a share such as 0.05, or None, not"
             f" {shorten(tolerance)}.",
         )
+        check(
+            self.analysis is None
+            or (hasattr(self.analysis, "analyse") and not isinstance(self.analysis, type)),
+            "Study.analysis must be an analysis, such as Frontier(), or None, not"
+            f" {shorten(self.analysis)}.",
+        )
         free = () if self.analysis is None else self.analysis.may_differ
         check_conditions(self.all_configs(), tolerance, free)
         if self.analysis is not None:

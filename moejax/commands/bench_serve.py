@@ -1,4 +1,7 @@
-"""`moejax bench serve`: how fast a model is served, in this process or by a server that runs."""
+"""`moejax bench serve`: how fast a model is served, in this process or by a server that runs.
+
+Letters: P: places of experts and replicas; R: replicas of an expert.
+"""
 
 import asyncio
 import json
@@ -134,7 +137,8 @@ def bench_serve(settings: ServeBenchSettings) -> None:
 def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
     bench, engine_settings = settings.bench, settings.engine
     model, mesh = open_language_model(settings)
-    assert model.tokenizer is not None  # as in every language model that is opened here
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # as in every language model that is opened here
     one_by_one = None
     window = engine_settings.window or model.context
     if bench.compare:
@@ -155,7 +159,7 @@ def _bench_engine(settings: ServeBenchSettings) -> dict[str, Any]:
         target = serving.Target(
             words=f"{settings.path}: {model.description}",
             ask=serving.ask_engine(engine, bench.temperature, bench.seed),
-            texts=Texts(model.tokenizer, model.vocab_size, bench.topics),
+            texts=Texts(tokenizer, model.vocab_size, bench.topics),
             at_once=sizes.lanes * sizes.seats,
             step=lambda rows, length: step_seconds(engine, rows, length, bench.temperature),
             one_by_one=one_by_one,

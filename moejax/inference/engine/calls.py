@@ -4,8 +4,8 @@ The cache is a pool of pages of ``page`` positions, on each *lane* (a device tha
 own; most often there is one). A text has a *seat* on its lane while it runs, and a list of pages.
 
 Letters: B: rows of a call, lane by lane; K: experts a token chooses; L: routed layers; N: tokens of
-a row; Q: pages that a row looks at; S: seats of all lanes; X: the best tokens
-that scores are given of.
+a row; P: modules that make drafts; Q: pages that a row looks at; S: seats of all lanes; X: the best
+tokens that scores are given of.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """A model that is called with rows of tokens, and keeps its texts in pages.
 
-Letters: F: what a call says of a row, side by side; L: routed layers; S: seats of a lane; X: lanes,
-or the best tokens that scores are given of.
+Letters: F: what a call says of a row, side by side; L: routed layers; P: modules that make
+drafts; S: seats of a lane; X: lanes, or the best tokens that scores are given of.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""What experts that follow the load did to a load that was sent."""
+"""What experts that follow the load did to a load that was sent.
+
+Letters: Q: devices that hold experts.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -189,7 +189,7 @@ def has_room(rows: Rows, kept_rows: int, sizes: block_loop.Sizes | None) -> bool
 
 
 def products_forward(
-    products: grouped_products.Products, *inputs: Any, kept_rows: int, **static: str
+    products: grouped_products.Products, *inputs: Any, kept_rows: int, **static: Any
 ) -> tuple[jax.Array, Kept]:
     """By the grouped products of a platform."""
     y_TD, made = grouped_products.forward(products, *inputs, **static)
@@ -206,7 +206,7 @@ def products_backward(
     layer: Any,
     kept: Kept,
     dy_TD: jax.Array,
-    **static: str,
+    **static: Any,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """By the grouped products of a platform."""
     R = grouped_products.count_rows(rows.choice_R.shape[0])

@@ -132,10 +132,15 @@ def bank(
     x_EGCD: jax.Array,
     activation: str,
     dropout: Dropout | None = None,
+    weight_EGC1: jax.Array | None = None,
 ) -> jax.Array:
-    """E networks, each on its own slots: ``w_gate_EDF``, ``w_up_EDF``, ``w_down_EFD``.
+    """E networks, each on its own slots: ``w_gate_EDF``, ``w_up_EDF``, ``w_down_EFD``, times the
+    weights of the slots, if there are such.
 
     Without biases, an empty slot holds zeros and comes out as zeros.
     """
-    x_ETD = x_EGCD.reshape(x_EGCD.shape[0], -1, x_EGCD.shape[-1])
-    return network(params, x_ETD, activation, dropout=dropout).reshape(x_EGCD.shape)
+    E, D = x_EGCD.shape[0], x_EGCD.shape[-1]
+    weight_ET1 = None if weight_EGC1 is None else weight_EGC1.reshape(E, -1, 1)
+    x_ETD = x_EGCD.reshape(E, -1, D)
+    y_ETD = network(params, x_ETD, activation, weight_T1=weight_ET1, dropout=dropout)
+    return y_ETD.reshape(x_EGCD.shape)

@@ -43,9 +43,7 @@ def route(
     weighs_input = isinstance(choice, TokenChoice) and choice.weigh == "input"
     if weighs_input:
         x_GRD = (x_GRD * weight_GR1).astype(x_GSD.dtype)
-    y_GRD = slots.compute(params, x_GRD, travel)
-    if not weighs_input:
-        y_GRD = (y_GRD * weight_GR1).astype(x_GSD.dtype)
+    y_GRD = slots.compute(params, x_GRD, travel, None if weighs_input else weight_GR1)
     if isinstance(choice, TokenChoice):
         y_GSD = jax.vmap(empty_slots)(y_GRD, choice_GR, place_GSK)
     else:  # a token may have any number of experts: here adding up is the cheaper way

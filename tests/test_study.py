@@ -593,6 +593,15 @@ def test_runs_of_unequal_steps_or_text_are_refused(config, part, changes, words)
     study(config, other=with_part(config, "data", seed=5, prefetch=2))
 
 
+def test_unlike_steps_are_allowed_where_the_study_says_so(config):
+    more = {"title": "T", "question": "Q", "unlike_steps": True}
+    longer = with_part(config, "run", steps=24)
+    assert Study(runs={"dense": config, "longer": longer}, **more).runs["longer"] is longer
+    other = with_part(longer, "data", batch_size=16)
+    with pytest.raises(ConfigError, match="the runs do not compare: data.batch_size"):
+        Study(runs={"dense": config, "longer": other}, **more)
+
+
 @pytest.fixture
 def no_compilation_cache():
     """As where the user has chosen none."""

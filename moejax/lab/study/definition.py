@@ -50,6 +50,8 @@ class Study:
     flops_tolerance: float | None = 0.05
     """By how much of the smallest the runs' active FLOPs a token may differ; None for any, where
     that is what is compared."""
+    unlike_steps: bool = False
+    """Runs may have unlike numbers of steps: where all take as long, say, and that is compared."""
     tune: Grid = field(default_factory=dict)
     """Settings to try in every run: by field, or by fields that move together, the values in rising
     order: ``{("optim.learning_rate", "optim.muon_learning_rate"): ((0.01, 0.015), (0.02, 0.03),
@@ -127,6 +129,7 @@ class Study:
             f" {shorten(self.analysis)}.",
         )
         free = () if self.analysis is None else self.analysis.may_differ
+        free += ("run.steps",) * self.unlike_steps
         check_conditions(self.all_configs(), tolerance, free)
         if self.analysis is not None:
             self.analysis.check(self.runs)

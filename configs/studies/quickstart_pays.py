@@ -1,0 +1,62 @@
+"""Does routing pay on the quickstart? Routed models against the dense twin, each for as many steps
+as take the dense one's time, tuned alike, five seeds.
+
+    moejax bench steps configs/studies/quickstart_pays.py      # on a quiet machine
+    moejax study configs/studies/quickstart_pays.py
+
+The first command says what a step of each run takes. STEP has what was measured here, over a step
+of the dense twin; on another machine, put its figures there first. All are evaluated eleven times,
+so the table also has the seconds after which each run is where the dense one ends.
+
+`8x128` is the quickstart's shape. `16x64` has finer experts, four a token, at equal active FLOPs
+and parameters; its groups of 256 tokens drop fewer choices at random, so that it makes do with as
+many slots as choices.
+"""
+
+from pathlib import Path
+
+from moejax import Config, Study, changed, load_config_file
+
+STEPS = 1650
+"""Of the dense twin."""
+STEP = {"8x128": 1.44, "16x64": 1.25}
+"""CPU time of a step over that of the dense twin (docs/benchmarks.md)."""
+SHAPES = {
+    "8x128": {"num_experts": 8, "hidden_size": 128, "top_k": 2},
+    "16x64": {
+        "num_experts": 16,
+        "hidden_size": 64,
+        "top_k": 4,
+        "group_size": 256,
+        "capacity_factor": 1.0,
+    },
+}
+
+
+def get_run(quickstart: Config, steps: float, moe: dict) -> Config:
+    """The quickstart of this shape, evaluated eleven times on a part of the text."""
+    steps = round(steps)
+    run = {"steps": steps, "part_every": None, "eval_every": steps // 11, "checkpoint_every": steps}
+    return changed(quickstart, {"run": run | {"sample_tokens": 0}, "model.moe": moe})
+
+
+def get_study() -> Study:
+    quickstart = load_config_file(Path(__file__).parents[1] / "quickstart.py")
+    routed = {
+        name: get_run(quickstart, STEPS / STEP[name], shape) for name, shape in SHAPES.items()
+    }
+    return Study(
+        title="Does the quickstart pay?",
+        question="In the time of the dense twin, which model gets further?",
+        runs={"dense": get_run(quickstart, STEPS, {"every": 0})} | routed,
+        seeds=(1, 2, 3, 4, 5),
+        baseline="dense",
+        unlike_steps=True,
+        tune={
+            ("optim.learning_rate", "optim.muon_learning_rate"): (
+                (0.01, 0.015),
+                (0.02, 0.03),
+                (0.04, 0.06),
+            )
+        },
+    )

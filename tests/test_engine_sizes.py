@@ -67,7 +67,9 @@ def test_a_step_reads_little_more_than_its_longest_text_has(window, choose):
         (128, {"chunk": 32}, (1, 8, 16, 32), (1, 2, 4), 0),
         (128, {"chunk": 8, "prompt_rows": 2}, (1, 8, 16, 32), (1, 2), 0),
         (128, {"chunk": 100, "page": 8}, (1, 8, 16, 32), (1, 2, 4), 56),
-        (4096, {}, (1, 8, 32), (1, 4), 0),  # as each would be three programs
+        # As each would be three programs.
+        (4096, {}, (1, 8, 32), (1, 4), 64),
+        (4096, {"chunk": 64}, (1, 8, 32), (1, 4), 0),
     ],
 )
 def test_a_cpu_has_calls_of_half_the_size_where_they_save_enough(
@@ -75,6 +77,11 @@ def test_a_cpu_has_calls_of_half_the_size_where_they_save_enough(
 ):
     sizes, _ = choose(None, window, **given)
     assert (sizes.rows, sizes.prompt_rows, sizes.short) == (rows, prompt_rows, short)
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(1, 64), (128, 64), (511, 64), (512, 256)])
+def test_long_texts_are_read_in_larger_parts(window, chunk, choose):
+    assert choose(None, window)[0].chunk == chunk
 
 
 def test_an_accelerator_has_no_calls_of_half_the_size(choose, monkeypatch):

@@ -23,9 +23,10 @@ class EngineSettings:
     memory_share: float | None = None
     """Of the memory that a device has left when the model is there, so much is for pages; by
     default 0.9, and 0.5 of what is free in the machine where its CPU is the device."""
-    chunk: int = 64
+    chunk: int | None = None
     """Tokens of a prompt that are read in one call (and up to whole pages): larger ones read
-    prompts sooner, and hold up running texts longer."""
+    prompts sooner, and hold up running texts longer. By default 64, and 256 where a text may have
+    512 positions or more."""
     prompt_rows: int = 4
     """Prompts that one call reads, at most, on each device."""
     prompt_calls: int = 1

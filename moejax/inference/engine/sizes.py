@@ -47,7 +47,7 @@ def choose_sizes(
         lanes = device_mesh.token_devices()
     window = settings.window or context
     seats, page = ceil(settings.seats / lanes), settings.page or choose_page(window)
-    chunk = ceil(settings.chunk / page) * page
+    chunk = ceil((settings.chunk or choose_chunk(window)) / page) * page
     # What the first token of a call sees need not begin with a page.
     seen = ceil((window - 1) / page)
     most = ceil((window - 1 + drafts) / page) + 1
@@ -84,10 +84,12 @@ def choose_sizes(
 
 def fit_calls(sizes: Sizes) -> Sizes:
     """With calls of half the rows and tokens, too, where these save enough, and where there is one
-    table: with several, each would be as many programs more.
+    table: with several, each would be as many programs more. Then one prompt may have a call of a
+    quarter of the tokens alone, since most prompts are shorter than a large chunk.
     """
     if len(sizes.tables) + len(sizes.prompt_tables) > 2:
-        return sizes
+        quarter = ceil(sizes.chunk / 4 / sizes.page) * sizes.page
+        return replace(sizes, short=quarter if sizes.chunk - quarter >= 2 * SAVED_TOKENS else 0)
     half, tokens = ceil(sizes.seats / 2), ceil(sizes.chunk / 2 / sizes.page) * sizes.page
     prompts = ceil(sizes.prompt_rows[-1] / 2)
     rows, prompt_rows = set(sizes.rows), set(sizes.prompt_rows)
@@ -175,6 +177,13 @@ def choose_page(window: int) -> int:
     their slots empty: half a page at their end, and half a page before the window.
     """
     return 4 if window < 256 else 8 if window < 512 else 16
+
+
+def choose_chunk(window: int) -> int:
+    """Tokens of a prompt in one call. Each call reads all experts that its tokens choose, so large
+    ones cost less a token; prompts of models with a short window would not fill them.
+    """
+    return 64 if window < 512 else 256
 
 
 def bytes_on_device(

@@ -110,6 +110,7 @@ REFUSED = [
     ["bench", "peers", "--tokens", "0"],
     ["bench", "scaling", "--tokens", "0"],
     ["bench", "gpu", "--tokens", "0"],
+    ["bench", "steps", "/nowhere.py"],
     ["bench", "generate"],
     ["bench", "serve"],
     ["bench", "serve", "model", "--url", "http://localhost:8000"],

@@ -95,7 +95,7 @@ WRITING = {
     "output": (["report", "run", "--output", "twin/x.html"], "twin/x.html", "--output FILE"),
     "study": (["study", "study.py"], "studies/study/study.html", "--directory DIR"),
     "results": (["study", "study.py"], "studies/study/results.json", "--directory DIR"),
-    "its runs": (["study", "study.py"], "studies/study/a/metrics.jsonl", "--directory DIR"),
+    "its runs": (["study", "study.py"], "metrics.jsonl", "--store DIR"),
     "import": (["import", "model", "new"], "new/.unfinished/config.json", "another new directory"),
     "upcycle": (
         ["upcycle", "dense", "new"],

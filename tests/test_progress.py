@@ -14,7 +14,7 @@ import pytest
 from moejax.config.measure import BITS_PER_BYTE
 from moejax.lab.study import study_clock
 from moejax.lab.study.study_clock import StudyClock
-from moejax.train import progress as screen
+from moejax.runtime import live_line as screen
 from moejax.train.progress import Progress
 
 LINE = {

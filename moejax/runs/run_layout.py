@@ -6,13 +6,9 @@ FOLDERS = LOAD, CHOICES, PART_CHOICES, CLASSES = ("load", "choices", "part_choic
 PROFILE, OPERATIONS = "profile", "operations.json"
 """The folder of traces, and the table in it."""
 
-MAY_CHANGE = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         "run.directory",
-        "run.steps",
-        "run.log_every",
-        "run.eval_every",
-        "run.part_every",
         "run.checkpoint_every",
         "run.keep_checkpoints",
         "run.peak_flops",
@@ -25,26 +21,34 @@ MAY_CHANGE = frozenset(
         "run.sample_tokens",
         "run.sample_temperature",
         "data.directory",
-        "data.eval_batch_size",
         "data.prefetch",
+        "data.token_cache",
         "distributed.coordinator_address",
         "distributed.initialize",
         "distributed.num_processes",
         "distributed.process_id",
-        "mesh.data",
-        "mesh.context",
-        "mesh.expert",
-        "mesh.model",
-        "mesh.fsdp",
-        "mesh.zero1",
-        "mesh.expert_parallel",
-        "mesh.chunks",
-        "model.remat",
-        "model.remat_keep",
-        "optim.offload",
-        "model.unroll",
     }
 )
+"""Settings that change no figure of a training that comes to its end."""
+MAY_CHANGE = WITHOUT_EFFECT | {
+    "run.steps",
+    "run.log_every",
+    "run.eval_every",
+    "run.part_every",
+    "data.eval_batch_size",
+    "mesh.data",
+    "mesh.context",
+    "mesh.expert",
+    "mesh.model",
+    "mesh.fsdp",
+    "mesh.zero1",
+    "mesh.expert_parallel",
+    "mesh.chunks",
+    "model.remat",
+    "model.remat_keep",
+    "optim.offload",
+    "model.unroll",
+}
 """Settings that a run may change when it goes on; all others would make it another run."""
 
 OF_MODELS = ("*.safetensors", "adapter_config.json", "model/")

@@ -1,21 +1,12 @@
 """What a training shows on the screen: lines that stay, and on a terminal a live one below them."""
 
-import shutil
-import sys
-import threading
 import time
 from collections.abc import Callable
 
-from tqdm import tqdm
-
 from moejax.config.measure import Measure
+from moejax.runtime.live_line import LiveLine
 from moejax.runtime.number_words import duration
 from moejax.train.metrics import describe_sources
-
-SILENCE = 60.0
-"""Seconds after which a line is printed, where there is no live one."""
-TICK = 1.0
-"""Seconds after which the live line is drawn again, where no step is done."""
 
 Beside = Callable[[float], str]
 """From the seconds that a training has left: what is shown beside them, of a whole study."""
@@ -34,24 +25,11 @@ class Progress:
         quiet: bool = False,
         beside: Beside | None = None,
     ) -> None:
-        self.quiet = quiet
-        self.live = sys.stdout.isatty() and not quiet
-        # Asked for its size, a terminal that does not know it says 0, and tqdm draws nothing.
-        self._bar = tqdm(
-            disable=not self.live,
-            file=sys.stdout,
-            bar_format="{desc}",
-            leave=False,
-            ncols=1000,
-            nrows=20,
-        )
         self._steps, self._done, self._measure, self._beside = steps, done, measure, beside
         self._first, self._latest = done, ""
-        self._started = self._said = time.monotonic()
+        self._started = time.monotonic()
         self._waiting: tuple[str, float] | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="moejax-progress")
-        self._thread.start()
+        self._line = LiveLine(self._describe, quiet)
 
     def begin_compilation(self) -> None:
         """The first step is compiled, which takes long."""
@@ -69,9 +47,7 @@ class Progress:
         # Commas stand between parts; those inside of numbers have no space behind them.
         self._latest = f"loss {loss:.3f}, {per_second:,.0f} {self._measure.unit}/s"
         self._latest += "" if mfu is None else f", MFU {mfu:.1%}"
-        if self.live:
-            self._bar.set_description_str(self._describe(), refresh=False)
-            self._bar.update(1)
+        self._line.draw()
 
     def end_compilation(self) -> None:
         """The first step is done: tell how long the start took; time left counts from here."""
@@ -82,11 +58,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the live one."""
-        self._said = time.monotonic()
-        if self.live:
-            self._bar.write(text, file=sys.stdout)
-        elif not self.quiet:
-            print(text, flush=True)
+        self._line.say(text)
 
     def print_interval(self, line: dict) -> None:
         """One line for a logging interval."""
@@ -107,22 +79,10 @@ class Progress:
 
     def close(self) -> None:
         """Take the live line away."""
-        self._closing.set()
-        self._thread.join()
-        self._bar.close()
+        self._line.close()
 
-    def _run(self) -> None:
-        """Show that something goes on, while nothing else does."""
-        while not self._closing.wait(TICK):
-            if self.live:
-                self._bar.set_description_str(self._describe())
-            elif time.monotonic() - self._said > SILENCE:
-                self.say(self._describe(width=1000))
-
-    def _describe(self, width: int | None = None) -> str:
-        """What goes on, in at most ``width`` columns: what matters most comes first."""
-        # A terminal that does not know its width, or knows it as 0, is taken to have 80.
-        room = (width or shutil.get_terminal_size().columns) - 1
+    def _describe(self, room: int) -> str:
+        """What goes on, in so many columns: what matters most comes first."""
         parts = [f"step {self._done}/{self._steps}"]
         if self._waiting is not None:
             what, since = self._waiting
@@ -133,7 +93,7 @@ class Progress:
         text = parts[0]
         for part in parts[1:]:
             text += f"  {part}" if len(text) + len(part) + 2 <= room else ""
-        return text[:room]
+        return text
 
     def _say_left(self) -> str:
         """The time left, by the mean of the steps so far."""

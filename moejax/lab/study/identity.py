@@ -28,6 +28,7 @@ from moejax.data.images import mark_images, open_images
 from moejax.data.mixed_corpus import open_corpus
 from moejax.data.tokenizer import load_tokenizer
 from moejax.routing.routers import ROUTERS
+from moejax.runs.run_layout import WITHOUT_EFFECT
 from moejax.runs.same_model import sum_arrays
 
 PLACES = frozenset(
@@ -42,30 +43,6 @@ PLACES = frozenset(
     }
 )
 """Settings that say where something lies: what lies there is a part of the name in their place."""
-WITHOUT_EFFECT = frozenset(
-    {
-        "run.directory",
-        "run.checkpoint_every",
-        "run.keep_checkpoints",
-        "run.peak_flops",
-        "run.profile",
-        "run.tensorboard",
-        "run.wandb",
-        "run.max_skipped_in_a_row",
-        "run.force",
-        "run.sample_prompt",
-        "run.sample_tokens",
-        "run.sample_temperature",
-        "data.directory",
-        "data.prefetch",
-        "data.token_cache",
-        "distributed.coordinator_address",
-        "distributed.initialize",
-        "distributed.num_processes",
-        "distributed.process_id",
-    }
-)
-"""Settings that change no figure of a training that comes to its end."""
 LEFT_OUT = PLACES | WITHOUT_EFFECT
 LETTERS = 12
 """Of the digest, in a name: 48 bits."""

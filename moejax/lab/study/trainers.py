@@ -16,9 +16,9 @@ from moejax.config.config import Config
 from moejax.config.errors import InUseError, RunError
 from moejax.config.files import to_dict
 from moejax.config.own_code import find_router_file
-from moejax.lab.study.live_line import LiveLine
 from moejax.lab.study.study_clock import StudyClock
 from moejax.lab.study.trials import Trial
+from moejax.runtime.live_line import LiveLine
 from moejax.runtime.machine import limit_threads
 from moejax.runtime.stop import Stopped, StopSignals
 
@@ -205,8 +205,8 @@ class SideBySide:
         self.say(f"{stopped.name}: {GOES_ON}")
         raise stopped
 
-    def _describe(self) -> str:
-        """How far all are, in a line."""
+    def _describe(self, room: int) -> str:
+        """How far all are, in a line, whatever room there is."""
         clock = self._clock
         parts = [f"study: {clock.done} of {clock.count} done"]
         parts += [worker.describe() for worker in self._workers.values()]

@@ -21,10 +21,10 @@ from moejax.config.files import read_config_json
 from moejax.config.idle import differences_that_matter
 from moejax.lab.study.definition import Study
 from moejax.lab.study.grid import Setting
-from moejax.lab.study.identity import LEFT_OUT, WITHOUT_EFFECT
+from moejax.lab.study.identity import LEFT_OUT
 from moejax.lab.study.results import Outcome, Status
 from moejax.runs.records import Run, read_run
-from moejax.runs.run_layout import MAY_CHANGE
+from moejax.runs.run_layout import MAY_CHANGE, WITHOUT_EFFECT
 
 DIVERGED = "diverged.txt"
 """In a run's directory: why it was given up. Without it the run would be taken up again."""

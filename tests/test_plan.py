@@ -46,9 +46,9 @@ def settings(**given) -> CostSettings:
     return CostSettings(**{"device": "cpu"} | given)
 
 
-def wider(config, **model):
+def wider(config, dispatch="einsum", **model):
     """The config with a model so wide that products are most of its arithmetic."""
-    moe = replace(config.model.moe, hidden_size=128, group_size=64, dispatch="einsum")
+    moe = replace(config.model.moe, hidden_size=128, group_size=64, dispatch=dispatch)
     sizes = {"width": 128, "num_heads": 4, "unroll": None, "moe": moe} | model
     data = replace(config.data, sequence_length=64, batch_size=8)
     return replace(config, model=replace(config.model, **sizes), data=data)
@@ -75,6 +75,7 @@ def compile_tiny(config):
     [
         {"next_tokens": 1},
         {"remat": "layer"},
+        pytest.param({"remat": "layer", "dispatch": "gather"}, marks=pytest.mark.slow),
         pytest.param({"remat": "attention"}, marks=pytest.mark.slow),
         pytest.param({"remat": "experts"}, marks=pytest.mark.slow),
         pytest.param(

@@ -116,12 +116,13 @@ def count_rule(config: Config) -> int:
 def list_routed_products(config: Config, flops: float) -> list[Product]:
     """The products of the experts, and those of the ``einsum`` dispatch. Empty slots are computed,
     too. Where the outputs of the experts are weighted, the gradient of the weights needs the
-    outputs again.
+    outputs again; ``gather`` weighs hidden numbers instead, unless experts are spread.
     """
     model, moe = config.model, config.model.moe
     last = 1 / len(matrices(model.activation))
     dispatch, _ = choose_dispatch(config)
     weighs_output = not moe.built_router.weighs_input
+    asks_again = dispatch == "einsum" or (dispatch == "gather" and config.mesh.expert > 1)
     if dispatch != "grouped":
         flops *= moe.num_experts * count_slots(config) / moe.group_size / moe.mean_experts
     found = [
@@ -129,7 +130,7 @@ def list_routed_products(config: Config, flops: float) -> list[Product]:
         Product(
             "experts",
             flops * last,
-            again=dispatch != "grouped" and weighs_output,
+            again=weighs_output and asks_again,
             half="experts",
             name="expert_outputs",
         ),

@@ -41,14 +41,17 @@ SETTINGS = [
 ]
 
 
-def make_runner(config, params, devices=1, layout=ALONE, place_LER=None, **changes) -> PageRunner:
+def make_runner(
+    config, params, devices=1, layout=ALONE, place_LER=None, cache=None, **changes
+) -> PageRunner:
     mesh = device_mesh.make_mesh(layout, jax.devices()[:devices])
     with jax.set_mesh(mesh):
         lanes = device_mesh.token_devices()
     sizes = {"seats": 4, "page": 4, "pages": 33, "rows": (4,), "prompt_rows": (2,), "chunk": 8}
     sizes = Sizes(**{"lanes": lanes, "tables": (12,), "prompt_tables": (12,)} | sizes | changes)
     given = (config, layout, params, bias_of(config))
-    return PageRunner(*given, mesh=mesh, sizes=sizes, window=WINDOW, place_LER=place_LER)
+    kept = {"place_LER": place_LER, "cache": cache}
+    return PageRunner(*given, mesh=mesh, sizes=sizes, window=WINDOW, **kept)
 
 
 def requests() -> list[Request]:
@@ -156,13 +159,26 @@ def compiled(runner: PageRunner, N: int, rows: int):
         return runner._run.lower(*given, N=N, every=False).compile()
 
 
-@pytest.mark.parametrize("N", [0, pytest.param(8, marks=pytest.mark.slow)])
-def test_the_pool_is_written_in_place_and_only_pages_that_are_looked_at_are_read(params, N):
+@pytest.mark.parametrize(
+    ("N", "rows", "cache", "unroll"),
+    [
+        (0, 4, None, False),
+        pytest.param(8, 2, None, False, marks=pytest.mark.slow),
+        pytest.param(0, 1, None, True, marks=pytest.mark.slow),
+        pytest.param(0, 1, "bfloat16", True, marks=pytest.mark.slow),
+        (0, 1, "int8", True),
+        pytest.param(0, 4, "int8", True, marks=pytest.mark.slow),
+        pytest.param(8, 1, "int8", True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_pool_is_written_in_place_and_only_pages_that_are_looked_at_are_read(
+    params, N, rows, cache, unroll
+):
     """All of it is an argument and a result that share their memory, and the whole program moves a
     small part of what the pool has.
     """
-    runner = make_runner(TINY, params, pages=20_000)
-    program = compiled(runner, N, 4 if N == 0 else 2)
+    runner = make_runner(replace(TINY, unroll=unroll), params, pages=20_000, cache=cache)
+    program = compiled(runner, N, rows)
     size = sum(x.nbytes for x in jax.tree.leaves(runner._state["pool"]))
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 20

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,6 +23,8 @@ from moejax.models.kv_cache import Cache, CacheType, empty_layers
 from moejax.models.layer_runs import count_kept
 from moejax.runtime.partition import CACHE, TOKENS
 
+NOWHERE = np.iinfo(np.int32).max
+"""A page, or a seat, that there is not: what is written to it is dropped."""
 Pool = list[Cache]
 """For each run of layers (see ``layer_runs``), and for the modules that predict further tokens if
 there are any, its arrays: of positions [X, L, P, Y, ...], and of
@@ -65,10 +68,20 @@ class PageSlots:
     """Whether the row's text begins with these tokens."""
 
     def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
+        page_BN, offset_BN = self.page_BN, self.offset_BN
+        if page_BN.size == len(kept):
+            # Of a single update on a lane XLA makes another operation, for which it copies scales:
+            # a second one goes nowhere.
+            page_BN, x_BN = (
+                jnp.pad(one, ((0, 0), (0, 1), *((0, 0),) * (one.ndim - 2)), constant_values=value)
+                for one, value in ((page_BN, NOWHERE), (x_BN, 0))
+            )
+            offset_BN = jnp.pad(offset_BN, ((0, 0), (0, 1)))
+
         def put(kept_LPY: jax.Array, page_RN: Any, offset_RN: Any, x_RN: jax.Array) -> jax.Array:
             return kept_LPY.at[layer, page_RN, offset_RN].set(x_RN, mode="drop")
 
-        return _on_lanes(put, kept, self.page_BN, self.offset_BN, x_BN)
+        return _on_lanes(put, kept, page_BN, offset_BN, x_BN)
 
     def read(self, kept: jax.Array, layer: jax.Array | int, first: Any, count: int) -> jax.Array:
         """``first`` is the first slot of a page."""
@@ -149,12 +162,11 @@ def find_slots(rows: PagedRows, N: int, pool: Pool) -> PageSlots:
     slot_BN = (rows.at_B - rows.begin_B)[:, None] + jnp.arange(N)
     number_BN = jnp.minimum(slot_BN // page, rows.table_BQ.shape[1] - 1)
     page_BN = jnp.take_along_axis(rows.table_BQ, number_BN, axis=1)
-    nowhere = jnp.iinfo(jnp.int32).max
     return PageSlots(
-        page_BN=jnp.where(real_BN, page_BN, nowhere),
+        page_BN=jnp.where(real_BN, page_BN, NOWHERE),
         offset_BN=slot_BN % page,
         table_BQ=rows.table_BQ,
-        seat_B=jnp.where(rows.count_B > 0, rows.seat_B, nowhere),
+        seat_B=jnp.where(rows.count_B > 0, rows.seat_B, NOWHERE),
         end_B=rows.at_B - rows.begin_B + rows.count_B,
         new_B=rows.at_B == 0,
     )

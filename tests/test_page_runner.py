@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from test_generate import TINY, TOKENIZER, V, bias_of, generator, made
 
-from moejax.config import MeshConfig, ModelConfig, MoEConfig
+from moejax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig
+from moejax.config.delta import DeltaConfig
 from moejax.config.errors import ConfigError
 from moejax.inference.engine.calls import Sizes
 from moejax.inference.engine.core import Core
@@ -182,6 +183,26 @@ def test_the_pool_is_written_in_place_and_only_pages_that_are_looked_at_are_read
     size = sum(x.nbytes for x in jax.tree.leaves(runner._state["pool"]))
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 20
+    assert count_bytes(program.as_text()) < size / 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("N", [0, 8])
+def test_a_text_alone_moves_no_memory_of_other_seats(N):
+    attention = AttentionConfig(kinds=("delta", "full"))
+    delta = DeltaConfig(key_heads=2, value_heads=2, key_size=8, value_size=8)
+    config = replace(TINY, unroll=True, attention=attention, delta=delta)
+    params = jax.eval_shape(lambda: made(config))
+    mesh = device_mesh.make_mesh(ALONE, jax.devices()[:1])
+    runner = PageRunner(config, ALONE, params, bias_of(config), mesh=mesh, window=WINDOW)
+    chosen = choose_sizes(config, WINDOW, mesh, EngineSettings(seats=20_000, pages=100))
+    runner.sizes, runner._state = (
+        chosen,
+        jax.eval_shape(functools.partial(runner._empty_state, chosen)),
+    )
+    program = compiled(runner, N, 1)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(runner._state["pool"]))
+    assert size > 1e7 and program.memory_analysis().temp_size_in_bytes < size / 20
     assert count_bytes(program.as_text()) < size / 20
 
 

@@ -68,15 +68,7 @@ class PageSlots:
     """Whether the row's text begins with these tokens."""
 
     def write(self, kept: jax.Array, x_BN: jax.Array, layer: jax.Array | int) -> jax.Array:
-        page_BN, offset_BN = self.page_BN, self.offset_BN
-        if page_BN.size == len(kept):
-            # Of a single update on a lane XLA makes another operation, for which it copies scales:
-            # a second one goes nowhere.
-            page_BN, x_BN = (
-                jnp.pad(one, ((0, 0), (0, 1), *((0, 0),) * (one.ndim - 2)), constant_values=value)
-                for one, value in ((page_BN, NOWHERE), (x_BN, 0))
-            )
-            offset_BN = jnp.pad(offset_BN, ((0, 0), (0, 1)))
+        page_BN, offset_BN, x_BN = _widen_single(len(kept), self.page_BN, self.offset_BN, x_BN)
 
         def put(kept_LPY: jax.Array, page_RN: Any, offset_RN: Any, x_RN: jax.Array) -> jax.Array:
             return kept_LPY.at[layer, page_RN, offset_RN].set(x_RN, mode="drop")
@@ -98,23 +90,38 @@ class PageSlots:
         return jnp.where(_widen(own_BM, x_BM), x_BM, 0)[:, :count]
 
     def remember(self, kept: jax.Array, x_B: jax.Array, layer: jax.Array | int) -> jax.Array:
-        def put(kept_LS: jax.Array, seat_R: jax.Array, x_R: jax.Array) -> jax.Array:
-            return kept_LS.at[layer, seat_R].set(x_R, mode="drop")
+        def put(kept_LS: jax.Array, seat_R1: jax.Array, x_R1: jax.Array) -> jax.Array:
+            return kept_LS.at[layer, seat_R1].set(x_R1, mode="drop")
 
-        return _on_lanes(put, kept, self.seat_B, x_B)
+        seat_B1, x_B1 = _widen_single(len(kept), self.seat_B[:, None], x_B[:, None])
+        return _on_lanes(put, kept, seat_B1, x_B1)
 
     def recall(self, kept: jax.Array, layer: jax.Array | int) -> jax.Array:
-        def take(kept_LS: jax.Array, seat_R: jax.Array) -> jax.Array:
-            return kept_LS.at[layer, seat_R].get(mode="clip")
+        def take(kept_LS: jax.Array, seat_R1: jax.Array) -> jax.Array:
+            return kept_LS.at[layer, seat_R1].get(mode="clip")
 
-        x_XR = _on_lanes(take, kept, self.seat_B)
-        x_B = x_XR.reshape(-1, *kept.shape[3:])
+        (seat_B1,) = _widen_single(len(kept), self.seat_B[:, None])
+        x_XR1 = _on_lanes(take, kept, seat_B1)
+        x_B = x_XR1.reshape(*seat_B1.shape, *kept.shape[3:])[:, 0]
         return jnp.where(_widen(self.new_B, x_B), 0, x_B)
 
 
 def _widen(mask: jax.Array, x: jax.Array) -> jax.Array:
     """A mask of the first dimensions of an array, for the others, too."""
     return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
+
+
+def _widen_single(lanes: int, place_BN: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+    """Places that are written to or read, and what goes with them; of a single one on each lane,
+    with another one behind it, which goes nowhere. Of a single one XLA makes other operations, for
+    which it copies all that is kept.
+    """
+    if place_BN.size != lanes:
+        return place_BN, *others
+    return tuple(
+        jnp.pad(x, ((0, 0), (0, 1), *((0, 0),) * (x.ndim - 2)), constant_values=value)
+        for x, value in ((place_BN, NOWHERE), *((x, 0) for x in others))
+    )
 
 
 def _on_lanes(act: Callable, kept: jax.Array, *of_rows: jax.Array) -> jax.Array:

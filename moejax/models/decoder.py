@@ -98,9 +98,8 @@ class DecoderLM(nn.Module):
             return x_BND if every else take_last(x_BND, rows.count_B)
 
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        batch, context = make_paged_context(self.config, token_BN, rows, pool, reach)
-        (x_B1D,), head, routed, layers, _ = self._run(batch, False, own, context, Kept(pool, take))
-        return head.read(x_B1D), [*layers, *pool[len(layers) :]], routed
+        x_B1D, head, pool, routed, _ = self._go_on(token_BN, rows, Kept(pool, take), own, reach)
+        return head.read(x_B1D), pool, routed
 
     def extend_for_modules(
         self,
@@ -116,12 +115,23 @@ class DecoderLM(nn.Module):
         keep comes last in the pool, and stays as it was with both.
         """
         own = {"bias_E": bias_LE, "place_ER": place_LER}
-        batch, context = make_paged_context(self.config, token_BN, rows, pool, reach)
         kept = Kept(pool, lambda x_BND: x_BND)
-        (x_BND,), head, routed, layers, embed = self._run(batch, False, own, context, kept)
+        x_BND, head, pool, routed, embed = self._go_on(token_BN, rows, kept, own, reach)
         x_B1D = x_BND if every else take_last(x_BND, rows.count_B)
-        reading = Reading(x_BND, embed, head)
-        return head.read(x_B1D), [*layers, *pool[len(layers) :]], routed, reading
+        return head.read(x_B1D), pool, routed, Reading(x_BND, embed, head)
+
+    def _go_on(
+        self,
+        token_BN: jax.Array,
+        rows: PagedRows,
+        kept: Kept,
+        own: dict[str, jax.Array | None],
+        reach: int | None,
+    ) -> tuple[jax.Array, Head, Pool, Routed | None, Embed]:
+        """What the head reads of the positions that are ``kept``, and the pool with the tokens."""
+        batch, context = make_paged_context(self.config, token_BN, rows, kept.layers, reach)
+        (x_B1D,), head, routed, layers, embed = self._run(batch, False, own, context, kept)
+        return x_B1D, head, [*layers, *kept.layers[len(layers) :]], routed, embed
 
     @nn.compact
     def _run(

@@ -48,9 +48,9 @@ def choose_block_sizes(rows: int, num_experts: int) -> Sizes:
     return tuple(sorted(set(sizes)))
 
 
-def count_rows(rows: int, num_experts: int) -> int:
+def count_rows(rows: int, num_experts: int, sizes: Sizes | None = None) -> int:
     """Rows of an array that every block can be written into: the last one may hang over."""
-    return rows + choose_block_sizes(rows, num_experts)[-1]
+    return rows + (sizes or choose_block_sizes(rows, num_experts))[-1]
 
 
 def forward(

@@ -185,7 +185,7 @@ def loop_backward(
 def has_room(rows: Rows, kept_rows: int, sizes: block_loop.Sizes | None) -> bool:
     """Whether arrays of so many rows hold all blocks of the loop."""
     R, E = rows.choice_R.shape[0], rows.size_E.shape[0]
-    return kept_rows >= R + (sizes or block_loop.choose_block_sizes(R, E))[-1]
+    return kept_rows >= block_loop.count_rows(R, E, sizes)
 
 
 def products_forward(

@@ -47,7 +47,7 @@ def get_study() -> Study:
     return Study(
         title="Does the quickstart pay?",
         question="In the time of the dense twin, which model gets further?",
-        runs={"dense": get_run(quickstart, STEPS, {"every": 0})} | routed,
+        runs={"dense": get_run(quickstart, STEPS, SHAPES["16x64"] | {"every": 0})} | routed,
         seeds=(1, 2, 3, 4, 5),
         baseline="dense",
         unlike_steps=True,

@@ -14,6 +14,7 @@ from moejax.config.errors import ConfigError
 from moejax.data.byte_tokenizer import ByteTokenizer
 from moejax.inference.engine.engine import Engine, FullError, StoppedError
 from moejax.inference.engine.engine_settings import EngineSettings
+from moejax.inference.engine.readers import LoopPost
 from moejax.inference.engine.texts import TextRules
 
 ENDLESS = 10**8
@@ -285,6 +286,15 @@ def test_texts_whose_event_loop_is_gone_are_cancelled(make_engine):
     asyncio.run(ask())
     wait_until(lambda: idle(engine))
     assert engine.stats().ended["cancelled"] == 3
+
+
+def test_an_event_loop_that_was_woken_and_then_closed_takes_nothing_more():
+    loop = asyncio.new_event_loop()
+    post = LoopPost(loop)
+    post.bring([(None, None)])
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        post.bring([(None, None)])
 
 
 def test_what_is_done_between_steps_is_done_in_its_thread(make_engine):

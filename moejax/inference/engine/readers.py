@@ -44,6 +44,8 @@ class LoopPost:
 
     def bring(self, items: list[tuple[Reader, Item]]) -> None:
         """Raises ``RuntimeError`` if the loop is closed."""
+        if self.loop.is_closed():  # it may have been woken, and never have looked
+            raise RuntimeError("the event loop is closed.")
         with self._lock:
             asleep = not self._items
             self._items += items

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import note_compilations
 from test_generate import TINY, TOKENIZER, V, bias_of, generator, made
 
 from moejax.config import AttentionConfig, MeshConfig, ModelConfig, MoEConfig
@@ -110,19 +111,13 @@ def test_texts_are_those_of_generate_and_nothing_is_compiled_but_at_the_start(ru
     """Settings of all kinds beside each other, one text beyond the window, more texts than seats;
     and what is told of tokens and experts.
     """
-    compiled = []
-
-    def count(name, *_, **__):
-        compiled.extend([name] * name.endswith("/backend_compile_duration"))
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    runner.warm()
-    jax.monitoring.unregister_event_duration_listener(count)
+    with note_compilations() as compiled:
+        runner.warm()
     assert len(compiled) == 2  # each once, though in a thread of its own
-    programs = runner.programs
-    tokens, _ = run_core(runner)
+    with note_compilations() as compiled:
+        tokens, _ = run_core(runner)
+    assert not compiled
     assert [[token.id for token in text] for text in tokens] == wanted()
-    assert runner.programs == programs == 2
     for n, text in enumerate(tokens):
         for token in text:
             assert (token.logprob is None) == (n not in (1, 3))

@@ -207,7 +207,7 @@ def test_experts_that_move_change_no_text_and_hold_up_none(layout, monkeypatch):
     model, expert_LP, place_LER = add_places(model, mesh, 8)
     runner = make_runner(TINY, model.params, 8, layout, place_LER, **SPARE)
     runner.warm()
-    programs, log = runner.programs, []
+    log = []
     placed = PlacedExperts(runner, TINY, mesh, expert_LP)
     note(runner, "extend", log)
     said: list[str] = []
@@ -236,7 +236,7 @@ def test_experts_that_move_change_no_text_and_hold_up_none(layout, monkeypatch):
         assert [text.ids for text in engine.run(requests())] == wanted()
         by_load.turn()
         now = engine.stats().balance.shares()["now"][0]
-    assert runner.programs == programs
+    assert runner._run._cache_size() == len(runner.sizes.shapes())  # no other programs than before
     before, after = (shares[when][0] for when in ("before", "after"))
     assert f"of 2 layers: mean over largest load of devices {before:.3f} -> {after:.3f}" in said[-1]
     # The same texts again: what was planned is about what is measured.
@@ -261,7 +261,7 @@ def test_experts_that_move_while_drafts_are_checked_change_no_text(monkeypatch):
     dense = replace(TINY, num_layers=1, moe=replace(TINY.moe, every=0))
     lanes |= {"ahead": 0, "checks": False}
     smaller = make_drafting_runner(dense, layout, made(dense), None, mesh, **lanes)
-    placed, programs = PlacedExperts(runner, config, mesh, expert_LP), runner.programs
+    placed = PlacedExperts(runner, config, mesh, expert_LP)
     accepted: list[int] = []
 
     def anywhere(load_LE, expert_LP, devices):
@@ -276,7 +276,7 @@ def test_experts_that_move_while_drafts_are_checked_change_no_text(monkeypatch):
         assert texts == wanted(), drafter
         assert stats.drafted > stats.accepted and stats.balance.moves >= 5
         accepted.append(stats.accepted)
-    assert max(accepted) > 0 and runner.programs == programs
+    assert max(accepted) > 0 and runner._run._cache_size() == len(runner.sizes.shapes())
 
 
 def note(holder, name: str, log: list[str]) -> None:

@@ -122,7 +122,10 @@ class PageRunner:
         return Drawn(**told)
 
     def warm(self) -> None:
-        """Compile all calls of these sizes, several at a time, and make each without a text."""
+        """Compile all calls of these sizes, several at a time. GPUs and TPUs make each, too, which
+        shows that there is memory for it; on a CPU one without a text takes as long as any, up to
+        seconds with a long window.
+        """
         calls = [
             replace(empty_call(rows * self.sizes.lanes, tokens, pages), every=every)
             for rows, tokens, pages, every in self.sizes.shapes()
@@ -134,18 +137,14 @@ class PageRunner:
                 compiled.append(threads.submit(self._run.lower(*given, **how).compile))
             for one in compiled:
                 one.result()
-        for call in calls:  # what was compiled is found
+        for call in calls if self._far else ():  # what was compiled is found
             self.extend(call)
+        jax.block_until_ready(self._state)
 
     def _given(self, call: Call) -> tuple[tuple, dict[str, Any]]:
         """The arguments of a call."""
         N = 0 if call.token_BN is None else call.token_BN.shape[1]
         return (self._weights, self._state, pack(call)), {"N": N, "every": call.every}
-
-    @property
-    def programs(self) -> int:
-        """How many have been compiled."""
-        return self._run._cache_size()
 
     def load_LE(self) -> np.ndarray | None:
         """As ``calls.Runner.load_LE``."""

@@ -349,6 +349,7 @@ def list_sizes(traced: jax.extend.core.Jaxpr) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_a_training_step_has_no_array_of_all_pairs(tiny):
     assert max(list_sizes(trace_step(tiny, "auto").jaxpr.jaxpr)) < LONG * LONG
 

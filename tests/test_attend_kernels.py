@@ -95,6 +95,7 @@ def carried(form: str) -> list[str]:
 QUICK = next(iter(CASES))
 
 
+@pytest.mark.slow
 def test_splash_is_the_oracle_with_and_without_a_window_with_sinks_and_wide_values():
     agree(SPLASH, QUICK)
 

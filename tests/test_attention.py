@@ -62,6 +62,7 @@ def draw(config: ModelConfig) -> dict:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_outputs_a_gradient_and_text_token_by_token_are_those_of_float64(case):
     config = configure(CASES[case])

@@ -84,6 +84,7 @@ def test_wrong_shapes_are_refused():
         CompiledBench(experts=8, top_k=9)
 
 
+@pytest.mark.slow
 def test_the_command_prints_figures():
     shape = "--tokens 256 --width 16 --hidden 16 --experts 4 --rounds 1 --dispatch grouped"
     shape += " --skew 0.5"

@@ -124,6 +124,7 @@ def test_rates_are_of_all_texts_together():
     }
 
 
+@pytest.mark.slow
 def test_all_is_measured_and_reported():
     """The clock is not tested, only that there are figures for each size."""
     bench = GenerationBench(batch=(1, 2), prompt_tokens=4, tokens=3, rounds=1)
@@ -143,6 +144,7 @@ def released(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "config.json"])
 def test_a_config_json_is_enough_to_compile(released, capsys, name):
     words = ["bench", "generate", "--hf", str(released / name), "--batch", "1", "--compiled"]
@@ -155,6 +157,7 @@ def test_a_config_json_is_enough_to_compile(released, capsys, name):
     assert result["batches"][0]["temporary_bytes"] == result["temporary_bytes"]
 
 
+@pytest.mark.slow
 def test_the_compiled_figures_are_a_table_for_people(released, capsys):
     run(["bench", "generate", "--hf", str(released), "--batch", "1", "2", "--compiled"])
     lines = capsys.readouterr().out.splitlines()

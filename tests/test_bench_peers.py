@@ -40,6 +40,7 @@ def ours(problem):
     return routed_arms("ours", problem, problem.shape)["ours forward+backward"]()
 
 
+@pytest.mark.slow
 def test_ragged_dot_computes_our_layer(problem, ours):
     def apply(params, x_1TD):
         return ragged_dot_layer(params, x_1TD, top_k=2)
@@ -99,6 +100,7 @@ def test_what_copies_too_much_is_left_out(problem, monkeypatch):
     assert "copies an expert's weights" in absent["transformers batched_mm"]
 
 
+@pytest.mark.slow
 def test_a_layer_that_computes_something_else_is_not_timed(problem, ours):
     y_1TD, (dparams, dx_1TD) = ours
     wrong = {"other forward+backward": lambda: (1.001 * y_1TD, (dparams, dx_1TD))}
@@ -142,6 +144,7 @@ def test_without_a_gpu_the_command_says_what_it_waits_for():
     assert "--tiny" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_tables_for_a_gpu_come_out_whole():
     """The same way from end to end, on a CPU."""
     bench = GpuBench(tiny=True, only=("e8",), dtype="float32", rounds=2)
@@ -172,6 +175,7 @@ def test_an_arm_without_memory_is_reported():
     assert gpu.attempt(lambda: {"arm": refused})[1].endswith("INVALID_ARGUMENT: no such kernel")
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_found(monkeypatch):
     true = gpu.grouped_feed_forward
     monkeypatch.setattr(gpu, "grouped_feed_forward", lambda *args: 1.001 * true(*args))

@@ -29,6 +29,7 @@ def test_weights_are_three_float32_matrices_an_expert():
     assert moved["gradients_written_megabytes"] == moved["weights_read_megabytes"]
 
 
+@pytest.mark.slow
 def test_a_point_is_measured():
     shape = LayerShape(tokens=16, experts=2, width=8, hidden=8, dispatch="grouped")
     point = scaling.measure_point(shape, rounds=2)

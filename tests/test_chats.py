@@ -564,6 +564,7 @@ def test_targets_further_on_count_if_the_assistant_said_them(batch):
         assert count_targets(chats, 2)[count] == expected.sum()
 
 
+@pytest.mark.slow
 def test_the_masked_loss_is_the_loss_of_the_parts(tiny, batch):
     """Two masks that make up all targets: their nats and gradients are those of all; and what does
     not count has no part in it.
@@ -594,6 +595,7 @@ def test_the_masked_loss_is_the_loss_of_the_parts(tiny, batch):
 SLY = [{"role": "user", "content": "<b>\x1b[31m"}, A]
 
 
+@pytest.mark.slow
 def test_data_show(tmp_path, run_command):
     path, page = tmp_path / "a.jsonl", tmp_path / "page.html"
     write(path, [json.dumps({"messages": talk}) for talk in [TALK, SLY] * 20])

@@ -174,6 +174,7 @@ def moved(params):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moe", "form"),
     [(PRIORITY | {"eval_capacity_factor": 0.5}, "auto"), (SOFT, "blockwise")],
@@ -200,6 +201,7 @@ def test_the_logits_of_an_mlp_do_not_depend_on_its_neighbours(images):
     np.testing.assert_allclose(run(images)[::-1], run(turned), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_takes_no_slot_and_is_in_no_count(images):
     """Of images that are padding only their place is left."""
     config = classifier(capacity_factor=None, eval_capacity_factor=None)

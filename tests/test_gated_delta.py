@@ -67,6 +67,7 @@ def params() -> dict:
     return init(TINY)
 
 
+@pytest.mark.slow
 def test_pieces_of_texts_beside_each_other_give_what_a_text_gives_alone(params):
     """Texts of three lengths, the last beside padding: in two pieces, then token after token, on
     parameters where they lie, from a cache in bits. Memories are float32.

@@ -239,6 +239,7 @@ def test_tokens_are_drawn_as_often_as_they_should_be():
     np.testing.assert_array_equal(alone_B, token_BK[:, 0])
 
 
+@pytest.mark.slow
 def test_a_text_ends_before_any_of_the_end_tokens(params, one):
     free = ids_of(one, PROMPTS[:2])
     ends = frozenset([free[0][4], free[1][7]])

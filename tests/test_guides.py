@@ -162,12 +162,14 @@ def test_the_python_of_adding_a_router_answers_what_it_says(workplace):
     assert seated.tolist() == [[[0, 0], [-1, 0]]]
 
 
+@pytest.mark.slow
 def test_the_python_of_adding_a_model_learns(workplace):
     names = run_page("docs/guides/adding_a_model.md")
     assert names["logits"].shape == (2, 8, 5)
     assert 0.5 < float(names["loss"]) < 4
 
 
+@pytest.mark.slow
 def test_the_python_of_across_devices_gives_what_there_is_without_replicas(workplace):
     names = run_page("docs/guides/devices.md")
     expected, _ = names["model"].apply({"params": names["params"]}, names["batch"], False)

@@ -88,6 +88,7 @@ def test_padding_on_either_side_changes_nothing(checkpoint):
         np.testing.assert_allclose(logits_BNV, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_on_eight_devices_each_gets_its_own_experts_alone(fsdp, checkpoint):
     """No device holds all experts, and none of their tensors is read for another's."""
@@ -156,6 +157,7 @@ def test_shards_and_their_index(checkpoint, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_read_written_and_computed_in(checkpoint, tmp_path):
     """The selection bias stays float32 in all of it."""
     model = moejax.hf.load(checkpoint("deepseek_v3"), "bfloat16")

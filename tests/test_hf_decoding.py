@@ -25,6 +25,7 @@ def one_of_each(place: int, *quick: str) -> list:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", one_of_each(-1, "mixtral_window_tied"))
 def test_greedy_text_is_that_of_transformers(case, tmp_path):
     """Token for token, in a batch and alone."""

@@ -110,6 +110,7 @@ def test_tensors_that_are_not_there_are_not_listed(fields, part, here, refused):
     assert part in refused("import", here, here.parent / "new")
 
 
+@pytest.mark.slow
 def test_half_a_million_unknown_tensors_are_not_read(here, refused):
     count = 500_000
     head = {
@@ -221,6 +222,7 @@ def test_files_that_are_no_plan_of_experts_are_refused(spoil, part, tmp_path):
         read_placement(file)
 
 
+@pytest.mark.slow
 def test_a_pipe_of_the_shell_is_read(here, capsys):
     reading, writing = os.pipe()
     os.write(writing, (here / "config.json").read_bytes())
@@ -398,6 +400,7 @@ def test_what_is_said_to_fit_fits(tiny, monkeypatch):
         check_training_room(changed(config, {"run.force": True}), 257, mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_least_memory_is_less_than_that_of_the_plan(optimizer, tiny):
     """So nothing that fits is refused."""

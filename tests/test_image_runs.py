@@ -152,6 +152,7 @@ def untimed(directory: Path) -> list[dict]:
     return [{k: v for k, v in x.items() if k != "images_per_second"} for x in metrics(directory)]
 
 
+@pytest.mark.slow
 def test_eval_gives_what_the_run_has_measured(run, capsys):
     given = ["--capacity-factor", "2", "--seating", "priority", "--json"]
     moejax("eval", run, *given)

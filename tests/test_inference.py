@@ -128,6 +128,7 @@ def validation(run: Path) -> dict[int, dict]:
     return {line["step"]: line for line in lines if line["split"] == "validation"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [[], ["--mesh.data", "2", "--mesh.expert", "4"]])
 def test_eval_gives_what_the_run_has_measured(run, figures, layout):
     got, want = figures(run, "--batch-size", "8", *layout), validation(run)[8]
@@ -138,6 +139,7 @@ def test_eval_gives_what_the_run_has_measured(run, figures, layout):
     assert "step 8" in got["model"] and "held out" in got["data"]
 
 
+@pytest.mark.slow
 def test_eval_is_the_cross_entropy_of_every_byte(run, figures):
     """By hand, piece for piece, of the parameters that ``open_model`` gives."""
     mesh = device_mesh.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -184,6 +186,7 @@ def test_an_earlier_checkpoint_can_be_chosen(run, figures):
         moejax("eval", run, "--step", "5")
 
 
+@pytest.mark.slow
 def test_any_text_can_be_evaluated_on_in_any_pieces(run, figures, said, tmp_path):
     (tmp_path / "a.txt").write_bytes(HELD_OUT)
     glob, known = str(tmp_path / "*.txt"), validation(run)[8]["loss"]
@@ -211,6 +214,7 @@ def test_generate_prints_the_prompt_and_the_text(run, said):
     assert several.endswith("--- 2 (20 tokens; --tokens)\n" + got.out)
 
 
+@pytest.mark.slow
 def test_a_quantised_run_is_kept_and_opened_like_it(run, figures, said, tmp_path):
     """On eight devices, with the text that was held out; and with a short cache."""
     kept = tmp_path / "kept"
@@ -221,6 +225,7 @@ def test_a_quantised_run_is_kept_and_opened_like_it(run, figures, said, tmp_path
     assert said("generate", kept, *words).out.startswith("def ")
 
 
+@pytest.mark.slow
 def test_generate_prints_one_object(run, said, tmp_path):
     (tmp_path / "prompts").write_text("two é\n", encoding="utf-8")
     flags = ["--json", "--tokens", "6", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]
@@ -244,6 +249,7 @@ def placement(said, tmp_path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_where_experts_lie_changes_no_text(said, run, placement):
     words = ["generate", run, "--prompt", "def ", "--prompt", "import", "--tokens", 12, "--json"]
     words += ["--temperature", 0.5, "--mesh.data", 2, "--mesh.expert", 4]
@@ -330,6 +336,7 @@ def test_prompts_come_from_flags_and_lines(monkeypatch, tmp_path):
         collect_prompts(GenerateSettings(path=tmp_path, prompt_file=str(tmp_path / "empty")))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*but checkpoint 8 was saved with")
 def test_a_run_on_conversations_is_talked_to(run, tmp_path, monkeypatch, said):
     """By the command and by the Python of the guide."""
@@ -348,6 +355,7 @@ def test_a_run_on_conversations_is_talked_to(run, tmp_path, monkeypatch, said):
     assert BYTES.show(names["prompt"]) == "User: Hi\nAssistant: "
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_left_alone(copy, figures):
     for file in (copy / "checkpoints" / "8" / "state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
@@ -379,6 +387,7 @@ def changed(directory: Path, section: str, **settings) -> None:
     file.write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_what_a_run_needs_beside_its_directory_is_named(copy, tmp_path, figures):
     want = figures(copy)["loss"]
     changed(copy, "data", tokenizer=str(tmp_path / "gone.json"))

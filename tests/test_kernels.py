@@ -178,6 +178,7 @@ def test_the_kernels_of_tpus(activation, biases, weigh):
     compare(run, arrays, activation, weigh, 1e-5, poison=(0, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loop", "tpu"])
 def test_a_bank_is_read_in_its_stack(kind):
     """Values and gradients of the second of three layers' banks; those beside it are NaN."""
@@ -288,6 +289,7 @@ def test_a_program_for_tpus_takes_their_kernels():
     assert "@tpu_custom_call" not in loop and "stablehlo.while" in loop
 
 
+@pytest.mark.slow
 def test_a_program_for_hopper_takes_its_kernels(few_cores, monkeypatch):
     assert lowered("cuda").count("@mosaic_gpu") == 9
     for loop in (lowered("cuda", jnp.float32), lowered("cuda", D=100)):
@@ -441,6 +443,7 @@ def adapt(params, rank=3):
     return adapted, {n: jnp.asarray(p) for n, p in adapted.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loop", "tpu", "tpu, in a stack"])
 def test_adapters_of_experts(kind):
     """A bank with adapters gives what the sum of both gives, and their gradients, by the chain rule

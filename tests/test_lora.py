@@ -74,6 +74,7 @@ def drawn(config: Config):
     return model, base, trained, fill(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_adapters_add(tiny, batch, kind):
     """Those that begin change nothing, to the bit; any add what is added to the weights by merging;
@@ -149,6 +150,7 @@ def test_every_kind_of_layer(tiny, batch):
         assert np.abs(plain - want).max() > 0.01 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantised_base_is_never_a_whole_model_in_float(tiny, batch, kind):
     """It gives what its decoded weights give, with no stack of them, forward or backward."""

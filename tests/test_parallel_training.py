@@ -196,6 +196,7 @@ def first_step(tiny: Config, batch: dict, mesh: str, kind=deepseek, **settings) 
     return REMEMBERED[key]
 
 
+@pytest.mark.slow
 def test_the_step_that_the_others_are_held_to_has_drops_and_gradients_everywhere(tiny, batch):
     state, report = first_step(tiny, batch, "1x1")
     router = report.batch.sums.router

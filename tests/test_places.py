@@ -68,6 +68,7 @@ def test_a_tilde_in_settings_within_settings_is_it_too(monkeypatch):
     assert settings.speculation.draft == Path("/tmp/b")
 
 
+@pytest.mark.slow
 def test_a_tilde_in_a_run_is_the_home_directory(config, tmp_path, monkeypatch, words_file):  # noqa: F811
     """No folder of this name is made, whatever has it."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -142,6 +143,7 @@ def test_a_model_that_is_to_be_trained_first_is_named_by_its_command(tmp_path, m
     assert load_config_file(ROOT / "configs/quickstart.py").model == tuned.model
 
 
+@pytest.mark.slow
 def test_a_refused_command_harms_no_run(config, tmp_path):  # noqa: F811
     """Nor does it wait for a lock that another one has removed."""
     quick(config, steps=3, eval_every=3, sample_tokens=0)
@@ -160,6 +162,7 @@ def test_a_refused_command_harms_no_run(config, tmp_path):  # noqa: F811
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -52,6 +52,7 @@ def assert_equal(found: dict, wanted: dict) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["checkpoint", "imported"])
 def test_what_is_read_in_parts_is_quantised_like_the_whole(
     place: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -166,6 +166,7 @@ def take_picture(place: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)
 def test_it_leaves_nothing_behind(words, place, monkeypatch):
     monkeypatch.chdir(place)

@@ -144,6 +144,7 @@ def test_a_run_leaves_everything_behind_and_knows_that_it_is_finished(config, ca
     assert metrics(directory) == lines
 
 
+@pytest.mark.slow
 def test_a_part_is_evaluated_more_often_and_changes_nothing_else(config, tmp_path):
     config = with_run(config, steps=6, eval_every=6, sample_tokens=0)
     quick(config, directory=str(tmp_path / "without"))
@@ -159,6 +160,7 @@ def test_a_part_is_evaluated_more_often_and_changes_nothing_else(config, tmp_pat
     assert "a part of it" in (tmp_path / "with" / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -283,6 +285,7 @@ def test_a_checkpoint_cut_short_is_set_aside_and_the_one_before_it_used(config, 
     assert (directory / "damaged_checkpoints" / "12").is_dir()
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_by_name_and_nothing_is_harmed(config, tmp_path):
     """Other settings, other text, and checkpoints none of which can be read."""
     quick(config, steps=3, eval_every=3, sample_tokens=0)
@@ -339,6 +342,7 @@ def test_a_full_disk_ends_in_a_message_and_harms_nothing(config, tmp_path):
     assert metrics(config.run.directory)[-1]["step"] == 12
 
 
+@pytest.mark.slow
 def test_losses_that_are_not_finite_stop_the_run(config):
     broken = dataclasses.replace(
         config, optim=dataclasses.replace(config.optim, learning_rate=1e30, warmup_fraction=0.0)

@@ -118,6 +118,7 @@ def wait_for(true) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_client_that_goes_away_frees_its_pages_at_once(streams):
     with serve(slow=0.02) as server:

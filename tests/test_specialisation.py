@@ -375,6 +375,7 @@ def test_the_command_writes_a_page_and_a_summary(run, capsys):
         assert word in html, word
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_object(run, tmp_path, capsys):
     page = tmp_path / "page.html"
     words = ["--tokens", "3000", "--shifts", "20", "--json", "--output", page]

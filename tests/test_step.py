@@ -105,6 +105,7 @@ def test_training_learns(tiny, batch):
     assert step._cache_size() == 1  # compiled once
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_skipped_and_counted(tiny, batch):
     _, state, step = start(tiny)
     state, _ = step(state, batch)
@@ -210,6 +211,7 @@ def with_balance(config: Config, **changes) -> Config:
     return changed(config, {"model.moe.balance": settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_selection_bias_moves_once_a_step_by_the_counts_of_the_whole_batch(tiny, batch, parts):
     config = with_balance(tiny, bias_update="sign", bias_rate=0.01)
@@ -234,6 +236,7 @@ def test_bias_and_model_stay_as_they_were_when_an_update_is_skipped(tiny, batch)
     np.testing.assert_array_equal(after.bias_LE, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["sign", "proportional", "quantile"])
 def test_the_selection_bias_evens_out_a_load_that_nothing_else_would(tiny, batch, update):
     """The routers prefer expert 0 by far, and their learning rate is next to nothing."""
@@ -253,6 +256,7 @@ def test_the_selection_bias_evens_out_a_load_that_nothing_else_would(tiny, batch
     assert np.mean(violations[-5:]) < 0.4 * violations[0]
 
 
+@pytest.mark.slow
 def test_random_routers_draw_anew_at_every_step_and_the_same_on_every_mesh(tiny, batch):
     moe = dataclasses.replace(tiny.model.moe, router="noisy_top_k", router_jitter=0.1)
     moe = dataclasses.replace(moe, expert_dropout=0.1)
@@ -269,6 +273,7 @@ def test_random_routers_draw_anew_at_every_step_and_the_same_on_every_mesh(tiny,
     chex.assert_trees_all_close(other.batch, second.batch, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_device_scope_balances_what_each_device_has(tiny, batch):
     """On 8 devices each row of the batch is a device's part: the same as scope sequence."""
     results = []

@@ -174,6 +174,7 @@ def start(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, process.returncode, said, errors)
 
 
+@pytest.mark.slow
 def test_a_study_trains_each_run_once_and_its_figures_are_those_of_the_metrics(config, tmp_path):
     """The command as users call it; JSON is all that it prints, and the second call trains
     nothing.
@@ -228,6 +229,7 @@ def test_a_study_trains_each_run_once_and_its_figures_are_those_of_the_metrics(c
     assert "run 3 of 3: wild has diverged" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_has_one_map_for_each_routed_run(config, tmp_path, trainer):
     many = {f"more{i}": config for i in range(7)}
     compare(study(config, **many), tmp_path)
@@ -613,6 +615,7 @@ def no_compilation_cache():
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compilation_cache")
 def test_what_one_seed_compiled_the_next_finds_and_the_setting_is_restored(tmp_path, monkeypatch):
     monkeypatch.setattr(reuse, "QUICK", 0.0)

@@ -46,6 +46,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_a_text_that_has_changed_is_refused_by_name(config, tmp_path):  # noqa: F811
     config = with_run(config, steps=3, eval_every=3, sample_tokens=0)  # noqa: F811
     quick(config)

@@ -49,6 +49,7 @@ def start(config: ModelConfig, rows: int, length: int) -> tuple[dict, dict[str, 
     return model.init(jax.random.key(0), batch, True)["params"], batch
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_layers_cut_out_of_their_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -105,6 +105,7 @@ WRITING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("case", WRITING)
 def test_a_file_that_cannot_be_written_is_named(place, monkeypatch, capsys, case, number):
@@ -241,6 +242,7 @@ def open_output(kind: str):
     return io.TextIOWrapper(io.BytesIO(), encoding=kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("case", PRINTING)
 def test_any_standard_output_will_do(place, monkeypatch, capsys, output, case):

@@ -368,6 +368,18 @@ def test_shapes_are_read_from_configs(tiny):
     assert routed.tokens_per_step == 8 * 16 and dense.flops_per_step < routed.flops_per_step
 
 
+def test_runs_of_one_shape_are_timed_apart_where_their_models_are_not_the_same(runs, tiny):
+    assert list(steps_bench.list_shapes(runs)) == [
+        *("dense 16x2", "dense 32x2", "4 top 2 16x2", "4 top 2 32x2"),
+    ]
+    others = {"fixed": {"model.moe.group_size": 4}, "longer": {"run.steps": 24}}
+    found = steps_bench.list_shapes(
+        {"first": tiny} | {name: changed(tiny, change) for name, change in others.items()}
+    )
+    assert list(found) == ["4 top 2 16x2", "4 top 2 16x2 (fixed)"]
+    assert found["4 top 2 16x2 (fixed)"].model.moe.group_size == 4
+
+
 def finish(study: Study, names: list[str]) -> Comparison:
     """As if these runs had been trained: a loss of 3 after 6 steps and 2 after 12."""
     outcomes = []

@@ -9,7 +9,7 @@ made beside the steps.
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,7 @@ class StepsBench:
 def measure(bench: StepsBench) -> dict[str, Any]:
     """Time all shapes and write the file. Returns the object that ``--json`` prints."""
     keep_freed_memory()  # as training does
-    shapes: dict[str, Config] = {}
-    for config in load_study_file(bench.file).runs.values():
-        shapes.setdefault(describe_shape(config).name, config)
-    arms = {}
+    shapes, arms = list_shapes(load_study_file(bench.file).runs), {}
     first = next(iter(shapes.values()))
     mesh = device_mesh.make_mesh(first.mesh)
     task = open_task(first, bench.place.parent / "tokenizer")
@@ -103,6 +100,19 @@ def measure(bench: StepsBench) -> dict[str, Any]:
         "file": str(bench.place),
         "shapes": {n: vars(t) for n, t in found.items()},
     }
+
+
+def list_shapes(runs: Mapping[str, Config]) -> dict[str, Config]:
+    """What is timed, by name: a run of each shape, and by its own name, too, any other run of that
+    shape whose model is not the same in all.
+    """
+    found: dict[str, Config] = {}
+    for run, config in runs.items():
+        name = describe_shape(config).name
+        if config.model != found.get(name, config).model:
+            name = f"{name} ({run})"
+        found.setdefault(name, config)
+    return found
 
 
 def make_arm(config: Config, task: Task, mesh: Mesh, steps: int) -> Callable[[], object]:

@@ -358,13 +358,19 @@ def make(runs: dict, **changes) -> Study:
     return Study(title="T", question="Q", runs=runs, flops_tolerance=None, **changes)
 
 
+ONE_AND_ONE = {"router": "switch", "top_k": 1, "shared_experts": 1}
+
+
 def test_shapes_are_read_from_configs(tiny):
     routed = describe_shape(tiny)
     dense = describe_shape(changed(tiny, {"model.moe.every": 0}))
     assert (routed.name, dense.name) == ("4 top 2 16x2", "dense 16x2")
     assert (routed.expansion, routed.granularity) == (2, 2)
     assert (dense.expansion, dense.granularity) == (1, 1)
-    assert routed.parameters == dense.parameters
+    shared = describe_shape(changed(tiny, {"model.moe": ONE_AND_ONE}))
+    assert shared.name == "4 top 1 + 1 shared 16x2"
+    assert (shared.expansion, shared.granularity) == (2.5, 2)
+    assert routed.parameters == dense.parameters == shared.parameters
     assert routed.tokens_per_step == 8 * 16 and dense.flops_per_step < routed.flops_per_step
 
 

@@ -8,11 +8,12 @@ The first command measures what a step of each shape takes; it may also come las
 trains what is not yet trained, and writes the page, `frontier.json` and the rest.
 
 Sizes are width x layers. Forms of equal active FLOPs: dense, the quickstart's (8 experts of which a
-token meets 2), and a finer one (16 of half the width, 4). Which lengths a size is trained for
-follows from the time: those that end between half a minute and 20 minutes and are not far from the
-best size for it. At one length there are more experts (16 and 32 of which a token meets 2) and
-other widths (4 of which it meets one, by the switch router; 32 of a quarter, 8), which the laws of
-Clark et al. and of Krajewski et al. need.
+token meets 2), and a finer one, whose steps are cheaper (`quickstart_pays.py`): half the width,
+2 of 14 and 2 that all share. Which lengths a size is trained for follows from the time: those that
+end between half a minute and 20 minutes and are not far from the best size for it. At one length
+there are more experts (16 and 32 of which a token meets 2) and other widths (4 of which it meets
+one, by the switch router; 16 of half the width, 4; 32 of a quarter, 8), which the laws of Clark et
+al. and of Krajewski et al. need.
 
 Tuning: learning rates at three levels, for each size of the three forms, with 400 steps and seed 0.
 Rule: longer trainings and other forms take the setting of the 400 steps of their size and nearest
@@ -29,14 +30,25 @@ the other, tuning 0.8 h; compiling and evaluating come on top, some 10 to 20 s e
 """
 
 from pathlib import Path
+from typing import Any
 
 from moejax import Config, Frontier, Study, changed, load_config_file
 
 SIZES = {"64x2": (64, 2), "96x3": (96, 3), "128x3": (128, 3), "160x4": (160, 4), "192x4": (192, 4)}
-FORMS = {"dense": (0, 2), "8top2": (8, 2), "16top4": (16, 4)}
-"""Experts, and those that a token meets; a dense layer is as wide as what it meets of them."""
-OTHERS = {"4top1": "8top2", "16top2": "8top2", "32top2": "8top2", "32top8": "16top4"}
-"""Forms at one length alone, and the form whose setting they take."""
+FINER = {"num_experts": 14, "top_k": 2, "shared_experts": 2}
+FORMS = {
+    "dense": {"every": 0, "top_k": 2},
+    "8top2": {"num_experts": 8, "top_k": 2},
+    "14top2s2": FINER | {"group_size": 256, "capacity_factor": 1.0},
+}
+OTHERS = {
+    "4top1": {"num_experts": 4, "top_k": 1, "router": "switch"},
+    "16top2": {"num_experts": 16, "top_k": 2},
+    "32top2": {"num_experts": 32, "top_k": 2},
+    "16top4": {"num_experts": 16, "top_k": 4},
+    "32top8": {"num_experts": 32, "top_k": 8},
+}
+"""Forms at one length alone. They take the setting of ``8top2``, the finest two of ``14top2s2``."""
 LENGTHS = {
     "64x2": (400, 1000, 2500, 6250),
     "96x3": (400, 1000, 2500),
@@ -59,9 +71,8 @@ HELD_OUT = {"160x4": 1000, "128x3": 6250, "192x4": 2500}
 
 def get_run(form: str, size: str, steps: int) -> Config:
     width, layers = SIZES[size]
-    experts, top_k = map(int, form.split("top")) if "top" in form else FORMS[form]
-    moe = {"num_experts": experts or 8, "top_k": top_k, "hidden_size": 2 * width // top_k}
-    moe |= {"every": int(experts > 0), "router": "switch" if top_k == 1 else "top_k"}
+    moe: dict[str, Any] = (FORMS | OTHERS)[form]
+    moe = moe | {"hidden_size": 2 * width // (moe["top_k"] + moe.get("shared_experts", 0))}
     model = {"width": width, "num_layers": layers, "num_heads": width // 32, "moe": moe}
     run = {"steps": steps, "log_every": steps // 20, "eval_every": steps, "eval_batches": None}
     run |= {"checkpoint_every": 500, "keep_checkpoints": 1}
@@ -80,7 +91,8 @@ def get_study() -> Study:
     names = {cell: "{}-{}-{}".format(*cell) for cell in cells}
 
     def tuned_as(form: str, size: str) -> str:
-        return names[OTHERS.get(form, form), "192x4" if size == "160x4" else size, 400]
+        finer = "14top2s2" if form in ("16top4", "32top8") else "8top2"
+        return names[finer if form in OTHERS else form, "192x4" if size == "160x4" else size, 400]
 
     return Study(
         title="Frontier",

@@ -24,13 +24,15 @@ class Shape:
     """A model of a study, whatever it is trained on."""
 
     form: str
-    """`dense`, or the number of experts and of those that a token meets: `16 top 4`."""
+    """`dense`, or the number of experts and of those that a token meets, and of those that all
+    tokens share: `16 top 4`, `16 top 2 + 2 shared`."""
     size: str
     """Width and layers: `128x3`."""
     parameters: int
     """N: what a token meets, without ``NOT_COUNTED``."""
     expansion: float
-    """E: the hidden width of all experts together, over that of the dense twin; 1 for dense."""
+    """E: the hidden width of all experts together, shared ones included, over that of the dense
+    twin; 1 for dense."""
     granularity: float
     """G: the hidden width of the dense twin over that of an expert; 1 for dense. Where both have
     the same active size it is the number of experts that a token meets."""
@@ -79,11 +81,13 @@ def describe_shape(config: Config) -> Shape:
     counted = active_parameters(model, vocab_size=0)  # its embedding and head do not count
     routed = any(model.routed_blocks)
     tokens = config.data.batch_size * config.positions
+    shared = f" + {moe.shared_experts} shared" if moe.shared_experts else ""
+    widths = moe.num_experts * moe.hidden_size + moe.shared_width
     return Shape(
-        form=f"{moe.num_experts} top {moe.top_k}" if routed else DENSE,
+        form=f"{moe.num_experts} top {moe.top_k}{shared}" if routed else DENSE,
         size=f"{model.width}x{model.num_layers}",
         parameters=sum(n for part, n in counted.items() if part not in NOT_COUNTED),
-        expansion=moe.num_experts * moe.hidden_size / model.dense_hidden if routed else 1.0,
+        expansion=widths / model.dense_hidden if routed else 1.0,
         granularity=model.dense_hidden / moe.hidden_size if routed else 1.0,
         flops_per_step=tokens * flops_per_token(config),
         tokens_per_step=tokens,

@@ -25,8 +25,9 @@ The text has 9.57 million tokens, a byte each: 6250 steps of 2,048 read it 1.3 t
 most once.
 
 An estimate, not a measurement, from FLOPs, 11,000 tokens a second of the quickstart on two CPU
-cores, and 1 / 1.42 of its time for a dense step: 72 trainings that are judged take 3.9 h one after
-the other, tuning 0.8 h; compiling and evaluating come on top, some 10 to 20 s each of 108 times.
+cores, and 1 / 1.42 of its time for a dense step, 1.25 / 1.42 for the finer form: 75 trainings that
+are judged take 3.9 h one after the other, tuning 0.7 h; compiling and evaluating come on top, some
+10 to 20 s each of 111 times.
 """
 
 from pathlib import Path

@@ -141,6 +141,7 @@ def test_modules_change_no_text_and_guess_what_they_would_alone(config, modules)
     with note_compilations() as compiled:
         plain, _, core = run_core(runner, asked, drafting=False)
     assert ids == plain and core.stats().drafted == 0 and not compiled
+    assert runner._run._cache_size() == 3
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def test_drafts_change_no_text_of_a_real_model_and_nothing_is_compiled_but_at_th
             assert (one.expert_LK == other.expert_LK).all()
             np.testing.assert_allclose(one.weight_LK, other.weight_LK, atol=1e-5)
     assert accepted["itself"] > 0.99 > accepted["other"]
+    assert runner._run._cache_size() == 3
 
 
 def smaller(config, params):

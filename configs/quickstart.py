@@ -2,15 +2,16 @@
 
     python train.py --config configs/quickstart.py
 
-On 2 cores of an AMD EPYC (2026-11-22, Python 3.11.7, jax 0.10.2): 1.632 bits per byte on the
-335,348 held-out bytes (xz -9e makes 1.84 of them) after 1650 steps, in 3 min 11 s from start to
-end; no dead expert, 7 % of the choices dropped in training and 0.5 % in evaluation. Runs of 1600
-steps by earlier versions of the code ended at 1.637, 1.640 and 1.641. Since that was timed, 11
-evaluations of a part of the text have been added: 2.6 % as many tokens as are trained on.
+On 2 cores of an AMD EPYC (2026-11-29, Python 3.11.7, jax 0.10.2): 1.6325 bits per byte on the
+335,348 held-out bytes (xz -9e makes 1.84 of them) after 1650 steps, in 4 min 11 s from start to
+end; no dead expert, 13 % of the choices dropped in training and 0.9 % in evaluation. That was at
+an hour when the machine was slow: right after it, the quickstart of before (8 experts of 128, top
+2) took 4 min 55 s to 1.6315, and 3 min 11 s at a faster hour.
 
-The dense twin of equal active size (`configs/quickstart_dense.py`) reaches 1.679 in as many steps,
-each of which takes two thirds of the time: at equal steps the routed model wins clearly, at equal
-time the dense one by about 15 %. docs/benchmarks.md has the tables, and where the time goes.
+A token meets 2 of 16 experts and 2 that all tokens share, as many hidden numbers as in the dense
+twin (`configs/quickstart_dense.py`). A step takes 1.25 times the dense one's, and in equal time the
+routed model is better by 0.015 bits per byte (docs/studies.md). As many slots as choices do
+(`capacity_factor=1.0`) in groups of 256 tokens: larger groups drop fewer choices at random.
 """
 
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig
@@ -22,7 +23,14 @@ def get_config() -> Config:
             num_layers=3,
             width=128,
             num_heads=4,
-            moe=MoEConfig(num_experts=8, top_k=2, hidden_size=128, group_size=64),
+            moe=MoEConfig(
+                num_experts=16,
+                top_k=2,
+                hidden_size=64,
+                shared_experts=2,
+                group_size=256,
+                capacity_factor=1.0,
+            ),
         ),
         data=DataConfig(sequence_length=128, batch_size=16, shuffle_window=75_000),
         optim=OptimConfig(

@@ -2,9 +2,9 @@
 
     python train.py --config configs/quickstart_dense.py
 
-Measured beside the quickstart (docs/benchmarks.md): 1.679 bits per byte after the same 1650 steps,
-in 129 s of training; 1.638 after 2300 steps (`--run.steps 2300`), in 161 s. The routed model has
-1.632 after 1650 steps, in 179 s.
+It has 1.679 bits per byte after the quickstart's 1650 steps, and 1.638 after 2300 (`--run.steps
+2300`; docs/benchmarks.md). A step takes 0.8 of the quickstart's. In equal time the quickstart is
+better (docs/studies.md).
 """
 
 import quickstart

@@ -87,7 +87,7 @@ def flags(platform: str, devices: int) -> list[str]:
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize(
     ("devices", "shape", "batch"),
-    [(1, (1, 1), 16), (2, (1, 2), 16), (4, (2, 2), 16), (8, (2, 4), 16), (6, (3, 2), 18)],
+    [(1, (1, 1), 16), (2, (1, 2), 16), (4, (2, 2), 16), (8, (2, 4), 16), (6, (3, 2), 24)],
 )
 def test_the_config_accepts_the_flags_for_any_machine(platform, devices, shape, batch):
     command = ["--config", str(ROOT / "configs/quickstart.py"), *flags(platform, devices)]

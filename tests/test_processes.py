@@ -110,6 +110,16 @@ def ends(processes: list[Popen], timeout: float = 300) -> list[tuple[int, str, s
     return found
 
 
+def wait_for_checkpoint(run: Path, process: Popen) -> None:
+    """Until one is whole. Steps so small are quicker than saving."""
+    for _ in range(1200):
+        if any(saved.name.isdigit() for saved in (run / "checkpoints").glob("*")):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint")
+
+
 def said_at_the_end(processes: list[Popen]) -> str:
     """What process 0 says until it has trained to the end. The other one says nothing."""
     (code, said, errors), (other_code, other_said, other_errors) = ends(processes)
@@ -173,6 +183,7 @@ def test_when_a_process_is_killed_the_other_ends_and_both_resume(small, tmp_path
     for victim, step in enumerate((6, 15)):
         processes = pair(small, tmp_path)
         wait_for_step(Path(small.run.directory), step, processes[0])
+        wait_for_checkpoint(Path(small.run.directory), processes[0])
         processes[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         ended = ends(processes)

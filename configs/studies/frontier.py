@@ -7,13 +7,13 @@ sizes, trained for 400 to 6250 steps, the schedule of each ending there.
 The first command measures what a step of each shape takes; it may also come last. The second one
 trains what is not yet trained, and writes the page, `frontier.json` and the rest.
 
-Sizes are width x layers. Forms of equal active FLOPs: dense, the quickstart's (8 experts of which a
-token meets 2), and a finer one, whose steps are cheaper (`quickstart_pays.py`): half the width,
-2 of 14 and 2 that all share. Which lengths a size is trained for follows from the time: those that
-end between half a minute and 20 minutes and are not far from the best size for it. At one length
-there are more experts (16 and 32 of which a token meets 2) and other widths (4 of which it meets
-one, by the switch router; 16 of half the width, 4; 32 of a quarter, 8), which the laws of Clark et
-al. and of Krajewski et al. need.
+Sizes are width x layers. Forms of equal active FLOPs: dense, a plain one (8 experts of which a
+token meets 2), and a finer one, nearly the quickstart's, whose steps are cheaper
+(`quickstart_pays.py`): half the width, 2 of 14 and 2 that all share. Which lengths a size is
+trained for follows from the time: those that end between half a minute and 20 minutes and are not
+far from the best size for it. At one length there are more experts (16 and 32 of which a token
+meets 2) and other widths (4 of which it meets one, by the switch router; 16 of half the width, 4;
+32 of a quarter, 8), which the laws of Clark et al. and of Krajewski et al. need.
 
 Tuning: learning rates at three levels, for each size of the three forms, with 400 steps and seed 0.
 Rule: longer trainings and other forms take the setting of the 400 steps of their size and nearest
@@ -24,10 +24,10 @@ Held out, to be predicted: the longest trainings, and a size that no law is fitt
 The text has 9.57 million tokens, a byte each: 6250 steps of 2,048 read it 1.3 times, all others at
 most once.
 
-An estimate, not a measurement, from FLOPs, 11,000 tokens a second of the quickstart on two CPU
-cores, and 1 / 1.42 of its time for a dense step, 1.25 / 1.42 for the finer form: 75 trainings that
-are judged take 3.9 h one after the other, tuning 0.7 h; compiling and evaluating come on top, some
-10 to 20 s each of 111 times.
+An estimate, not a measurement, from FLOPs, 11,000 tokens a second of the plain form on two CPU
+cores at 128x3, and 1 / 1.42 of its time for a dense step, 1.25 / 1.42 for the finer form: 75
+trainings that are judged take 3.9 h one after the other, tuning 0.7 h; compiling and evaluating
+come on top, some 10 to 20 s each of 111 times.
 """
 
 from pathlib import Path
@@ -63,7 +63,7 @@ OTHER_LENGTHS = {
     ("8top2", "128x3"): (400, 1000, 2500),
     ("8top2", "192x4"): (400, 1000),
 }
-"""A dense step is quicker, so more of them end in 20 minutes; the quickstart's form ends sooner."""
+"""A dense step is quicker, so more of them end in 20 minutes; the plain form ends sooner."""
 CHEAP = {"64x2": 2500, "96x3": 1000, "128x3": 400}
 """The longest training of a size that has two seeds."""
 HELD_OUT = {"160x4": 1000, "128x3": 6250, "192x4": 2500}

@@ -129,7 +129,8 @@ def _describe_experts(config: Config) -> str:
     routed, moe = sum(config.model.routed_layers), config.model.moe
     experts = f"{routed} of {config.model.num_layers} layers routed"
     if routed:
-        experts += f", {moe.num_experts} experts, {moe.top_k} a token ({moe.router})"
+        shared = f" and {moe.shared_experts} shared" * bool(moe.shared_experts)
+        experts += f", {moe.num_experts} experts, {moe.top_k} a token{shared} ({moe.router})"
     if ahead := config.model.next_tokens:
         experts += f"; {ahead} further token{'s' * (ahead > 1)} predicted"
     return experts

@@ -577,7 +577,7 @@ def test_a_study_is_warned_of_a_setting_that_tells_runs_apart_in_vain():
         ("--model.rope.factor 1", None),
         ("--model.rope.scaling none --model.rope.factor 4", True),
         ("--moe.every 0", None),
-        ("--moe.every 0 --moe.num-experts 16", False),
+        ("--moe.every 0 --moe.num-experts 32", False),
         ("--run.sample-tokens 0 --run.sample-prompt x", False),
         ("--optim.optimizer adamw --optim.muon-iterations 5", False),
         ("--optim.optimizer adamw", None),

@@ -250,9 +250,9 @@ def test_the_cache_of_keys_and_values_is_that_of_the_decoder(tiny):
 def test_dense_twins_have_the_sizes_that_they_should():
     config = load_config_file("configs/quickstart.py")
     active, total = dense_twins(config, 257, paper_mesh(config.mesh, None, "cpu"))
-    assert abs(active.parameters / 561_000 - 1) < 0.01
-    assert abs(total.parameters / 1_446_784 - 1) < 0.01
-    assert abs(active.hidden - 256) <= 4  # its own dense twin, but for the routers' parameters
+    assert abs(active.parameters / 565_000 - 1) < 0.01
+    assert abs(total.parameters / 1_596_000 - 1) < 0.01
+    assert abs(active.hidden - 256) <= 6  # its own dense twin, but for the routers' parameters
 
 
 def test_what_does_not_fit_is_said_and_what_would():

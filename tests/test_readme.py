@@ -39,7 +39,7 @@ def test_the_router_of_the_readme_gathers_probability_until_it_has_enough(own_ro
     params = jax.jit(lambda: layer.init(jax.random.key(1), x, real, training=True))()
     y, stats, chosen_BNE = jax.jit(lambda p: layer.apply(p, x, real, training=True))(params)
     probability = np.asarray(jax.nn.softmax(x @ params["params"]["w_router_DE"]), np.float64)
-    for token, chosen in zip(probability.reshape(-1, 8), chosen_BNE.reshape(-1, 8), strict=True):
+    for token, chosen in zip(probability.reshape(-1, 16), chosen_BNE.reshape(-1, 16), strict=True):
         best = np.sort(token)[::-1]
         enough = min(4, 1 + int((np.cumsum(best) < 0.5).sum()))
         assert chosen.sum() == enough

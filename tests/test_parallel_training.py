@@ -312,10 +312,10 @@ def test_a_vocabulary_that_the_model_axis_divides_is_split(tiny, batch, tied, fs
 def quickstart() -> tuple[Config, list[dict[str, np.ndarray]]]:
     """The config, and its first batches of the standard library.
 
-    Under this seed of the shuffle. Under 0, a token's two best experts come so close in the
-    seventh step (logits of 1.0465282 and 1.0465279) that rounding decides which is its first
-    choice, and so who has a slot and who has none: one device alone parts by 2e-5 from itself there
-    if its sums are taken in another order.
+    Under this seed of the shuffle. Under 0, two experts of a token came so close in the seventh
+    step of an earlier form (logits of 1.0465282 and 1.0465279) that rounding decided which was its
+    first choice, and so who had a slot and who had none: one device alone parted by 2e-5 from
+    itself there if its sums were taken in another order.
     """
     settings = {"model.unroll": False, "data.seed": 1, "data.shuffle_window": 8192}
     config = changed(load_config_file("configs/quickstart.py"), settings)

@@ -6,17 +6,18 @@
 
 The first command trains the model, as runs/quickstart. Questions and answers are made of the
 docstrings of the running Python: of 3.11.7 there are 5,469 to train on, and 163 held out, about the
-files that the quickstart has held out, too. On the answers that are held out, the model has 2.029
-bits per byte before, 1.559 after 500 steps and 1.534 after 1000. More steps are no better: a run of
-1200 ended at 1.563, with a lower loss in training.
+files that the quickstart has held out, too. On the answers that are held out, the model has 2.023
+bits per byte before, 1.544 after 500 steps and 1.531 after 1000. (Of the quickstart of before, with
+8 coarser experts, 1200 steps were no better than 1000, with a lower loss in training.)
 
-It takes about as long as the quickstart: 5 min 20 s from start to end on 2 cores on which the
-quickstart took 5 min 40 s the same hour (2026-11-29; that machine was at half of its usual speed).
+It takes a little less time than the quickstart: 3 min 33 s from start to end on 2 cores on which
+the quickstart took 4 min 11 s an hour before (2026-11-29).
 
 To 'What does os.path.join do?', the quickstart's model goes on writing until the tokens run out
-(`--chat-template plain`: "standard previous must be a dependence of the tokens in the compiler,
-theme in the record of the library ..."). After fine-tuning it answers "Destroy the given module."
-and ends: it has learned what an answer looks like, and is far too small to know which is right.
+(`--chat-template plain`: "while the query called by a list of 'seekence' caparent to a the set and
+'string' ..."). After fine-tuning it answers "Return the time the specified file was the specified
+item in the specified item." and ends: it has learned what an answer looks like, and is far too
+small to know which is right.
 """
 
 import quickstart

@@ -78,7 +78,7 @@ MESHES = {
     "2 x 2 x 2": MeshConfig(expert=2, model=2, fsdp=True),
 }
 CASES = [
-    ("quickstart", "2 x 4"),
+    ("short", "2 x 4"),
     ("mixtral", "2 x 2 x 2"),
     ("deepseek", "2 x 4"),
 ]
@@ -86,8 +86,8 @@ CASES = [
 
 def config_of(shape: str, layout: MeshConfig) -> Config:
     """With 256 short sequences, or 8 of 1,024, for each device."""
-    if shape == "quickstart":
-        config = load_config_file("configs/quickstart.py")
+    if shape == "short":
+        config = load_config_file("configs/quickstart_short.py")
         rows, data = 256 * DEVICES, config.data
         data = replace(data, batch_size=rows, eval_batch_size=rows)
         return replace(config, data=data, mesh=layout)

@@ -77,6 +77,13 @@ def test_a_collapse_is_told_with_what_would_balance_it():
     assert "hash does not learn" in told([line()] * 5, [bad] * PATIENCE, router="hash")["collapse"]
 
 
+def test_drops_that_go_away_are_not_told():
+    """Every router begins unevenly: these fell from a third to a fifth of the choices."""
+    lines = [line(dropped_fraction=share) for share in (0.34, 0.27, 0.21)]
+    assert "drops" not in told(lines)
+    assert "drops" in told([line(dropped_fraction=share) for share in (0.26, 0.25, 0.21)])
+
+
 def test_drops_that_last_are_told_with_a_larger_capacity():
     lines = [line(dropped_fraction=0.5)] * PATIENCE
     words = told(lines, capacity_factor=0.5)["drops"]

@@ -29,6 +29,8 @@ FEWEST_EFFECTIVE = 0.75
 """A router has collapsed if its effective experts are less than this part of all experts."""
 MOST_DROPPED = 0.2
 """Largest share of dropped choices without an alarm."""
+FALLS = 0.8
+"""Drops that fall to less than this part of theirs within ``PATIENCE`` intervals go away."""
 MOST_LOGITS = 10.0
 """How far the root mean squared log-sum-exp of the router's logits may be above that of zeros."""
 SPIKE = 0.3
@@ -134,7 +136,10 @@ def _advise_balance(config: Config) -> str:
 def _tell_drops(recent: Recent, config: Config) -> str | None:
     if not recent.lasts(lambda line: number(line.get("dropped_fraction")) > MOST_DROPPED):
         return None
-    share, factor = recent.lines[-1]["dropped_fraction"], config.model.moe.capacity_factor
+    first, *_, share = (line["dropped_fraction"] for line in recent.lines[-PATIENCE:])
+    if share < FALLS * first:
+        return None
+    factor = config.model.moe.capacity_factor
     flag, larger = "--model.moe.capacity-factor", max(1.25, 1.25 * (factor or 1))
     return (
         f"{share:.0%} of all choices are dropped. There is more room with {flag} {larger:.3g} (now"

@@ -148,3 +148,20 @@ ending = Ending()
 ending.catch_aborts(lambda: ending.exit("process 1 has died", 3))
 {ABORT}""")
     assert code == 3 and errors.strip() == "error: process 1 has died"
+
+
+@pytest.mark.slow
+def test_all_that_end_together_have_their_code_though_process_0_takes_the_service_along():
+    """Also one that is slow at it: JAX aborts it as soon as process 0 is gone."""
+    found = run_two("""
+from moejax.config import DistributedConfig
+from moejax.runtime.ending import exit_at_once
+from moejax.runtime.processes import Processes
+with Processes(DistributedConfig()) as processes:
+    if index == 1:
+        processes._watch.release = lambda: time.sleep(20)
+    processes.leave(ends_with=143)
+    exit_at_once(143)
+""")
+    assert [code for code, *_ in found] == [143, 143], found
+    assert FATAL in found[1][2] and "error: " not in found[1][2]

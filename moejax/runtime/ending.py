@@ -17,11 +17,11 @@ class Ending:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.code: int | None = None
-        """The exit code, once the reason is printed."""
+        """The exit code, once the reason is printed, or needs no words."""
 
     def catch_aborts(self, handle: Callable[[], None]) -> None:
-        """Call ``handle``, which must not return, when something below Python aborts. Once a reason
-        is printed, an abort only ends the process, as other threads may be stuck.
+        """Call ``handle``, which must not return, when something below Python aborts. Once there is
+        an exit code, an abort only ends the process, as other threads may be stuck.
         """
         # Python's own handlers run too late: an abort does not come back to the interpreter.
         self._handler = _SIGNAL_HANDLER(
@@ -32,6 +32,12 @@ class Ending:
     def leave_aborts(self) -> None:
         """Leave aborts to the system again."""
         _set_c_handler(ctypes.c_void_p(0))
+
+    def expect(self, code: int) -> None:
+        """From here on the process ends with this exit code: an abort is no news."""
+        with self._lock:
+            if self.code is None:
+                self.code = code
 
     def print_reason(self, reason: str, code: int) -> int:
         """Print why the process ends, unless a reason is printed already; returns the exit code of

@@ -154,11 +154,19 @@ class Processes:
         """The largest ``value`` that a process gives."""
         return self.agree(max(self.gather(value)))
 
-    def leave(self) -> None:
-        """End what binds the processes together: from here on each may end by itself."""
-        if self._several:
-            self.barrier()
-            self._watch.release()
+    def leave(self, ends_with: int | None = None) -> None:
+        """End what binds the processes together: from here on each may end by itself, without
+        Python's own end too if it tells the exit code before.
+        """
+        if not self._several:
+            return
+        self.barrier()
+        if ends_with is not None:
+            # Process 0 takes the coordination service along, and JAX aborts whoever misses it.
+            self._ending.expect(ends_with)
+            self.gather(None)  # so process 0 goes when all others expect that
+        self._watch.release()
+        if ends_with is None:
             self._ending.leave_aborts()
 
     def tell_of_signal(self, signum: int) -> None:

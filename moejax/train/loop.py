@@ -196,7 +196,7 @@ def stop_after_saving(
     stopped = Stopped(signum)
     environment.stop.waits_for = f"the checkpoint of step {tally.step}"
     saving.checkpoints.wait()
-    environment.processes.leave()
+    environment.processes.leave(ends_with=128 + signum)
     progress.say(
         f"{stopped.name}: saved step {tally.step} in {environment.run.path};"
         f" the same command goes on from there."

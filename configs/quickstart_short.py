@@ -3,9 +3,9 @@
 
     python train.py --config configs/quickstart_short.py
 
-A token meets 2 of 8 experts and no shared one, so it chooses all that is active. The quickstart
-itself has shared experts and larger groups, since that is quicker. The learning rate's schedule
-stretches with the steps: a short run is a whole one, not the beginning of a long one.
+A token meets 2 of 8 experts and no shared one, so the router chooses all experts that it meets. The
+quickstart itself has shared experts and larger groups, since that is quicker. The learning rate's
+schedule stretches with the steps: a short run is a whole one, not the beginning of a long one.
 """
 
 import quickstart

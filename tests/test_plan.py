@@ -252,7 +252,8 @@ def test_dense_twins_have_the_sizes_that_they_should():
     active, total = dense_twins(config, 257, paper_mesh(config.mesh, None, "cpu"))
     assert abs(active.parameters / 565_000 - 1) < 0.01
     assert abs(total.parameters / 1_596_000 - 1) < 0.01
-    assert abs(active.hidden - 256) <= 6  # its own dense twin, but for the routers' parameters
+    # Its own dense twin, but for the routers: 16 x 128 numbers a layer, 3 x 128 of a hidden one.
+    assert 5 <= active.hidden - 256 <= 6
 
 
 def test_what_does_not_fit_is_said_and_what_would():

@@ -15,7 +15,7 @@ On 2026-11-29 `16x64-shared` was better than the dense twin by 0.0151 bits per b
 every token's. So half as many rows go to experts and back as in `16x64`, at equal active FLOPs.
 Both have finer experts than the quickstart had before: 2 of 8 experts of 128, whose step takes 1.47
 times the dense one's. Their groups of 256 tokens drop fewer choices at random, so that as many
-slots as choices do.
+slots as choices are enough.
 """
 
 from pathlib import Path

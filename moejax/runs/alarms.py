@@ -30,7 +30,7 @@ FEWEST_EFFECTIVE = 0.75
 MOST_DROPPED = 0.2
 """Largest share of dropped choices without an alarm."""
 FALLS = 0.8
-"""Drops that fall to less than this part of theirs within ``PATIENCE`` intervals go away."""
+"""Drops that fall below this part of themselves within ``PATIENCE`` intervals need no alarm."""
 MOST_LOGITS = 10.0
 """How far the root mean squared log-sum-exp of the router's logits may be above that of zeros."""
 SPIKE = 0.3

@@ -155,16 +155,18 @@ class Processes:
         return self.agree(max(self.gather(value)))
 
     def leave(self, ends_with: int | None = None) -> None:
-        """End what binds the processes together: from here on each may end by itself, without
-        Python's own end too if it tells the exit code before.
+        """End what binds the processes together: from here on each may end by itself.
+
+        ``ends_with``: the exit code of processes that now end without Python's own end. Process 0
+        does not wait for the others then, so they have this code even if JAX aborts them.
         """
         if not self._several:
             return
         self.barrier()
         if ends_with is not None:
-            # Process 0 takes the coordination service along, and JAX aborts whoever misses it.
+            # The coordination service ends with process 0, and JAX aborts those that still use it.
             self._ending.expect(ends_with)
-            self.gather(None)  # so process 0 goes when all others expect that
+            self.gather(None)  # so process 0 goes on only when all others expect that
         self._watch.release()
         if ends_with is None:
             self._ending.leave_aborts()

@@ -6,10 +6,10 @@ evenly loaded, at equal active FLOPs, each tuned.
 Every arm has five settings, tuned on seed 0 and judged on seeds 1 to 5: three would decide next to
 nothing among so many comparisons. Routers: the learning rates, moved together over a factor of 16.
 Balancing: the method's own strength, at the learning rates that are the best for `top_k`; where
-there is no strength, the learning rates. That is 62 arms and 620 trainings. The model is a smaller quickstart, and is trained for 200 steps: two trainings at a
-time of 300 steps took 27 seconds each (on two quiet cores, 2026-11-29, Python 3.11.7, jax 0.10.2),
-so all of them take about three and a half hours by estimate. They can be had in pieces: the same
-command goes on.
+there is no strength, the learning rates. That is 62 arms and 620 trainings. The model is a smaller
+quickstart, and is trained for 200 steps: two trainings at a time took 40 seconds each (on two slow
+cores, 2026-11-29, Python 3.11.7, jax 0.10.2), so all of them take about three and a half hours.
+They can be had in pieces: the same command goes on.
 
 All arms see the same tokens, and a token meets 2 x WIDTH hidden numbers in each layer, shared
 experts included: on average where a router varies their number, and at most so many with

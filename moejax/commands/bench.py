@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import tyro
 
 from moejax.commands.use_cpu import use_cpu
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.lab.bench import compile_layer, gpu, layer, peers, scaling, steps
 from moejax.runtime.allocator import take_gpu_memory_as_needed
 

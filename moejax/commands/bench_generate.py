@@ -12,7 +12,7 @@ from moejax.commands.released_config import read_fields, read_released
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check
 from moejax.config.config import Config
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.lab.bench import generation
 from moejax.lab.bench.peers import check_libraries

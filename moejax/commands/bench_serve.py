@@ -17,7 +17,7 @@ from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check, check_positive
 from moejax.config.mesh import MeshConfig
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine

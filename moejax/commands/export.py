@@ -13,7 +13,7 @@ from moejax.config.checks import check
 from moejax.config.config import Config
 from moejax.config.files import load_config_file, read_config_json
 from moejax.config.mesh import MeshConfig
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.hf.files import is_checkpoint
 from moejax.hf.peft import list_shapes, refuse_adapters, write_adapter
 from moejax.hf.tokenizer_files import write_tokenizer

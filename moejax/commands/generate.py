@@ -27,7 +27,7 @@ from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
 from moejax.config.json_files import read_bounded
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.config.paths import expand_home
 from moejax.data.route_files import Recording, write_recording
 from moejax.inference.chat_prompts import find_turn_ends

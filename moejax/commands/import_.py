@@ -12,7 +12,7 @@ from moejax.commands.mesh_needs import ONLY_WRITTEN
 from moejax.config.distributed import DistributedConfig
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.hf.peft import refuse_adapters
 from moejax.hf.writing import new_directory
 from moejax.inference import imported

@@ -12,7 +12,7 @@ from moejax.commands.mesh_needs import ONLY_WRITTEN
 from moejax.config.checks import check
 from moejax.config.files import read_config_json
 from moejax.config.mesh import MeshConfig
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.hf.files import read_json
 from moejax.hf.peft import is_adapter
 from moejax.hf.tokenizer_files import write_tokenizer

@@ -2,7 +2,7 @@
 a training, so that they are warned of, not refused.
 """
 
-from moejax.config.needs import Need
+from moejax.config.need import Need
 
 NOT_TRAINED = Need(
     ("mesh.chunks", "mesh.receive_factor"),

@@ -14,7 +14,7 @@ from moejax.config.errors import ConfigError
 from moejax.config.files import load_config_file
 from moejax.config.mesh import MeshConfig
 from moejax.config.model import ModelConfig
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.data.documents import Documents
 from moejax.data.kinds.table import has_fields, is_prepared
 from moejax.data.mixed_corpus import open_corpus

@@ -13,7 +13,7 @@ from moejax.commands.released_config import read_fields, read_released
 from moejax.commands.use_cpu import use_cpu
 from moejax.config.checks import check, check_positive
 from moejax.config.errors import ConfigError
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.data.tokenizer import load_tokenizer
 from moejax.lab.plan.cost_report import describe_devices, table, to_json
 from moejax.lab.plan.devices import DEVICES, paper_mesh

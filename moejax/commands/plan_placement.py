@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.lab.plan.placement_report import describe_placement
 from moejax.lab.plan.read_load import read_load
 from moejax.moe.parallel.placement import place

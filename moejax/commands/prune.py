@@ -24,7 +24,7 @@ from moejax.commands.model_settings import (
 from moejax.config.checks import check, check_not_negative, check_positive
 from moejax.config.errors import ConfigError
 from moejax.config.files import read_config_json
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.data.lost_text import LostText
 from moejax.hf.configs import write_config
 from moejax.hf.files import is_checkpoint

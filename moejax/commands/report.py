@@ -12,7 +12,7 @@ import tyro
 
 from moejax.commands.report_routing import RoutingSettings, compare_routing, is_before_and_after
 from moejax.config.checks import check
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.lab.routing_change.change_page import change_html
 from moejax.lab.routing_change.findings import change_json, summarize_change
 from moejax.lab.study.results_json import to_json

@@ -21,7 +21,7 @@ from moejax.commands.generate import place_experts
 from moejax.commands.model_settings import ModelSettings, open_language_model
 from moejax.commands.speculation_needs import SPECULATION
 from moejax.config.checks import check
-from moejax.config.needs import Need
+from moejax.config.need import Need
 from moejax.inference.engine.engine import Engine
 from moejax.inference.engine.engine_settings import EngineSettings
 from moejax.inference.engine.open_engine import open_engine

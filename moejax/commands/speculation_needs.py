@@ -1,6 +1,6 @@
 """What settings of speculation need to have an effect."""
 
-from moejax.config.needs import Need
+from moejax.config.need import Need
 
 SPECULATION = (
     Need(

@@ -12,7 +12,8 @@ from moejax.config.checks import flag
 from moejax.config.config import Config
 from moejax.config.errors import ConfigError
 from moejax.config.files import differences, flatten, to_dict
-from moejax.config.needs import NEEDS, Need
+from moejax.config.need import Need
+from moejax.config.needs import NEEDS
 
 
 @dataclass(frozen=True)

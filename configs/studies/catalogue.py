@@ -1,15 +1,14 @@
-"""The catalogue: all routers that a causal language model can use, and all ways to keep experts
-evenly loaded, at equal active FLOPs, each tuned.
+"""The catalogue of routers: all that a causal language model can use, at equal active FLOPs, each
+tuned. Ways to balance one of them are in `catalogue_balance.py`.
 
     moejax study configs/studies/catalogue.py --at-once 2 --threads 1
 
-Every arm has five settings, tuned on seed 0 and judged on seeds 1 to 5: three would decide next to
-nothing among so many comparisons. Routers: the learning rates, moved together over a factor of 16.
-Balancing: the method's own strength, at the learning rates that are the best for `top_k`; where
-there is no strength, the learning rates. That is 62 arms and 620 trainings. The model is a smaller
-quickstart, and is trained for 200 steps: two trainings at a time took 40 seconds each (on two slow
-cores, 2026-11-29, Python 3.11.7, jax 0.10.2), so all of them take about three and a half hours.
-They can be had in pieces: the same command goes on.
+Every arm has five settings of the learning rates, moved together over a factor of 16, tuned on
+seed 0 and judged on seeds 1 to 5: three would decide next to nothing among so many comparisons.
+That is 41 arms and 410 trainings. The model is a smaller quickstart, and is trained for 200 steps:
+two trainings at a time took 40 seconds each (on two slow cores, 2026-11-29, Python 3.11.7, jax
+0.10.2), so all of them take two and a half hours. They can be had in pieces: the same command goes
+on.
 
 All arms see the same tokens, and a token meets 2 x WIDTH hidden numbers in each layer, shared
 experts included: on average where a router varies their number, and at most so many with
@@ -111,33 +110,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Further routers: settings of one, or one that no choice of which is dropped."""
 
-LOSS, RATE = "loss_weight", "bias_rate"
-ALPHAS, RATES = (0.003, 0.01, 0.03, 0.1, 0.3), (0.001, 0.003, 0.01, 0.03, 0.1)
-# With 0, an arm is what it is compared with: where nothing helps, that is its best.
-TENS, TENTHS = (0.0, 0.01, 0.1, 1.0, 10.0), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
-SIGN = NOTHING | {"bias_update": "sign"}
-MICRO = {"optim.accumulate": 4, "model.moe.balance.scope": "device"}
-BALANCE: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
-    "loss": ({}, (LOSS,), ALPHAS),
-    "loss-of-sequences": ({"scope": "sequence"}, (LOSS,), ALPHAS),
-    "z-loss-beside-loss": ({}, ("z_loss_weight",), TENTHS),
-    "importance": (NOTHING, ("importance_loss_weight",), (0.01, 0.03, 0.1, 0.3, 1.0)),
-    "orthogonality": (NOTHING, ("orthogonality_loss_weight",), TENS),
-    "coupling": (NOTHING, ("coupling_loss_weight",), TENS),
-    "variance-beside-loss": ({}, ("variance_loss_weight",), TENS),
-    "entropy-beside-loss": ({}, ("entropy_loss_weight",), TENTHS),
-    "bias-sign": (SIGN, (RATE,), RATES),
-    "bias-proportional": (NOTHING | {"bias_update": "proportional"}, (RATE,), RATES),
-    "bias-pid": (NOTHING | {"bias_update": "pid"}, (RATE,), RATES),
-    "bias-sign-centred": (SIGN | {"bias_centred": True}, (RATE,), RATES),
-    "bias-sign-beside-loss": (DEEPSEEK_V3, (RATE,), RATES),
-}
-"""Ways to balance ``top_k``: what they set, and their own strength."""
-
-
 USUAL = {"learning_rate": 0.02, "muon_learning_rate": 0.03, "router_learning_rate": 0.003}
-BEST = {name: 2 * rate for name, rate in USUAL.items()}
-"""The learning rates that `top_k` takes: its fourth setting. Ways to balance it begin from them."""
 
 
 def tune_rates(*names: str) -> dict[Any, tuple[tuple[float, ...], ...]]:
@@ -146,49 +119,6 @@ def tune_rates(*names: str) -> dict[Any, tuple[tuple[float, ...], ...]]:
     """
     steps = [tuple(USUAL[name] * 2.0**step for name in names) for step in range(-2, 3)]
     return {tuple(f"optim.{name}" for name in names): tuple(steps)}
-
-
-def tune_balance(names: tuple[str, ...], values: tuple[float, ...]) -> dict[Any, Any]:
-    """The strength of a way to balance; several settings are moved together."""
-    fields = tuple(f"model.moe.balance.{name}" for name in names)
-    return {fields: tuple((value,) * len(fields) for value in values)}
-
-
-def balance_arms(base: Config) -> tuple[dict[str, Config], dict[str, dict[Any, Any]]]:
-    """The arms that balance, and their grids; ``base`` has the learning rates of ``top_k``."""
-    arms = {
-        f"balance-{name}": changed(base, {"model.moe.balance": settings})
-        for name, (settings, _, _) in BALANCE.items()
-    }
-    grids = {f"balance-{n}": tune_balance(names, v) for n, (_, names, v) in BALANCE.items()}
-    noisy = {"model.moe": {"router": "noisy_top_k", "balance": SHAZEER}}
-    others = {
-        "importance-and-load": (noisy, ("importance_loss_weight", "load_loss_weight")),
-        "loss-of-micro-batches": (MICRO, (LOSS,)),
-        "loss-dropless": ({"model.moe": ROOM}, (LOSS,)),
-        "bias-sign-on-logits": (
-            {"model.moe": {"bias_on": "logits", "balance": SIGN}},
-            (RATE,),
-        ),
-        "bias-to-a-target-share": (
-            {"model.moe": {"top_k": 3, "null_experts": 4, "balance": NOTHING | ON_AVERAGE}},
-            (RATE,),
-        ),
-    }
-    strengths = {
-        "importance-and-load": (0.01, 0.03, 0.1, 0.3, 1.0),
-        "bias-sign-on-logits": tuple(3 * rate for rate in RATES),
-        "bias-to-a-target-share": RATES,
-    }
-    for name, (settings, names) in others.items():
-        arms[f"balance-{name}"] = changed(base, settings)
-        grids[f"balance-{name}"] = tune_balance(names, strengths.get(name, ALPHAS))
-    # Without a strength: the learning rates, as for routers.
-    arms["balance-nothing"] = changed(base, {"model.moe.balance": NOTHING})
-    arms["balance-nothing-dropless"] = changed(base, {"model.moe": ROOM | {"balance": NOTHING}})
-    quantile = NOTHING | {"bias_update": "quantile"}
-    arms["balance-bias-quantile"] = changed(base, {"model.moe.balance": quantile})
-    return arms, grids
 
 
 def get_base() -> Config:
@@ -201,21 +131,17 @@ def get_base() -> Config:
 
 def get_study() -> Study:
     base = get_base()
-    routed = {
-        name: changed(base, {"model.moe": {"router": name} | s}) for name, s in ROUTERS.items()
-    }
-    routed |= {name: changed(base, {"model.moe": settings}) for name, settings in VARIANTS.items()}
-    arms, grids = balance_arms(changed(base, {"optim": BEST}))
+    arms = {name: changed(base, {"model.moe": {"router": name} | s}) for name, s in ROUTERS.items()}
+    arms |= {name: changed(base, {"model.moe": settings}) for name, settings in VARIANTS.items()}
     # The router stays what it was at the start: so small a rate moves nothing.
-    routed["top_k-frozen"] = changed(base, {"optim.router_learning_rate": 1e-9})
-    grids["top_k-frozen"] = tune_rates("learning_rate", "muon_learning_rate")
+    arms["top_k-frozen"] = changed(base, {"optim.router_learning_rate": 1e-9})
     return Study(
-        title="The catalogue",
-        question="Which router, and which way to balance it, learns most from the same text at"
-        " equal active size, when each is tuned alike?",
-        runs={"dense-twin": changed(base, {"model.moe.every": 0})} | routed | arms,
+        title="The catalogue of routers",
+        question="Which router learns most from the same text at equal active size, when each is"
+        " tuned alike?",
+        runs={"dense-twin": changed(base, {"model.moe.every": 0})} | arms,
         seeds=(1, 2, 3, 4, 5),
         baseline="top_k",
-        tune=tune_rates("learning_rate", "muon_learning_rate", "router_learning_rate"),
-        tune_own=grids,
+        tune=tune_rates(*USUAL),
+        tune_own={"top_k-frozen": tune_rates("learning_rate", "muon_learning_rate")},
     )

@@ -1,0 +1,108 @@
+"""The studies whose results are in the documentation: the study file still describes what was
+trained, settings were chosen fairly, and each figure of a table is in the results.
+"""
+
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import moejax
+from moejax.lab.study.definition import load_study_file
+from moejax.lab.study.write_comparison import differing_settings
+from moejax.runs.records import read_run
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "docs/studies").glob("*/results.json"))
+NAMES = [file.parent.name for file in RESULTS]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def published(request):
+    """The results of a study, and the study as its file has it today."""
+    file = ROOT / f"configs/studies/{request.param}.py"
+    return moejax.study.load(ROOT / "docs/studies" / request.param), load_study_file(file)
+
+
+def test_there_are_published_studies():
+    assert "quickstart_pays" in NAMES
+
+
+def test_the_file_has_the_runs_and_settings_that_were_trained(published):
+    results, study = published
+    assert results.arms == tuple(study.runs)
+    chosen = {
+        name: study.config_of(
+            name, study.settings_of(name)[results.raw["tuning"][name]["chosen"] - 1]
+        )
+        for name in study.runs
+    }
+    now = differing_settings(chosen)
+    assert {field: now[field] for field in results.raw["settings"]} == results.raw["settings"]
+    assert set(now) == set(results.raw["settings"])
+
+
+def test_settings_were_chosen_fairly(published):
+    """As many for each run, none of them the last that was tried, by a seed that does not judge."""
+    results, study = published
+    tuning = {name: of for name, of in results.raw["tuning"].items() if not of["taken_from"]}
+    assert len({len(of["settings"]) for of in tuning.values()}) == 1
+    for name, of in tuning.items():
+        tried = [row["setting"] for row in of["settings"]]
+        assert tried == [dict(one) for one in study.settings_of(name)]
+        measured = [row[results.measure] for row in of["settings"]]
+        least = min(value for value in measured if value is not None)
+        assert measured.index(least) + 1 == of["chosen"]
+        assert {row["seed"] for row in of["settings"]} == {study.tune_seed}
+        assert study.tune_seed not in {row["seed"] for row in results.of(name)}
+    assert results.edges == {}
+
+
+def test_every_row_has_finished_or_diverged_and_says_how_to_make_it_again(published):
+    results, study = published
+    for row in [*results.rows, *results.tuning_rows]:
+        assert row["status"] in ("finished", "diverged"), row["directory"]
+        assert re.fullmatch(
+            r"moejax study configs/studies/\w+\.py --only [\w.-]+ --seed \d+( --setting \d+)?",
+            row["command"],
+        )
+        assert row["curve"]["step"][-1] == study.runs[row["arm"]].run.steps
+
+
+def test_the_figures_of_the_documentation_are_those_of_the_results(published):
+    """A row of a table begins with the name of a run; its measure and its verdict follow."""
+    results, _ = published
+    command = "    " + results.command.split(" --")[0]
+    pages = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))]
+    text = next(text for text in pages if re.search(rf"^{re.escape(command)}\b", text, re.M))
+    section = re.split(rf"^{re.escape(command)}\b", text, maxsplit=1, flags=re.M)[1]
+    found = {}
+    for line in section.split("\n## ")[0].splitlines():
+        name = re.match(r"\| `?([\w.-]+)", line)
+        if name and name[1] in results.arms:
+            found[name[1]] = [cell.strip(" *†") for cell in line.split("|")[2:4]]
+    assert set(found) == set(results.arms)
+    for name, (measured, verdict) in found.items():
+        edges = (results.raw["runs"][name][of][results.measure] for of in ("mean", "min", "max"))
+        assert measured == "{:.4f} ({:.4f}..{:.4f})".format(*edges), name
+        words = results.verdicts[name]["words"] if name != results.baseline else "baseline"
+        assert verdict == words, name
+
+
+def test_what_is_packed_is_what_the_results_are_of(tmp_path):
+    """Each training of the results, ended, with the same figures, and no path of a machine."""
+    archives = sorted((ROOT / "docs/studies").glob("*/trained.tar.xz"))
+    for archive in archives:
+        with tarfile.open(archive) as opened:
+            opened.extractall(tmp_path / archive.parent.name, filter="data")
+        results = moejax.study.load(archive.parent)
+        rows = [*results.rows, *results.tuning_rows]
+        for row in (row for row in rows if row["status"] == "finished"):
+            place = tmp_path / archive.parent.name / "trained" / Path(row["place"]).name
+            run = read_run(place)
+            assert not run.damage and (place / "report.html").exists()
+            assert run.validation[-1][results.measure] == row[results.measure]
+            assert run.config["run"]["seed"] == row["seed"]
+            assert run.config["run"]["directory"] == row["place"]
+            assert not {"folder", "command"} & set(run.summary)

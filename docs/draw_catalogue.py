@@ -18,7 +18,7 @@ PAGE = DOCS / "catalogue.md"
 NAMES = ("catalogue", "catalogue_balance")
 MEASURE = "bits_per_byte"
 
-ROW, LEFT, RIGHT, TOP = 18, 190, 300, 30
+ROW, LEFT, RIGHT, TOP = 18, 190, 350, 30
 """In pixels: the height of a row, and the room for names, for verdicts and above."""
 PIXELS, MOST = 1500, 0.25
 """Pixels for a bit per byte, and the largest difference that is drawn."""

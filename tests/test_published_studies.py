@@ -11,6 +11,7 @@ import pytest
 import moejax
 from moejax.lab.study.definition import load_study_file
 from moejax.lab.study.write_comparison import differing_settings
+from moejax.routing.routers import ROUTERS
 from moejax.runs.records import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -106,3 +107,18 @@ def test_what_is_packed_is_what_the_results_are_of(tmp_path):
             assert run.config["run"]["seed"] == row["seed"]
             assert run.config["run"]["directory"] == row["place"]
             assert not {"folder", "command"} & set(run.summary)
+
+
+def test_the_catalogue_takes_a_router_of_ones_own(tmp_path, monkeypatch):
+    """By the file of its page; all else stays what is packed."""
+    router = (ROOT / "README.md").read_text().split("## To add a router")[1]
+    own = (ROOT / "docs/catalogue.md").read_text().split("configs/studies/mine.py")[1]
+    for file, text in (("top_p.py", router), ("mine.py", own)):
+        code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+        (tmp_path / file).write_text(code.replace("configs/top_p.py", f"{tmp_path}/top_p.py"))
+    monkeypatch.chdir(ROOT)
+    study, catalogue = map(load_study_file, (tmp_path / "mine.py", "configs/studies/catalogue.py"))
+    del ROUTERS["top_p"]
+    assert study.runs == catalogue.runs | {"top_p": study.runs["top_p"]}
+    assert study.runs["top_p"].model.moe.router == "top_p"
+    assert study.settings_of("top_p") == study.settings_of("top_k")

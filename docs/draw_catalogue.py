@@ -25,6 +25,7 @@ PIXELS, MOST = 1500, 0.25
 TICK = 0.05
 COLOURS = {"better": "#1a7f37", "worse": "#c0392b"}
 UNDECIDED = "#6e7781"
+UNBROKEN = "\N{NO-BREAK SPACE}"
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1f2328}.end{text-anchor:end}"
     ".small{font-size:11px;fill:#57606a}.middle{text-anchor:middle;font-size:11px;fill:#57606a}"
@@ -53,6 +54,8 @@ def _write_row(study: Results, arm: str) -> tuple[str, ...]:
     of = study.raw["runs"][arm]
     mean, low, high = (of[which][MEASURE] for which in ("mean", "min", "max"))
     words = "baseline" if arm == study.baseline else study.verdicts[arm]["words"]
+    verdict, bracket, interval = words.partition("(")
+    words = verdict + bracket + interval.replace(" ", UNBROKEN)
     field, value = next(iter(study.chosen[arm].items()))  # others move with the first one
     tuning = study.raw["tuning"][arm]
     setting = f"{field.rpartition('.')[2]} {value:g}"

@@ -82,7 +82,8 @@ def test_the_figures_of_the_documentation_are_those_of_the_results(published):
     for line in section.split("\n## ")[0].splitlines():
         name = re.match(r"\| `?([\w.-]+)", line)
         if name and name[1] in results.arms:
-            found[name[1]] = [cell.strip(" *†") for cell in line.split("|")[2:4]]
+            cells = line.replace("\N{NO-BREAK SPACE}", " ").split("|")[2:4]
+            found[name[1]] = [cell.strip(" *†") for cell in cells]
     assert set(found) == set(results.arms)
     for name, (measured, verdict) in found.items():
         edges = (results.raw["runs"][name][of][results.measure] for of in ("mean", "min", "max"))

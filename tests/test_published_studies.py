@@ -123,3 +123,10 @@ def test_the_catalogue_takes_a_router_of_ones_own(tmp_path, monkeypatch):
     assert study.runs == catalogue.runs | {"top_p": study.runs["top_p"]}
     assert study.runs["top_p"].model.moe.router == "top_p"
     assert study.settings_of("top_p") == study.settings_of("top_k")
+
+
+def test_ways_to_balance_begin_from_the_best_rates_of_their_router():
+    chosen = moejax.study.load(ROOT / "docs/studies/catalogue").chosen["top_k"]
+    study = load_study_file(ROOT / "configs/studies/catalogue_balance.py")
+    loss = study.runs[study.baseline]
+    assert chosen == {name: getattr(loss.optim, name.split(".")[1]) for name in chosen}

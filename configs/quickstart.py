@@ -10,9 +10,9 @@ an hour when the machine was slow: right after it, the quickstart of before (8 e
 
 A token meets 2 of 16 experts and 2 that all tokens share, as many hidden numbers as in the dense
 twin (`configs/quickstart_dense.py`). A step takes 1.25 times the dense one's, and in equal time the
-routed model is better by 0.015 bits per byte (docs/studies.md). There are
-as many slots as choices (`capacity_factor=1.0`), which is enough in groups of 256 tokens: larger
-groups drop fewer choices at random.
+routed model is better by 0.015 bits per byte (docs/studies.md). There are as many slots as choices
+(`capacity_factor=1.0`), which is enough in groups of 256 tokens: larger groups drop fewer choices
+at random.
 """
 
 from moejax.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RunConfig

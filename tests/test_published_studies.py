@@ -3,6 +3,7 @@ trained, settings were chosen fairly, and each figure of a table is in the resul
 """
 
 import re
+import runpy
 import tarfile
 from pathlib import Path
 
@@ -92,9 +93,20 @@ def test_the_figures_of_the_documentation_are_those_of_the_results(published):
         assert verdict == words, name
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("catalogue")])
+def test_the_page_and_the_picture_of_a_catalogue_are_drawn_from_its_results(name):
+    drawn = runpy.run_path(str(ROOT / "docs/draw_catalogue.py"))
+    results = moejax.study.load(ROOT / "docs/studies" / name)
+    page = (ROOT / "docs/catalogue.md").read_text(encoding="utf-8")
+    assert drawn["fill_page"](page, name, results) == page
+    picture = (ROOT / f"docs/{name}.svg").read_text(encoding="utf-8")
+    assert drawn["draw"](results) == picture
+
+
 def test_what_is_packed_is_what_the_results_are_of(tmp_path):
     """Each training of the results, ended, with the same figures, and no path of a machine."""
     archives = sorted((ROOT / "docs/studies").glob("*/trained.tar.xz"))
+    assert archives
     for archive in archives:
         with tarfile.open(archive) as opened:
             opened.extractall(tmp_path / archive.parent.name, filter="data")

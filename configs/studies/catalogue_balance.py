@@ -10,10 +10,12 @@ learning rates. The baseline is the loss of Switch Transformers, tuned like the 
 arms and 210 trainings, some of which the catalogue of routers has already.
 """
 
-from pathlib import Path
 from typing import Any
 
-from moejax import Config, Study, changed, load_study_file
+import catalogue
+from catalogue import DEEPSEEK_V3, NOTHING, ON_AVERAGE, ROOM
+
+from moejax import Config, Study, changed
 
 BEST = 4
 """The setting that `top_k` takes in the catalogue of routers."""
@@ -23,9 +25,7 @@ LARGER = (0.01, 0.03, 0.1, 0.3, 1.0)
 # With 0, an arm is what it is compared with: where nothing helps, that is its best.
 TENS, TENTHS = (0.0, 0.01, 0.1, 1.0, 10.0), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
-NOTHING: dict[str, Any] = {"loss_weight": 0.0}
 SIGN = NOTHING | {"bias_update": "sign"}
-DEEPSEEK_V3 = {"scope": "sequence", "loss_weight": 0.0001, "bias_update": "sign"}
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
     "loss": ({}, LOSS, ALPHAS),
     "loss-of-sequences": ({"scope": "sequence"}, LOSS, ALPHAS),
@@ -43,9 +43,8 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
 }
 """Settings of balancing alone, and the strength that is tuned."""
 
-ROOM = {"capacity_factor": None, "eval_capacity_factor": None, "dispatch": "grouped"}
 BOTH = ("importance_loss_weight", "load_loss_weight")
-NULLS = {"top_k": 3, "null_experts": 4, "balance": SIGN | {"experts_per_token": 2.0}}
+NULLS = {"top_k": 3, "null_experts": 4, "balance": NOTHING | ON_AVERAGE}
 OTHERS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
     "importance-and-load": (
         {"model.moe": {"router": "noisy_top_k", "balance": NOTHING}},
@@ -81,7 +80,7 @@ def tune_strength(names: tuple[str, ...], values: tuple[float, ...]) -> dict[Any
 
 
 def get_study() -> Study:
-    routers = load_study_file(Path(__file__).parent / "catalogue.py")
+    routers = catalogue.get_study()
     base = routers.config_of("top_k", routers.settings_of("top_k")[BEST - 1])
     ways = {name: ({"model.moe.balance": own}, *rest) for name, (own, *rest) in WAYS.items()}
     ways |= OTHERS

@@ -1,10 +1,12 @@
 """Pack the trainings of a study, so that others can go on from them:
 
 python docs/pack_trainings.py docs/studies/catalogue studies/trained
+python docs/pack_trainings.py studies/frontier studies/trained docs/studies/frontier
 
-The first directory has the study's results.json, and gets trained.tar.xz; the second one is the
-store. What is needed to compare runs is kept: settings, metrics, and the last load of experts.
-Models, choices and pages are not.
+The first directory has the study's results.json, the second one is the store, the third one gets
+trained.tar.xz; by default it is the first. What is needed to compare runs is kept: settings,
+metrics, and the last load of experts. Models, choices and pages are not. Of a study that still goes
+on, what has come to its end is packed.
 """
 
 import io
@@ -45,9 +47,10 @@ def read_files(training: Path) -> dict[str, bytes]:
     return files
 
 
-def pack(results: Path, store: Path) -> Path:
+def pack(results: Path, store: Path, into: Path | None = None) -> Path:
     """Write the archive; the same trainings make the same bytes."""
-    archive = results / "trained.tar.xz"
+    archive = (into or results) / "trained.tar.xz"
+    archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:xz", preset=9) as opened:
         for name in list_trainings(moejax.study.load(results)):
             for path, content in sorted(read_files(store / name).items()):

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 import moejax
+from moejax.config.change import changed
+from moejax.config.files import read_config_json
+from moejax.config.idle import FILLED
 from moejax.lab.study.definition import load_study_file
+from moejax.lab.study.identity import digest_training
+from moejax.lab.study.trials import DIVERGED, Plan
 from moejax.lab.study.write_comparison import differing_settings
 from moejax.routing.routers import ROUTERS
 from moejax.runs.records import read_run
@@ -103,23 +108,59 @@ def test_the_page_and_the_picture_of_a_catalogue_are_drawn_from_its_results(name
     assert drawn["draw"](results) == picture
 
 
-def test_what_is_packed_is_what_the_results_are_of(tmp_path):
-    """Each training of the results, ended, with the same figures, and no path of a machine."""
-    archives = sorted((ROOT / "docs/studies").glob("*/trained.tar.xz"))
-    assert archives
-    for archive in archives:
-        with tarfile.open(archive) as opened:
-            opened.extractall(tmp_path / archive.parent.name, filter="data")
-        results = moejax.study.load(archive.parent)
-        rows = [*results.rows, *results.tuning_rows]
-        for row in (row for row in rows if row["status"] == "finished"):
-            place = tmp_path / archive.parent.name / "trained" / Path(row["place"]).name
-            run = read_run(place)
-            assert not run.damage and (place / "report.html").exists()
-            assert run.validation[-1][results.measure] == row[results.measure]
-            assert run.config["run"]["seed"] == row["seed"]
-            assert run.config["run"]["directory"] == row["place"]
-            assert not {"folder", "command"} & set(run.summary)
+ARCHIVES = sorted((ROOT / "docs/studies").glob("*/trained.tar.xz"))
+
+
+@pytest.fixture(params=ARCHIVES, ids=[archive.parent.name for archive in ARCHIVES])
+def packed(request, tmp_path):
+    """The folder of an archive, and the trainings in it, read: none has a path of a machine."""
+    with tarfile.open(request.param) as opened:
+        opened.extractall(tmp_path, filter="data")
+    runs = {place.name: read_run(place) for place in sorted((tmp_path / "trained").iterdir())}
+    for name, run in runs.items():
+        assert not run.damage
+        assert run.config["run"]["directory"] == f"studies/trained/{name}"
+        assert not {"folder", "command"} & set(run.summary)
+        assert (run.directory / "report.html").exists() or (run.directory / DIVERGED).exists()
+    return request.param.parent, runs
+
+
+def test_trainings_are_packed():
+    assert ROOT / "docs/studies/catalogue/trained.tar.xz" in ARCHIVES
+
+
+def test_what_is_packed_is_what_the_results_are_of(packed):
+    """Each training of the results, with the same figures."""
+    directory, runs = packed
+    if not (directory / "results.json").exists():
+        pytest.skip("this study still goes on")
+    results = moejax.study.load(directory)
+    rows = [*results.rows, *results.tuning_rows]
+    assert {Path(row["place"]).name for row in rows} == set(runs)
+    for row in (row for row in rows if row["status"] == "finished"):
+        run = runs[Path(row["place"]).name]
+        assert run.validation[-1][results.measure] == row[results.measure]
+        assert run.config["run"]["seed"] == row["seed"]
+
+
+@pytest.mark.slow
+def test_what_is_packed_is_what_the_study_wants(packed):
+    """Trainings of its runs, its settings and its seeds, to the last step."""
+    directory, runs = packed
+    study = load_study_file(ROOT / f"configs/studies/{directory.name}.py")
+    plan = Plan(study=study, store=Path(), identify=lambda config: digest_training(config, ""))
+    wanted = {
+        plan.trial(name, seed, number + 1).directory.name
+        for name in study.runs
+        for seed in (*study.seeds_for(name), study.tune_seed)
+        for number in range(len(study.settings_of(name)))
+    }
+    for run in runs.values():
+        config = read_config_json(run.directory / "config.json")
+        config = changed(config, dict.fromkeys(FILLED))  # what the training has found out
+        assert digest_training(config, "") in wanted, run.directory.name
+        ended = (run.directory / DIVERGED).exists() or run.validation[-1]["step"]
+        assert ended in (True, config.run.steps)
 
 
 def test_the_catalogue_takes_a_router_of_ones_own(tmp_path, monkeypatch):

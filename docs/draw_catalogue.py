@@ -5,11 +5,11 @@ The results are those of docs/studies/NAME; by default of all catalogues that ar
 
 import math
 import sys
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from moejax.study import Results
+from pictures import document, fill_page, write, write_table
 
 import moejax
 
@@ -26,10 +26,6 @@ TICK = 0.05
 COLOURS = {"better": "#1a7f37", "worse": "#c0392b"}
 UNDECIDED = "#6e7781"
 UNBROKEN = "\N{NO-BREAK SPACE}"
-STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#1f2328}.end{text-anchor:end}"
-    ".small{font-size:11px;fill:#57606a}.middle{text-anchor:middle;font-size:11px;fill:#57606a}"
-)
 
 
 def sort_arms(study: Results) -> list[str]:
@@ -42,12 +38,11 @@ def sort_arms(study: Results) -> list[str]:
     return sorted(study.arms, key=order)
 
 
-def write_table(study: Results) -> str:
+def describe_arms(study: Results) -> str:
     """The table in Markdown, a row for each run."""
-    heads = ("run", "bits per byte", f"against {study.baseline}", "tuned", "max violation")
-    heads += ("dropped, training", "dropped, validation", "parameters (active)")
-    lines = [heads, ("---",) * len(heads), *(_write_row(study, arm) for arm in sort_arms(study))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    header = ("run", "bits per byte", f"against {study.baseline}", "tuned", "max violation")
+    header += ("dropped, training", "dropped, validation", "parameters (active)")
+    return write_table(header, [_write_row(study, arm) for arm in sort_arms(study)])
 
 
 def _write_row(study: Results, arm: str) -> tuple[str, ...]:
@@ -73,40 +68,24 @@ def _write_row(study: Results, arm: str) -> tuple[str, ...]:
     )
 
 
-def fill_page(text: str, name: str, study: Results) -> str:
-    """The page, with the table of a catalogue as its results have it."""
-    begin, end = f"<!-- the table of {name} -->", "<!-- its end -->"
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}\n\n{write_table(study)}\n{end}{rest.partition(end)[2]}"
-
-
 def draw(study: Results) -> str:
     """The differences to the baseline, with their intervals, as an SVG picture."""
     arms = sort_arms(study)
     least = TICK * math.floor(min(0, *(v["low"] for v in study.verdicts.values())) / TICK)
     width, bottom = LEFT + (MOST - least) * PIXELS + RIGHT, TOP + ROW * len(arms)
-    parts = [_write(LEFT, 16, f"bits per byte, less those of {study.baseline}", "small")]
+    parts = [write(LEFT, 16, f"bits per byte, less those of {study.baseline}", "small")]
     for tick in range(round(least / TICK), round(MOST / TICK) + 1):
         x = _place(tick * TICK, least)
         colour = "#57606a" if tick == 0 else "#e6e8eb"
         parts.append(f'<line x1="{x}" x2="{x}" y1="{TOP}" y2="{bottom}" stroke="{colour}"/>')
-        parts.append(_write(x, bottom + 16, f"{tick * TICK:+.2f}" if tick else "0", "middle"))
+        parts.append(write(x, bottom + 16, f"{tick * TICK:+.2f}" if tick else "0", "middle"))
     for number, arm in enumerate(arms):
         parts += _draw_arm(study, arm, least, TOP + ROW * (number + 0.5))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {bottom + 26}">'
-        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
-        + "\n".join(parts)
-        + "</svg>\n"
-    )
+    return document(width, bottom + 26, parts)
 
 
 def _place(value: float, least: float) -> float:
     return round(LEFT + (min(value, MOST) - least) * PIXELS, 1)
-
-
-def _write(x: float, y: float, words: str, kind: str) -> str:
-    return f'<text x="{x}" y="{y}" class="{kind}">{escape(words)}</text>'
 
 
 def _draw_arm(study: Results, arm: str, least: float, y: float) -> list[str]:
@@ -114,8 +93,8 @@ def _draw_arm(study: Results, arm: str, least: float, y: float) -> list[str]:
         arm, {"kind": "", "words": "baseline", "mean": 0.0}
     )
     colour, middle = COLOURS.get(verdict["kind"], UNDECIDED), verdict["mean"]
-    parts = [_write(LEFT - 10, y + 4, arm, "end")]
-    parts.append(_write(_place(MOST, least) + 10, y + 4, verdict["words"], "small"))
+    parts = [write(LEFT - 10, y + 4, arm, "end")]
+    parts.append(write(_place(MOST, least) + 10, y + 4, verdict["words"], "small"))
     if middle is None:
         return parts
     left, right = (_place(verdict.get(edge, 0.0), least) for edge in ("low", "high"))
@@ -131,7 +110,8 @@ def main(names: list[str]) -> None:
     for name in names or [n for n in NAMES if (DOCS / "studies" / n).is_dir()]:
         study = moejax.study.load(DOCS / "studies" / name)
         (DOCS / f"{name}.svg").write_text(draw(study), encoding="utf-8")
-        PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8"), name, study), encoding="utf-8")
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(fill_page(page, name, describe_arms(study)), encoding="utf-8")
 
 
 if __name__ == "__main__":

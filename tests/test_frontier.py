@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from moejax.lab.frontier.step_times import (
 from moejax.lab.study.results import Comparison, Outcome
 from moejax.runs.records import Run
 
+DOCS = Path(__file__).parents[1] / "docs"
 SIZES = {"64x2": 8e4, "96x3": 3e5, "128x3": 5e5, "192x4": 15e5}
 STEPS = (400, 1000, 2500, 6250)
 ROUTED = {"c": 0.5, "g": 3.0, "gamma": 0.6, "a": 20.0, "alpha": 0.3, "b": 800.0, "beta": 0.5}
@@ -322,7 +325,7 @@ def test_all_together_with_what_is_held_out():
     plain = to_json(found, BITS_PER_BYTE, times)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["held_out"][-1]["loss"] is None
-    html = draw_section(found, BITS_PER_BYTE, times)
+    html = draw_section(found, plain, BITS_PER_BYTE, times)
     assert (
         "A &lt;processor&gt;, 2 cores, 2026-11-29" in html
         and "not trained" in html
@@ -332,14 +335,37 @@ def test_all_together_with_what_is_held_out():
     assert html.count("<h2>") == 5  # of experts there are too few for a law
 
 
+def test_the_picture_and_the_tables_of_the_documentation(monkeypatch):
+    """Two plots of the same trainings, and the tables of the page."""
+    monkeypatch.syspath_prepend(DOCS)
+    script = runpy.run_path(str(DOCS / "draw_frontier.py"))
+    rows = [
+        dataclasses.replace(row, held_out=(row.shape.size, row.steps) == ("192x4", 6250))
+        for row in make_study(0.004)
+    ]
+    data = to_json(find_all(rows, [], (30, 300), 20), BITS_PER_BYTE, None)
+    cells, forms, held_out = len({row.cell for row in rows}), 5, 3
+    picture = script["draw"](data)
+    assert picture.count("<circle") == 2 * cells + forms
+    assert picture.count("<polyline") == 2 * 3
+    assert len(re.findall(r'<path d="M[\d.,]+V', picture)) == 2 * held_out
+    assert picture.count("(one length)") == 2 and "nan" not in picture
+    text = script["describe_findings"](data)
+    for title in ("Where routing pays", "Predicted, then trained", "Laws", "What to train at a"):
+        assert f"### {title}" in text
+    (line,) = re.findall(r"\| 16 top 4, seconds \| .*", text)
+    assert line.count("|") == 5 and " min " in line
+    assert text.count("| yes |") + text.count("| no |") == held_out
+
+
 def test_without_times_there_are_flops_alone():
     rows = [dataclasses.replace(row, seconds=math.nan) for row in make_study(0.004)]
     found = find_all(rows, [], (30,), 20)
     assert list(found.hulls) == ["FLOPs"] and found.choices == ()
-    html = draw_section(found, BITS_PER_BYTE, None)
+    html = draw_section(found, to_json(found, BITS_PER_BYTE, None), BITS_PER_BYTE, None)
     assert html.count("<figure>") == 1 and "moejax bench steps" in html
     assert "A bar with a tick" not in html  # nothing is held out
-    assert draw_section(find_all([], [], (30,), 20), BITS_PER_BYTE, None) == ""
+    assert draw_section(find_all([], [], (30,), 20), {}, BITS_PER_BYTE, None) == ""
 
 
 @pytest.fixture

@@ -99,11 +99,12 @@ def test_the_figures_of_the_documentation_are_those_of_the_results(published):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("catalogue")])
-def test_the_page_and_the_picture_of_a_catalogue_are_drawn_from_its_results(name):
+def test_the_page_and_the_picture_of_a_catalogue_are_drawn_from_its_results(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
     drawn = runpy.run_path(str(ROOT / "docs/draw_catalogue.py"))
     results = moejax.study.load(ROOT / "docs/studies" / name)
     page = (ROOT / "docs/catalogue.md").read_text(encoding="utf-8")
-    assert drawn["fill_page"](page, name, results) == page
+    assert drawn["fill_page"](page, name, drawn["describe_arms"](results)) == page
     picture = (ROOT / f"docs/{name}.svg").read_text(encoding="utf-8")
     assert drawn["draw"](results) == picture
 

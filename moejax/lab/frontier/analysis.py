@@ -117,7 +117,5 @@ class Frontier:
                 untrained.append(row)
         whole = all(one.status in ("finished", "diverged") for one in comparison.outcomes)
         found = find_all(rows, untrained, self.budgets, self.draws if whole else FEWEST)
-        return Findings(
-            data=to_json(found, comparison.measure, times),
-            section=draw_section(found, comparison.measure, times),
-        )
+        data = to_json(found, comparison.measure, times)
+        return Findings(data=data, section=draw_section(found, data, comparison.measure, times))

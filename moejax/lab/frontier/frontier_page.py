@@ -1,21 +1,15 @@
 """The section of a scaling study on the page of the study."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from moejax.config.measure import Measure
 from moejax.lab.frontier.findings import COSTS, Found, list_frontiers
 from moejax.lab.frontier.frontier_chart import Bar, Dots, draw_frontiers
-from moejax.lab.frontier.frontier_tables import (
-    TERA,
-    tell_advice,
-    tell_experts,
-    tell_laws,
-    tell_leads,
-    tell_predictions,
-)
+from moejax.lab.frontier.frontier_tables import TERA, Table, list_tables
 from moejax.lab.frontier.hulls import Cost, Crossing, Hull
 from moejax.lab.frontier.rows import Row, group_cells, select_form
 from moejax.lab.frontier.step_times import StepTimes
@@ -43,20 +37,25 @@ _PREDICTED = (
 )
 
 
-def draw_section(found: Found, measure: Measure, times: StepTimes | None) -> str:
-    """The pictures and tables; nothing before a training has finished."""
+def draw_section(
+    found: Found, data: Mapping[str, Any], measure: Measure, times: StepTimes | None
+) -> str:
+    """The pictures and tables; nothing before a training has finished. ``data``: of what is found,
+    as plain values.
+    """
     if not found.rows:
         return ""
     time = _TIMED.format(words=times.words or "see its file") if times else _NOT_TIMED
     intro = f'<p class="intro">{page.text(_INTRO.format(time=time))}</p>'
     charts = [_draw_cost(found, measure, cost) for cost in found.hulls]
-    parts = [
-        page.section("Frontier", charts, intro),
-        tell_leads(found),
-        tell_predictions(found, measure),
-    ]
-    parts += [tell_laws(found), tell_advice(found, measure), tell_experts(found)]
-    return "\n".join(part for part in parts if part)
+    tables = [_write_table(table) for table in list_tables(data, measure)]
+    return "\n".join([page.section("Frontier", charts, intro), *tables])
+
+
+def _write_table(one: Table) -> str:
+    intro = f'<p class="intro">{page.text(one.words)}</p>'
+    table = page.table(one.header, one.rows)
+    return f"<section><h2>{page.text(one.title)}</h2>{table}{intro}</section>"
 
 
 def name_unit(cost: str) -> tuple[str, float]:

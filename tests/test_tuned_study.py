@@ -303,6 +303,8 @@ def test_axes_have_edges_only_where_something_lies_beyond(config):
         ({RATE: (0.01, 0.02)}, {RATE: 0.01}, [("optim.learning_rate 0.01", "smaller")]),
         ({RATE: (0.01,)}, {RATE: 0.01}, []),
         ({LOSS: (0, 0.01, 0.1)}, {LOSS: 0}, []),
+        ({LOSS: (0.0, 0.01)}, {LOSS: 0.0}, []),
+        ({LOSS: (0.0, 0.01)}, {LOSS: 0.01}, [(f"{LOSS} 0.01", "larger")]),
         ({LOSS: (0.001, 0.01)}, {LOSS: 0.001}, [(f"{LOSS} 0.001", "smaller")]),
         ({"optim.schedule": ("cosine", "wsd")}, {"optim.schedule": "cosine"}, []),
     )

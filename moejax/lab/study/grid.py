@@ -102,8 +102,11 @@ def _matters(config: Config, chosen: Setting, settings: Sequence[Setting]) -> bo
 def _can_lie_beyond(config: Config, chosen: Setting, end: Setting, way: int) -> bool:
     """Whether some config lies beyond the end of an axis."""
     for step in (_next_float, _next_int):
+        next_one = {name: step(value, way) for name, value in end.items()}
+        if next_one == end:
+            continue
         try:
-            changed(config, chosen | {name: step(value, way) for name, value in end.items()})
+            changed(config, chosen | next_one)
         except ConfigError:
             continue
         return True

@@ -24,10 +24,11 @@ ALPHAS, RATES = (0.003, 0.01, 0.03, 0.1, 0.3), (0.001, 0.003, 0.01, 0.03, 0.1)
 LARGER = (0.01, 0.03, 0.1, 0.3, 1.0)
 # With 0, an arm is what it is compared with: where nothing helps, that is its best.
 TENS, TENTHS = (0.0, 0.01, 0.1, 1.0, 10.0), (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+LOWER = (0.0003, 0.001, 0.003, 0.01, 0.03)
 
 SIGN = NOTHING | {"bias_update": "sign"}
 WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
-    "loss": ({}, LOSS, ALPHAS),
+    "loss": ({}, LOSS, LARGER),
     "loss-of-sequences": ({"scope": "sequence"}, LOSS, ALPHAS),
     "z-loss-beside-loss": ({}, ("z_loss_weight",), TENTHS),
     "importance": (NOTHING, ("importance_loss_weight",), LARGER),
@@ -54,15 +55,15 @@ OTHERS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, ...]]] = {
     "loss-of-micro-batches": (
         {"optim.accumulate": 4, "model.moe.balance.scope": "device"},
         LOSS,
-        ALPHAS,
+        LARGER,
     ),
-    "loss-dropless": ({"model.moe": ROOM}, LOSS, ALPHAS),
+    "loss-dropless": ({"model.moe": ROOM}, LOSS, LARGER),
     "bias-sign-on-logits": (
         {"model.moe": {"bias_on": "logits", "balance": SIGN}},
         RATE,
-        tuple(3 * rate for rate in RATES),
+        LARGER,
     ),
-    "bias-to-a-target-share": ({"model.moe": NULLS}, RATE, RATES),
+    "bias-to-a-target-share": ({"model.moe": NULLS}, RATE, LOWER),
 }
 """The same, with other settings than those of balancing."""
 
@@ -94,5 +95,6 @@ def get_study() -> Study:
         seeds=routers.seeds,
         baseline="loss",
         tune=routers.tune,
-        tune_own={name: tune_strength(names, values) for name, (_, names, values) in ways.items()},
+        tune_own={name: tune_strength(names, values) for name, (_, names, values) in ways.items()}
+        | {"nothing": catalogue.tune_rates(*catalogue.USUAL, first=-1)},  # best at the highest
     )

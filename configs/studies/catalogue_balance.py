@@ -7,7 +7,10 @@ All arms balance `top_k`, two of eight experts, but for `importance-and-load`, w
 of `noisy_top_k`. Each has five settings, tuned on seed 0 and judged on seeds 1 to 5: its own
 strength, at the learning rates that are the best for `top_k`; where there is no strength, the
 learning rates. The baseline is the loss of Switch Transformers, tuned like the others. That is 21
-arms and 210 trainings, some of which the catalogue of routers has already.
+arms and 210 trainings, some of which the catalogue of routers has already; the others took an hour
+and five minutes, two at a time (2026-11-29, as in `catalogue.py`). `docs/catalogue.md` has the
+results. Ranges of which the last value was the best were moved by one step: so arms of one kind
+differ in them.
 """
 
 from typing import Any

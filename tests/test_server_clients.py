@@ -141,13 +141,13 @@ def test_a_client_that_goes_away_frees_its_pages_at_once(streams):
         assert stats.running == stats.waiting == stats.pages_used == 0
 
 
-def ask_beside_a_slow_reader(seconds: float) -> int:
-    """Ask while another client reads nothing of its answer, each of which may take ``seconds``;
-    the status. The other one's texts are given up in time.
+def ask_beside_a_slow_reader(seconds: float) -> bool:
+    """Whether a client is answered while another one reads nothing. There are seats and pages for
+    both texts. An answer may take ``seconds``: then the slow reader's text is given up.
     """
     with serve(limits=Limits(max_time=seconds)) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        body = {"prompt": "a", "n": 4, "max_tokens": 10**6, "stream": True, "ignore_eos": True}
+        body = {"prompt": "a", "max_tokens": 10**6, "stream": True, "ignore_eos": True}
         data = json.dumps(body | {"logprobs": 3}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
         stats = server.served.engine.stats
@@ -158,14 +158,16 @@ def ask_beside_a_slow_reader(seconds: float) -> int:
             wait_for(lambda: stats().drawn_tokens > 100 or stats().ended["cancelled"] > 0)
             asked = {"prompt": "b", "seed": 1, "max_tokens": 4}
             answer = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60)
+            answered = answer.status_code == 200
+            beside = answered and stats().ended["cancelled"] == 0
             wait_for(lambda: not server.listener._server.server_state.tasks, seconds + 20)
-            assert stats().ended["cancelled"] >= 4 and stats().pages_used == 0
-    return answer.status_code
+            assert stats().ended["cancelled"] == 2 - answered and stats().pages_used == 0
+    return beside
 
 
 def test_a_slow_reader_holds_up_nobody_and_ends_with_its_time():
     # A computer that is busy with other things gets more time.
-    assert any(ask_beside_a_slow_reader(seconds) == 200 for seconds in (3, 20))
+    assert any(ask_beside_a_slow_reader(seconds) for seconds in (2, 20))
 
 
 def test_draining_answers_what_was_asked_and_nothing_more():

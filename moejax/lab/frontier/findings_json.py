@@ -7,7 +7,6 @@ from typing import Any
 from moejax.config.measure import Measure
 from moejax.lab.frontier.findings import Found, HeldOut
 from moejax.lab.frontier.fitting import Fit, Unfitted
-from moejax.lab.frontier.frontier_tables import NEVER
 from moejax.lab.frontier.hulls import Crossing, Hull
 from moejax.lab.frontier.rows import Row
 from moejax.lab.frontier.step_times import StepTimes
@@ -69,7 +68,7 @@ def _crossing(one: Crossing) -> dict[str, Any]:
 
 
 def _cost(value: float) -> float | str:
-    return NEVER if value == math.inf else value
+    return "never" if value == math.inf else value
 
 
 def _fit(fit: Fit | Unfitted) -> dict[str, Any]:

@@ -9,13 +9,11 @@ from moejax.runtime.number_words import duration, short
 
 TERA = 1e12
 DASH = "–"
-NEVER = "never"
-"""An infinite cost among plain values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table, and what its columns mean. Lines of a cell are apart."""
+    """A table, and what its columns mean. A cell may have several lines."""
 
     title: str
     header: tuple[str, ...]
@@ -59,7 +57,7 @@ def write_lead(one: Mapping[str, Any], name: str) -> str:
 
 
 def write_cost(value: float | str, name: str) -> str:
-    """A cost in words, also 0 and ``NEVER``."""
+    """A cost in words, also 0, and "never", which an infinite one is among plain values."""
     if isinstance(value, str):
         return value
     if value == 0:

@@ -23,6 +23,7 @@ from moejax.lab.frontier.findings import find_all
 from moejax.lab.frontier.findings_json import to_json
 from moejax.lab.frontier.fitting import Fit, Unfitted, fit_law, stretch
 from moejax.lab.frontier.frontier_page import draw_section
+from moejax.lab.frontier.frontier_tables import DASH, tell_leads
 from moejax.lab.frontier.hulls import cross, find_hull, find_lead, find_staircase
 from moejax.lab.frontier.rows import Row, Shape, describe_shape, pool_deviations
 from moejax.lab.frontier.step_times import (
@@ -356,6 +357,15 @@ def test_the_picture_and_the_tables_of_the_documentation(monkeypatch):
     (line,) = re.findall(r"\| 16 top 4, seconds \| .*", text)
     assert line.count("|") == 5 and " min " in line
     assert text.count("| yes |") + text.count("| no |") == held_out
+
+
+def test_a_dash_is_explained_where_there_is_one():
+    decided = {"at": 20.0, "low": 10.0, "high": 30.0, "share": 1.0}
+    alone = decided | {"low": None, "high": None, "share": None}
+    for lead, share in ((decided, "100%"), (alone, DASH)):
+        table = tell_leads({"leads_from": {"seconds": {"8 top 2": lead}}})
+        assert table.rows[0][-1] == share
+        assert ("A dash:" in table.words) == (share == DASH)
 
 
 def test_without_times_there_are_flops_alone():

@@ -35,6 +35,8 @@ def list_tables(data: Mapping[str, Any], measure: Measure) -> list[Table]:
 
 def tell_leads(data: Mapping[str, Any]) -> Table:
     """Where routed frontiers begin to lie below the dense one."""
+    shares = [one["share"] for of in data["leads_from"].values() for one in of.values()]
+    dash = " A dash: no training has a second seed, so that nobody knows what a seed makes out."
     return Table(
         title="Where routing pays",
         header=("form, cost", "leads from", "interval", "share"),
@@ -46,8 +48,7 @@ def tell_leads(data: Mapping[str, Any]) -> Table:
         ),
         words="From which cost on the frontier of a routed form lies below the dense one, up to the"
         " largest cost that both have. Interval: 95 % of resampled losses; share: of those, in how"
-        " many the routed form is ahead at the end. A dash: no training has a second seed, so that"
-        " nobody knows what a seed makes out.",
+        " many the routed form is ahead at the end." + (dash if None in shares else ""),
     )
 
 

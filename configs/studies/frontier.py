@@ -25,8 +25,9 @@ a size that no law is fitted to, 160x4.
 The text has 9.57 million tokens, a byte each: 6250 steps of 2,048 read it 1.3 times, all others at
 most once.
 
-73 trainings are judged and 36 tune: 5 h 47 min one after the other on two slow CPU cores with one
-thread each, so about three hours two at a time (2026-11-30). What came out: docs/frontier.md.
+73 trainings are judged and 36 tune. Two at a time, with one thread each on two slow CPU cores,
+their clocks add up to 5 h 47 min, so about three hours (2026-11-30). What came out:
+docs/frontier.md.
 """
 
 from pathlib import Path
